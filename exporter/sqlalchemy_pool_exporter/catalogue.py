@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric, declared once.
+
+The exposition, the reference in ``docs/metrics.md`` and the checks of dashboards and rules are all made from
+this table, and the segment sizes its fields by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+
+PREFIX: Final = "sqlalchemy_pool_"
+
+# Upper bounds in seconds. They reach past SQLAlchemy's default pool_timeout of 30 s, so that a caller who waited
+# for the whole of it is told apart from one who waited for ever.
+BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+STATES: Final = ("in_use", "idle")
+ERROR_REASONS: Final = ("connect", "cancelled", "other")
+CLOSE_REASONS: Final = (
+    "recycle",
+    "ping_failed",
+    "pool_invalidated",
+    "soft_invalidated",
+    "error",
+    "overflow",
+    "unpooled",
+    "dispose",
+    "detached",
+    "gc",
+)
+INVALIDATION_KINDS: Final = ("hard", "soft")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family.
+
+    ``name`` is the name of the samples as Prometheus shows them (counters with ``_total``); ``labels`` come after
+    the labels that say whose sample it is; ``values`` is the closed set of values of the only label, if it is one.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name without the prefix: how a reading names its value."""
+        return self.name.removeprefix(PREFIX)
+
+    @property
+    def unit(self) -> str:
+        """The base unit the name ends in, or an empty string for plain counts."""
+        return "seconds" if self.name.removesuffix("_total").endswith("_seconds") else ""
+
+
+def _pool(
+    key: str, kind: Kind, help_: str, *, labels: tuple[str, ...] = (), values: tuple[str, ...] = ()
+) -> Metric:
+    return Metric(PREFIX + key, kind, help_, labels, values)
+
+
+# One sample (or one per label value, or one histogram) for each pool, with the label ``pool``.
+POOL_METRICS: Final = (
+    _pool(
+        "info",
+        "info",
+        "Which pool this is: its class, and the dialect and driver of its connections.",
+        labels=("pool_class", "dialect", "driver"),
+    ),
+    _pool("size", "gauge", "Configured pool_size: connections kept open. Absent where nothing limits it."),
+    _pool(
+        "max_overflow",
+        "gauge",
+        "Configured max_overflow: connections opened beyond pool_size when it is exhausted. Absent where unlimited.",
+    ),
+    _pool(
+        "capacity",
+        "gauge",
+        "Most connections that can be checked out at once: pool_size + max_overflow. Absent where unlimited.",
+    ),
+    _pool(
+        "timeout_seconds",
+        "gauge",
+        "Configured pool_timeout: how long a checkout waits in the queue before it fails. "
+        "Absent where nothing waits.",
+    ),
+    _pool(
+        "recycle_seconds",
+        "gauge",
+        "Configured pool_recycle: age at which a checkout replaces a connection. Absent where it is off.",
+    ),
+    _pool("pre_ping", "gauge", "1 if connections are tested when they are checked out (pool_pre_ping), else 0."),
+    _pool(
+        "connections",
+        "gauge",
+        "Open connections: in_use are checked out, idle wait in the pool. Connections of a pool that was disposed "
+        "of while they were out are counted until they close.",
+        labels=("state",),
+        values=STATES,
+    ),
+    _pool(
+        "overflow_connections",
+        "gauge",
+        "Connections beyond pool_size now; closed as they are returned. Never negative; absent where the pool "
+        "has no overflow.",
+    ),
+    _pool(
+        "empty_slots",
+        "gauge",
+        "Slots of the pool whose connection was closed and not replaced yet; the next checkout through one "
+        "connects. SQLAlchemy's checkedin() counts them, the server does not.",
+    ),
+    _pool("pending_checkouts", "gauge", "Callers that wait for a connection now: calls of connect() under way."),
+    _pool(
+        "longest_pending_seconds", "gauge", "Age of the oldest checkout under way; 0 when nobody waits for one."
+    ),
+    _pool("longest_held_seconds", "gauge", "Age of the oldest checkout not returned; 0 when nothing is out."),
+    _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
+    _pool(
+        "last_checkin_timestamp_seconds",
+        "gauge",
+        "Unix time of the last return to the pool; 0 before the first. A pool that is full and returns nothing is "
+        "stuck; one that is full and returns is busy.",
+    ),
+    _pool("checkouts_total", "counter", "Connections handed out to callers."),
+    _pool("checkins_total", "counter", "Connections returned to the pool by their holders or their collection."),
+    _pool("checkout_timeouts_total", "counter", "Checkouts that failed because pool_timeout passed in the queue."),
+    _pool(
+        "checkout_errors_total",
+        "counter",
+        "Checkouts that failed otherwise: the connection could not be made (connect), the caller was cancelled or "
+        "interrupted (cancelled), or anything else, such as a listener that raised (other).",
+        labels=("reason",),
+        values=ERROR_REASONS,
+    ),
+    _pool("connects_total", "counter", "Physical connections opened."),
+    _pool(
+        "connect_errors_total", "counter", "Attempts to open a physical connection that failed or were cancelled."
+    ),
+    _pool(
+        "closes_total",
+        "counter",
+        "Physical connections closed, by why: older than pool_recycle (recycle), found dead by pre-ping "
+        "(ping_failed), made before the whole pool was invalidated (pool_invalidated), invalidated softly "
+        "(soft_invalidated), invalidated after an error (error), returned beyond pool_size (overflow), returned to "
+        "a pool that keeps none (unpooled), pool disposed of (dispose), closed after detach() (detached), "
+        "collected by the garbage collector (gc).",
+        labels=("reason",),
+        values=CLOSE_REASONS,
+    ),
+    _pool(
+        "overflow_opened_total",
+        "counter",
+        "Connections opened beyond pool_size. Absent where the pool has no overflow.",
+    ),
+    _pool("ping_failures_total", "counter", "Pre-pings that found a dead connection."),
+    _pool(
+        "invalidations_total",
+        "counter",
+        "Connections invalidated: closed at once (hard) or at their next checkout (soft).",
+        labels=("kind",),
+        values=INVALIDATION_KINDS,
+    ),
+    _pool("detaches_total", "counter", "Connections detached from the pool while they were checked out."),
+    _pool(
+        "leaked_checkouts_total",
+        "counter",
+        "Checkouts that nobody returned: the garbage collector found the connection.",
+    ),
+    _pool(
+        "checkout_wait_seconds",
+        "histogram",
+        "Time in connect(), failures too: queue, connecting and pre-ping together.",
+    ),
+    _pool("connect_seconds", "histogram", "Time to open a physical connection, failures too."),
+    _pool("ping_seconds", "histogram", "Time of a pre-ping, failures too."),
+    _pool("hold_seconds", "histogram", "Time from checkout to return."),
+    _pool(
+        "untracked_connections",
+        "gauge",
+        "Open connections that found no room in the table and are missing in connections. "
+        "Not 0 only beyond thousands.",
+    ),
+)
+
+# Of the exporter itself; without the label ``pool`` unless it is named.
+EXPORTER_METRICS: Final = (
+    _pool("exporter_build_info", "gauge", "1, with the versions at work.", labels=("version", "python", "sqlalchemy")),
+    _pool(
+        "exporter_recording_faults_total",
+        "counter",
+        "Faults while recording, caught so that the application never saw them. Not 0: report it.",
+        labels=("pool",),
+    ),
+    _pool(
+        "exporter_scrape_errors_total",
+        "counter",
+        "Pools left out of a scrape because they could not be read. Not 0: report it.",
+    ),
+    _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
+)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From blocks to metric families: what a registry asks at each scrape."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+import weakref
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from .catalogue import BUCKETS, EXPORTER_METRICS, POOL_METRICS, Metric
+from .segment import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric as Family
+
+    from .recorder import Recorder
+    from .segment import Value
+
+_BOUNDS = [*(repr(bound) for bound in BUCKETS), "+Inf"]
+
+# The mutable state: one collector for each registry that shows a pool.
+_collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class PoolCollector(Collector):
+    """Collects the pools that are shown in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = weakref.ref(registry)
+        self._recorders: dict[str, weakref.ref[Recorder]] = {}
+        self._errors = 0
+
+    def add(self, recorder: Recorder) -> None:
+        """Show a pool, from the next scrape on."""
+        with _lock:
+            registry = self._registry()
+            if not self._recorders and registry is not None:
+                registry.register(self)
+            self._recorders[recorder.name] = weakref.ref(recorder)
+
+    def remove(self, recorder: Recorder) -> None:
+        """Show a pool no more."""
+        with _lock:
+            self._recorders.pop(recorder.name, None)
+            registry = self._registry()
+            if not self._recorders and registry is not None:
+                registry.unregister(self)
+
+    def describe(self) -> Iterator[Family]:
+        """Yield every family without samples, by which the registry knows whose names they are."""
+        for metric in (*POOL_METRICS, *EXPORTER_METRICS):
+            yield _family(metric)
+
+    def collect(self) -> Iterator[Family]:
+        """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
+        began = time.perf_counter()
+        families: dict[str, Any] = {metric.key: _family(metric) for metric in (*POOL_METRICS, *EXPORTER_METRICS)}
+        for name, reference in list(self._recorders.items()):
+            recorder = reference()
+            if recorder is None:
+                self._recorders.pop(name, None)
+                continue
+            try:
+                values = dict(recorder.read().values())
+            except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
+                self._errors += 1
+                continue
+            families["info"].add_metric([name], recorder.info)
+            for key, value in values.items():
+                _add(families[key], [name], value)
+        versions = [package_version(), platform.python_version(), sqlalchemy.__version__]
+        _add(families["exporter_build_info"], versions, 1.0)
+        _add(families["exporter_scrape_errors_total"], [], float(self._errors))
+        _add(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
+        yield from families.values()
+
+
+def collector_of(registry: CollectorRegistry) -> PoolCollector:
+    """Return the one collector of a registry."""
+    with _lock:
+        collector = _collectors.get(registry)
+        if collector is None:
+            collector = _collectors[registry] = PoolCollector(registry)
+        return collector
+
+
+def _family(metric: Metric) -> Family:
+    labels = ["pool", *metric.labels]
+    if metric in EXPORTER_METRICS:
+        labels = list(metric.labels)
+    if metric.kind == "info":
+        return InfoMetricFamily(metric.name.removesuffix("_info"), metric.help, labels=["pool"])
+    if metric.kind == "counter":
+        return CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, labels=labels)
+    if metric.kind == "histogram":
+        return HistogramMetricFamily(metric.name, metric.help, labels=labels, unit=metric.unit)
+    return GaugeMetricFamily(metric.name, metric.help, labels=labels, unit=metric.unit)
+
+
+def _add(family: Any, labels: list[str], value: Value) -> None:
+    if isinstance(value, Histogram):
+        family.add_metric(labels, list(zip(_BOUNDS, accumulate(value.buckets), strict=True)), value.sum)
+    elif isinstance(value, dict):
+        for label, number in value.items():
+            family.add_metric([*labels, label], number)
+    else:
+        family.add_metric(labels, value)
+
+
+def package_version() -> str:
+    """Return the version of this package, or ``unknown`` where it runs without being installed."""
+    try:
+        return version("sqlalchemy-pool-exporter")
+    except PackageNotFoundError:
+        return "unknown"

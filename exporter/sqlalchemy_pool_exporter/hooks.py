@@ -1,0 +1,597 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From SQLAlchemy to the recorder: the only code that runs in the application's hot path.
+
+SQLAlchemy's pool events do not fire before the wait, on a timeout or on a recycle, and a ``checkout`` listener makes
+every checkout take SQLAlchemy's slow path. So the pool's own methods are wrapped, on the instance:
+
+================== ==================================================================================
+``connect``        a checkout begins, ends, fails, times out, is cancelled
+``_do_return_conn`` a record goes back, by a return, an invalidation or a detach
+``_invoke_creator`` a physical connection is opened
+``_close_connection`` a physical connection is closed; why follows from its record's timestamps
+``dispose``        what closes meanwhile is disposed of
+``recreate``       the new pool is hooked like the old one
+================== ==================================================================================
+
+and of the events only ``invalidate``, ``soft_invalidate`` and ``close_detached`` are listened to, which say what no
+method does. A pre-ping is seen by the dialect's method.
+
+Each hook records in its own ``try``: a fault in recording is counted and never reaches the application, and what the
+application's call raises is raised on, untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import exc
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool, SingletonThreadPool
+
+from .catalogue import BUCKETS, CLOSE_REASONS, ERROR_REASONS
+from .recorder import DISPOSE, ERROR, PLACE, SOFT_INVALIDATED, UNTRACKED
+from .segment import (
+    CHECKOUT_ERRORS,
+    CHECKOUT_TIMEOUTS,
+    EMPTY,
+    HAS_OVERFLOW,
+    HOLD,
+    LAST_CHECKIN,
+    LEAKED_CHECKOUTS,
+    MAX_OVERFLOW,
+    NOT_APPLICABLE,
+    PRE_PING,
+    RECYCLE,
+    SCRATCH,
+    SIZE,
+    SUM,
+    TIMEOUT,
+    WAIT,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType
+
+    from .recorder import Place, Recorder
+
+try:
+    # An asyncio engine runs each call in a greenlet of its own, all of them in one thread.
+    from greenlet import getcurrent as _current
+except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
+    from threading import current_thread as _current
+
+HOOKS: Final = "_pool_exporter_hooks"
+
+_RECYCLED, _POOL_INVALIDATED, _OVERFLOW, _UNPOOLED = map(
+    CLOSE_REASONS.index, ("recycle", "pool_invalidated", "overflow", "unpooled")
+)
+_CONNECT_ERROR, _CANCELLED, _OTHER_ERROR = (CHECKOUT_ERRORS + at for at in range(len(ERROR_REASONS)))
+_FIRST_BUCKET: Final = BUCKETS[0]
+_CREATOR_NAME: Final = "Hooks._creator_hook.<locals>.invoke_creator"
+# How long after attaching to a pool in use callers may turn up that were in the queue then, beside its timeout.
+_LATECOMERS_SECONDS: Final = 60.0
+
+
+def _connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any]) -> Callable[[], Any]:
+    take, give, clock = recorder.waiters.pop, recorder.waiters.append, recorder.clock
+    wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
+
+    def connect() -> Any:
+        waiter, began = SCRATCH, 0.0
+        try:
+            try:
+                waiter = take()
+                recorder.block[waiter] = began = clock()
+            except Exception:  # noqa: BLE001 - no free slot yet, or a fault
+                waiter, began = recorder.enter(waiter)
+            connection = original()
+            # No call before this store: an interrupt between them would leave a caller pending for ever.
+            recorder.block[waiter] = 0.0
+        except BaseException as error:
+            try:
+                recorder.checkout_failed(waiter, began, _error_field(error, connect.__code__))
+            except Exception:  # noqa: BLE001 - recording never raises
+                recorder.fault()
+            raise
+        try:
+            if waiter > SCRATCH:
+                give(waiter)
+            elif waiter == UNTRACKED:
+                recorder.leave(waiter)
+            now = clock()
+            record = connection._connection_record
+            # SingletonThreadPool hands one proxy out again to the thread that holds it: no new checkout.
+            if connection._counter == 1:
+                place = record._pool_exporter_place
+                place.holder = record.fairy_ref
+                wait = now - began
+                # Most waits fall into the first bucket; the comparison costs a fifth of the search.
+                bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
+                block = recorder.block
+                # straight line
+                place.table[place.held] = now
+                block[bucket] += 1.0
+                block[wait_sum] += wait
+                # end of straight line
+        except Exception:  # noqa: BLE001 - a record never seen, or a fault
+            hooks.checked_out_unseen(connection, began)
+        return connection
+
+    return connect
+
+
+def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    clock = recorder.clock
+    hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
+
+    def _do_return_conn(record: Any) -> Any:
+        vacant = False
+        try:
+            vacant = record.dbapi_connection is None
+            place = record._pool_exporter_place
+            since = place.table[place.held]
+            if since > 0.0 and not vacant:
+                now = clock()
+                held = now - since
+                bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
+                collected = place.holder() is None
+                block = recorder.block
+                # straight line: before the record goes back, since the next holder may have it at once
+                place.table[place.held] = 0.0
+                block[bucket] += 1.0
+                block[hold_sum] += held
+                block[LAST_CHECKIN] = now
+                if collected:
+                    block[LEAKED_CHECKOUTS] += 1.0
+                # end of straight line
+            else:
+                hooks.returned(record)
+        except Exception:  # noqa: BLE001 - a record never seen, or a fault
+            hooks.returned_unseen(record)
+        result = original(record)
+        if vacant:
+            hooks.settle(record)
+        return result
+
+    return _do_return_conn
+
+
+class Hooks:
+    """What is attached to one pool object. Its state is the recorder's, and the two marks that its pool is replaced."""
+
+    __slots__ = (
+        "__weakref__",
+        "_disposing",
+        "_installed",
+        "_latecomers_until",
+        "_listeners",
+        "_retired",
+        "handle",
+        "pool",
+        "recorder",
+    )
+
+    def __init__(self, pool: Pool, recorder: Recorder, handle: Any) -> None:
+        self.pool = pool
+        self.recorder = recorder
+        self.handle = handle
+        self._installed: dict[str, tuple[Any, bool, Any]] = {}
+        self._listeners: list[tuple[str, Any]] = []
+        self._disposing: list[object] = []
+        self._retired = False
+        self._latecomers_until = 0.0
+
+    # -- attaching and restoring
+
+    def attach(self) -> None:
+        """Hook the pool, whose connections may be out and whose callers may be waiting."""
+        pool, recorder = self.pool, self.recorder
+        if _is_busy(pool):
+            self._await_latecomers()
+        self._install("_close_connection", self._close_hook(pool._close_connection))
+        self._install("_invoke_creator", self._creator_hook(pool._invoke_creator))
+        self._install("_do_return_conn", _return_hook(self, recorder, pool._do_return_conn))
+        self._install("dispose", self._dispose_hook(pool.dispose))
+        self._install("recreate", self._recreate_hook(pool.recreate))
+        for name, listener in (
+            ("invalidate", self._on_invalidate),
+            ("soft_invalidate", self._on_soft_invalidate),
+            ("close_detached", self._on_close_detached),
+        ):
+            self._listen(name, listener)
+        if pool._pre_ping and "_dialect" in pool.__dict__:
+            _PingTap.attach(pool._dialect, recorder)
+        self._adopt_present()
+        self._install("connect", self._connect_hook())
+        pool.__dict__[HOOKS] = self
+
+    def detach(self) -> None:
+        """Put everything back as it was."""
+        pool = self.pool
+        pool.__dict__.pop(HOOKS, None)
+        for name, (hook, was_set, original) in self._installed.items():
+            # Where somebody wrapped the hook in turn it stays as a part of his chain, and writes to nowhere.
+            if pool.__dict__.get(name) is not hook:
+                continue
+            if was_set:
+                setattr(pool, name, original)
+            else:
+                delattr(pool, name)
+        for name, listener in self._listeners:
+            _unlisten(pool, name, listener)
+        _PingTap.detach(pool._dialect, self.recorder)
+
+    def _install(self, name: str, hook: Any) -> None:
+        pool = self.pool
+        original = getattr(pool, name)
+        self._installed[name] = (hook, name in pool.__dict__, original)
+        setattr(pool, name, hook)
+
+    def _listen(self, name: str, listener: Any) -> None:
+        self._listeners.append((name, listener))
+        _listen(self.pool, name, listener)
+
+    def _connect_hook(self) -> Callable[..., Any]:
+        original = self.pool.connect
+        if not inspect.signature(original).parameters:
+            return functools.update_wrapper(_connect_hook(self, self.recorder, original), original)
+
+        # A subclass with arguments of its own.
+        @functools.wraps(original)
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            return _connect_hook(self, self.recorder, functools.partial(original, *args, **kwargs))()
+
+        return connect
+
+    # -- a pool that is in use already
+
+    def _adopt_present(self) -> None:
+        for record in _records(self.pool):
+            # One that is neither is about to be handed out, or about to be collected.
+            if record.in_use or _keeps(self.pool, record):
+                self._adopt(record)
+
+    def _adopt(self, record: Any) -> Place:
+        now = self.recorder.clock()
+        age = max(0.0, time.time() - record.starttime)
+        connected_at = EMPTY if record.dbapi_connection is None else now - age
+        place = self.recorder.adopt(record, connected_at=connected_at, retired=self._retired)
+        if record.in_use:
+            self.recorder.hold_adopted(place, record)
+        return place
+
+    def _await_latecomers(self) -> None:
+        # Who waits in the queue now is past our hook; until the last of them is served, a listener sees them.
+        timeout = getattr(self.pool, "_timeout", None) or 0.0
+        self._latecomers_until = self.recorder.clock() + timeout + _LATECOMERS_SECONDS
+        self._listen("checkout", self._on_checkout)
+
+    def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
+        recorder = self.recorder
+        try:
+            if recorder.clock() > self._latecomers_until:
+                _unlisten(self.pool, "checkout", self._on_checkout)
+                return
+            place = recorder.place_of(record)
+            if place is None:
+                self._adopt(record)
+            else:
+                recorder.hold_adopted(place, record)
+        except Exception:  # noqa: BLE001 - recording never raises
+            recorder.fault()
+
+    # -- the ways out of the ordinary
+
+    def checked_out_unseen(self, connection: Any, began: float) -> None:
+        """Record a checkout of a record that was not seen to connect, or count the fault."""
+        recorder = self.recorder
+        try:
+            record = connection._connection_record
+            if recorder.place_of(record) is not None or not began:
+                recorder.fault()
+                return
+            recorder.checked_out(self._adopt(record), began)
+        except Exception:  # noqa: BLE001 - recording never raises
+            recorder.fault()
+
+    def returned(self, record: Any) -> None:
+        """Record a return out of the ordinary."""
+        self.recorder.returned(record, terminates=getattr(self.pool._dialect, "has_terminate", False))
+
+    def returned_unseen(self, record: Any) -> None:
+        """Record the return of a record that was not seen before, or count the fault."""
+        try:
+            if PLACE in record.__dict__:
+                self.recorder.fault()
+            elif record.dbapi_connection is not None:
+                self._adopt(record)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+    def settle(self, record: Any) -> None:
+        """Free the place of a record that went back without a connection, if the pool did not keep it."""
+        try:
+            place = self.recorder.place_of(record)
+            if place is not None and place.table[place.row] == EMPTY and not _keeps(self.pool, record):
+                self.recorder.end(place)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+    # -- physical connections
+
+    def _creator_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        recorder = self.recorder
+
+        def invoke_creator(record: Any) -> Any:
+            began = self._now()
+            try:
+                connection = original(record)
+            except BaseException:
+                try:
+                    recorder.connect_failed(began)
+                except Exception:  # noqa: BLE001 - recording never raises
+                    recorder.fault()
+                raise
+            try:
+                recorder.connected(record, connection, began, retired=self._retired)
+            except Exception:  # noqa: BLE001 - recording never raises
+                recorder.fault()
+            return connection
+
+        return invoke_creator
+
+    def _now(self) -> float:
+        try:
+            return self.recorder.clock()
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+            return 0.0
+
+    def _close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        @functools.wraps(original)
+        def close_connection(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            place, reason, for_good = None, ERROR, False
+            try:
+                place = recorder.place_of_connection(connection)
+                if place is not None:
+                    terminate = kwargs.get("terminate", False)
+                    reason = self._why(place, terminate=terminate)
+                    # A record gets its finalizers last: without them its first connection failed to be set up.
+                    for_good = not terminate or not hasattr(place(), "finalize_callback")
+            except Exception:  # noqa: BLE001 - recording never raises
+                recorder.fault()
+            try:
+                return original(connection, *args, **kwargs)
+            finally:
+                # An interrupted close is a close: SQLAlchemy drops the connection all the same.
+                try:
+                    if place is not None:
+                        recorder.closed(place, reason, for_good=for_good)
+                except Exception:  # noqa: BLE001 - recording never raises
+                    recorder.fault()
+
+        return close_connection
+
+    def _why(self, place: Place, *, terminate: bool) -> int:
+        """Say why a connection is being closed, in the order in which ``_ConnectionRecord`` decides it."""
+        pool = self.pool
+        if not terminate:
+            if _current() in self._disposing:
+                return DISPOSE
+            return _OVERFLOW if isinstance(pool, QueuePool | SingletonThreadPool) else _UNPOOLED
+        if place.reason is not None and place.reason != SOFT_INVALIDATED:
+            return place.reason
+        record: Any = place()
+        if -1 < pool._recycle < time.time() - record.starttime:
+            return _RECYCLED
+        if pool._invalidate_time > record.starttime:
+            return _POOL_INVALIDATED
+        return SOFT_INVALIDATED if record._soft_invalidate_time > record.starttime else ERROR
+
+    def _on_invalidate(self, _connection: object, record: Any, _error: object) -> None:
+        try:
+            self.recorder.invalidated(record, soft=False)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+    def _on_soft_invalidate(self, _connection: object, record: Any, _error: object) -> None:
+        try:
+            self.recorder.invalidated(record, soft=True)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+    def _on_close_detached(self, connection: object) -> None:
+        try:
+            self.recorder.closed_detached(connection)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+    # -- replacement
+
+    def _dispose_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def dispose(*args: Any, **kwargs: Any) -> Any:
+            caller = _current()
+            self._disposing.append(caller)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._disposing.remove(caller)
+                self._retire()
+
+        return dispose
+
+    def _recreate_hook(self, original: Callable[..., Pool]) -> Callable[..., Pool]:
+        @functools.wraps(original)
+        def recreate(*args: Any, **kwargs: Any) -> Pool:
+            pool = original(*args, **kwargs)
+            try:
+                self._retired = True
+                self._retire()
+                for name, listener in self._listeners:
+                    _unlisten(pool, name, listener)
+                self.handle.follow(pool)
+            except Exception:  # noqa: BLE001 - recording never raises
+                self.recorder.fault()
+            return pool
+
+        return recreate
+
+    def _retire(self) -> None:
+        try:
+            self.recorder.retire()
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+
+
+class _PingTap:
+    """Stands in for a dialect's ping, and times it for whichever pool's connection is pinged.
+
+    Pools can share a dialect, as those before and after ``dispose()`` do, so there is one for each dialect.
+    """
+
+    # From 2.0.5 on it is this one that decides whether an error means that the connection is dead.
+    _METHODS = ("_do_ping_w_event", "do_ping")
+
+    def __init__(self, dialect: Any, name: str) -> None:
+        self._name = name
+        self._original = getattr(dialect, name)
+        self._was_set = name in dialect.__dict__
+        self._recorders: list[Recorder] = []
+
+    def __call__(self, connection: Any) -> Any:
+        recorder, place = self._find(connection)
+        if recorder is None or place is None:
+            return self._original(connection)
+        began, alive = 0.0, None
+        try:
+            began = recorder.clock()
+        except Exception:  # noqa: BLE001 - recording never raises
+            recorder.fault()
+        try:
+            answer = self._original(connection)
+            alive = bool(answer)
+        finally:
+            try:
+                recorder.pinged(place, began, alive=alive)
+            except Exception:  # noqa: BLE001 - recording never raises
+                recorder.fault()
+        return answer
+
+    def _find(self, connection: object) -> tuple[Recorder | None, Place | None]:
+        for recorder in self._recorders:
+            place = recorder.place_of_connection(connection)
+            if place is not None:
+                return recorder, place
+        return None, None
+
+    @classmethod
+    def attach(cls, dialect: Any, recorder: Recorder) -> None:
+        name = next(name for name in cls._METHODS if hasattr(dialect, name))
+        tap = dialect.__dict__.get(name)
+        if not isinstance(tap, cls):
+            tap = cls(dialect, name)
+            setattr(dialect, name, tap)
+        if recorder not in tap._recorders:
+            tap._recorders = [*tap._recorders, recorder]
+
+    @classmethod
+    def detach(cls, dialect: Any, recorder: Recorder) -> None:
+        for name in cls._METHODS:
+            tap = getattr(dialect, "__dict__", {}).get(name)
+            if not isinstance(tap, cls):
+                continue
+            tap._recorders = [other for other in tap._recorders if other is not recorder]
+            if tap._recorders:
+                continue
+            if tap._was_set:
+                setattr(dialect, name, tap._original)
+            else:
+                delattr(dialect, name)
+
+
+def configuration(pool: Pool) -> dict[int, float]:
+    """Return the limits of a pool by field; ``NOT_APPLICABLE`` (NaN) where there is none."""
+    values = dict.fromkeys((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE), NOT_APPLICABLE)
+    values[HAS_OVERFLOW] = float(isinstance(pool, QueuePool))
+    values[PRE_PING] = float(pool._pre_ping)
+    if pool._recycle > -1:
+        values[RECYCLE] = float(pool._recycle)
+    # pool_size=0 means no limit, and then SQLAlchemy sets max_overflow to -1, which means no limit, too.
+    if isinstance(pool, QueuePool) and pool.size() > 0:
+        values[SIZE] = float(pool.size())
+        if pool._max_overflow > -1:
+            values[MAX_OVERFLOW] = float(pool._max_overflow)
+            values[TIMEOUT] = float(pool._timeout)
+    return values
+
+
+def _error_field(error: BaseException, connect: CodeType) -> int:
+    """Return the field that counts a checkout that raised ``error``."""
+    if not isinstance(error, Exception):
+        return _CANCELLED
+    if _failed_to_connect(error, connect):
+        return _CONNECT_ERROR
+    return CHECKOUT_TIMEOUTS if isinstance(error, exc.TimeoutError) else _OTHER_ERROR
+
+
+def _failed_to_connect(error: BaseException, connect: CodeType) -> bool:
+    # Any exception can come out of a driver; that it came out of it is written in its traceback. What lies behind
+    # another checkout, one that a listener or a creator makes of another pool, is that one's failure.
+    frame = error.__traceback__ and error.__traceback__.tb_next
+    while frame:
+        name = frame.tb_frame.f_code.co_qualname
+        if frame.tb_frame.f_code is connect:
+            return False
+        if name == _CREATOR_NAME:
+            return True
+        frame = frame.tb_next
+    return False
+
+
+def _is_busy(pool: Pool) -> bool:
+    return any(not _keeps(pool, record) or record.in_use for record in _records(pool))
+
+
+def _records(pool: Pool) -> Iterator[Any]:
+    """Yield the connection records of a pool, which keeps no list of those that are out."""
+    if isinstance(pool, QueuePool) and not pool.checkedin() and not pool.checkedout():
+        return
+    if isinstance(pool, SingletonThreadPool) and not pool._all_conns:
+        return
+    for other in gc.get_referrers(pool):
+        if isinstance(other, ConnectionPoolEntry):
+            yield other
+
+
+def _keeps(pool: Pool, record: Any) -> bool:
+    """Say whether a pool holds on to a record that is not out."""
+    if isinstance(pool, NullPool):
+        return False
+    if isinstance(pool, QueuePool):
+        queue: Any = pool._pool
+        waiting = queue.queue if hasattr(queue, "queue") else queue._queue._queue
+        return any(other is record for other in list(waiting))
+    return True
+
+
+def _listen(pool: Pool, name: str, listener: Any) -> None:
+    # Not event.listen(): it appends to a deque that another thread may be iterating, in the middle of a listener of
+    # the application's, and a deque that changes under its iterator raises there.
+    collection = getattr(pool.dispatch, name).for_modify(pool.dispatch)
+    collection.listeners = deque((*collection.listeners, listener))
+
+
+def _unlisten(pool: Pool, name: str, listener: Any) -> None:
+    collection = getattr(pool.dispatch, name)
+    if listener in collection.listeners:
+        collection.listeners = deque(other for other in collection.listeners if other != listener)

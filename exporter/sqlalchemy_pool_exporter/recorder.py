@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writer: what happens to one pool, stored into its block.
+
+No locks. CPython lets another thread, a signal handler or (since 3.12) the garbage collector run only where the
+bytecode calls something or jumps backwards, so a stretch of stores without either is done as one; each stretch that
+relies on it is marked *straight line*, and a test disassembles them. That holds with the GIL; ``instrument()`` warns
+where there is none.
+
+The garbage collector can return a connection in the middle of anything here, in the same thread. So free slots are
+taken and given with the atomic ``list.pop`` and ``list.append``, and nothing read before a call is trusted after it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Final
+
+from . import segment
+from .catalogue import BUCKETS, CLOSE_REASONS
+from .segment import (
+    CHECKINS_UNTIMED,
+    CLOSES,
+    CONNECT,
+    CONNECT_FAILED,
+    CONNECTIONS_AT,
+    CONNECTIONS_USED,
+    DETACHES,
+    EMPTY,
+    FAULTS,
+    HELD_SINCE,
+    HOLD,
+    INVALIDATIONS,
+    LAST_CHECKIN,
+    LEAKED_CHECKOUTS,
+    OVERFLOW_OPENED,
+    PING,
+    PING_FAILURES,
+    RETIRED,
+    ROW,
+    SCRATCH,
+    SUM,
+    UNTRACKED_CONNECTIONS,
+    UNTRACKED_PENDING,
+    WAIT,
+    WAIT_FAILED,
+    WAITERS,
+    WAITERS_AT,
+    WAITERS_USED,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Where a place is kept on its connection record: looked up once at each checkout and return.
+PLACE: Final = "_pool_exporter_place"
+
+# Stands for a slot in the table of waiters where the table is full; as an index, the last double of the last row.
+UNTRACKED: Final = -1
+
+DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
+SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
+
+_CHUNK: Final = 16
+
+
+class Place(weakref.ref[Any]):
+    """A row of the table of connections, and the weak reference to the connection record it stands for.
+
+    The recorder keeps it alive, so its callback runs when the record is collected without having been closed.
+    """
+
+    __slots__ = ("connection_id", "ended", "held", "holder", "reason", "retired", "row", "table")
+
+    table: memoryview[float]  # the block, or four doubles of its own where the block is full
+    row: int
+    held: int  # index of held_since
+    holder: weakref.ref[Any] | None  # SQLAlchemy's reference to the checked-out proxy; dead: it was collected
+    reason: int | None  # why it will be closed, if that is known before
+    retired: bool  # its pool was disposed of or replaced
+    ended: bool
+    connection_id: int
+
+    def __new__(
+        cls, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
+    ) -> Place:
+        self = super().__new__(cls, record, gone)  # type: ignore[arg-type]
+        self.table, self.row, self.held = table, row, row + HELD_SINCE
+        self.holder = self.reason = None
+        self.retired = self.ended = False
+        self.connection_id = 0
+        return self
+
+    def __init__(
+        self, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
+    ) -> None:
+        super().__init__(record, gone)  # type: ignore[arg-type]
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether it has a row in the block."""
+        return self.row > 0
+
+
+class Recorder:
+    """Records what happens to one pool and to those that replace it.
+
+    The mutable state is the block, the two lists of free slots, ``live``, and the places by record and by
+    connection. Methods may raise ``Exception``; the hooks catch and count it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_by_connection",
+        "_collecting",
+        "_live",
+        "_places",
+        "_rows",
+        "_size",
+        "block",
+        "clock",
+        "configuration",
+        "info",
+        "name",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        info: dict[str, str],
+        configuration: dict[int, float],
+        rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.info = info
+        self.clock = clock
+        self.waiters: list[int] = []
+        self._rows: list[int] = []
+        self.block = segment.allocate(rows)
+        self._places: dict[int, Place] = {}
+        self._by_connection: dict[int, Place] = {}
+        self._collecting: set[int] = set()
+        self._live = 0  # places that count against pool_size
+        self._size = math.nan
+        self.configuration = configuration
+        self.configure(configuration)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} places={len(self._places)}>"
+
+    # -- configuration and lifetime
+
+    def configure(self, configuration: dict[int, float]) -> None:
+        """Store the pool's limits: values by field."""
+        self.configuration = configuration
+        for field, value in configuration.items():
+            self.block[field] = value
+        self._size = configuration[segment.SIZE] if configuration[segment.HAS_OVERFLOW] else math.nan
+
+    def read(self) -> segment.Reading:
+        """Return what the block says now."""
+        return segment.Reading(self.block, now=self.clock(), wall=time.time())
+
+    def retire(self) -> None:
+        """Take the connections that are open now out of the account of ``pool_size``: their pool is replaced."""
+        for place in list(self._places.values()):
+            if not place.retired:
+                place.retired = True
+                place.table[place.row + RETIRED] = 1.0
+                self._live = self._live - 1
+
+    def forget(self) -> None:
+        """Start at nothing, in a forked child: the connections are its parent's, and so were the counts."""
+        self._release_places()
+        self._live = 0
+        self.waiters.clear()
+        self._rows.clear()
+        self._collecting.clear()
+        self.block[:] = segment.allocate((len(self.block) - CONNECTIONS_AT) // ROW)
+        self.configure(self.configuration)
+
+    def stop(self) -> None:
+        """Write to nowhere from now on: the pool is not instrumented any more."""
+        self._release_places()
+        self.block = memoryview(bytearray(len(self.block) * 8)).cast("d")
+
+    def _release_places(self) -> None:
+        for place in list(self._places.values()):
+            place.ended = True
+            record = place()
+            if record is not None:
+                record.__dict__.pop(PLACE, None)
+        self._places.clear()
+        self._by_connection.clear()
+
+    def fault(self) -> None:
+        """Count a fault while recording. Never raises."""
+        try:
+            self.block[FAULTS] += 1.0
+        except Exception:  # noqa: BLE001, S110 - nothing is left to count it with
+            pass
+
+    # -- checkout
+
+    def enter(self, waiter: int) -> tuple[int, float]:
+        """Begin a checkout where the short way failed: for want of a free slot, or by a fault.
+
+        Returns the slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and when it began.
+        """
+        try:
+            if waiter == SCRATCH:
+                waiter = self._free_waiter()
+            began = self.clock()
+            self.block[waiter] = began
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.fault()
+            self.leave(waiter)
+            return SCRATCH, 0.0
+        return waiter, began
+
+    def _free_waiter(self) -> int:
+        block = self.block
+        # straight line: two threads that find the list empty take different chunks
+        start = block[WAITERS_USED]
+        block[WAITERS_USED] = end = start + _CHUNK if start + _CHUNK < WAITERS else float(WAITERS)
+        # end of straight line
+        first = WAITERS_AT + int(start)
+        self.waiters.extend(range(WAITERS_AT + int(end) - 1, first - 1, -1))
+        try:
+            return self.waiters.pop()
+        except IndexError:
+            block[UNTRACKED_PENDING] += 1.0
+            return UNTRACKED
+
+    def leave(self, waiter: int) -> None:
+        """Give back the slot of a checkout that ended."""
+        if waiter > SCRATCH:
+            self.block[waiter] = 0.0
+            self.waiters.append(waiter)
+        elif waiter == UNTRACKED:
+            self.block[UNTRACKED_PENDING] -= 1.0
+
+    def checkout_failed(self, waiter: int, began: float, error: int) -> None:
+        """Record a checkout that raised; ``error`` is the field that counts its kind."""
+        self.leave(waiter)
+        if began:
+            self._observe(WAIT_FAILED, began, error)
+
+    def _observe(self, histogram: int, began: float, counter: int = SCRATCH) -> None:
+        elapsed = self.clock() - began
+        bucket = histogram + bisect_left(BUCKETS, elapsed)
+        block = self.block
+        # straight line
+        block[counter] += 1.0
+        block[bucket] += 1.0
+        block[histogram + SUM] += elapsed
+        # end of straight line
+
+    def checked_out(self, place: Place, began: float) -> None:
+        """Record a checkout of a place; what the hook does in its own way in the usual case."""
+        place.table[place.held] = self.clock()
+        self._observe(WAIT, began)
+
+    def place_of(self, record: Any) -> Place | None:
+        """Return the live place of a record, or None."""
+        place: Place | None = record.__dict__.get(PLACE)
+        return None if place is None or place.ended else place
+
+    def adopt(self, record: Any, *, connected_at: float, retired: bool = False) -> Place:
+        """Give a row to a record whose connection was not seen to open; ``EMPTY`` if it has none."""
+        place = self._new_place(record, connected_at, retired=retired)
+        if connected_at != EMPTY:
+            self._index(place, record.dbapi_connection)
+        return place
+
+    def hold_adopted(self, place: Place, record: Any) -> None:
+        """Mark a record as checked out since some time before now."""
+        place.holder = record.fairy_ref
+        if not place.table[place.held]:
+            place.table[place.held] = -self.clock()
+
+    # -- physical connections
+
+    def connected(self, record: Any, connection: object, began: float, *, retired: bool) -> None:
+        """Record that ``connection`` was opened for ``record``, in a new place or in its old one."""
+        self._observe(CONNECT, began)
+        place = self.place_of(record)
+        if place is None:
+            place = self._new_place(record, self.clock(), retired=retired)
+            if self._live > self._size and not retired:
+                self.block[OVERFLOW_OPENED] += 1.0
+        else:
+            place.reason = None
+            place.table[place.row] = self.clock()
+        self._index(place, connection)
+
+    def connect_failed(self, began: float) -> None:
+        """Record that a connection could not be opened."""
+        self._observe(CONNECT_FAILED, began)
+
+    def _new_place(self, record: Any, connected_at: float, *, retired: bool) -> Place:
+        row = self._free_row()
+        table = self.block
+        if not row:
+            table = memoryview(bytearray(8 * ROW)).cast("d")
+            self.block[UNTRACKED_CONNECTIONS] += 1.0
+        place = Place(record, self._gone, table, row)
+        self._places[id(place)] = place
+        record.__dict__[PLACE] = place
+        place.retired = retired
+        # straight line
+        table[row + RETIRED] = 1.0 if retired else 0.0
+        table[row] = connected_at
+        if not retired:
+            self._live = self._live + 1
+        # end of straight line
+        return place
+
+    def _free_row(self) -> int:
+        try:
+            return self._rows.pop()
+        except IndexError:
+            pass
+        block = self.block
+        most = (len(block) - CONNECTIONS_AT) // ROW
+        # straight line
+        start = block[CONNECTIONS_USED]
+        block[CONNECTIONS_USED] = end = start + _CHUNK if start + _CHUNK < most else float(most)
+        # end of straight line
+        rows = range(CONNECTIONS_AT + ROW * (int(end) - 1), CONNECTIONS_AT + ROW * int(start) - 1, -ROW)
+        self._rows.extend(rows)
+        try:
+            return self._rows.pop()
+        except IndexError:
+            return 0
+
+    def _index(self, place: Place, connection: object) -> None:
+        place.connection_id = id(connection)
+        self._by_connection[place.connection_id] = place
+
+    def place_of_connection(self, connection: object) -> Place | None:
+        """Return the place whose record holds this very connection now, or None."""
+        place = self._by_connection.get(id(connection))
+        if place is None or place.ended:
+            return None
+        record = place()
+        # An id can be reused; only the record says whose connection it is.
+        return place if record is not None and record.dbapi_connection is connection else None
+
+    def closed(self, place: Place, reason: int, *, for_good: bool) -> None:
+        """Record that the connection of a place was closed.
+
+        Args:
+            place: whose connection.
+            reason: index into ``CLOSE_REASONS``.
+            for_good: the pool gives up the record too, instead of connecting again in it.
+        """
+        table, block = place.table, self.block
+        # straight line
+        table[place.row] = EMPTY
+        block[CLOSES + reason] += 1.0
+        # end of straight line
+        place.reason = None
+        self._by_connection.pop(place.connection_id, None)
+        if for_good and not table[place.held]:
+            self.end(place)
+
+    def closed_detached(self, connection: object) -> None:
+        """Record that a detached connection was closed, unless its collection was counted already."""
+        if id(connection) in self._collecting:
+            self._collecting.discard(id(connection))
+        else:
+            self.block[CLOSES + DETACHED] += 1.0
+
+    def end(self, place: Place) -> None:
+        """Free the row of a place that will not be used again."""
+        if place.ended:
+            return
+        place.ended = True
+        self._places.pop(id(place), None)
+        self._by_connection.pop(place.connection_id, None)
+        record = place()
+        if record is not None:
+            record.__dict__.pop(PLACE, None)
+        table, row = place.table, place.row
+        # straight line
+        table[row] = table[row + 1] = table[row + 2] = table[row + 3] = 0.0
+        if not place.retired:
+            self._live = self._live - 1
+        # end of straight line
+        if place.is_tracked:
+            self._rows.append(row)
+        else:
+            self.block[UNTRACKED_CONNECTIONS] -= 1.0
+
+    def _gone(self, place: Place) -> None:
+        """Record that a record was collected: with its connection, if that is still open."""
+        try:
+            if place.ended:
+                return
+            block = self.block
+            if place.table[place.row] > 0.0:
+                reason = place.reason
+                if reason is None:
+                    reason = DISPOSE if place.retired else GC
+                block[CLOSES + reason] += 1.0
+                if place.table[place.held]:
+                    block[LEAKED_CHECKOUTS] += 1.0
+            self.end(place)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.fault()
+
+    def pinged(self, place: Place, began: float, *, alive: bool | None) -> None:
+        """Record a pre-ping; ``alive`` is None if it raised instead of answering."""
+        if alive is not False:
+            self._observe(PING, began)
+        else:
+            place.reason = PING_FAILED
+            self._observe(PING, began, PING_FAILURES)
+
+    def invalidated(self, record: Any, *, soft: bool) -> None:
+        """Record an invalidation, and why the connection will be closed."""
+        self.block[INVALIDATIONS + soft] += 1.0
+        place = self.place_of(record)
+        if place is None:
+            return
+        if soft:
+            place.reason = SOFT_INVALIDATED
+        elif place.reason != PING_FAILED:
+            place.reason = GC if _was_collected(place) else ERROR
+
+    # -- return
+
+    def returned(self, record: Any, *, terminates: bool) -> None:
+        """Record a return that is out of the ordinary.
+
+        A connection that is gone, one that was out before the pool was instrumented, a checkout that failed before
+        it was handed out, a detached connection, or a record never seen.
+
+        Args:
+            record: SQLAlchemy's connection record, about to be put back.
+            terminates: whether SQLAlchemy closes a collected connection after it detached it.
+        """
+        place = self.place_of(record)
+        if place is None:
+            return
+        table, since, now = place.table, place.table[place.held], self.clock()
+        if not since:
+            return
+        collected = _was_collected(place)
+        if record.dbapi_connection is None and table[place.row] > 0.0:
+            self._detached(place, collected=collected, terminates=terminates)
+            return
+        held = now - since if since > 0.0 else 0.0
+        bucket, total = (HOLD + bisect_left(BUCKETS, held), HOLD + SUM) if since > 0.0 else (CHECKINS_UNTIMED, SCRATCH)
+        block = self.block
+        # straight line
+        table[place.held] = 0.0
+        block[bucket] += 1.0
+        block[total] += held
+        block[LAST_CHECKIN] = now
+        block[LEAKED_CHECKOUTS] += collected
+        # end of straight line
+
+    def _detached(self, place: Place, *, collected: bool, terminates: bool) -> None:
+        # Not closed but gone from its record: detach(), by the holder or, for an asyncio connection that was
+        # collected, by SQLAlchemy.
+        if collected and terminates:
+            self._collecting.add(place.connection_id)
+        self._by_connection.pop(place.connection_id, None)
+        table, block = place.table, self.block
+        # straight line
+        table[place.held] = 0.0
+        table[place.row] = EMPTY
+        block[DETACHES] += 1.0
+        block[LEAKED_CHECKOUTS] += collected
+        block[CLOSES + GC] += collected
+        # end of straight line
+
+
+def _was_collected(place: Place) -> bool:
+    return place.holder is not None and place.holder() is None
