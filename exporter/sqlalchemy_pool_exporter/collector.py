@@ -9,7 +9,7 @@ import time
 import weakref
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy
 from prometheus_client.core import (
@@ -50,18 +50,25 @@ class PoolCollector(Collector):
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
         with _lock:
-            registry = self._registry()
-            if not self._recorders and registry is not None:
-                registry.register(self)
+            if not self._recorders:
+                self._with_registry("register")
             self._recorders[recorder.name] = weakref.ref(recorder)
 
-    def remove(self, recorder: Recorder) -> None:
-        """Show a pool no more."""
+    def remove(self, name: str) -> None:
+        """Show a pool no more, nor those that were collected."""
         with _lock:
-            self._recorders.pop(recorder.name, None)
-            registry = self._registry()
-            if not self._recorders and registry is not None:
-                registry.unregister(self)
+            if not self._recorders:
+                return
+            alive = {other: recorder for other, recorder in self._recorders.items() if recorder() is not None}
+            alive.pop(name, None)
+            self._recorders = alive
+            if not alive:
+                self._with_registry("unregister")
+
+    def _with_registry(self, action: Literal["register", "unregister"]) -> None:
+        registry = self._registry()
+        if registry is not None:
+            getattr(registry, action)(self)
 
     def describe(self) -> Iterator[Family]:
         """Yield every family without samples, by which the registry knows whose names they are."""
@@ -71,12 +78,11 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
         began = time.perf_counter()
+        recorders = {name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())}
+        if not recorders:
+            return
         families: dict[str, Any] = {metric.key: _family(metric) for metric in (*POOL_METRICS, *EXPORTER_METRICS)}
-        for name, reference in list(self._recorders.items()):
-            recorder = reference()
-            if recorder is None:
-                self._recorders.pop(name, None)
-                continue
+        for name, recorder in recorders.items():
             try:
                 values = dict(recorder.read().values())
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape

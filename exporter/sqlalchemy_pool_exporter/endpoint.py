@@ -7,6 +7,7 @@ their negotiation are prometheus_client's.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 from .errors import EndpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
+    from aiohttp.web import Request, Response
     from prometheus_client import CollectorRegistry
 
 _LANDING_PAGE = b"""<!DOCTYPE html>
@@ -136,11 +139,21 @@ def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
     return make_asgi_app(registry)
 
 
-def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
+def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler for ``aiohttp.web``: ``app.router.add_get("/metrics", aiohttp_handler())``."""
-    from prometheus_client.aiohttp import make_aiohttp_handler  # noqa: PLC0415 - only aiohttp's users have it
+    from aiohttp import web  # noqa: PLC0415 - only aiohttp's users have it
 
-    return make_aiohttp_handler(registry)
+    async def metrics(request: Request) -> Response:
+        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        names = request.query.getall("name[]", [])
+        shown = registry.restricted_registry(names) if names else registry
+        # In a thread: other collectors of the registry may take their time.
+        body = await asyncio.to_thread(encoder, shown)
+        response = web.Response(body=body, headers={"Content-Type": content_type})
+        response.enable_compression()
+        return response
+
+    return metrics
 
 
 def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:

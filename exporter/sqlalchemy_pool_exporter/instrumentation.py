@@ -61,15 +61,13 @@ class Handle:
         """Restore the pool exactly: no wrapper, no listener, its series gone. Does nothing the second time."""
         with _lock:
             recorder = self._recorder()
-            if recorder is None:
-                return
-            for hooks in list(self._hooks):
-                hooks.detach()
-            recorder.stop()
-            collector_of(self._registry).remove(recorder)
-            _recorders.pop(self._name, None)
-            self._recorder = _nothing
-            self._hooks.clear()
+            if recorder is not None:
+                for hooks in list(self._hooks):
+                    hooks.detach()
+                recorder.stop()
+                self._recorder = _nothing
+                collector_of(self._registry).remove(self._name)
+                _recorders.pop(self._name, None)
 
     def follow(self, pool: Pool) -> None:
         """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""

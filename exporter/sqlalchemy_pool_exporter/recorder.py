@@ -484,4 +484,5 @@ class Recorder:
 
 
 def _was_collected(place: Place) -> bool:
-    return place.holder is not None and place.holder() is None
+    # Only while it is held: between checkouts the holder is the one before.
+    return bool(place.table[place.held]) and place.holder is not None and place.holder() is None

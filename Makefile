@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs Python 3.11 or later (with venv) and make, no root. Everything made stays below .venv and dist.
+#
+# Each environment below .venv holds in .ready what it was made for: this checkout, this interpreter, these requirements.
+# It is made anew when any of them changed and when making it was interrupted, and otherwise used again.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+DURATION ?=
+PORT ?= 10079
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+PYENV_ROOT ?= $(HOME)/.pyenv
+
+# Nothing of the caller's own Python gets into the environments.
+unexport PYTHONHOME PYTHONPATH
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# A name on the PATH proves nothing: pyenv's shims are there for versions that are not active and then fail, and Debian
+# has a python3 without venv. So each is run, and the first that has what is needed is taken.
+probe := import ensurepip, sqlite3, ssl, sys, venv; assert sys.version_info >= (3, 11); print(sys.executable)
+usable = $(shell for python in $(1); do "$$python" -I -c '$(probe)' 2>/dev/null && break; done)
+candidates = $(foreach minor,$(1),python3.$(minor) $(wildcard $(PYENV_ROOT)/versions/3.$(minor).*/bin/python3.$(minor)))
+
+ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
+  asked := $(PYTHON)
+  override PYTHON := $(call usable,$(or $(asked),$(call candidates,13 12 11) python3))
+  ifeq ($(PYTHON),)
+    $(error no Python 3.11 or later that runs and has venv (tried: $(or $(asked),python3.13 python3.12 python3.11 \
+      python3)): install one (Debian: python3 python3-venv) or name it, as in `make PYTHON=/path/to/python3.12 ...`)
+  endif
+  # SQLAlchemy 2.0.0 cannot be imported on 3.13, so the oldest release has the oldest interpreter there is.
+  asked := $(OLDEST_PYTHON)
+  override OLDEST_PYTHON := $(call usable,$(or $(asked),$(call candidates,11 12) $(PYTHON)))
+  ifeq ($(OLDEST_PYTHON),)
+    $(error no Python 3.11 or later that runs and has venv (tried: $(asked)))
+  endif
+endif
+
+# $(call environment,NAME,INTERPRETER,ARGUMENTS OF PIP INSTALL)
+define environment
+@wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml | cksum)"; \
+if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1)/bin/python ]; then \
+	echo "==> making .venv/$(1) with $$('$(2)' -V)"; \
+	rm -rf .venv/$(1) && \
+	'$(2)' -m venv .venv/$(1) && \
+	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input $(3) && \
+	echo "$$wanted" > .venv/$(1)/.ready; \
+fi
+endef
+
+# $(call with-wheel,NAME): the wheel as it is now, over the one that the environment was made with
+with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
+wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
+suite := sidecar,otel,demo,test
+everything := $(suite),bench,lint
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: test-newest test-oldest ## run the tests on the built wheel, with the newest and the oldest dependencies
+
+.PHONY: test-newest test-oldest
+test-newest: environment-newest ## ... with the newest alone (PYTEST_ARGS="-k name" for a part)
+test-oldest: environment-oldest ## ... with the oldest alone
+test-newest test-oldest: test-%:
+	@echo "==> the tests in .venv/$*"
+	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest \
+		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: environment-newest ## run the tests that take minutes
+	@echo "==> the soak tests in .venv/newest"
+	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
+		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: environment-newest ## run the tests and report what they reach
+	@rm -rf .venv/coverage && mkdir .venv/coverage
+	@COVERAGE_FILE=.venv/coverage/data REQUIRE_WHEEL=1 .venv/newest/bin/python -m coverage run -m pytest \
+		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(PYTEST_ARGS)
+	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage combine --quiet
+	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage report
+
+.PHONY: demo
+demo: environment-demo ## show pools in trouble, on a real PostgreSQL (DURATION=40 ends by itself; PORT=10079)
+	@.venv/demo/bin/python -m examples.demo --port $(PORT) $(if $(DURATION),--duration $(DURATION))
+
+.PHONY: bench
+bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
+	@.venv/bench/bin/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: lint
+lint: environment-lint ## check style and format
+	@echo "==> ruff"
+	@.venv/lint/bin/python -m ruff check .
+	@.venv/lint/bin/python -m ruff format --check .
+
+.PHONY: format
+format: environment-lint ## repair style and format where ruff can
+	@.venv/lint/bin/python -m ruff check --fix .
+	@.venv/lint/bin/python -m ruff format .
+
+.PHONY: types
+types: environment-lint ## check types
+	@echo "==> mypy"
+	@.venv/lint/bin/python -m mypy
+
+.PHONY: dist
+dist: environment-build ## build the source distribution and the wheel
+	@rm -rf dist
+	@.venv/build/bin/python -m hatchling build -d dist
+
+.PHONY: clean
+clean: ## remove everything that was made
+	rm -rf .venv dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: environment-build environment-newest environment-oldest environment-demo environment-bench environment-lint wheel
+environment-build:
+	$(call environment,build,$(PYTHON),"hatchling>=1.27")
+
+# Built every time: that takes half a second, and no rule of make sees that a file was deleted.
+wheel: environment-build
+	@echo "==> building the wheel"
+	@rm -rf .venv/wheel
+	@.venv/build/bin/python -m hatchling build -t wheel -d .venv/wheel
+
+environment-newest: wheel
+	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)))
+	$(call with-wheel,newest)
+
+# The lower bounds of pyproject.toml, as they are written there.
+environment-oldest: wheel
+	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		lower = project["dependencies"] + project["optional-dependencies"]["sidecar"]; \
+		print(*(bound.replace(">=", "==", 1) for bound in lower), sep="\n")' > .venv/oldest.txt
+	$(call environment,oldest,$(OLDEST_PYTHON),-c .venv/oldest.txt $(call wheel-with,$(suite)))
+	$(call with-wheel,oldest)
+
+environment-demo: wheel
+	$(call environment,demo,$(PYTHON),$(call wheel-with,demo))
+	$(call with-wheel,demo)
+
+# OpenTelemetry's instrumentation refuses SQLAlchemy 2.1, and the candidates are to run on the same one.
+environment-bench: wheel
+	$(call environment,bench,$(PYTHON),$(call wheel-with,bench) "sqlalchemy<2.1")
+	$(call with-wheel,bench)
+
+# Types are checked against the sources, and need what those import.
+environment-lint: wheel
+	$(call environment,lint,$(PYTHON),$(call wheel-with,$(everything)))

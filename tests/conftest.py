@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may ask for: a real PostgreSQL, a name of its own on it, and programs that may be missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from . import pg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How long an example takes is the machine's business and no property of the code.
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[pg.Server]:
+    """Run a PostgreSQL for the session; each worker of a parallel run has its own."""
+    with pg.running() as server:
+        yield server
+
+
+@pytest.fixture
+def application_name(request: pytest.FixtureRequest) -> str:
+    """Return a name that no other test uses, by which this one finds its connections on the server."""
+    test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40]  # PostgreSQL cuts names at 63 bytes
+    return f"{test}-{next(_numbers)}"
+
+
+def pytest_report_header() -> list[str]:
+    """Say which releases are tested, and which copy of the package."""
+    names = ("sqlalchemy", "prometheus-client", "psycopg", "asyncpg", "greenlet")
+    return [
+        ", ".join(f"{name} {version(name)}" for name in names),
+        f"sqlalchemy_pool_exporter: {_package()}",
+    ]
+
+
+def pytest_configure() -> None:
+    """Refuse to test anything but the installed wheel where the Makefile says that it is meant."""
+    package = _package()
+    if os.environ.get("REQUIRE_WHEEL") and not package.is_relative_to(Path(sys.prefix).resolve()):
+        raise pytest.UsageError(f"the tests are to run on the built wheel and would run on {package}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose programs are missing; fail it if REQUIRE_TOOLS says that none may be."""
+    tools = [tool for marker in item.iter_markers("requires") for tool in marker.args]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if not missing:
+        return
+    reason = f"{', '.join(missing)} not found on the PATH"
+    if os.environ.get("REQUIRE_TOOLS"):
+        pytest.fail(f"{reason}, and REQUIRE_TOOLS is set", pytrace=False)
+    pytest.skip(reason)
+
+
+def _package() -> Path:
+    spec = find_spec("sqlalchemy_pool_exporter")
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError("sqlalchemy_pool_exporter is not installed: run `make test`")
+    return Path(spec.origin).resolve().parent

