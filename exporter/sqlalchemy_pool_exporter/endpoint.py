@@ -32,6 +32,7 @@ _LANDING_PAGE = b"""<!DOCTYPE html>
 <body><h1>SQLAlchemy Pool Exporter</h1><p><a href="/metrics">Metrics</a></p></body></html>
 """
 _CLIENT_SECONDS = 10.0
+_LAST_PORT = 65535
 
 
 class _Handler(WSGIRequestHandler):
@@ -62,13 +63,16 @@ class Server:
     """A running endpoint, in a thread of its own."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        if not 0 <= port <= _LAST_PORT:  # the resolver would take it modulo 65536
+            message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {_LAST_PORT}"
+            raise EndpointError(message)
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             self._server = _HTTPServer(address, family)
-        except (OSError, OverflowError) as error:
-            message = f"cannot listen on {host!r}, port {port!r}: {getattr(error, 'strerror', None) or error}"
+        except OSError as error:
+            message = f"cannot listen on {host!r}, port {port!r}: {error.strerror or error}"
             raise EndpointError(message) from error
         self._server.set_app(_application(registry))
         self._thread = threading.Thread(

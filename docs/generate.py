@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what the documentation takes from the code: ``python -m docs.generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy_pool_exporter.catalogue import BUCKETS, EXPORTER_METRICS, POOL_METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy_pool_exporter.catalogue import Metric
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- metrics:start -->", "<!-- metrics:end -->"
+
+
+def table(metrics: Iterable[Metric]) -> str:
+    """Return a Markdown table of metrics."""
+    rows = ["| name | type | labels | meaning |", "| --- | --- | --- | --- |"]
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        if metric.values:
+            labels = f"`{metric.labels[0]}` = " + ", ".join(f"`{value}`" for value in metric.values)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def metrics_reference() -> str:
+    """Return the whole of docs/metrics.md."""
+    buckets = ", ".join(f"{bound:g}" for bound in BUCKETS)
+    return f"""<!-- Written by `python -m docs.generate` from the catalogue; change it there. -->
+# Metrics
+
+## Of each pool
+
+Each has the label `pool`, and the ones named. Counters and histograms are there, at 0, from the moment a pool is
+instrumented. What does not apply to a pool is absent: a limit it does not have, overflow where there is none.
+The histograms' buckets end at {buckets} seconds and +Inf.
+
+{table(POOL_METRICS)}
+## Of the exporter
+
+{table(EXPORTER_METRICS)}
+## How they add up
+
+* Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for
+  a pool that was instrumented before its first checkout. `leaked_checkouts_total` counts those among the ended ones
+  that the garbage collector ended. A connection whose record is lost while it is out ends as a leak alone.
+* Every call of `connect()` ends as one checkout, one timeout or one error: `checkout_wait_seconds_count` =
+  `checkouts_total` + `checkout_timeouts_total` + all of `checkout_errors_total`.
+* The time spent in the queue is `checkout_wait_seconds_sum` less `connect_seconds_sum` and `ping_seconds_sum`.
+* `connections` (idle) + `empty_slots` is SQLAlchemy's `checkedin()`, `connections` (in use) its `checkedout()`; both
+  states together are what the server has, but for detached connections, which are nobody's.
+* Connections that were out already when a pool was instrumented are in use from then on, held since then; their
+  returns count, their checkouts and holds do not.
+"""
+
+
+def readme() -> str:
+    """Return README.md with its table of metrics renewed."""
+    text = (ROOT / "README.md").read_text()
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{START}\n{table(POOL_METRICS)}{END}{after}"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "metrics.md").write_text(metrics_reference())
+    (ROOT / "README.md").write_text(readme())

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests' fakes, where a pool needs a connection and nobody cares which."""
+
+from __future__ import annotations
+
+
+class FakeConnection:
+    """A DBAPI connection that does nothing; each call gets a new one."""
+
+    def cursor(self) -> FakeConnection:
+        return self
+
+    def execute(self, _statement: str) -> None:
+        """Execute nothing."""
+
+    def rollback(self) -> None:
+        """Roll back nothing."""
+
+    def commit(self) -> None:
+        """Commit nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
