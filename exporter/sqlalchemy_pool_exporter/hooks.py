@@ -107,10 +107,11 @@ def _connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any])
                 recorder.leave(waiter)
             now = clock()
             record = connection._connection_record
+            holder = record.fairy_ref
+            place = record._pool_exporter_place
             # SingletonThreadPool hands one proxy out again to the thread that holds it: no new checkout.
-            if connection._counter == 1:
-                place = record._pool_exporter_place
-                place.holder = record.fairy_ref
+            if place.holder is not holder:
+                place.holder = holder
                 wait = now - began
                 # Most waits fall into the first bucket; the comparison costs a fifth of the search.
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
@@ -142,6 +143,8 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
                 held = now - since
                 bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
                 collected = place.holder() is None
+                # Dropped before the proxy is, like SQLAlchemy's own, or its callback would be called each time.
+                place.holder = None
                 block = recorder.block
                 # straight line: before the record goes back, since the next holder may have it at once
                 place.table[place.held] = 0.0
@@ -264,7 +267,7 @@ class Hooks:
         connected_at = EMPTY if record.dbapi_connection is None else now - age
         place = self.recorder.adopt(record, connected_at=connected_at, retired=self._retired)
         if record.in_use:
-            self.recorder.hold_adopted(place, record)
+            self.recorder.hold_adopted(place, record.fairy_ref)
         return place
 
     def _await_latecomers(self) -> None:
@@ -279,11 +282,8 @@ class Hooks:
             if recorder.clock() > self._latecomers_until:
                 _unlisten(self.pool, "checkout", self._on_checkout)
                 return
-            place = recorder.place_of(record)
-            if place is None:
-                self._adopt(record)
-            else:
-                recorder.hold_adopted(place, record)
+            # Without a holder: it may be on its way through our hook, which takes a holder it knows for no new checkout.
+            recorder.hold_adopted(recorder.place_of(record) or self._adopt(record), None)
         except Exception:  # noqa: BLE001 - recording never raises
             recorder.fault()
 
@@ -308,7 +308,7 @@ class Hooks:
     def returned_unseen(self, record: Any) -> None:
         """Record the return of a record that was not seen before, or count the fault."""
         try:
-            if PLACE in record.__dict__:
+            if hasattr(record, PLACE):
                 self.recorder.fault()
             elif record.dbapi_connection is not None:
                 self._adopt(record)

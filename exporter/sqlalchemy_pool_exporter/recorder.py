@@ -194,7 +194,7 @@ class Recorder:
             place.ended = True
             record = place()
             if record is not None:
-                record.__dict__.pop(PLACE, None)
+                _unmark(record)
         self._places.clear()
         self._by_connection.clear()
 
@@ -268,7 +268,7 @@ class Recorder:
 
     def place_of(self, record: Any) -> Place | None:
         """Return the live place of a record, or None."""
-        place: Place | None = record.__dict__.get(PLACE)
+        place: Place | None = getattr(record, PLACE, None)
         return None if place is None or place.ended else place
 
     def adopt(self, record: Any, *, connected_at: float, retired: bool = False) -> Place:
@@ -278,9 +278,9 @@ class Recorder:
             self._index(place, record.dbapi_connection)
         return place
 
-    def hold_adopted(self, place: Place, record: Any) -> None:
-        """Mark a record as checked out since some time before now."""
-        place.holder = record.fairy_ref
+    def hold_adopted(self, place: Place, holder: weakref.ref[Any] | None) -> None:
+        """Mark a place as checked out since some time before now; by whom, if that is known."""
+        place.holder = holder
         if not place.table[place.held]:
             place.table[place.held] = -self.clock()
 
@@ -311,7 +311,8 @@ class Recorder:
             self.block[UNTRACKED_CONNECTIONS] += 1.0
         place = Place(record, self._gone, table, row)
         self._places[id(place)] = place
-        record.__dict__[PLACE] = place
+        # Not through __dict__: that would make one, and the attribute slower to find at each checkout.
+        setattr(record, PLACE, place)
         place.retired = retired
         # straight line
         table[row + RETIRED] = 1.0 if retired else 0.0
@@ -386,7 +387,7 @@ class Recorder:
         self._by_connection.pop(place.connection_id, None)
         record = place()
         if record is not None:
-            record.__dict__.pop(PLACE, None)
+            _unmark(record)
         table, row = place.table, place.row
         # straight line
         table[row] = table[row + 1] = table[row + 2] = table[row + 3] = 0.0
@@ -453,6 +454,7 @@ class Recorder:
         if not since:
             return
         collected = _was_collected(place)
+        place.holder = None
         if record.dbapi_connection is None and table[place.row] > 0.0:
             self._detached(place, collected=collected, terminates=terminates)
             return
@@ -483,6 +485,10 @@ class Recorder:
         # end of straight line
 
 
+def _unmark(record: object) -> None:
+    if hasattr(record, PLACE):
+        delattr(record, PLACE)
+
+
 def _was_collected(place: Place) -> bool:
-    # Only while it is held: between checkouts the holder is the one before.
-    return bool(place.table[place.held]) and place.holder is not None and place.holder() is None
+    return place.holder is not None and place.holder() is None
