@@ -6,7 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy_pool_exporter.catalogue import BUCKETS, EXPORTER_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.catalogue import (
+    APPLICATION_METRICS,
+    BUCKETS,
+    EXPORTER_METRICS,
+    POOL_METRICS,
+    SIDECAR_METRICS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +49,15 @@ The histograms' buckets end at {buckets} seconds and +Inf.
 {table(POOL_METRICS)}
 ## Of the exporter
 
+In the application and in the sidecar:
+
 {table(EXPORTER_METRICS)}
+In the application alone:
+
+{table(APPLICATION_METRICS)}
+In the sidecar alone:
+
+{table(SIDECAR_METRICS)}
 ## How they add up
 
 * Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for

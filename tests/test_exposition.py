@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
-from sqlalchemy_pool_exporter.catalogue import BUCKETS, EXPORTER_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
 
 from .fakes import FakeConnection
 from .witness import Exposition
@@ -24,7 +24,7 @@ from .witness import Exposition
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS)}
+METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
 REFERENCE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 

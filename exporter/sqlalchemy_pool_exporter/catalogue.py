@@ -55,6 +55,11 @@ class Metric:
         return self.name.removeprefix(PREFIX)
 
     @property
+    def is_about_pool(self) -> bool:
+        """Whether its samples belong to a pool."""
+        return self in POOL_METRICS
+
+    @property
     def unit(self) -> str:
         """The base unit the name ends in, or an empty string for plain counts."""
         return "seconds" if self.name.removesuffix("_total").endswith("_seconds") else ""
@@ -190,7 +195,7 @@ POOL_METRICS: Final = (
     ),
 )
 
-# Of the exporter itself; without the label ``pool`` unless it is named.
+# Of the exporter itself, in the application and in the sidecar; without the label ``pool`` unless it is named.
 EXPORTER_METRICS: Final = (
     _pool("exporter_build_info", "gauge", "1, with the versions at work.", labels=("version", "python", "sqlalchemy")),
     _pool(
@@ -199,10 +204,42 @@ EXPORTER_METRICS: Final = (
         "Faults while recording, caught so that the application never saw them. Not 0: report it.",
         labels=("pool",),
     ),
+    _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
+)
+
+# Of the exporter in the application alone.
+APPLICATION_METRICS: Final = (
+    _pool(
+        "exporter_segment_shared",
+        "gauge",
+        "1 if a sidecar sees the pool; 0 if its directory cannot be used and the numbers are in memory alone. "
+        "Absent where no directory was asked for.",
+        labels=("pool",),
+    ),
     _pool(
         "exporter_scrape_errors_total",
         "counter",
         "Pools left out of a scrape because they could not be read. Not 0: report it.",
     ),
-    _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
+)
+
+WORKER_STATES: Final = ("live", "gone")
+SEGMENT_ERRORS: Final = ("unreadable", "foreign", "version", "damaged")
+
+# Of the sidecar alone.
+SIDECAR_METRICS: Final = (
+    _pool(
+        "exporter_workers",
+        "gauge",
+        "Segments in the directory: of processes that live, and of such that are gone and whose counts stay.",
+        labels=("state",),
+        values=WORKER_STATES,
+    ),
+    _pool(
+        "exporter_segment_errors",
+        "gauge",
+        "Files left out of this scrape: not readable, not of this project, of another layout version, or damaged.",
+        labels=("reason",),
+        values=SEGMENT_ERRORS,
+    ),
 )

@@ -7,7 +7,6 @@ import platform
 import threading
 import time
 import weakref
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .catalogue import BUCKETS, EXPORTER_METRICS, POOL_METRICS, Metric
+from .about import package_version
+from .catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS, Metric
 from .segment import Histogram
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .segment import Value
 
+_METRICS = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
 _BOUNDS = [*(repr(bound) for bound in BUCKETS), "+Inf"]
 
 # The mutable state: one collector for each registry that shows a pool.
@@ -72,8 +73,8 @@ class PoolCollector(Collector):
 
     def describe(self) -> Iterator[Family]:
         """Yield every family without samples, by which the registry knows whose names they are."""
-        for metric in (*POOL_METRICS, *EXPORTER_METRICS):
-            yield _family(metric)
+        for metric in _METRICS:
+            yield family(metric)
 
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
@@ -81,20 +82,21 @@ class PoolCollector(Collector):
         recorders = {name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())}
         if not recorders:
             return
-        families: dict[str, Any] = {metric.key: _family(metric) for metric in (*POOL_METRICS, *EXPORTER_METRICS)}
+        families: dict[str, Any] = {metric.key: family(metric) for metric in _METRICS}
         for name, recorder in recorders.items():
             try:
                 values = dict(recorder.read().values())
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
                 self._errors += 1
                 continue
+            if recorder.segments.is_shared is not None:
+                add_value(families["exporter_segment_shared"], [name], float(recorder.segments.is_shared))
             families["info"].add_metric([name], recorder.info)
             for key, value in values.items():
-                _add(families[key], [name], value)
-        versions = [package_version(), platform.python_version(), sqlalchemy.__version__]
-        _add(families["exporter_build_info"], versions, 1.0)
-        _add(families["exporter_scrape_errors_total"], [], float(self._errors))
-        _add(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
+                add_value(families[key], [name], value)
+        add_build_info(families["exporter_build_info"])
+        add_value(families["exporter_scrape_errors_total"], [], float(self._errors))
+        add_value(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
         yield from families.values()
 
 
@@ -107,10 +109,9 @@ def collector_of(registry: CollectorRegistry) -> PoolCollector:
         return collector
 
 
-def _family(metric: Metric) -> Family:
-    labels = ["pool", *metric.labels]
-    if metric in EXPORTER_METRICS:
-        labels = list(metric.labels)
+def family(metric: Metric, *, worker: bool = False) -> Family:
+    """Return an empty family of a metric; with ``worker``, its samples have that label behind ``pool``."""
+    labels = [*(["pool"] if metric.is_about_pool else []), *(["worker"] if worker else []), *metric.labels]
     if metric.kind == "info":
         return InfoMetricFamily(metric.name.removesuffix("_info"), metric.help, labels=["pool"])
     if metric.kind == "counter":
@@ -120,7 +121,8 @@ def _family(metric: Metric) -> Family:
     return GaugeMetricFamily(metric.name, metric.help, labels=labels, unit=metric.unit)
 
 
-def _add(family: Any, labels: list[str], value: Value) -> None:
+def add_value(family: Any, labels: list[str], value: Value) -> None:
+    """Add what a reading says to a family: one sample, one for each label value, or a histogram."""
     if isinstance(value, Histogram):
         family.add_metric(labels, list(zip(_BOUNDS, accumulate(value.buckets), strict=True)), value.sum)
     elif isinstance(value, dict):
@@ -130,9 +132,6 @@ def _add(family: Any, labels: list[str], value: Value) -> None:
         family.add_metric(labels, value)
 
 
-def package_version() -> str:
-    """Return the version of this package, or ``unknown`` where it runs without being installed."""
-    try:
-        return version("sqlalchemy-pool-exporter")
-    except PackageNotFoundError:
-        return "unknown"
+def add_build_info(family: Any) -> None:
+    """Add the versions at work."""
+    add_value(family, [package_version(), platform.python_version(), sqlalchemy.__version__], 1.0)

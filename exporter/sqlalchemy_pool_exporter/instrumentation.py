@@ -20,6 +20,7 @@ from .collector import collector_of
 from .errors import TargetError
 from .hooks import HOOKS, Hooks, configuration
 from .recorder import Recorder
+from .segments import Segments, after_fork, segments_in
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -101,7 +102,12 @@ def _nothing() -> None:
 
 
 def instrument(
-    target: Engine | AsyncEngine | Pool, *, name: str | None = None, registry: CollectorRegistry = REGISTRY
+    target: Engine | AsyncEngine | Pool,
+    *,
+    name: str | None = None,
+    registry: CollectorRegistry = REGISTRY,
+    directory: str | os.PathLike[str] | None = None,
+    group_readable: bool | None = None,
 ) -> Handle:
     """Make a connection pool visible.
 
@@ -113,6 +119,11 @@ def instrument(
         name: the value of the label ``pool``. By default the pool's ``logging_name``, else database and host of the
             engine's URL, else the class of the pool; never a credential. A name that is taken gets a suffix.
         registry: where the metrics appear.
+        directory: where a sidecar finds the numbers of this process; by default what the environment variable
+            ``SQLALCHEMY_POOL_EXPORTER_DIR`` says, else they stay in memory. If it cannot be used they stay in memory,
+            too, and a warning is logged.
+        group_readable: let the group of the file in there read it, for a sidecar of another user; by default what
+            ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE`` says, else no.
 
     Returns:
         A handle; ``close()`` undoes everything. It need not be kept.
@@ -131,7 +142,7 @@ def instrument(
             return handle
         _watch_forks()
         _warn_without_gil()
-        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)))
+        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments_in(directory, group_readable=group_readable))
         handle = Handle(recorder, registry)
         handle._attach(pool, recorder)
         collector_of(registry).add(recorder)
@@ -196,7 +207,7 @@ def _unique(name: str) -> str:
     return unique
 
 
-def _new_recorder(pool: Pool, name: str) -> Recorder:
+def _new_recorder(pool: Pool, name: str, segments: Segments) -> Recorder:
     limits = configuration(pool)
     dialect: Any = pool._dialect
     info = {
@@ -205,7 +216,7 @@ def _new_recorder(pool: Pool, name: str) -> Recorder:
         "driver": str(getattr(dialect, "driver", "")),
     }
     rows = segment.rows_for(limits[segment.SIZE] + limits[segment.MAX_OVERFLOW])
-    return Recorder(name, info=info, configuration=limits, rows=rows)
+    return Recorder(name, info=info, configuration=limits, segments=segments, rows=rows)
 
 
 def _watch_forks() -> None:
@@ -218,8 +229,9 @@ def _watch_forks() -> None:
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - another thread of the parent may have held it
     _lock = threading.RLock()
+    after_fork()
     for recorder in list(_recorders.values()):
-        recorder.forget()
+        recorder.restart()
 
 
 def _warn_without_gil() -> None:

@@ -54,6 +54,8 @@ from .segment import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .segments import Segments
+
 # Where a place is kept on its connection record: looked up once at each checkout and return.
 PLACE: Final = "_pool_exporter_place"
 
@@ -115,15 +117,18 @@ class Recorder:
         "__weakref__",
         "_by_connection",
         "_collecting",
+        "_give_back",
         "_live",
         "_places",
         "_rows",
         "_size",
+        "_table_rows",
         "block",
         "clock",
         "configuration",
         "info",
         "name",
+        "segments",
         "waiters",
     )
 
@@ -133,6 +138,7 @@ class Recorder:
         *,
         info: dict[str, str],
         configuration: dict[int, float],
+        segments: Segments,
         rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -141,7 +147,12 @@ class Recorder:
         self.clock = clock
         self.waiters: list[int] = []
         self._rows: list[int] = []
-        self.block = segment.allocate(rows)
+        self.segments = segments
+        self._table_rows = rows
+        self.block = segments.block(name, info, rows)
+        # Also when the pool is simply collected.
+        self._give_back = weakref.finalize(self, segments.give_back, name)
+        self._give_back.atexit = False
         self._places: dict[int, Place] = {}
         self._by_connection: dict[int, Place] = {}
         self._collecting: set[int] = set()
@@ -158,13 +169,14 @@ class Recorder:
     def configure(self, configuration: dict[int, float]) -> None:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
+        self.block[segment.ACTIVE] = 1.0
         for field, value in configuration.items():
             self.block[field] = value
         self._size = configuration[segment.SIZE] if configuration[segment.HAS_OVERFLOW] else math.nan
 
     def read(self) -> segment.Reading:
         """Return what the block says now."""
-        return segment.Reading(self.block, now=self.clock(), wall=time.time())
+        return segment.Reading(segment.copy(self.block), now=self.clock(), wall=time.time())
 
     def retire(self) -> None:
         """Take the connections that are open now out of the account of ``pool_size``: their pool is replaced."""
@@ -174,20 +186,22 @@ class Recorder:
                 place.table[place.row + RETIRED] = 1.0
                 self._live = self._live - 1
 
-    def forget(self) -> None:
-        """Start at nothing, in a forked child: the connections are its parent's, and so were the counts."""
+    def restart(self) -> None:
+        """Go on in another block, in a forked child: the connections are its parent's, and so are the counts."""
         self._release_places()
         self._live = 0
         self.waiters.clear()
         self._rows.clear()
         self._collecting.clear()
-        self.block[:] = segment.allocate((len(self.block) - CONNECTIONS_AT) // ROW)
+        self.block = self.segments.block(self.name, self.info, self._table_rows)
         self.configure(self.configuration)
 
     def stop(self) -> None:
         """Write to nowhere from now on: the pool is not instrumented any more."""
         self._release_places()
-        self.block = memoryview(bytearray(len(self.block) * 8)).cast("d")
+        # First elsewhere, then back: who is inside a hook now writes to the old block until its end.
+        self.block = segment.allocate(self._table_rows)
+        self._give_back()
 
     def _release_places(self) -> None:
         for place in list(self._places.values()):
@@ -328,7 +342,7 @@ class Recorder:
         except IndexError:
             pass
         block = self.block
-        most = (len(block) - CONNECTIONS_AT) // ROW
+        most = segment.rows_of(block)
         # straight line
         start = block[CONNECTIONS_USED]
         block[CONNECTIONS_USED] = end = start + _CHUNK if start + _CHUNK < most else float(most)

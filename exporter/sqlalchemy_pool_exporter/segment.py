@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from .catalogue import BUCKETS, CLOSE_REASONS, ERROR_REASONS, INVALIDATION_KINDS
 
@@ -41,6 +41,7 @@ _take = _fields()
 
 # The first field is written by those who have nowhere else to write, and read by nobody.
 SCRATCH: Final = _take(1)
+ACTIVE: Final = _take(1)  # 1 while a pool writes here; its counts stay when it does not any more
 WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader looks no further
 CONNECTIONS_USED: Final = _take(1)
 SIZE: Final = _take(1)
@@ -53,6 +54,7 @@ LAST_CHECKIN: Final = _take(1)
 UNTRACKED_PENDING: Final = _take(1)
 UNTRACKED_CONNECTIONS: Final = _take(1)
 # From here on everything only grows.
+FIRST_COUNTER: Final = _take(0)
 CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out already when the pool was instrumented
 CHECKOUT_TIMEOUTS: Final = _take(1)
 CHECKOUT_ERRORS: Final = _take(len(ERROR_REASONS))
@@ -99,12 +101,28 @@ def rows_for(capacity: float) -> int:
     return int(min(max(2 * capacity, _FEWEST_ROWS), _MOST_ROWS))
 
 
+def length(rows: int) -> int:
+    """Return how many doubles a block with room for ``rows`` connections has."""
+    return CONNECTIONS_AT + ROW * rows
+
+
+def rows_of(block: memoryview[float]) -> int:
+    """Return for how many connections a block has room."""
+    return (len(block) - CONNECTIONS_AT) // ROW
+
+
 def allocate(rows: int) -> memoryview[float]:
     """Return a zeroed block with room for ``rows`` connections, in memory of this process alone.
 
     Not anonymous ``mmap``: Python maps that shared, so a forked child would write into its parent's block.
     """
-    return memoryview(bytearray(8 * (CONNECTIONS_AT + ROW * rows))).cast("d")
+    return memoryview(bytearray(8 * length(rows))).cast("d")
+
+
+def clear(block: memoryview[float]) -> None:
+    """Clear the state in a block that nobody writes any more, and keep what only grows."""
+    for first, end in ((SCRATCH, FIRST_COUNTER), (FIELDS, len(block))):
+        block[first:end] = memoryview(bytearray(8 * (end - first))).cast("d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +141,45 @@ class Histogram:
 Value = float | dict[str, float] | Histogram
 
 
+class Copy(NamedTuple):
+    """What is in use of a block: its fields, and the used parts of its two tables."""
+
+    fields: list[float]
+    waiters: list[float]
+    connections: list[float]
+
+
+def copy(block: memoryview[float]) -> Copy:
+    """Return a copy of a block; where it is written meanwhile, one that lies between before and after."""
+    waiters = block[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
+    connections = block[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
+    return Copy(block[:FIELDS].tolist(), waiters, connections)
+
+
 class Reading:
-    """What one block said at one moment, all of it derived from a single copy.
+    """What one block said at one moment.
 
     Args:
-        block: the block; copied at once, in a single call that no thread of this process can interrupt.
+        copied: a copy of the block.
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
 
-    __slots__ = ("_doubles", "_now", "_wall")
+    __slots__ = ("_connections", "_doubles", "_now", "_waiters", "_wall")
 
-    def __init__(self, block: memoryview[float], *, now: float, wall: float) -> None:
-        self._doubles: list[float] = block.tolist()
+    def __init__(self, copied: Copy, *, now: float, wall: float) -> None:
+        self._doubles, self._waiters, self._connections = copied
         self._now = now
         self._wall = wall
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """Yield the key and value of every metric that applies to the pool."""
-        yield from self._configuration()
-        yield from self._state()
-        yield from self._counters()
+        yield from self.configuration()
+        yield from self.state()
+        yield from self.counters()
 
-    def _configuration(self) -> Iterator[tuple[str, Value]]:
+    def configuration(self) -> Iterator[tuple[str, Value]]:
+        """Yield the limits that the pool has."""
         doubles = self._doubles
         size, max_overflow = doubles[SIZE], doubles[MAX_OVERFLOW]
         configured = {
@@ -160,14 +194,12 @@ class Reading:
             if not math.isnan(value):
                 yield key, value
 
-    def _state(self) -> Iterator[tuple[str, Value]]:
+    def state(self) -> Iterator[tuple[str, Value]]:
+        """Yield what is out, idle and waiting."""
         doubles, now = self._doubles, self._now
-        used = int(doubles[WAITERS_USED])
-        waiting = [since for since in doubles[WAITERS_AT : WAITERS_AT + used] if since]
-        end = CONNECTIONS_AT + ROW * int(doubles[CONNECTIONS_USED])
-        connected = doubles[CONNECTIONS_AT:end:ROW]
-        held = doubles[CONNECTIONS_AT + HELD_SINCE : end : ROW]
-        retired = doubles[CONNECTIONS_AT + RETIRED : end : ROW]
+        waiting = [since for since in self._waiters if since]
+        connected, held = self._connections[::ROW], self._connections[HELD_SINCE::ROW]
+        retired = self._connections[RETIRED::ROW]
         in_use = [abs(since) for since in held if since]
         idle = sum(1 for at, since in zip(connected, held, strict=True) if at > 0.0 and not since)
         empty = sum(1 for at, since in zip(connected, held, strict=True) if at < 0.0 and not since)
@@ -187,7 +219,8 @@ class Reading:
         yield "last_checkin_timestamp_seconds", round(self._wall - (now - last), 3) if last else 0.0
         yield "untracked_connections", doubles[UNTRACKED_CONNECTIONS]
 
-    def _counters(self) -> Iterator[tuple[str, Value]]:
+    def counters(self) -> Iterator[tuple[str, Value]]:
+        """Yield what only grows."""
         doubles = self._doubles
         waited, failed = self._histogram(WAIT), self._histogram(WAIT_FAILED)
         connected, unconnected = self._histogram(CONNECT), self._histogram(CONNECT_FAILED)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which version of this package is at work."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def package_version() -> str:
+    """Return the version of this package, or ``unknown`` where it runs without being installed."""
+    try:
+        return version("sqlalchemy-pool-exporter")
+    except PackageNotFoundError:
+        return "unknown"

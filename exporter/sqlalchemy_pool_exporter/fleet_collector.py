@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From all segments of a directory to metric families: what the sidecar's registry asks at each scrape."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.registry import Collector
+
+from .catalogue import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
+from .collector import add_build_info, add_value, family
+from .fleet import Reader
+from .segment import FIRST_COUNTER, HAS_OVERFLOW, Copy, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from prometheus_client.metrics_core import Metric as Family
+
+    from .catalogue import Metric
+    from .fleet import Block, Fleet
+    from .segment import Value
+
+_LIMITS = ("size", "max_overflow", "timeout_seconds", "recycle_seconds", "pre_ping")
+# Ages and instants of several workers are not added up: the longest, and the latest, is the fleet's.
+_LARGEST = (
+    "longest_pending_seconds",
+    "longest_held_seconds",
+    "oldest_connection_seconds",
+    "last_checkin_timestamp_seconds",
+)
+
+
+class FleetCollector(Collector):
+    """Collects the pools of every worker process that shares a directory.
+
+    Args:
+        directory: where their segments are.
+        worker_label: whether states are shown for each worker, or one for all.
+        counters_per_worker: whether counters and histograms are, too.
+        monotonic: the clock of the segments.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        worker_label: bool = True,
+        counters_per_worker: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._reader = Reader(directory)
+        self._worker_label = worker_label
+        self._counters_per_worker = counters_per_worker
+        self._monotonic, self._wall = monotonic, wall
+
+    def describe(self) -> Iterator[Family]:
+        """Yield every family without samples."""
+        yield from self._families().values()
+
+    def collect(self) -> Iterator[Family]:
+        """Read the directory and yield fresh families."""
+        began = time.perf_counter()
+        fleet = self._reader.read()
+        families = self._families()
+        for pool, info in fleet.infos.items():
+            families["info"].add_metric([pool], info)
+        self._add_states(families, fleet)
+        self._add_counters(families, fleet)
+        live = len(fleet.live)
+        workers = {"live": float(live), "gone": float(len(fleet.workers) - live)}
+        add_value(families["exporter_workers"], [], workers)
+        add_value(families["exporter_segment_errors"], [], {kind: float(n) for kind, n in fleet.errors.items()})
+        add_build_info(families["exporter_build_info"])
+        add_value(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
+        yield from families.values()
+
+    def _families(self) -> dict[str, Any]:
+        return {
+            metric.key: family(metric, worker=metric.is_about_pool and self._is_per_worker(metric))
+            for metric in (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)
+        }
+
+    def _is_per_worker(self, metric: Metric) -> bool:
+        if metric.kind == "gauge":
+            # The capacity of one worker is its size and max_overflow; this one is the ceiling of them all.
+            return self._worker_label and metric.key != "capacity"
+        return self._counters_per_worker and metric.kind != "info"
+
+    def _add_states(self, families: dict[str, Any], fleet: Fleet) -> None:
+        now, wall = self._monotonic(), self._wall()
+        by_pool: dict[str, list[tuple[str, Reading]]] = {}
+        for worker in fleet.live:
+            for block in worker.blocks:
+                if block.is_active:
+                    reading = Reading(block.copied, now=now, wall=wall)
+                    by_pool.setdefault(block.pool, []).append((worker.number, reading))
+        for pool, readings in by_pool.items():
+            values = [dict((*reading.configuration(), *reading.state())) for _, reading in readings]
+            capacities = [of_one.pop("capacity", None) for of_one in values]
+            if None not in capacities:
+                add_value(families["capacity"], [pool], sum(capacities))
+            if not self._worker_label:
+                readings, values = [("", readings[0][1])], [_together(values)]
+            for (number, _), of_one in zip(readings, values, strict=True):
+                labels = [pool, number] if self._worker_label else [pool]
+                for key, value in of_one.items():
+                    add_value(families[key], labels, value)
+
+    def _add_counters(self, families: dict[str, Any], fleet: Fleet) -> None:
+        with_overflow = {block.pool for block in _blocks(fleet) if block.copied.fields[HAS_OVERFLOW]}
+        if self._counters_per_worker:
+            shown = [([block.pool, block.worker], block.counts) for block in _blocks(fleet)]
+        else:
+            shown = [([pool], counts) for pool, counts in fleet.counts.items()]
+        for labels, counts in shown:
+            fields = [0.0] * FIRST_COUNTER + counts
+            fields[HAS_OVERFLOW] = float(labels[0] in with_overflow)
+            for key, value in Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters():
+                own = labels[:1] if key.startswith("exporter_") else labels
+                add_value(families[key], own, value)
+
+
+def _blocks(fleet: Fleet) -> Iterator[Block]:
+    for worker in fleet.workers:
+        yield from worker.blocks
+
+
+def _together(values: list[dict[str, Any]]) -> dict[str, Value]:
+    """Return the states of several workers as one's: summed, but for ages; limits only where all have the same."""
+    together: dict[str, Value] = {}
+    for key in dict.fromkeys(key for of_one in values for key in of_one):
+        found = [of_one[key] for of_one in values if key in of_one]
+        if key in _LIMITS:
+            if len(found) == len(values) and len(set(found)) == 1:
+                together[key] = found[0]
+        elif key in _LARGEST:
+            together[key] = max(found)
+        elif isinstance(found[0], dict):
+            together[key] = {label: sum(of_one[label] for of_one in found) for label in found[0]}
+        else:
+            together[key] = sum(found)
+    return together
