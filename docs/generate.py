@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry, generate_latest
+from sqlalchemy.pool import QueuePool
+
+from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.catalogue import (
     APPLICATION_METRICS,
     BUCKETS,
     EXPORTER_METRICS,
     POOL_METRICS,
+    RELOAD_METRICS,
     SIDECAR_METRICS,
 )
 
@@ -20,7 +28,16 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.catalogue import Metric
 
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- metrics:start -->", "<!-- metrics:end -->"
+# What the excerpt in the README shows: no ages, which are different each time.
+SHOWN = (
+    "sqlalchemy_pool_capacity",
+    "sqlalchemy_pool_connections",
+    "sqlalchemy_pool_overflow_connections",
+    "sqlalchemy_pool_pending_checkouts",
+    "sqlalchemy_pool_checkouts_total",
+    "sqlalchemy_pool_checkout_timeouts_total",
+    "sqlalchemy_pool_overflow_opened_total",
+)
 
 
 def table(metrics: Iterable[Metric]) -> str:
@@ -57,7 +74,7 @@ In the application alone:
 {table(APPLICATION_METRICS)}
 In the sidecar alone:
 
-{table(SIDECAR_METRICS)}
+{table((*SIDECAR_METRICS, *RELOAD_METRICS))}
 ## How they add up
 
 * Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for
@@ -73,12 +90,34 @@ In the sidecar alone:
 """
 
 
+def excerpt() -> str:
+    """Return what a pool exposes while all its connections are out and two callers wait."""
+    registry = CollectorRegistry()
+    pool = QueuePool(lambda: sqlite3.connect(":memory:", check_same_thread=False), pool_size=2, max_overflow=1)
+    with instrument(pool, name="orders", registry=registry):
+        out = [pool.connect() for _ in range(3)]
+        callers = [threading.Thread(target=lambda: pool.connect().close()) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        while 'pending_checkouts{pool="orders"} 2.0' not in (text := generate_latest(registry).decode()):
+            time.sleep(0.01)
+        for connection in out:
+            connection.close()
+        for caller in callers:
+            caller.join()
+        pool.dispose()
+    lines = [line for line in text.splitlines() if line.startswith(tuple(f"{name}{{" for name in SHOWN))]
+    return "\n".join(["```text", *lines, "```"]) + "\n"
+
+
 def readme() -> str:
-    """Return README.md with its table of metrics renewed."""
+    """Return README.md with what is taken from the code renewed."""
     text = (ROOT / "README.md").read_text()
-    before, rest = text.split(START, 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{START}\n{table(POOL_METRICS)}{END}{after}"
+    for name, content in (("excerpt", excerpt()), ("metrics", table(POOL_METRICS))):
+        start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}{content}{end}{rest.split(end, 1)[1]}"
+    return text
 
 
 if __name__ == "__main__":

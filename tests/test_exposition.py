@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from sqlalchemy.pool import NullPool, QueuePool
 
+from docs import generate
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
-REFERENCE = Path(__file__).parents[1] / "docs" / "metrics.md"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -125,8 +126,7 @@ def test_labels_are_escaped(registry: CollectorRegistry) -> None:
     assert r'pool="odd \"name\"\\0\n"' in generate_latest(registry).decode()
 
 
-def test_reference_is_current() -> None:
-    """docs/metrics.md is what the catalogue makes."""
-    from docs.generate import metrics_reference  # noqa: PLC0415 - the generator is a script of the documentation
-
-    assert metrics_reference() == REFERENCE.read_text()
+def test_documentation_is_current() -> None:
+    """docs/metrics.md, and the table and the excerpt in the README, are what the code makes."""
+    assert generate.metrics_reference() == (ROOT / "docs" / "metrics.md").read_text()
+    assert generate.readme() == (ROOT / "README.md").read_text()

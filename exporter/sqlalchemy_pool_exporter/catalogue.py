@@ -243,3 +243,16 @@ SIDECAR_METRICS: Final = (
         values=SEGMENT_ERRORS,
     ),
 )
+
+RELOAD_METRICS: Final = (
+    _pool(
+        "exporter_config_last_reload_successful",
+        "gauge",
+        "1 if the configuration at work is the one in the files, 0 if those are wrong and the old one stays.",
+    ),
+    _pool(
+        "exporter_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Unix time at which the configuration at work was read.",
+    ),
+)

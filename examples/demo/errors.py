@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception of the demo."""
+
+from __future__ import annotations
+
+
+class DemoError(Exception):
+    """The demo cannot start or go on; the message is one sentence for whoever started it."""

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The five scenes: what happens, what to look at, and which numbers have to show it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .observe import peaked, rose, slower_than
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from .load import Stage
+    from .observe import Evidence, Window
+
+OBJECTIVE = "0.25"  # seconds, and the bound of a bucket: nobody should wait longer for a connection
+LONG_HOLD = 0.4  # seconds; no query of the scene with the leak takes nearly as long
+FAST = "/query?seconds=0.01"
+SLOW = "/query?seconds=0.8"  # longer than pool_timeout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One scene.
+
+    Args:
+        name: one or two words.
+        story: one sentence: what happens, and what to look at.
+        metrics: which metrics show it, without their prefix.
+        play: makes it happen, until ``stage.over``.
+        evidence: what has to be in the metrics when it is over.
+    """
+
+    name: str
+    story: str
+    metrics: tuple[str, ...]
+    play: Callable[[Stage], Awaitable[None]]
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A scene that was played, its scrapes, and the answers that its users got."""
+
+    scene: Scene
+    window: Window
+    answers: Mapping[tuple[str, int], int]
+
+    @property
+    def visible(self) -> bool:
+        """Whether all of the scene's evidence was found."""
+        return all(evidence.holds(self.window) for evidence in self.scene.evidence)
+
+
+async def healthy(stage: Stage) -> None:
+    # Fewer users than pool_size: nobody can be left waiting in a queue, however slow the machine is.
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.users(3, "orders", FAST))
+        group.create_task(stage.users(3, "billing", FAST))
+
+
+async def starvation(stage: Stage) -> None:
+    # Each pool has 6 connections at most. A third of the users can be served at a time, and for longer than
+    # pool_timeout, so the others are turned away.
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.users(18, "orders", SLOW))
+        group.create_task(stage.users(18, "billing", SLOW))
+
+
+async def stale(stage: Stage) -> None:
+    await _visits(stage)
+    while not stage.over:
+        await stage.database.terminate_connections("orders")
+        await stage.database.terminate_connections("billing")
+        await _visits(stage)
+
+
+async def recycle(stage: Stage) -> None:
+    # Two users keep both connections of the pool in use by turns, and each is over the age of one second in no time.
+    await stage.users(2, "billing", "/report?seconds=0.05", pause=0.1)
+
+
+async def leak(stage: Stage) -> None:
+    # Two leaked and two users are pool_size. Beyond it SQLAlchemy would close what the collector brings back, and an
+    # asyncpg connection cannot be closed from there: its oldest releases warn of it.
+    while not stage.over:
+        for _ in range(2):
+            await stage.post("orders", "/leak")
+            await stage.post("billing", "/leak")
+            await _visits(stage, users=2)
+        await stage.post("orders", "/evict")
+        await stage.post("billing", "/evict")
+
+
+async def _visits(stage: Stage, users: int = 3) -> None:
+    """Have users come to both applications and leave again; it takes about half a second."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stage.users(users, "orders", FAST, requests=7))
+        group.create_task(stage.users(users, "billing", FAST, requests=7))
+
+
+SCENES = (
+    Scene(
+        name="healthy",
+        story="A few users and short queries: connections are in use for moments, and nobody waits for one.",
+        metrics=("connections", "checkouts_total", "checkout_wait_seconds"),
+        play=healthy,
+        evidence=(
+            rose("orders", "checkouts_total"),
+            rose("billing", "checkouts_total"),
+            rose("orders", "checkout_timeouts_total", absent=True),
+            rose("billing", "checkout_timeouts_total", absent=True),
+        ),
+    ),
+    Scene(
+        name="starvation",
+        story="Slow queries hold every connection: callers pile up as pending, and wait until pool_timeout turns "
+        "them away.",
+        metrics=("pending_checkouts", "checkout_timeouts_total", "checkout_wait_seconds"),
+        play=starvation,
+        evidence=tuple(
+            evidence
+            for pool in ("orders", "billing")
+            for evidence in (
+                peaked(pool, "pending_checkouts"),
+                rose(pool, "checkout_timeouts_total"),
+                slower_than(OBJECTIVE, pool, "checkout_wait_seconds"),
+            )
+        ),
+    ),
+    Scene(
+        name="stale",
+        story="The server closes idle connections: orders notices by its pre-ping and reconnects, billing has none "
+        "and pays with a failed request.",
+        metrics=("ping_failures_total", "closes_total", "invalidations_total"),
+        play=stale,
+        evidence=(
+            rose("orders", "ping_failures_total"),
+            rose("orders", "closes_total", reason="ping_failed"),
+            rose("billing", "closes_total", reason="error"),
+            rose("billing", "invalidations_total", kind="hard"),
+        ),
+    ),
+    Scene(
+        name="recycle",
+        story="The pool of the reports replaces connections older than its pool_recycle of one second: as many are "
+        "opened as are closed.",
+        metrics=("closes_total", "connects_total", "oldest_connection_seconds"),
+        play=recycle,
+        evidence=(
+            rose("reports", "closes_total", reason="recycle"),
+            rose("reports", "connects_total"),
+        ),
+    ),
+    Scene(
+        name="leak",
+        story="A handler keeps connections and never closes them: the longest hold grows and grows, until the garbage "
+        "collector finds them.",
+        metrics=("longest_held_seconds", "leaked_checkouts_total"),
+        play=leak,
+        evidence=tuple(
+            evidence
+            for pool in ("orders", "billing")
+            for evidence in (
+                peaked(pool, "longest_held_seconds", above=LONG_HOLD),
+                rose(pool, "leaked_checkouts_total"),
+            )
+        ),
+    ),
+)

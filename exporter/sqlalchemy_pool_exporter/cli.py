@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``sqlalchemy-pool-exporter serve | check-config``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .about import package_version
+from .errors import ConfigError, EndpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .config import Config
+
+# What a shell and an init system tell apart: a mistake of whoever calls, or one of the machine's.
+_WRONG_CONFIGURATION = 2
+_FAILED = 1
+
+
+class _JSONFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "ts": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, ensure_ascii=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for a failure, 2 for a wrong call or configuration."""
+    options = _parser().parse_args(arguments)
+    try:
+        from .config import load  # noqa: PLC0415 - its libraries are the sidecar's
+    except ModuleNotFoundError as error:
+        return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[sidecar]'", _FAILED)
+
+    overrides = {
+        "web.listen_address": options.listen_address,
+        "web.config_file": options.web_config_file,
+        "segments.directory": options.directory,
+        "log.level": options.log_level,
+    }
+
+    def read() -> Config:
+        return load(options.config, os.environ, overrides)
+
+    try:
+        return _check(read) if options.command == "check-config" else _serve(read)
+    except ConfigError as error:
+        return _say(str(error), _WRONG_CONFIGURATION)
+    except EndpointError as error:
+        return _say(str(error), _FAILED)
+
+
+def _check(read: Any) -> int:
+    config = read()
+    if config.web.config_file:
+        from .webconfig import WebConfig  # noqa: PLC0415 - see main()
+
+        WebConfig(config.web.config_file)
+    print("the configuration is valid")
+    return 0
+
+
+def _serve(read: Any) -> int:
+    from .sidecar import Sidecar  # noqa: PLC0415 - see main()
+
+    _set_up_log(read())
+    asyncio.run(Sidecar(read, os.environ).run())
+    return 0
+
+
+def _set_up_log(config: Config) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JSONFormatter() if config.log.format == "json" else plain)
+    logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
+
+
+def _say(message: str, status: int) -> int:
+    print(f"sqlalchemy-pool-exporter: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sqlalchemy-pool-exporter",
+        description="Shows the connection pools of all worker processes of an application to Prometheus, "
+        "and what their databases say of them.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (
+        ("serve", "serve the metrics until SIGTERM; SIGHUP reads the configuration again"),
+        ("check-config", "say what is wrong with the configuration, with exit status 2, and do nothing else"),
+    ):
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        _add_options(command)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file (also SQLALCHEMY_POOL_EXPORTER_CONFIG); without one every option has its default",
+    )
+    parser.add_argument(
+        "--listen-address",
+        "--web.listen-address",
+        metavar="HOST:PORT",
+        help="overrides web.listen_address (also SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS)",
+    )
+    parser.add_argument(
+        "--web-config-file",
+        "--web.config.file",
+        metavar="FILE",
+        help="overrides web.config_file: TLS, basic auth and rate limit, in the exporter-toolkit's format",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        help="overrides segments.directory, which the applications share (also SQLALCHEMY_POOL_EXPORTER_DIR)",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        help="overrides log.level: debug, info, warning or error (also SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL)",
+    )
