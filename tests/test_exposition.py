@@ -19,7 +19,7 @@ from docs import generate
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
 
-from .fakes import FakeConnection
+from .fakes import connect
 from .witness import Exposition
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ ROOT = Path(__file__).parents[1]
 def registry() -> Iterator[CollectorRegistry]:
     """A registry that shows a bounded and a NullPool, both of which were used."""
     registry = CollectorRegistry()
-    pools = [QueuePool(FakeConnection, recycle=900), NullPool(FakeConnection)]
-    handles = [instrument(pool, name=f'odd "name"\\{at}\n', registry=registry) for at, pool in enumerate(pools)]
+    pools = [QueuePool(connect, recycle=900), NullPool(connect)]
+    handles = [
+        instrument(pool, name=f'odd "name"\\{at}\n', registry=registry) for at, pool in enumerate(pools)
+    ]
     for pool in pools:
         pool.connect().close()
     yield registry
@@ -103,7 +105,7 @@ def test_histograms_are_cumulative(registry: CollectorRegistry) -> None:
 def test_one_odd_pool_does_not_fail_the_scrape() -> None:
     """A pool that cannot be read is left out and counted; the others are shown."""
     registry = CollectorRegistry()
-    odd, fine = QueuePool(FakeConnection), QueuePool(FakeConnection)
+    odd, fine = QueuePool(connect), QueuePool(connect)
     instrument(odd, name="odd", registry=registry)
     instrument(fine, name="fine", registry=registry)
     recorder: Any = odd.__dict__["_pool_exporter_hooks"].recorder

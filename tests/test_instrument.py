@@ -56,7 +56,7 @@ class OwnConnect(QueuePool):
         return super().connect()
 
 
-def creator() -> sqlite3.Connection:
+def creator() -> Any:
     return sqlite3.connect(":memory:", check_same_thread=False)
 
 
@@ -239,7 +239,7 @@ def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     listeners = {name: list(getattr(engine.pool.dispatch, name)) for name in POOL_EVENTS}
     handle = instrument(engine, registry=registry)
     held = engine.connect()
-    record: Any = held.connection._connection_record  # type: ignore[attr-defined]
+    record: Any = held.connection._connection_record
     assert sqlalchemy_lines(registry)
     handle.close()
     handle.close()
@@ -284,7 +284,9 @@ def test_close_after_dispose(registry: CollectorRegistry) -> None:
     engine.dispose()
     handle.close()
     for pool in (old, engine.pool):
-        assert not [name for name in ("connect", "dispose", "recreate", "_do_return_conn") if name in pool.__dict__]
+        assert not [
+            name for name in ("connect", "dispose", "recreate", "_do_return_conn") if name in pool.__dict__
+        ]
     held.close()
 
 
@@ -293,10 +295,16 @@ def test_series_are_there_from_the_start(registry: CollectorRegistry) -> None:
     instrument(QueuePool(creator, recycle=900, pre_ping=False), name="p", registry=registry)
     exposition = Exposition(registry)
     assert exposition.counters("p") == {}
-    reasons = {dict(labels)["reason"] for name, labels in exposition.samples if name == "sqlalchemy_pool_closes_total"}
+    reasons = {
+        dict(labels)["reason"]
+        for name, labels in exposition.samples
+        if name == "sqlalchemy_pool_closes_total"
+    }
     assert len(reasons) == 10
     assert exposition.value("checkout_wait_seconds_count", "p") == 0
-    assert [exposition.value(key, "p") for key in ("size", "max_overflow", "capacity", "timeout_seconds")] == [
+    assert [
+        exposition.value(key, "p") for key in ("size", "max_overflow", "capacity", "timeout_seconds")
+    ] == [
         5,
         10,
         15,

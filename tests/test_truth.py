@@ -318,7 +318,12 @@ def test_pool_wide_invalidation(case: Case) -> None:
         time.sleep(0.02)
         first, second = engine.connect(), engine.connect()
         case.assert_true(
-            checkouts=4, checkins=2, connects=4, invalidations__hard=1, closes__error=1, closes__pool_invalidated=1
+            checkouts=4,
+            checkins=2,
+            connects=4,
+            invalidations__hard=1,
+            closes__error=1,
+            closes__pool_invalidated=1,
         )
         first.close()
         second.close()
@@ -523,9 +528,9 @@ def test_pool_size_zero_is_no_limit(case: Case) -> None:
         engine = case.start(pool_size=0)
         connections = [engine.connect() for _ in range(3)]
         exposition = case.now()
-        assert [exposition.get(key, case.name) for key in ("size", "max_overflow", "capacity", "timeout_seconds")] == [
-            None
-        ] * 4
+        assert [
+            exposition.get(key, case.name) for key in ("size", "max_overflow", "capacity", "timeout_seconds")
+        ] == [None] * 4
         for connection in connections:
             connection.close()
         case.assert_true(checkouts=3, checkins=3, connects=3)
@@ -561,7 +566,14 @@ def test_null_pool(case: Case) -> None:
         first.close()
         second.close()
         exposition = case.now()
-        absent = ("size", "max_overflow", "capacity", "timeout_seconds", "overflow_connections", "overflow_opened_total")
+        absent = (
+            "size",
+            "max_overflow",
+            "capacity",
+            "timeout_seconds",
+            "overflow_connections",
+            "overflow_opened_total",
+        )
         assert [exposition.get(key, case.name) for key in absent] == [None] * len(absent)
         case.assert_true(checkouts=2, checkins=2, connects=2, closes__unpooled=2)
 

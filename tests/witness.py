@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -58,7 +58,7 @@ class PoolLog(logging.Handler):
                 self.counts[event] += 1
                 break
 
-    def __enter__(self) -> PoolLog:
+    def __enter__(self) -> Self:
         self._level, self._propagate = self._logger.level, self._logger.propagate
         self._logger.setLevel(logging.DEBUG)
         self._logger.propagate = False

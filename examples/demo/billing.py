@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
 from sqlalchemy_pool_exporter import instrument
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import aiohttp
+
 from sqlalchemy_pool_exporter import EndpointError, serve
 
 from . import apps, postgres

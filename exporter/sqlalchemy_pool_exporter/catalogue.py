@@ -16,7 +16,24 @@ PREFIX: Final = "sqlalchemy_pool_"
 
 # Upper bounds in seconds. They reach past SQLAlchemy's default pool_timeout of 30 s, so that a caller who waited
 # for the whole of it is told apart from one who waited for ever.
-BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BUCKETS: Final = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 
 STATES: Final = ("in_use", "idle")
 ERROR_REASONS: Final = ("connect", "cancelled", "other")
@@ -101,7 +118,9 @@ POOL_METRICS: Final = (
         "gauge",
         "Configured pool_recycle: age at which a checkout replaces a connection. Absent where it is off.",
     ),
-    _pool("pre_ping", "gauge", "1 if connections are tested when they are checked out (pool_pre_ping), else 0."),
+    _pool(
+        "pre_ping", "gauge", "1 if connections are tested when they are checked out (pool_pre_ping), else 0."
+    ),
     _pool(
         "connections",
         "gauge",
@@ -122,9 +141,13 @@ POOL_METRICS: Final = (
         "Slots of the pool whose connection was closed and not replaced yet; the next checkout through one "
         "connects. SQLAlchemy's checkedin() counts them, the server does not.",
     ),
-    _pool("pending_checkouts", "gauge", "Callers that wait for a connection now: calls of connect() under way."),
     _pool(
-        "longest_pending_seconds", "gauge", "Age of the oldest checkout under way; 0 when nobody waits for one."
+        "pending_checkouts", "gauge", "Callers that wait for a connection now: calls of connect() under way."
+    ),
+    _pool(
+        "longest_pending_seconds",
+        "gauge",
+        "Age of the oldest checkout under way; 0 when nobody waits for one.",
     ),
     _pool("longest_held_seconds", "gauge", "Age of the oldest checkout not returned; 0 when nothing is out."),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
@@ -135,8 +158,14 @@ POOL_METRICS: Final = (
         "stuck; one that is full and returns is busy.",
     ),
     _pool("checkouts_total", "counter", "Connections handed out to callers."),
-    _pool("checkins_total", "counter", "Connections returned to the pool by their holders or their collection."),
-    _pool("checkout_timeouts_total", "counter", "Checkouts that failed because pool_timeout passed in the queue."),
+    _pool(
+        "checkins_total", "counter", "Connections returned to the pool by their holders or their collection."
+    ),
+    _pool(
+        "checkout_timeouts_total",
+        "counter",
+        "Checkouts that failed because pool_timeout passed in the queue.",
+    ),
     _pool(
         "checkout_errors_total",
         "counter",
@@ -147,7 +176,9 @@ POOL_METRICS: Final = (
     ),
     _pool("connects_total", "counter", "Physical connections opened."),
     _pool(
-        "connect_errors_total", "counter", "Attempts to open a physical connection that failed or were cancelled."
+        "connect_errors_total",
+        "counter",
+        "Attempts to open a physical connection that failed or were cancelled.",
     ),
     _pool(
         "closes_total",
@@ -197,7 +228,12 @@ POOL_METRICS: Final = (
 
 # Of the exporter itself, in the application and in the sidecar; without the label ``pool`` unless it is named.
 EXPORTER_METRICS: Final = (
-    _pool("exporter_build_info", "gauge", "1, with the versions at work.", labels=("version", "python", "sqlalchemy")),
+    _pool(
+        "exporter_build_info",
+        "gauge",
+        "1, with the versions at work.",
+        labels=("version", "python", "sqlalchemy"),
+    ),
     _pool(
         "exporter_recording_faults_total",
         "counter",

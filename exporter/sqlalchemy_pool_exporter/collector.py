@@ -79,7 +79,9 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
         began = time.perf_counter()
-        recorders = {name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())}
+        recorders = {
+            name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())
+        }
         if not recorders:
             return
         families: dict[str, Any] = {metric.key: family(metric) for metric in _METRICS}

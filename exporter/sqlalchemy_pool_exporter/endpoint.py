@@ -13,7 +13,7 @@ import socket
 import threading
 import weakref
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
@@ -104,7 +104,7 @@ class Server:
             self._thread.join()
         self._server.server_close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -135,7 +135,7 @@ def serve(
 
 def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that serves the metrics, to mount where you like."""
-    return make_wsgi_app(registry)  # type: ignore[no-any-return]
+    return make_wsgi_app(registry)
 
 
 def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
@@ -144,7 +144,7 @@ def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
 
 
 def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler for ``aiohttp.web``: ``app.router.add_get("/metrics", aiohttp_handler())``."""
+    """Return a handler that serves the metrics, for a route of an ``aiohttp.web`` application."""
     from aiohttp import web  # noqa: PLC0415 - only aiohttp's users have it
 
     async def metrics(request: Request) -> Response:

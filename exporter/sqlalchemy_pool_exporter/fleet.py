@@ -248,7 +248,7 @@ def _check(doubles: memoryview[float], rows: int) -> None:
     counts = doubles[segment.FIRST_COUNTER : segment.FIELDS].tolist()
     waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
     # Comparisons with NaN are false.
-    if not (0.0 <= min(counts) and max(counts) < math.inf and not any(map(math.isnan, counts))):
+    if not (min(counts) >= 0.0 and max(counts) < math.inf and not any(map(math.isnan, counts))):
         raise _FaultError("damaged", "a count that is no number")
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
         raise _FaultError("damaged", "tables of an impossible length")

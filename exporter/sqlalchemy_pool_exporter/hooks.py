@@ -25,7 +25,6 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import threading
 import time
 from bisect import bisect_left
 from collections import deque
@@ -194,7 +193,7 @@ class Hooks:
     # -- attaching and restoring
 
     def attach(self) -> None:
-        """Hook the pool, whose connections may be out and whose callers may be waiting."""
+        """Put the hooks in; connections may be out and callers may be waiting."""
         pool, recorder = self.pool, self.recorder
         if _is_busy(pool):
             self._await_latecomers()
@@ -282,7 +281,7 @@ class Hooks:
             if recorder.clock() > self._latecomers_until:
                 _unlisten(self.pool, "checkout", self._on_checkout)
                 return
-            # Without a holder: it may be on its way through our hook, which takes a holder it knows for no new checkout.
+            # Without a holder: it may be on its way through our hook, which takes one it knows for no new checkout.
             recorder.hold_adopted(recorder.place_of(record) or self._adopt(record), None)
         except Exception:  # noqa: BLE001 - recording never raises
             recorder.fault()

@@ -9,7 +9,8 @@ import sys
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
@@ -23,6 +24,8 @@ from .recorder import Recorder
 from .segments import Segments, after_fork, segments_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -44,7 +47,7 @@ class Handle:
 
     def __init__(self, recorder: Recorder, registry: CollectorRegistry) -> None:
         self._name = recorder.name
-        self._recorder = weakref.ref(recorder)
+        self._recorder: Callable[[], Recorder | None] = weakref.ref(recorder)
         self._registry = registry
         self._hooks: weakref.WeakSet[Hooks] = weakref.WeakSet()
 
@@ -87,7 +90,7 @@ class Handle:
             raise
         self._hooks.add(hooks)
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -142,7 +145,8 @@ def instrument(
             return handle
         _watch_forks()
         _warn_without_gil()
-        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments_in(directory, group_readable=group_readable))
+        segments = segments_in(directory, group_readable=group_readable)
+        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
         handle = Handle(recorder, registry)
         handle._attach(pool, recorder)
         collector_of(registry).add(recorder)
@@ -190,7 +194,7 @@ def _default_name(pool: Pool, engine: Engine | None) -> str:
     if engine is None:
         return type(pool).__name__
     url = engine.url
-    database = os.path.basename(url.database or "") or url.get_backend_name()
+    database = PurePath(url.database or "").name or url.get_backend_name()
     return f"{database}@{url.host}" if url.host else database
 
 
@@ -236,4 +240,6 @@ def _after_fork() -> None:
 
 def _warn_without_gil() -> None:
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        warnings.warn("without the GIL, counts of simultaneous checkouts can be lost", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            "without the GIL, counts of simultaneous checkouts can be lost", RuntimeWarning, stacklevel=3
+        )

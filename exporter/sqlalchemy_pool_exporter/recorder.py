@@ -12,11 +12,12 @@ taken and given with the atomic ``list.pop`` and ``list.append``, and nothing re
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import weakref
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import segment
 from .catalogue import BUCKETS, CLOSE_REASONS
@@ -87,18 +88,17 @@ class Place(weakref.ref[Any]):
 
     def __new__(
         cls, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
-    ) -> Place:
-        self = super().__new__(cls, record, gone)  # type: ignore[arg-type]
+    ) -> Self:
+        """Make the reference; ``gone`` is called when the record is collected."""
+        self = super().__new__(cls, record, gone)
         self.table, self.row, self.held = table, row, row + HELD_SINCE
         self.holder = self.reason = None
         self.retired = self.ended = False
         self.connection_id = 0
         return self
 
-    def __init__(
-        self, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
-    ) -> None:
-        super().__init__(record, gone)  # type: ignore[arg-type]
+    def __init__(self, record: object, gone: Callable[[Place], None], *_: object) -> None:
+        super().__init__(record, gone)  # type: ignore[call-arg]
 
     @property
     def is_tracked(self) -> bool:
@@ -132,7 +132,7 @@ class Recorder:
         "waiters",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a fact of its own
         self,
         name: str,
         *,
@@ -214,10 +214,8 @@ class Recorder:
 
     def fault(self) -> None:
         """Count a fault while recording. Never raises."""
-        try:
+        with contextlib.suppress(Exception):  # nothing is left to count it with
             self.block[FAULTS] += 1.0
-        except Exception:  # noqa: BLE001, S110 - nothing is left to count it with
-            pass
 
     # -- checkout
 
@@ -473,7 +471,9 @@ class Recorder:
             self._detached(place, collected=collected, terminates=terminates)
             return
         held = now - since if since > 0.0 else 0.0
-        bucket, total = (HOLD + bisect_left(BUCKETS, held), HOLD + SUM) if since > 0.0 else (CHECKINS_UNTIMED, SCRATCH)
+        bucket, total = (
+            (HOLD + bisect_left(BUCKETS, held), HOLD + SUM) if since > 0.0 else (CHECKINS_UNTIMED, SCRATCH)
+        )
         block = self.block
         # straight line
         table[place.held] = 0.0

@@ -17,11 +17,13 @@ Times are seconds of ``time.monotonic()``, which all processes of one host share
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .catalogue import BUCKETS, CLOSE_REASONS, ERROR_REASONS, INVALIDATION_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 NOT_APPLICABLE: Final = math.nan
 
@@ -55,7 +57,9 @@ UNTRACKED_PENDING: Final = _take(1)
 UNTRACKED_CONNECTIONS: Final = _take(1)
 # From here on everything only grows.
 FIRST_COUNTER: Final = _take(0)
-CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out already when the pool was instrumented
+CHECKINS_UNTIMED: Final = _take(
+    1
+)  # returns of connections that were out already when the pool was instrumented
 CHECKOUT_TIMEOUTS: Final = _take(1)
 CHECKOUT_ERRORS: Final = _take(len(ERROR_REASONS))
 CLOSES: Final = _take(len(CLOSE_REASONS))
@@ -151,9 +155,10 @@ class Copy(NamedTuple):
 
 def copy(block: memoryview[float]) -> Copy:
     """Return a copy of a block; where it is written meanwhile, one that lies between before and after."""
-    waiters = block[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
-    connections = block[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
-    return Copy(block[:FIELDS].tolist(), waiters, connections)
+    doubles: Any = block  # the type of tolist() is not that of what is viewed
+    waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
+    connections = doubles[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
+    return Copy(doubles[:FIELDS].tolist(), waiters, connections)
 
 
 class Reading:
