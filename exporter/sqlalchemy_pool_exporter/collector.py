@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from prometheus_client.core import (
@@ -37,7 +37,7 @@ _BOUNDS = [*(repr(bound) for bound in BUCKETS), "+Inf"]
 
 # The mutable state: one collector for each registry that shows a pool.
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()  # the finalizer of somebody who closes his handle can run under it
 
 
 class PoolCollector(Collector):
@@ -47,29 +47,36 @@ class PoolCollector(Collector):
         self._registry = weakref.ref(registry)
         self._recorders: dict[str, weakref.ref[Recorder]] = {}
         self._errors = 0
+        self._is_registered = False
 
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
         with _lock:
-            if not self._recorders:
-                self._with_registry("register")
+            registry = self._registry()
+            if not self._is_registered and registry is not None:
+                self._is_registered = True
+                try:
+                    registry.register(self)
+                except BaseException:
+                    self._is_registered = False
+                    raise
+            self._keep_alive(without=None)
             self._recorders[recorder.name] = weakref.ref(recorder)
 
-    def remove(self, name: str) -> None:
-        """Show a pool no more, nor those that were collected."""
-        with _lock:
-            if not self._recorders:
-                return
-            alive = {other: recorder for other, recorder in self._recorders.items() if recorder() is not None}
-            alive.pop(name, None)
-            self._recorders = alive
-            if not alive:
-                self._with_registry("unregister")
+    def remove(self, recorder: Recorder) -> None:
+        """Show a pool no more, nor those that were collected.
 
-    def _with_registry(self, action: Literal["register", "unregister"]) -> None:
-        registry = self._registry()
-        if registry is not None:
-            getattr(registry, action)(self)
+        The collector stays registered: a finalizer can get here while the registry's lock is held.
+        """
+        with _lock:
+            self._keep_alive(without=recorder)
+
+    def _keep_alive(self, *, without: Recorder | None) -> None:
+        self._recorders = {
+            name: reference
+            for name, reference in list(self._recorders.items())
+            if reference() not in {None, without}
+        }
 
     def describe(self) -> Iterator[Family]:
         """Yield every family without samples, by which the registry knows whose names they are."""
@@ -137,3 +144,9 @@ def add_value(family: Any, labels: list[str], value: Value) -> None:
 def add_build_info(family: Any) -> None:
     """Add the versions at work."""
     add_value(family, [package_version(), platform.python_version(), sqlalchemy.__version__], 1.0)
+
+
+def after_fork() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()

@@ -8,6 +8,7 @@ last read of it stays in the sums, so that no counter goes backwards.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -16,22 +17,25 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from . import segment
 from .catalogue import SEGMENT_ERRORS
 from .errors import SegmentError
 from .lease import (
-    BLOCK_HEADER,
     DOUBLES_AT,
     FILE_BYTES,
     FILES,
-    HEADER,
     HEADER_BYTES,
     LAYOUT_VERSION,
     MAGIC,
     TEXT_AT,
+    Header,
+    blocks_in,
+    file_name,
     is_held,
+    is_unfinished,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +45,13 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 _INFO: Final = ("pool_class", "dialect", "driver")
-_PREFIX: Final = "worker-"
-_MOST_BLOCKS: Final = 4096
+_NAMES: Final = {file_name(number): f"{number:03d}" for number in range(FILES)}
+# What open() says of a symbolic link and of a socket.
+_FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 
 Counts = list[float]
+# By the labels they are shown with: the pool, or the pool and the worker.
+CountsByLabels = dict[tuple[str, ...], Counts]
 
 
 class _FaultError(SegmentError):
@@ -59,7 +66,6 @@ class _FaultError(SegmentError):
 class Block:
     """What one worker says of one pool."""
 
-    worker: str
     pool: str
     info: dict[str, str]
     copied: segment.Copy
@@ -85,20 +91,15 @@ class Worker:
     is_live: bool
     blocks: tuple[Block, ...]
 
-    @property
-    def state(self) -> tuple[bytes, int, bool]:
-        """What is the same as long as a file that nobody holds says the same."""
-        return self.identity, self.holders, self.is_live
-
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """All workers at one moment."""
 
-    workers: tuple[Worker, ...]  # those that are gone, too, and such whose file could not be read this time
+    workers: tuple[Worker, ...]  # of which a file was read, whether they live or not
     errors: dict[str, int]
-    counts: dict[str, Counts]  # summed over all workers there ever were, by pool
-    infos: dict[str, dict[str, str]]
+    counts: CountsByLabels  # sums over all workers there ever were
+    infos: dict[str, list[dict[str, str]]]  # what the live workers say of each pool, or said last
 
     @property
     def live(self) -> tuple[Worker, ...]:
@@ -109,138 +110,176 @@ class Fleet:
 class Reader:
     """Reads the directory again and again, and remembers what must not be lost between.
 
-    Mutable state: what was last read of each file, and the sum of those that are there no more.
+    Mutable state: what was last read of each file, by its identity, which no other file gets, those that were deleted
+    too; the sums of such as were deleted long ago; and the sums over all in which nothing changed since the last time.
+    Not for two threads at once.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._last: dict[str, Worker] = {}
-        self._departed: dict[str, Counts] = {}
-        self._resting: tuple[frozenset[tuple[str, bytes, int]], dict[str, Counts]] = (frozenset(), {})
-        self._infos: dict[str, dict[str, str]] = {}
+        self._known: dict[bytes, Worker] = {}
+        self._forgotten: CountsByLabels = {}
+        self._resting: tuple[object, CountsByLabels] = (None, {})
+        self._infos: dict[str, list[dict[str, str]]] = {}
         self._complained: set[tuple[str, str]] = set()
 
-    def read(self) -> Fleet:
-        """Return what the files say now. Never raises on account of a file."""
+    def read(self, *, per_worker: bool = False) -> Fleet:
+        """Return what the files say now; counts are summed over workers, or not. Never raises on account of a file."""
         errors: Counter[str] = Counter()
-        present: dict[str, Worker] = {}
-        try:
-            names = sorted(name for name in os.listdir(self.directory) if name.startswith(_PREFIX))
-        except OSError as error:
-            self._complain(str(self.directory), "unreadable", error.strerror or str(error))
-            errors["unreadable"] += 1
-            names = []
-        for name in names[:FILES]:
+        present: dict[bytes, Worker] = {}
+        listed = self._names(errors)
+        failed: set[str] = set()
+        for name in listed or ():
             try:
-                present[name] = _read(self.directory / name, self._last.get(name))
+                worker = _read(self.directory / name, _NAMES[name], self._known)
             except _FaultError as error:
-                errors[error.kind] += 1
-                self._complain(name, error.kind, str(error))
-        return self._put_together(present, set(names), {kind: errors[kind] for kind in SEGMENT_ERRORS})
+                self._complain(errors, name, error.kind, str(error))
+                failed.add(_NAMES[name])
+                continue
+            if worker is not None and present.setdefault(worker.identity, worker) is not worker:
+                self._complain(errors, name, "foreign", "a copy of another")
+                if worker.is_live:
+                    present[worker.identity] = worker
+        self._known.update(present)
+        if listed is not None:
+            self._forget([w for key, w in self._known.items() if key not in present and w.number not in failed])
+        self._learn_infos(present.values())
+        return Fleet(
+            tuple(present.values()),
+            {kind: errors[kind] for kind in SEGMENT_ERRORS},
+            self._counts(present, per_worker=per_worker),
+            self._infos,
+        )
 
-    def _put_together(self, present: dict[str, Worker], names: set[str], errors: dict[str, int]) -> Fleet:
-        for name, last in list(self._last.items()):
-            now = present.get(name)
-            if (now is not None and now.identity != last.identity) or (now is None and name not in names):
-                # Deleted, and perhaps made again: what it counted was counted.
-                _add(self._departed, last.blocks)
-                del self._last[name]
-        self._last.update(present)
-        for worker in present.values():
+    def _names(self, errors: Counter[str]) -> list[str] | None:
+        try:
+            return sorted(_NAMES.keys() & os.listdir(self.directory))
+        except OSError as error:
+            self._complain(errors, str(self.directory), "unreadable", error.strerror or str(error))
+            return None
+
+    def _forget(self, deleted: list[Worker]) -> None:
+        """Keep of all but the latest deleted files no more than their sums, or each would cost memory for ever."""
+        for worker in deleted[:-FILES]:
+            _add(self._forgotten, [worker], per_worker=True)
+            del self._known[worker.identity]
+
+    def _learn_infos(self, workers: Iterable[Worker]) -> None:
+        said: dict[str, list[dict[str, str]]] = {}
+        for worker in workers:
             for block in worker.blocks:
-                if block.pool not in self._infos or block.is_active:
-                    self._infos[block.pool] = block.info
-        counts = {pool: list(sums) for pool, sums in self._at_rest(present).items()}
-        for name, worker in self._last.items():
-            if name not in present or worker.is_live:
-                _add(counts, worker.blocks)
-        return Fleet(tuple(self._last.values()), errors, counts, self._infos)
+                if not (worker.is_live and block.is_active):
+                    self._infos.setdefault(block.pool, [block.info])
+                elif block.info not in said.setdefault(block.pool, []):
+                    said[block.pool].append(block.info)
+        self._infos.update(said)
 
-    def _at_rest(self, present: dict[str, Worker]) -> dict[str, Counts]:
-        """Return the sums over the workers that are gone, added up anew only when one of them changed."""
-        resting = {name: worker for name, worker in present.items() if not worker.is_live}
-        key = frozenset((name, worker.identity, worker.holders) for name, worker in resting.items())
-        if self._resting[0] != key or not self._resting[1]:
-            sums = {pool: list(counts) for pool, counts in self._departed.items()}
-            for worker in resting.values():
-                _add(sums, worker.blocks)
-            self._resting = (key, sums)
-        return self._resting[1]
+    def _counts(self, present: dict[bytes, Worker], *, per_worker: bool) -> CountsByLabels:
+        # Who rests: who is gone, and whose file is deleted or cannot be read at the moment.
+        moving = [worker for worker in present.values() if worker.is_live]
+        resting = [w for w in self._known.values() if w.identity not in present or not w.is_live]
+        # Workers that are the same objects are equal without being compared.
+        if self._resting[0] != (per_worker, resting):
+            rest: CountsByLabels = {}
+            for labels, counts in self._forgotten.items():
+                _add_counts(rest, labels if per_worker else labels[:1], counts)
+            _add(rest, resting, per_worker=per_worker)
+            self._resting = ((per_worker, resting), rest)
+        sums = dict(self._resting[1])
+        _add(sums, moving, per_worker=per_worker)
+        return sums
 
-    def _complain(self, name: str, kind: str, what: str) -> None:
+    def _complain(self, errors: Counter[str], name: str, kind: str, what: str) -> None:
+        errors[kind] += 1
         if (name, kind) not in self._complained:
             self._complained.add((name, kind))
             _logger.warning("segment %s is left out: %s", name, what)
 
 
-def _add(sums: dict[str, Counts], blocks: Iterable[Block]) -> None:
-    for block in blocks:
-        so_far = sums.get(block.pool)
-        sums[block.pool] = block.counts if so_far is None else list(map(operator.add, so_far, block.counts))
+def _add(sums: CountsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
+    for worker in workers:
+        for block in worker.blocks:
+            _add_counts(sums, (block.pool, worker.number) if per_worker else (block.pool,), block.counts)
 
 
-def _read(path: Path, last: Worker | None) -> Worker:
+def _add_counts(sums: CountsByLabels, labels: tuple[str, ...], counts: Counts) -> None:
+    so_far = sums.get(labels)
+    sums[labels] = counts if so_far is None else list(map(operator.add, so_far, counts))
+
+
+def _read(path: Path, number: str, known: dict[bytes, Worker]) -> Worker | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None  # deleted a moment ago
     except OSError as error:
-        raise _FaultError("unreadable", error.strerror or str(error)) from error
+        kind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
+        raise _FaultError(kind, error.strerror or str(error)) from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _FaultError("foreign", "not a regular file")
-        return _read_open(descriptor, path.name.removeprefix(_PREFIX), last)
+        return _read_open(descriptor, number, known)
     except OSError as error:
         raise _FaultError("unreadable", error.strerror or str(error)) from error
     finally:
         os.close(descriptor)
 
 
-def _read_open(descriptor: int, number: str, last: Worker | None) -> Worker:
+def _read_open(descriptor: int, number: str, known: dict[bytes, Worker]) -> Worker | None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _FaultError("foreign", "not a regular file")
+    # In this order: whoever holds the lock after the header was read has counted himself in it or will, and so what
+    # is remembered of him by this count of holders is looked at again.
+    header = Header.read(descriptor)
+    if is_unfinished(header, status.st_size):
+        return None
+    header = _checked(header)
     is_live = is_held(descriptor)
-    identity, holders, used, count = _header(os.pread(descriptor, HEADER.size, 0))
-    if last is not None and not is_live and last.state == (identity, holders, False):
-        return last  # nobody has written since
-    data = os.pread(descriptor, used, 0)
+    last = known.get(header.identity)
+    if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
+        # Nobody has written since; at most has the next holder not cleared the tables yet.
+        return last
+    used = _checked(Header.read(descriptor)).used
+    data = memoryview(os.pread(descriptor, used, 0))
     if len(data) < used:
         raise _FaultError("damaged", f"{len(data)} bytes where {used} are in use")
-    return Worker(number, identity, holders, is_live, tuple(_blocks(memoryview(data), number, count)))
+    return Worker(number, header.identity, header.holders, is_live, tuple(_blocks(data)))
 
 
-def _header(header: bytes) -> tuple[bytes, int, int, int]:
-    if len(header) < HEADER.size:
-        raise _FaultError("damaged", f"a header of {len(header)} bytes")
-    magic, layout, fields, used, count, holders, identity = HEADER.unpack(header)
-    if magic != MAGIC:
+def _checked(header: Header | None) -> Header:
+    if header is None:
+        raise _FaultError("damaged", "too short for a header")
+    if header.magic != MAGIC:
         raise _FaultError("foreign", "not a segment of this project")
-    if (layout, fields) != (LAYOUT_VERSION, segment.FIELDS):
-        raise _FaultError("version", f"layout {layout} with {fields} fields, this reader knows {LAYOUT_VERSION}")
-    if not HEADER_BYTES <= used <= FILE_BYTES or count > _MOST_BLOCKS:
+    if not header.is_known:
+        what = f"layout {header.layout} with {header.fields} fields, this reader knows {LAYOUT_VERSION} with"
+        raise _FaultError("version", f"{what} {segment.FIELDS}")
+    if not HEADER_BYTES <= header.used <= FILE_BYTES:
         raise _FaultError("damaged", "an impossible header")
-    return identity, holders, used, count
+    return header
 
 
-def _blocks(data: memoryview[int], number: str, count: int) -> Iterator[Block]:
-    at = HEADER_BYTES
-    for _ in range(count):
-        if at + DOUBLES_AT > len(data):
-            raise _FaultError("damaged", "a block beyond the end")
-        length, rows = BLOCK_HEADER.unpack_from(data, at)
-        if length != DOUBLES_AT + 8 * segment.length(rows) or at + length > len(data):
-            raise _FaultError("damaged", "a block of an impossible length")
-        pool, info = _text(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
-        doubles = data[at + DOUBLES_AT : at + length].cast("d")
-        _check(doubles, rows)
-        yield Block(number, pool, info, segment.copy(doubles))
-        at += length
+def _blocks(data: memoryview[int]) -> Iterator[Block]:
+    try:
+        for at, rows in blocks_in(data, len(data)):
+            pool, info = _description(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
+            doubles = data[at + DOUBLES_AT : at + DOUBLES_AT + 8 * segment.length(rows)].cast("d")
+            _check(doubles, rows)
+            yield Block(pool, info, segment.copy(doubles))
+    except _FaultError:
+        raise
+    except SegmentError as error:
+        raise _FaultError("damaged", str(error)) from error
 
 
-def _text(text: bytes) -> tuple[str, dict[str, str]]:
+@lru_cache(FILES)
+def _description(text: bytes) -> tuple[str, dict[str, str]]:
     try:
         said = json.loads(text.rstrip(b"\0"))
         pool, info = said["pool"], {key: said[key] for key in _INFO}
-    except (ValueError, KeyError, TypeError) as error:
+        "".join((pool, *info.values())).encode()
+    # The last of them: brackets upon brackets.
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _FaultError("damaged", "the description of a pool is not readable") from error
-    if not pool or not all(isinstance(value, str) for value in (pool, *info.values())):
-        raise _FaultError("damaged", "the description of a pool is not readable")
     return pool, info
 
 
@@ -248,7 +287,7 @@ def _check(doubles: memoryview[float], rows: int) -> None:
     counts = doubles[segment.FIRST_COUNTER : segment.FIELDS].tolist()
     waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
     # Comparisons with NaN are false.
-    if not (min(counts) >= 0.0 and max(counts) < math.inf and not any(map(math.isnan, counts))):
+    if not (0.0 <= min(counts) and max(counts) < math.inf and not any(map(math.isnan, counts))):
         raise _FaultError("damaged", "a count that is no number")
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
         raise _FaultError("damaged", "tables of an impossible length")

@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import Collector
 
 from .catalogue import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
 from .collector import add_build_info, add_value, family
-from .fleet import Reader
-from .segment import FIRST_COUNTER, HAS_OVERFLOW, Copy, Reading
+from .segment import FIRST_COUNTER, HAS_OVERFLOW, OVERFLOW_OPENED, Copy, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
-
     from prometheus_client.metrics_core import Metric as Family
 
     from .catalogue import Metric
-    from .fleet import Block, Fleet
+    from .fleet import Fleet, Reader
     from .segment import Value
 
+# Of the exporter, and never for each worker.
+_FAULTS = "exporter_recording_faults_total"
 _LIMITS = ("size", "max_overflow", "timeout_seconds", "recycle_seconds", "pre_ping")
 # Ages and instants of several workers are not added up: the longest, and the latest, is the fleet's.
 _LARGEST = (
@@ -37,7 +37,7 @@ class FleetCollector(Collector):
     """Collects the pools of every worker process that shares a directory.
 
     Args:
-        directory: where their segments are.
+        reader: of their segments.
         worker_label: whether states are shown for each worker, or one for all.
         counters_per_worker: whether counters and histograms are, too.
         monotonic: the clock of the segments.
@@ -46,14 +46,14 @@ class FleetCollector(Collector):
 
     def __init__(
         self,
-        directory: Path,
+        reader: Reader,
         *,
         worker_label: bool = True,
         counters_per_worker: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._reader = Reader(directory)
+        self._reader = reader
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall = monotonic, wall
@@ -65,10 +65,11 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
         began = time.perf_counter()
-        fleet = self._reader.read()
+        fleet = self._reader.read(per_worker=self._counters_per_worker)
         families = self._families()
-        for pool, info in fleet.infos.items():
-            families["info"].add_metric([pool], info)
+        for pool, infos in fleet.infos.items():
+            for info in infos:
+                families["info"].add_metric([pool], info)
         self._add_states(families, fleet)
         self._add_counters(families, fleet)
         live = len(fleet.live)
@@ -112,22 +113,20 @@ class FleetCollector(Collector):
                     add_value(families[key], labels, value)
 
     def _add_counters(self, families: dict[str, Any], fleet: Fleet) -> None:
-        with_overflow = {block.pool for block in _blocks(fleet) if block.copied.fields[HAS_OVERFLOW]}
-        if self._counters_per_worker:
-            shown = [([block.pool, block.worker], block.counts) for block in _blocks(fleet)]
-        else:
-            shown = [([pool], counts) for pool, counts in fleet.counts.items()]
-        for labels, counts in shown:
+        with_overflow = {
+            block.pool for worker in fleet.workers for block in worker.blocks if block.copied.fields[HAS_OVERFLOW]
+        }
+        faults: Counter[str] = Counter()
+        for labels, counts in fleet.counts.items():
             fields = [0.0] * FIRST_COUNTER + counts
-            fields[HAS_OVERFLOW] = float(labels[0] in with_overflow)
+            fields[HAS_OVERFLOW] = float(labels[0] in with_overflow or fields[OVERFLOW_OPENED] > 0.0)
             for key, value in Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters():
-                own = labels[:1] if key.startswith("exporter_") else labels
-                add_value(families[key], own, value)
-
-
-def _blocks(fleet: Fleet) -> Iterator[Block]:
-    for worker in fleet.workers:
-        yield from worker.blocks
+                if key == _FAULTS:
+                    faults[labels[0]] += value
+                else:
+                    add_value(families[key], list(labels), value)
+        for pool, count in faults.items():
+            add_value(families[_FAULTS], [pool], count)
 
 
 def _together(values: list[dict[str, Any]]) -> dict[str, Value]:

@@ -26,6 +26,7 @@ import functools
 import gc
 import inspect
 import time
+import weakref
 from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -34,10 +35,11 @@ from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool, SingletonThreadPool
 
 from .catalogue import BUCKETS, CLOSE_REASONS, ERROR_REASONS
-from .recorder import DISPOSE, ERROR, PLACE, SOFT_INVALIDATED, UNTRACKED
+from .recorder import DISPOSE, ERROR, PLACE, SOFT_INVALIDATED
 from .segment import (
     CHECKOUT_ERRORS,
     CHECKOUT_TIMEOUTS,
+    DISPOSED,
     EMPTY,
     HAS_OVERFLOW,
     HOLD,
@@ -47,10 +49,12 @@ from .segment import (
     NOT_APPLICABLE,
     PRE_PING,
     RECYCLE,
+    REPLACED,
     SCRATCH,
     SIZE,
     SUM,
     TIMEOUT,
+    UNTRACKED,
     WAIT,
 )
 
@@ -88,19 +92,22 @@ def _connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any])
             try:
                 waiter = take()
                 recorder.block[waiter] = began = clock()
-            except Exception:  # noqa: BLE001 - no free slot yet, or a fault
+            except IndexError:  # no free slot yet
                 waiter, began = recorder.enter(waiter)
+            except Exception as error:  # noqa: BLE001 - recording never raises
+                recorder.fault(error)
             connection = original()
-            # No call before this store: an interrupt between them would leave a caller pending for ever.
-            recorder.block[waiter] = 0.0
         except BaseException as error:
             try:
+                # No call before this store, here and below: an interrupt would leave a caller pending for ever.
+                recorder.block[waiter] = 0.0
                 recorder.checkout_failed(waiter, began, _error_field(error, connect.__code__))
-            except Exception:  # noqa: BLE001 - recording never raises
-                recorder.fault()
+            except Exception as fault:  # noqa: BLE001 - recording never raises
+                recorder.fault(fault)
             raise
         try:
-            if waiter > SCRATCH:
+            recorder.block[waiter] = 0.0
+            if waiter > UNTRACKED:
                 give(waiter)
             elif waiter == UNTRACKED:
                 recorder.leave(waiter)
@@ -120,8 +127,8 @@ def _connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any])
                 block[bucket] += 1.0
                 block[wait_sum] += wait
                 # end of straight line
-        except Exception:  # noqa: BLE001 - a record never seen, or a fault
-            hooks.checked_out_unseen(connection, began)
+        except Exception as error:  # noqa: BLE001 - a record never seen, or a fault
+            hooks.checked_out_unseen(connection, began, error)
         return connection
 
     return connect
@@ -155,9 +162,11 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
                 # end of straight line
             else:
                 hooks.returned(record)
-        except Exception:  # noqa: BLE001 - a record never seen, or a fault
-            hooks.returned_unseen(record)
-        result = original(record)
+        except Exception as error:  # noqa: BLE001 - a record never seen, or a fault
+            hooks.returned_unseen(record, error)
+        finally:
+            # Also if a signal handler raised in between: a record that does not go back is lost to the pool.
+            result = original(record)
         if vacant:
             hooks.settle(record)
         return result
@@ -192,10 +201,12 @@ class Hooks:
 
     # -- attaching and restoring
 
-    def attach(self) -> None:
-        """Put the hooks in; connections may be out and callers may be waiting."""
+    def attach(self, *, is_new: bool = False) -> None:
+        """Put the hooks in; connections may be out and callers may be waiting, unless the pool is new."""
         pool, recorder = self.pool, self.recorder
-        if _is_busy(pool):
+        # A look at every object that the garbage collector knows.
+        present = [] if is_new else list(_records(pool))
+        if any(record.in_use or not _keeps(pool, record) for record in present):
             self._await_latecomers()
         self._install("_close_connection", self._close_hook(pool._close_connection))
         self._install("_invoke_creator", self._creator_hook(pool._invoke_creator))
@@ -210,7 +221,8 @@ class Hooks:
             self._listen(name, listener)
         if pool._pre_ping and "_dialect" in pool.__dict__:
             _PingTap.attach(pool._dialect, recorder)
-        self._adopt_present()
+        if present:
+            self._adopt_present()
         self._install("connect", self._connect_hook())
         pool.__dict__[HOOKS] = self
 
@@ -257,7 +269,7 @@ class Hooks:
     def _adopt_present(self) -> None:
         for record in _records(self.pool):
             # One that is neither is about to be handed out, or about to be collected.
-            if record.in_use or _keeps(self.pool, record):
+            if record.in_use or record.dbapi_connection is not None or _keeps(self.pool, record):
                 self._adopt(record)
 
     def _adopt(self, record: Any) -> Place:
@@ -266,7 +278,7 @@ class Hooks:
         connected_at = EMPTY if record.dbapi_connection is None else now - age
         place = self.recorder.adopt(record, connected_at=connected_at, retired=self._retired)
         if record.in_use:
-            self.recorder.hold_adopted(place, record.fairy_ref)
+            self.recorder.hold_adopted(place, record, record.fairy_ref)
         return place
 
     def _await_latecomers(self) -> None:
@@ -275,44 +287,52 @@ class Hooks:
         self._latecomers_until = self.recorder.clock() + timeout + _LATECOMERS_SECONDS
         self._listen("checkout", self._on_checkout)
 
-    def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
+    def _on_checkout(self, _connection: object, record: Any, proxy: object) -> None:
         recorder = self.recorder
         try:
             if recorder.clock() > self._latecomers_until:
-                _unlisten(self.pool, "checkout", self._on_checkout)
+                for name, listener in self._listeners:
+                    if name == "checkout":
+                        _unlisten(self.pool, name, listener)
                 return
-            # Without a holder: it may be on its way through our hook, which takes one it knows for no new checkout.
-            recorder.hold_adopted(recorder.place_of(record) or self._adopt(record), None)
-        except Exception:  # noqa: BLE001 - recording never raises
-            recorder.fault()
+            # Another reference than the record's: it may be on its way through our hook, which takes that one for no
+            # new checkout.
+            place = recorder.place_of(record) or self._adopt(record)
+            recorder.hold_adopted(place, record, weakref.ref(proxy))
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            recorder.fault(error)
 
     # -- the ways out of the ordinary
 
-    def checked_out_unseen(self, connection: Any, began: float) -> None:
+    def checked_out_unseen(self, connection: Any, began: float, fault: Exception) -> None:
         """Record a checkout of a record that was not seen to connect, or count the fault."""
         recorder = self.recorder
         try:
             record = connection._connection_record
+            if recorder.stopped:
+                return
             if recorder.place_of(record) is not None or not began:
-                recorder.fault()
+                recorder.fault(fault)
                 return
             recorder.checked_out(self._adopt(record), began)
-        except Exception:  # noqa: BLE001 - recording never raises
-            recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            recorder.fault(error)
 
     def returned(self, record: Any) -> None:
         """Record a return out of the ordinary."""
         self.recorder.returned(record, terminates=getattr(self.pool._dialect, "has_terminate", False))
 
-    def returned_unseen(self, record: Any) -> None:
+    def returned_unseen(self, record: Any, fault: Exception) -> None:
         """Record the return of a record that was not seen before, or count the fault."""
         try:
+            if self.recorder.stopped:
+                return
             if hasattr(record, PLACE):
-                self.recorder.fault()
+                self.recorder.fault(fault)
             elif record.dbapi_connection is not None:
                 self._adopt(record)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
     def settle(self, record: Any) -> None:
         """Free the place of a record that went back without a connection, if the pool did not keep it."""
@@ -320,8 +340,8 @@ class Hooks:
             place = self.recorder.place_of(record)
             if place is not None and place.table[place.row] == EMPTY and not _keeps(self.pool, record):
                 self.recorder.end(place)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
     # -- physical connections
 
@@ -335,13 +355,13 @@ class Hooks:
             except BaseException:
                 try:
                     recorder.connect_failed(began)
-                except Exception:  # noqa: BLE001 - recording never raises
-                    recorder.fault()
+                except Exception as error:  # noqa: BLE001 - recording never raises
+                    recorder.fault(error)
                 raise
             try:
                 recorder.connected(record, connection, began, retired=self._retired)
-            except Exception:  # noqa: BLE001 - recording never raises
-                recorder.fault()
+            except Exception as error:  # noqa: BLE001 - recording never raises
+                recorder.fault(error)
             return connection
 
         return invoke_creator
@@ -349,8 +369,8 @@ class Hooks:
     def _now(self) -> float:
         try:
             return self.recorder.clock()
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
             return 0.0
 
     def _close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -360,23 +380,26 @@ class Hooks:
         def close_connection(connection: Any, *args: Any, **kwargs: Any) -> Any:
             place, reason, for_good = None, ERROR, False
             try:
-                place = recorder.place_of_connection(connection)
-                if place is not None:
-                    terminate = kwargs.get("terminate", False)
-                    reason = self._why(place, terminate=terminate)
-                    # A record gets its finalizers last: without them its first connection failed to be set up.
-                    for_good = not terminate or not hasattr(place(), "finalize_callback")
-            except Exception:  # noqa: BLE001 - recording never raises
-                recorder.fault()
-            try:
-                return original(connection, *args, **kwargs)
+                try:
+                    place = recorder.place_of_connection(connection)
+                    if place is not None:
+                        terminate = kwargs.get("terminate", False)
+                        reason = self._why(place, terminate=terminate)
+                        # A record gets its finalizers last: without them its first connection failed to be set up.
+                        for_good = not terminate or not hasattr(place(), "finalize_callback")
+                except Exception as error:  # noqa: BLE001 - recording never raises
+                    recorder.fault(error)
+                finally:
+                    # Also if a signal handler raised in between: SQLAlchemy takes it for closed.
+                    result = original(connection, *args, **kwargs)
+                return result
             finally:
                 # An interrupted close is a close: SQLAlchemy drops the connection all the same.
                 try:
                     if place is not None:
                         recorder.closed(place, reason, for_good=for_good)
-                except Exception:  # noqa: BLE001 - recording never raises
-                    recorder.fault()
+                except Exception as error:  # noqa: BLE001 - recording never raises
+                    recorder.fault(error)
 
         return close_connection
 
@@ -387,8 +410,9 @@ class Hooks:
             if _current() in self._disposing:
                 return DISPOSE
             return _OVERFLOW if isinstance(pool, QueuePool | SingletonThreadPool) else _UNPOOLED
-        if place.reason is not None and place.reason != SOFT_INVALIDATED:
-            return place.reason
+        reason = place.reason_now()
+        if reason is not None:
+            return reason
         record: Any = place()
         if -1 < pool._recycle < time.time() - record.starttime:
             return _RECYCLED
@@ -399,35 +423,46 @@ class Hooks:
     def _on_invalidate(self, _connection: object, record: Any, _error: object) -> None:
         try:
             self.recorder.invalidated(record, soft=False)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
     def _on_soft_invalidate(self, _connection: object, record: Any, _error: object) -> None:
         try:
             self.recorder.invalidated(record, soft=True)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
     def _on_close_detached(self, connection: object) -> None:
         try:
             self.recorder.closed_detached(connection)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
     # -- replacement
 
     def _dispose_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def dispose(*args: Any, **kwargs: Any) -> Any:
-            caller = _current()
+            caller, idle = _current(), self._idle_records()
             self._disposing.append(caller)
             try:
                 return original(*args, **kwargs)
             finally:
                 self._disposing.remove(caller)
-                self._retire()
+                self._retire(DISPOSED)
+                # An empty one is not closed, and need not be collected: SQLAlchemy 2.0 keeps it as long as the proxy
+                # of the connection that was detached from it.
+                for record in idle:
+                    self.settle(record)
 
         return dispose
+
+    def _idle_records(self) -> list[Any]:
+        try:
+            return _idle(self.pool)
+        except Exception:  # noqa: BLE001 - recording never raises
+            self.recorder.fault()
+            return []
 
     def _recreate_hook(self, original: Callable[..., Pool]) -> Callable[..., Pool]:
         @functools.wraps(original)
@@ -435,21 +470,21 @@ class Hooks:
             pool = original(*args, **kwargs)
             try:
                 self._retired = True
-                self._retire()
+                self._retire(REPLACED)
                 for name, listener in self._listeners:
                     _unlisten(pool, name, listener)
                 self.handle.follow(pool)
-            except Exception:  # noqa: BLE001 - recording never raises
-                self.recorder.fault()
+            except Exception as error:  # noqa: BLE001 - recording never raises
+                self.recorder.fault(error)
             return pool
 
         return recreate
 
-    def _retire(self) -> None:
+    def _retire(self, how: float) -> None:
         try:
-            self.recorder.retire()
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+            self.recorder.retire(how)
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
 
 
 class _PingTap:
@@ -465,30 +500,38 @@ class _PingTap:
         self._name = name
         self._original = getattr(dialect, name)
         self._was_set = name in dialect.__dict__
-        self._recorders: list[Recorder] = []
+        self._recorders: list[weakref.ref[Recorder]] = []
+        functools.update_wrapper(self, self._original)
 
-    def __call__(self, connection: Any) -> Any:
-        recorder, place = self._find(connection)
+    def __call__(self, dbapi_connection: Any) -> Any:
+        recorder, place = self._find(dbapi_connection)
         if recorder is None or place is None:
-            return self._original(connection)
+            return self._original(dbapi_connection)
         began, alive = 0.0, None
         try:
             began = recorder.clock()
-        except Exception:  # noqa: BLE001 - recording never raises
-            recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            recorder.fault(error)
         try:
-            answer = self._original(connection)
+            answer = self._original(dbapi_connection)
             alive = bool(answer)
         finally:
             try:
                 recorder.pinged(place, began, alive=alive)
-            except Exception:  # noqa: BLE001 - recording never raises
-                recorder.fault()
+            except Exception as error:  # noqa: BLE001 - recording never raises
+                recorder.fault(error)
         return answer
 
     def _find(self, connection: object) -> tuple[Recorder | None, Place | None]:
-        for recorder in self._recorders:
-            place = recorder.place_of_connection(connection)
+        for reference in self._recorders:
+            recorder = reference()
+            if recorder is None:
+                continue
+            try:
+                place = recorder.place_of_connection(connection)
+            except Exception as error:  # noqa: BLE001 - recording never raises
+                recorder.fault(error)
+                continue
             if place is not None:
                 return recorder, place
         return None, None
@@ -500,8 +543,8 @@ class _PingTap:
         if not isinstance(tap, cls):
             tap = cls(dialect, name)
             setattr(dialect, name, tap)
-        if recorder not in tap._recorders:
-            tap._recorders = [*tap._recorders, recorder]
+        others = [other for other in tap._recorders if other() not in {None, recorder}]
+        tap._recorders = [*others, weakref.ref(recorder)]
 
     @classmethod
     def detach(cls, dialect: Any, recorder: Recorder) -> None:
@@ -509,7 +552,7 @@ class _PingTap:
             tap = getattr(dialect, "__dict__", {}).get(name)
             if not isinstance(tap, cls):
                 continue
-            tap._recorders = [other for other in tap._recorders if other is not recorder]
+            tap._recorders = [other for other in tap._recorders if other() not in {None, recorder}]
             if tap._recorders:
                 continue
             if tap._was_set:
@@ -530,7 +573,8 @@ def configuration(pool: Pool) -> dict[int, float]:
         values[SIZE] = float(pool.size())
         if pool._max_overflow > -1:
             values[MAX_OVERFLOW] = float(pool._max_overflow)
-            values[TIMEOUT] = float(pool._timeout)
+            if pool._timeout is not None:  # None waits for ever
+                values[TIMEOUT] = float(pool._timeout)
     return values
 
 
@@ -557,18 +601,13 @@ def _failed_to_connect(error: BaseException, connect: CodeType) -> bool:
     return False
 
 
-def _is_busy(pool: Pool) -> bool:
-    return any(not _keeps(pool, record) or record.in_use for record in _records(pool))
-
-
 def _records(pool: Pool) -> Iterator[Any]:
     """Yield the connection records of a pool, which keeps no list of those that are out."""
-    if isinstance(pool, QueuePool) and not pool.checkedin() and not pool.checkedout():
-        return
     if isinstance(pool, SingletonThreadPool) and not pool._all_conns:
         return
     for other in gc.get_referrers(pool):
-        if isinstance(other, ConnectionPoolEntry):
+        # Not isinstance(): that asks any object of the application's for its __class__.
+        if issubclass(type(other), ConnectionPoolEntry):
             yield other
 
 
@@ -576,11 +615,15 @@ def _keeps(pool: Pool, record: Any) -> bool:
     """Say whether a pool holds on to a record that is not out."""
     if isinstance(pool, NullPool):
         return False
-    if isinstance(pool, QueuePool):
-        queue: Any = pool._pool
-        waiting = queue.queue if hasattr(queue, "queue") else queue._queue._queue
-        return any(other is record for other in list(waiting))
-    return True
+    return not isinstance(pool, QueuePool) or any(other is record for other in _idle(pool))
+
+
+def _idle(pool: Pool) -> list[Any]:
+    """Return the records in the queue of a pool that has one."""
+    if not isinstance(pool, QueuePool):
+        return []
+    queue: Any = pool._pool
+    return list(queue.queue if hasattr(queue, "queue") else queue._queue._queue)
 
 
 def _listen(pool: Pool, name: str, listener: Any) -> None:
@@ -592,5 +635,6 @@ def _listen(pool: Pool, name: str, listener: Any) -> None:
 
 def _unlisten(pool: Pool, name: str, listener: Any) -> None:
     collection = getattr(pool.dispatch, name)
-    if listener in collection.listeners:
-        collection.listeners = deque(other for other in collection.listeners if other != listener)
+    # list() is one call that no thread interrupts; and by identity, since a listener can compare as it likes.
+    present = list(collection.listeners)
+    collection.listeners = deque([other for other in present if other is not listener])

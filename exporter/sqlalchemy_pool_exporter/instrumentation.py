@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -16,7 +18,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from . import segment
+from . import collector, segment
 from .collector import collector_of
 from .errors import TargetError
 from .hooks import HOOKS, Hooks, configuration
@@ -70,21 +72,23 @@ class Handle:
                     hooks.detach()
                 recorder.stop()
                 self._recorder = _nothing
-                collector_of(self._registry).remove(self._name)
-                _recorders.pop(self._name, None)
+                with contextlib.suppress(TypeError):  # what was given is no registry
+                    collector_of(self._registry).remove(recorder)
+                if _recorders.get(self._name) is recorder:
+                    del _recorders[self._name]
 
     def follow(self, pool: Pool) -> None:
         """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""
-        recorder = self._recorder()
-        if recorder is None:
-            return
-        recorder.configure(configuration(pool))
-        self._attach(pool, recorder)
+        with _lock:
+            recorder = self._recorder()
+            if recorder is not None:
+                recorder.configure(configuration(pool))
+                self._attach(pool, recorder, is_new=True)
 
-    def _attach(self, pool: Pool, recorder: Recorder) -> None:
+    def _attach(self, pool: Pool, recorder: Recorder, *, is_new: bool = False) -> None:
         hooks = Hooks(pool, recorder, self)
         try:
-            hooks.attach()
+            hooks.attach(is_new=is_new)
         except BaseException:
             hooks.detach()
             raise
@@ -136,7 +140,7 @@ def instrument(
     """
     pool, engine = _resolve(target)
     if name is not None and (not isinstance(name, str) or not name):
-        message = f"name must be a string that is not empty, got {name!r}"
+        message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
     with _lock:
         present: Hooks | None = pool.__dict__.get(HOOKS)
@@ -148,8 +152,12 @@ def instrument(
         segments = segments_in(directory, group_readable=group_readable)
         recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
         handle = Handle(recorder, registry)
-        handle._attach(pool, recorder)
-        collector_of(registry).add(recorder)
+        try:
+            handle._attach(pool, recorder)
+            collector_of(registry).add(recorder)
+        except BaseException:
+            handle.close()
+            raise
         _recorders[recorder.name] = recorder
         return handle
 
@@ -194,11 +202,16 @@ def _default_name(pool: Pool, engine: Engine | None) -> str:
     if engine is None:
         return type(pool).__name__
     url = engine.url
-    database = PurePath(url.database or "").name or url.get_backend_name()
-    return f"{database}@{url.host}" if url.host else database
+    # Whatever else people write there comes after one of these, and can be a password.
+    name = re.split(r"[?#;&=\s]", url.database or "")[0].rpartition("@")[2]
+    database = PurePath(name).name or url.get_backend_name()
+    host = (url.host or "").rpartition("@")[2]
+    return f"{database}@{host}" if host else database
 
 
 def _unique(name: str) -> str:
+    # A file name can hold bytes that no exposition can.
+    name = name.encode("utf-8", "replace").decode()
     if name not in _recorders:
         return name
     number = 2
@@ -233,6 +246,7 @@ def _watch_forks() -> None:
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - another thread of the parent may have held it
     _lock = threading.RLock()
+    collector.after_fork()
     after_fork()
     for recorder in list(_recorders.values()):
         recorder.restart()

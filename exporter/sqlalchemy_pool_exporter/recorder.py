@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 import weakref
 from bisect import bisect_left
@@ -43,6 +44,7 @@ from .segment import (
     ROW,
     SCRATCH,
     SUM,
+    UNTRACKED,
     UNTRACKED_CONNECTIONS,
     UNTRACKED_PENDING,
     WAIT,
@@ -60,9 +62,6 @@ if TYPE_CHECKING:
 # Where a place is kept on its connection record: looked up once at each checkout and return.
 PLACE: Final = "_pool_exporter_place"
 
-# Stands for a slot in the table of waiters where the table is full; as an index, the last double of the last row.
-UNTRACKED: Final = -1
-
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
 
@@ -75,16 +74,29 @@ class Place(weakref.ref[Any]):
     The recorder keeps it alive, so its callback runs when the record is collected without having been closed.
     """
 
-    __slots__ = ("connection_id", "ended", "held", "holder", "reason", "retired", "row", "table")
+    __slots__ = (
+        "connection_id",
+        "ended",
+        "held",
+        "holder",
+        "reason",
+        "reason_at",
+        "record_id",
+        "retired",
+        "row",
+        "table",
+    )
 
     table: memoryview[float]  # the block, or four doubles of its own where the block is full
     row: int
     held: int  # index of held_since
     holder: weakref.ref[Any] | None  # SQLAlchemy's reference to the checked-out proxy; dead: it was collected
     reason: int | None  # why it will be closed, if that is known before
+    reason_at: float  # when its record was softly invalidated before that
     retired: bool  # its pool was disposed of or replaced
     ended: bool
     connection_id: int
+    record_id: int
 
     def __new__(
         cls, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
@@ -95,10 +107,23 @@ class Place(weakref.ref[Any]):
         self.holder = self.reason = None
         self.retired = self.ended = False
         self.connection_id = 0
+        self.record_id = id(record)
+        self.reason_at = 0.0
         return self
 
     def __init__(self, record: object, gone: Callable[[Place], None], *_: object) -> None:
         super().__init__(record, gone)  # type: ignore[call-arg]
+
+    def set_reason(self, reason: int) -> None:
+        """Say why the connection will be closed at once."""
+        record = self()
+        self.reason = reason
+        self.reason_at = record._soft_invalidate_time if record is not None else 0.0
+
+    def reason_now(self) -> int | None:
+        """Why the connection is closed; None if that was interrupted: SQLAlchemy keeps it, softly invalidated."""
+        record = self()
+        return self.reason if record is not None and self.reason_at == record._soft_invalidate_time else None
 
     @property
     def is_tracked(self) -> bool:
@@ -129,6 +154,7 @@ class Recorder:
         "info",
         "name",
         "segments",
+        "stopped",
         "waiters",
     )
 
@@ -147,6 +173,7 @@ class Recorder:
         self.clock = clock
         self.waiters: list[int] = []
         self._rows: list[int] = []
+        self.stopped = False
         self.segments = segments
         self._table_rows = rows
         self.block = segments.block(name, info, rows)
@@ -178,13 +205,14 @@ class Recorder:
         """Return what the block says now."""
         return segment.Reading(segment.copy(self.block), now=self.clock(), wall=time.time())
 
-    def retire(self) -> None:
-        """Take the connections that are open now out of the account of ``pool_size``: their pool is replaced."""
+    def retire(self, how: float) -> None:
+        """Take the connections that are open now out of the account of ``pool_size``: their pool is disposed of."""
         for place in list(self._places.values()):
-            if not place.retired:
+            if not place.retired and not place.ended:
                 place.retired = True
-                place.table[place.row + RETIRED] = 1.0
                 self._live = self._live - 1
+            at = place.row + RETIRED
+            place.table[at] = max(place.table[at], how)
 
     def restart(self) -> None:
         """Go on in another block, in a forked child: the connections are its parent's, and so are the counts."""
@@ -198,6 +226,7 @@ class Recorder:
 
     def stop(self) -> None:
         """Write to nowhere from now on: the pool is not instrumented any more."""
+        self.stopped = True
         self._release_places()
         # First elsewhere, then back: who is inside a hook now writes to the old block until its end.
         self.block = segment.allocate(self._table_rows)
@@ -212,8 +241,14 @@ class Recorder:
         self._places.clear()
         self._by_connection.clear()
 
-    def fault(self) -> None:
-        """Count a fault while recording. Never raises."""
+    def fault(self, error: Exception | None = None) -> None:
+        """Count a fault while recording.
+
+        Raises:
+            error: only if it is none, but was raised by a signal handler of the application's.
+        """
+        if error is not None and _is_of_a_signal_handler(error):
+            raise error
         with contextlib.suppress(Exception):  # nothing is left to count it with
             self.block[FAULTS] += 1.0
 
@@ -229,10 +264,9 @@ class Recorder:
                 waiter = self._free_waiter()
             began = self.clock()
             self.block[waiter] = began
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.fault()
-            self.leave(waiter)
-            return SCRATCH, 0.0
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.fault(error)
+            return (waiter, 0.0)
         return waiter, began
 
     def _free_waiter(self) -> int:
@@ -251,7 +285,7 @@ class Recorder:
 
     def leave(self, waiter: int) -> None:
         """Give back the slot of a checkout that ended."""
-        if waiter > SCRATCH:
+        if waiter > UNTRACKED:
             self.block[waiter] = 0.0
             self.waiters.append(waiter)
         elif waiter == UNTRACKED:
@@ -290,17 +324,23 @@ class Recorder:
             self._index(place, record.dbapi_connection)
         return place
 
-    def hold_adopted(self, place: Place, holder: weakref.ref[Any] | None) -> None:
+    def hold_adopted(self, place: Place, record: Any, holder: weakref.ref[Any] | None) -> None:
         """Mark a place as checked out since some time before now; by whom, if that is known."""
-        place.holder = holder
-        if not place.table[place.held]:
-            place.table[place.held] = -self.clock()
+        before, table, held = -self.clock(), place.table, place.held
+        # straight line: if it is out still, for its holder may return it at any moment
+        if record.fairy_ref is not None and not table[held]:
+            place.holder = holder
+            table[held] = before
+        # end of straight line
 
     # -- physical connections
 
     def connected(self, record: Any, connection: object, began: float, *, retired: bool) -> None:
         """Record that ``connection`` was opened for ``record``, in a new place or in its old one."""
-        self._observe(CONNECT, began)
+        if self.stopped:
+            return
+        if began:
+            self._observe(CONNECT, began)
         place = self.place_of(record)
         if place is None:
             place = self._new_place(record, self.clock(), retired=retired)
@@ -313,7 +353,8 @@ class Recorder:
 
     def connect_failed(self, began: float) -> None:
         """Record that a connection could not be opened."""
-        self._observe(CONNECT_FAILED, began)
+        if began:
+            self._observe(CONNECT_FAILED, began)
 
     def _new_place(self, record: Any, connected_at: float, *, retired: bool) -> Place:
         row = self._free_row()
@@ -322,12 +363,21 @@ class Recorder:
             table = memoryview(bytearray(8 * ROW)).cast("d")
             self.block[UNTRACKED_CONNECTIONS] += 1.0
         place = Place(record, self._gone, table, row)
-        self._places[id(place)] = place
+        # Atomic: while a pool in traffic is being hooked, two threads can meet the same record for the first time.
+        first = self._places.setdefault(id(record), place)
+        if first is not place:
+            place.ended = True
+            if row:
+                self._rows.append(row)
+            else:
+                self.block[UNTRACKED_CONNECTIONS] -= 1.0
+            return first
         # Not through __dict__: that would make one, and the attribute slower to find at each checkout.
         setattr(record, PLACE, place)
         place.retired = retired
         # straight line
-        table[row + RETIRED] = 1.0 if retired else 0.0
+        table[row + HELD_SINCE] = 0.0
+        table[row + RETIRED] = segment.REPLACED if retired else 0.0
         table[row] = connected_at
         if not retired:
             self._live = self._live + 1
@@ -374,12 +424,14 @@ class Recorder:
             for_good: the pool gives up the record too, instead of connecting again in it.
         """
         table, block = place.table, self.block
+        invalidated = place.reason_now() is not None
         # straight line
         table[place.row] = EMPTY
         block[CLOSES + reason] += 1.0
+        block[INVALIDATIONS] += invalidated
         # end of straight line
         place.reason = None
-        self._by_connection.pop(place.connection_id, None)
+        self._forget_connection(place)
         if for_good and not table[place.held]:
             self.end(place)
 
@@ -394,14 +446,9 @@ class Recorder:
         """Free the row of a place that will not be used again."""
         if place.ended:
             return
-        place.ended = True
-        self._places.pop(id(place), None)
-        self._by_connection.pop(place.connection_id, None)
-        record = place()
-        if record is not None:
-            _unmark(record)
         table, row = place.table, place.row
-        # straight line
+        # straight line: first of all, since an interrupt later on would leave the row as it is for ever
+        place.ended = True
         table[row] = table[row + 1] = table[row + 2] = table[row + 3] = 0.0
         if not place.retired:
             self._live = self._live - 1
@@ -410,6 +457,17 @@ class Recorder:
             self._rows.append(row)
         else:
             self.block[UNTRACKED_CONNECTIONS] -= 1.0
+        if self._places.get(place.record_id) is place:
+            del self._places[place.record_id]
+        self._forget_connection(place)
+        record = place()
+        if record is not None:
+            _unmark(record)
+
+    def _forget_connection(self, place: Place) -> None:
+        # The address of a connection that is gone can be another's by now.
+        if self._by_connection.get(place.connection_id) is place:
+            del self._by_connection[place.connection_id]
 
     def _gone(self, place: Place) -> None:
         """Record that a record was collected: with its connection, if that is still open."""
@@ -418,34 +476,29 @@ class Recorder:
                 return
             block = self.block
             if place.table[place.row] > 0.0:
-                reason = place.reason
-                if reason is None:
-                    reason = DISPOSE if place.retired else GC
+                reason = DISPOSE if place.retired else GC
                 block[CLOSES + reason] += 1.0
                 if place.table[place.held]:
                     block[LEAKED_CHECKOUTS] += 1.0
             self.end(place)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.fault(error)
 
     def pinged(self, place: Place, began: float, *, alive: bool | None) -> None:
         """Record a pre-ping; ``alive`` is None if it raised instead of answering."""
-        if alive is not False:
-            self._observe(PING, began)
-        else:
-            place.reason = PING_FAILED
-            self._observe(PING, began, PING_FAILURES)
+        if alive is False:
+            place.set_reason(PING_FAILED)
+        if began:
+            self._observe(PING, began, PING_FAILURES if alive is False else SCRATCH)
 
     def invalidated(self, record: Any, *, soft: bool) -> None:
         """Record an invalidation, and why the connection will be closed."""
-        self.block[INVALIDATIONS + soft] += 1.0
-        place = self.place_of(record)
-        if place is None:
-            return
         if soft:
-            place.reason = SOFT_INVALIDATED
-        elif place.reason != PING_FAILED:
-            place.reason = GC if _was_collected(place) else ERROR
+            self.block[INVALIDATIONS + 1] += 1.0
+            return
+        place = self.place_of(record)
+        if place is not None and place.reason_now() != PING_FAILED:
+            place.set_reason(GC if _was_collected(place) else ERROR)
 
     # -- return
 
@@ -488,7 +541,7 @@ class Recorder:
         # collected, by SQLAlchemy.
         if collected and terminates:
             self._collecting.add(place.connection_id)
-        self._by_connection.pop(place.connection_id, None)
+        self._forget_connection(place)
         table, block = place.table, self.block
         # straight line
         table[place.held] = 0.0
@@ -497,6 +550,20 @@ class Recorder:
         block[LEAKED_CHECKOUTS] += collected
         block[CLOSES + GC] += collected
         # end of straight line
+
+
+def _is_of_a_signal_handler(error: BaseException) -> bool:
+    # A task queue ends a task that takes too long by an exception, raised wherever the task is.
+    codes = {
+        getattr(getattr(handler, "__func__", handler), "__code__", None)
+        for handler in map(signal.getsignal, signal.valid_signals())
+    } - {None}
+    frame = error.__traceback__
+    while frame:
+        if frame.tb_frame.f_code in codes:
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def _unmark(record: object) -> None:

@@ -43,6 +43,7 @@ _take = _fields()
 
 # The first field is written by those who have nowhere else to write, and read by nobody.
 SCRATCH: Final = _take(1)
+UNTRACKED: Final = _take(1)  # written by those for whom the table of waiters has no slot, and read by nobody
 ACTIVE: Final = _take(1)  # 1 while a pool writes here; its counts stay when it does not any more
 WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader looks no further
 CONNECTIONS_USED: Final = _take(1)
@@ -90,6 +91,9 @@ HELD_SINCE: Final = 1
 SITE: Final = 2
 RETIRED: Final = 3
 EMPTY: Final = -1.0
+# Values of retired: its pool was disposed of and goes on, or is replaced.
+DISPOSED: Final = 1.0
+REPLACED: Final = 2.0
 
 _FEWEST_ROWS: Final = 64
 _MOST_ROWS: Final = 4096
@@ -207,7 +211,9 @@ class Reading:
         retired = self._connections[RETIRED::ROW]
         in_use = [abs(since) for since in held if since]
         idle = sum(1 for at, since in zip(connected, held, strict=True) if at > 0.0 and not since)
-        empty = sum(1 for at, since in zip(connected, held, strict=True) if at < 0.0 and not since)
+        # Through a slot of a pool that was replaced there is no next checkout.
+        slots = zip(connected, held, retired, strict=True)
+        empty = sum(1 for at, since, old in slots if at < 0.0 and not since and old < REPLACED)
         yield "connections", {"in_use": float(len(in_use)), "idle": float(idle)}
         if doubles[HAS_OVERFLOW]:
             slots = sum(1 for at, old in zip(connected, retired, strict=True) if at and not old)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import probe, web
@@ -15,6 +16,7 @@ from .catalogue import RELOAD_METRICS
 from .collector import add_value, family
 from .config import Config, Database, resolve_dsn
 from .errors import ConfigError
+from .fleet import Reader
 from .fleet_collector import FleetCollector
 from .webconfig import WebConfig
 
@@ -39,12 +41,13 @@ class Sidecar:
     def __init__(self, load: Callable[[], Config], env: Mapping[str, str]) -> None:
         self._load, self._env = load, env
         self._config = load()
-        self._fleet = _fleet(self._config)
+        self._reader: Reader | None = None
+        self._fleet = self._fleet_of(self._config)
         self._probes: dict[probe.Target, tuple[probe.Probe, asyncio.Task[None]]] = {}
         self._targets = _targets(self._config, env)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         self._web_config: WebConfig | None = None
-        self._stop = asyncio.Event()
+        self._stop, self._reloading = asyncio.Event(), asyncio.Lock()
 
     async def run(self, started: Callable[[str], object] = lambda _url: None) -> None:
         """Serve until SIGTERM, SIGINT or `stop()`; ``started`` is told the URL.
@@ -53,14 +56,14 @@ class Sidecar:
             ConfigError: the configuration of the web server is wrong.
             EndpointError: it cannot listen where it was told to.
         """
+        with self._signals():
+            await self._serve(started)
+
+    async def _serve(self, started: Callable[[str], object]) -> None:
         settings = self._config.web
         self._web_config = web_config = WebConfig(settings.config_file) if settings.config_file else None
         application = web.application(self, settings, version=package_version(), reload=self.reload)
         endpoint = await web.start(application, settings, web_config=web_config)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._reload_quietly()))
         try:
             await self._watch(self._targets)
             _logger.info("listening on %s", endpoint.url)
@@ -68,10 +71,28 @@ class Sidecar:
             await self._stop.wait()
             _logger.info("stopping")
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(number)
             await endpoint.close()
             await self._watch([])
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Obey signals from before the start to after the end: what SIGHUP does by default is end the process."""
+        loop = asyncio.get_running_loop()
+        reloads: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+
+        def reload() -> None:
+            task = loop.create_task(self._reload_quietly())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: reload}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         """End `run()`, in order."""
@@ -83,6 +104,11 @@ class Sidecar:
         Raises:
             ConfigError: it is wrong; the old one stays.
         """
+        # One at a time, or the older of two could be the last to be done.
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
             config = await asyncio.to_thread(self._load)
             targets = _targets(config, self._env)
@@ -92,11 +118,24 @@ class Sidecar:
         if (config.web, config.log) != (self._config.web, self._config.log):
             _logger.warning("changes to web and log take effect at the next start")
         if (config.segments, config.metrics) != (self._config.segments, self._config.metrics):
-            self._fleet = _fleet(config)
+            self._fleet = self._fleet_of(config)
         self._config = config
         await self._watch(targets)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         _logger.info("configuration reloaded")
+
+    def _fleet_of(self, config: Config) -> FleetCollector | None:
+        directory = config.segments.directory
+        if directory is None:
+            return None
+        # The reader of a directory stays: it knows what was counted in files that were deleted since.
+        if self._reader is None or self._reader.directory != directory:
+            self._reader = Reader(directory)
+        return FleetCollector(
+            self._reader,
+            worker_label=config.metrics.worker_label,
+            counters_per_worker=config.metrics.counters_per_worker,
+        )
 
     async def _reload_quietly(self) -> None:
         try:
@@ -128,16 +167,6 @@ class Sidecar:
             reloaded: Any = family(metric)
             add_value(reloaded, [], value)
             yield reloaded
-
-
-def _fleet(config: Config) -> FleetCollector | None:
-    if config.segments.directory is None:
-        return None
-    return FleetCollector(
-        config.segments.directory,
-        worker_label=config.metrics.worker_label,
-        counters_per_worker=config.metrics.counters_per_worker,
-    )
 
 
 def _targets(config: Config, env: Mapping[str, str]) -> list[probe.Target]:
