@@ -47,7 +47,8 @@ if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1
 	echo "==> making .venv/$(1) with $$('$(2)' -V)"; \
 	rm -rf .venv/$(1) && \
 	'$(2)' -m venv .venv/$(1) && \
-	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input $(3) && \
+	{ .venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --log .venv/$(1)/pip.log $(3) || \
+		{ echo "==> pip says more in .venv/$(1)/pip.log"; false; }; } && \
 	echo "$$wanted" > .venv/$(1)/.ready; \
 fi
 endef

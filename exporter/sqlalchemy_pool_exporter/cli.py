@@ -10,13 +10,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .about import package_version
 from .errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .config import Config
 
@@ -44,9 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a failure, 2 for a wrong call or configuration."""
     options = _parser().parse_args(arguments)
     try:
-        from .config import load  # noqa: PLC0415 - its libraries are the sidecar's
+        return _run(options)
     except ModuleNotFoundError as error:
         return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[sidecar]'", _FAILED)
+    except ConfigError as error:
+        return _say(str(error), _WRONG_CONFIGURATION)
+    except EndpointError as error:
+        return _say(str(error), _FAILED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
 
     overrides = {
         "web.listen_address": options.listen_address,
@@ -58,26 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def read() -> Config:
         return load(options.config, os.environ, overrides)
 
-    try:
-        return _check(read) if options.command == "check-config" else _serve(read)
-    except ConfigError as error:
-        return _say(str(error), _WRONG_CONFIGURATION)
-    except EndpointError as error:
-        return _say(str(error), _FAILED)
+    return _check(read) if options.command == "check-config" else _serve(read)
 
 
-def _check(read: Any) -> int:
+def _check(read: Callable[[], Config]) -> int:
     config = read()
     if config.web.config_file:
-        from .webconfig import WebConfig  # noqa: PLC0415 - see main()
+        from .webconfig import WebConfig  # noqa: PLC0415 - see _run()
 
         WebConfig(config.web.config_file)
-    print("the configuration is valid")
+    sys.stdout.write("the configuration is valid\n")
     return 0
 
 
-def _serve(read: Any) -> int:
-    from .sidecar import Sidecar  # noqa: PLC0415 - see main()
+def _serve(read: Callable[[], Config]) -> int:
+    from .sidecar import Sidecar  # noqa: PLC0415 - see _run()
 
     _set_up_log(read())
     asyncio.run(Sidecar(read, os.environ).run())
@@ -92,7 +95,7 @@ def _set_up_log(config: Config) -> None:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"sqlalchemy-pool-exporter: {message}", file=sys.stderr)
+    sys.stderr.write(f"sqlalchemy-pool-exporter: {message}\n")
     return status
 
 

@@ -36,6 +36,7 @@ from .lease import (
     file_name,
     is_held,
     is_unfinished,
+    read_used,
 )
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ Counts = list[float]
 CountsByLabels = dict[tuple[str, ...], Counts]
 
 
-class _FaultError(SegmentError):
-    """A file that cannot be read, and which kind of fault that is."""
+class _OtherError(SegmentError):
+    """A file that cannot be read for another reason than that it is damaged."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)
@@ -100,6 +101,7 @@ class Fleet:
     errors: dict[str, int]
     counts: CountsByLabels  # sums over all workers there ever were
     infos: dict[str, list[dict[str, str]]]  # what the live workers say of each pool, or said last
+    with_overflow: set[str]  # pools to which that applies
 
     @property
     def live(self) -> tuple[Worker, ...]:
@@ -121,6 +123,7 @@ class Reader:
         self._forgotten: CountsByLabels = {}
         self._resting: tuple[object, CountsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
+        self._with_overflow: set[str] = set()
         self._complained: set[tuple[str, str]] = set()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
@@ -132,28 +135,31 @@ class Reader:
         for name in listed or ():
             try:
                 worker = _read(self.directory / name, _NAMES[name], self._known)
-            except _FaultError as error:
-                self._complain(errors, name, error.kind, str(error))
+            except SegmentError as error:
+                self._complain(errors, name, getattr(error, "kind", "damaged"), str(error))
                 failed.add(_NAMES[name])
                 continue
             if worker is not None and present.setdefault(worker.identity, worker) is not worker:
                 self._complain(errors, name, "foreign", "a copy of another")
-                if worker.is_live:
+                if not present[worker.identity].is_live:
                     present[worker.identity] = worker
         self._known.update(present)
         if listed is not None:
-            self._forget([w for key, w in self._known.items() if key not in present and w.number not in failed])
+            self._forget(
+                [w for key, w in self._known.items() if key not in present and w.number not in failed]
+            )
         self._learn_infos(present.values())
         return Fleet(
             tuple(present.values()),
             {kind: errors[kind] for kind in SEGMENT_ERRORS},
             self._counts(present, per_worker=per_worker),
             self._infos,
+            self._with_overflow,
         )
 
     def _names(self, errors: Counter[str]) -> list[str] | None:
         try:
-            return sorted(_NAMES.keys() & os.listdir(self.directory))
+            return sorted(_NAMES.keys() & {path.name for path in self.directory.iterdir()})
         except OSError as error:
             self._complain(errors, str(self.directory), "unreadable", error.strerror or str(error))
             return None
@@ -168,6 +174,8 @@ class Reader:
         said: dict[str, list[dict[str, str]]] = {}
         for worker in workers:
             for block in worker.blocks:
+                if block.copied.fields[segment.HAS_OVERFLOW]:
+                    self._with_overflow.add(block.pool)
                 if not (worker.is_live and block.is_active):
                     self._infos.setdefault(block.pool, [block.info])
                 elif block.info not in said.setdefault(block.pool, []):
@@ -214,11 +222,11 @@ def _read(path: Path, number: str, known: dict[bytes, Worker]) -> Worker | None:
         return None  # deleted a moment ago
     except OSError as error:
         kind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
-        raise _FaultError(kind, error.strerror or str(error)) from error
+        raise _OtherError(kind, error.strerror or str(error)) from error
     try:
         return _read_open(descriptor, number, known)
     except OSError as error:
-        raise _FaultError("unreadable", error.strerror or str(error)) from error
+        raise _OtherError("unreadable", error.strerror or str(error)) from error
     finally:
         os.close(descriptor)
 
@@ -226,7 +234,7 @@ def _read(path: Path, number: str, known: dict[bytes, Worker]) -> Worker | None:
 def _read_open(descriptor: int, number: str, known: dict[bytes, Worker]) -> Worker | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise _FaultError("foreign", "not a regular file")
+        raise _OtherError("foreign", "not a regular file")
     # In this order: whoever holds the lock after the header was read has counted himself in it or will, and so what
     # is remembered of him by this count of holders is looked at again.
     header = Header.read(descriptor)
@@ -239,36 +247,29 @@ def _read_open(descriptor: int, number: str, known: dict[bytes, Worker]) -> Work
         # Nobody has written since; at most has the next holder not cleared the tables yet.
         return last
     used = _checked(Header.read(descriptor)).used
-    data = memoryview(os.pread(descriptor, used, 0))
-    if len(data) < used:
-        raise _FaultError("damaged", f"{len(data)} bytes where {used} are in use")
-    return Worker(number, header.identity, header.holders, is_live, tuple(_blocks(data)))
+    blocks = tuple(_blocks(read_used(descriptor, used)))
+    return Worker(number, header.identity, header.holders, is_live, blocks)
 
 
 def _checked(header: Header | None) -> Header:
     if header is None:
-        raise _FaultError("damaged", "too short for a header")
+        raise SegmentError("too short for a header")
     if header.magic != MAGIC:
-        raise _FaultError("foreign", "not a segment of this project")
+        raise _OtherError("foreign", "not a segment of this project")
     if not header.is_known:
         what = f"layout {header.layout} with {header.fields} fields, this reader knows {LAYOUT_VERSION} with"
-        raise _FaultError("version", f"{what} {segment.FIELDS}")
+        raise _OtherError("version", f"{what} {segment.FIELDS}")
     if not HEADER_BYTES <= header.used <= FILE_BYTES:
-        raise _FaultError("damaged", "an impossible header")
+        raise SegmentError("an impossible header")
     return header
 
 
 def _blocks(data: memoryview[int]) -> Iterator[Block]:
-    try:
-        for at, rows in blocks_in(data, len(data)):
-            pool, info = _description(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
-            doubles = data[at + DOUBLES_AT : at + DOUBLES_AT + 8 * segment.length(rows)].cast("d")
-            _check(doubles, rows)
-            yield Block(pool, info, segment.copy(doubles))
-    except _FaultError:
-        raise
-    except SegmentError as error:
-        raise _FaultError("damaged", str(error)) from error
+    for at, rows in blocks_in(data):
+        pool, info = _description(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
+        doubles = data[at + DOUBLES_AT : at + DOUBLES_AT + 8 * segment.length(rows)].cast("d")
+        _check(doubles, rows)
+        yield Block(pool, info, segment.copy(doubles))
 
 
 @lru_cache(FILES)
@@ -279,15 +280,15 @@ def _description(text: bytes) -> tuple[str, dict[str, str]]:
         "".join((pool, *info.values())).encode()
     # The last of them: brackets upon brackets.
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _FaultError("damaged", "the description of a pool is not readable") from error
+        raise SegmentError("the description of a pool is not readable") from error
     return pool, info
 
 
 def _check(doubles: memoryview[float], rows: int) -> None:
     counts = doubles[segment.FIRST_COUNTER : segment.FIELDS].tolist()
     waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
+    if not all(map(math.isfinite, counts)) or min(counts) < 0.0:
+        raise SegmentError("a count that is no number")
     # Comparisons with NaN are false.
-    if not (0.0 <= min(counts) and max(counts) < math.inf and not any(map(math.isnan, counts))):
-        raise _FaultError("damaged", "a count that is no number")
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
-        raise _FaultError("damaged", "tables of an impossible length")
+        raise SegmentError("tables of an impossible length")

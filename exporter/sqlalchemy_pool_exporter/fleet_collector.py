@@ -15,6 +15,7 @@ from .segment import FIRST_COUNTER, HAS_OVERFLOW, OVERFLOW_OPENED, Copy, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
     from prometheus_client.metrics_core import Metric as Family
 
     from .catalogue import Metric
@@ -75,7 +76,9 @@ class FleetCollector(Collector):
         live = len(fleet.live)
         workers = {"live": float(live), "gone": float(len(fleet.workers) - live)}
         add_value(families["exporter_workers"], [], workers)
-        add_value(families["exporter_segment_errors"], [], {kind: float(n) for kind, n in fleet.errors.items()})
+        add_value(
+            families["exporter_segment_errors"], [], {kind: float(n) for kind, n in fleet.errors.items()}
+        )
         add_build_info(families["exporter_build_info"])
         add_value(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
         yield from families.values()
@@ -101,30 +104,26 @@ class FleetCollector(Collector):
                     reading = Reading(block.copied, now=now, wall=wall)
                     by_pool.setdefault(block.pool, []).append((worker.number, reading))
         for pool, readings in by_pool.items():
-            values = [dict((*reading.configuration(), *reading.state())) for _, reading in readings]
+            values: list[dict[str, Any]] = [
+                dict((*reading.configuration(), *reading.state())) for _, reading in readings
+            ]
             capacities = [of_one.pop("capacity", None) for of_one in values]
             if None not in capacities:
                 add_value(families["capacity"], [pool], sum(capacities))
-            if not self._worker_label:
-                readings, values = [("", readings[0][1])], [_together(values)]
-            for (number, _), of_one in zip(readings, values, strict=True):
-                labels = [pool, number] if self._worker_label else [pool]
+            shown = [([pool, number], of_one) for (number, _), of_one in zip(readings, values, strict=True)]
+            for labels, of_one in shown if self._worker_label else [([pool], _together(values))]:
                 for key, value in of_one.items():
                     add_value(families[key], labels, value)
 
     def _add_counters(self, families: dict[str, Any], fleet: Fleet) -> None:
-        with_overflow = {
-            block.pool for worker in fleet.workers for block in worker.blocks if block.copied.fields[HAS_OVERFLOW]
-        }
-        faults: Counter[str] = Counter()
+        faults: dict[str, Any] = Counter()
         for labels, counts in fleet.counts.items():
             fields = [0.0] * FIRST_COUNTER + counts
-            fields[HAS_OVERFLOW] = float(labels[0] in with_overflow or fields[OVERFLOW_OPENED] > 0.0)
-            for key, value in Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters():
-                if key == _FAULTS:
-                    faults[labels[0]] += value
-                else:
-                    add_value(families[key], list(labels), value)
+            fields[HAS_OVERFLOW] = float(labels[0] in fleet.with_overflow or fields[OVERFLOW_OPENED] > 0.0)
+            values = dict(Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters())
+            faults[labels[0]] += values.pop(_FAULTS)
+            for key, value in values.items():
+                add_value(families[key], list(labels), value)
         for pool, count in faults.items():
             add_value(families[_FAULTS], [pool], count)
 

@@ -80,6 +80,7 @@ _FIRST_BUCKET: Final = BUCKETS[0]
 _CREATOR_NAME: Final = "Hooks._creator_hook.<locals>.invoke_creator"
 # How long after attaching to a pool in use callers may turn up that were in the queue then, beside its timeout.
 _LATECOMERS_SECONDS: Final = 60.0
+_EARLIEST: Final = 0.001  # 0 and less say that there is no connection
 
 
 def _connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any]) -> Callable[[], Any]:
@@ -143,7 +144,11 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
         try:
             vacant = record.dbapi_connection is None
             place = record._pool_exporter_place
+            # straight line: before the record goes back, since the next holder may have it at once, and before any
+            # call, since an interrupt would leave it in use for ever
             since = place.table[place.held]
+            place.table[place.held] = 0.0
+            # end of straight line
             if since > 0.0 and not vacant:
                 now = clock()
                 held = now - since
@@ -152,8 +157,7 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
                 # Dropped before the proxy is, like SQLAlchemy's own, or its callback would be called each time.
                 place.holder = None
                 block = recorder.block
-                # straight line: before the record goes back, since the next holder may have it at once
-                place.table[place.held] = 0.0
+                # straight line
                 block[bucket] += 1.0
                 block[hold_sum] += held
                 block[LAST_CHECKIN] = now
@@ -161,7 +165,7 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
                     block[LEAKED_CHECKOUTS] += 1.0
                 # end of straight line
             else:
-                hooks.returned(record)
+                hooks.returned(record, place, since)
         except Exception as error:  # noqa: BLE001 - a record never seen, or a fault
             hooks.returned_unseen(record, error)
         finally:
@@ -171,7 +175,7 @@ def _return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any
             hooks.settle(record)
         return result
 
-    return _do_return_conn
+    return functools.update_wrapper(_do_return_conn, original)
 
 
 class Hooks:
@@ -275,9 +279,10 @@ class Hooks:
     def _adopt(self, record: Any) -> Place:
         now = self.recorder.clock()
         age = max(0.0, time.time() - record.starttime)
-        connected_at = EMPTY if record.dbapi_connection is None else now - age
+        # A wall clock that was set can make it older than the monotonic one, which starts with the host.
+        connected_at = EMPTY if record.dbapi_connection is None else max(now - age, _EARLIEST)
         place = self.recorder.adopt(record, connected_at=connected_at, retired=self._retired)
-        if record.in_use:
+        if _is_out(record):
             self.recorder.hold_adopted(place, record, record.fairy_ref)
         return place
 
@@ -318,9 +323,11 @@ class Hooks:
         except Exception as error:  # noqa: BLE001 - recording never raises
             recorder.fault(error)
 
-    def returned(self, record: Any) -> None:
+    def returned(self, record: Any, place: Place, since: float) -> None:
         """Record a return out of the ordinary."""
-        self.recorder.returned(record, terminates=getattr(self.pool._dialect, "has_terminate", False))
+        self.recorder.returned(
+            record, place, since, terminates=getattr(self.pool._dialect, "has_terminate", False)
+        )
 
     def returned_unseen(self, record: Any, fault: Exception) -> None:
         """Record the return of a record that was not seen before, or count the fault."""
@@ -329,7 +336,7 @@ class Hooks:
                 return
             if hasattr(record, PLACE):
                 self.recorder.fault(fault)
-            elif record.dbapi_connection is not None:
+            else:
                 self._adopt(record)
         except Exception as error:  # noqa: BLE001 - recording never raises
             self.recorder.fault(error)
@@ -348,6 +355,7 @@ class Hooks:
     def _creator_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         recorder = self.recorder
 
+        @functools.wraps(original)
         def invoke_creator(record: Any) -> Any:
             began = self._now()
             try:
@@ -446,14 +454,16 @@ class Hooks:
             caller, idle = _current(), self._idle_records()
             self._disposing.append(caller)
             try:
-                return original(*args, **kwargs)
+                result = original(*args, **kwargs)
+                # Not if it raised: then SQLAlchemy goes on with what is left.
+                self._retire(DISPOSED)
             finally:
                 self._disposing.remove(caller)
-                self._retire(DISPOSED)
                 # An empty one is not closed, and need not be collected: SQLAlchemy 2.0 keeps it as long as the proxy
                 # of the connection that was detached from it.
                 for record in idle:
                     self.settle(record)
+            return result
 
         return dispose
 
@@ -469,10 +479,10 @@ class Hooks:
         def recreate(*args: Any, **kwargs: Any) -> Pool:
             pool = original(*args, **kwargs)
             try:
-                self._retired = True
-                self._retire(REPLACED)
                 for name, listener in self._listeners:
                     _unlisten(pool, name, listener)
+                self._retired = True
+                self._retire(REPLACED)
                 self.handle.follow(pool)
             except Exception as error:  # noqa: BLE001 - recording never raises
                 self.recorder.fault(error)
@@ -616,6 +626,11 @@ def _keeps(pool: Pool, record: Any) -> bool:
     if isinstance(pool, NullPool):
         return False
     return not isinstance(pool, QueuePool) or any(other is record for other in _idle(pool))
+
+
+def _is_out(record: Any) -> bool:
+    # One without a connection is being reconnected, after a listener found it stale: its caller still waits.
+    return record.in_use and record.dbapi_connection is not None
 
 
 def _idle(pool: Pool) -> list[Any]:

@@ -82,7 +82,10 @@ class Handle:
         with _lock:
             recorder = self._recorder()
             if recorder is not None:
-                recorder.configure(configuration(pool))
+                try:
+                    recorder.configure(configuration(pool))
+                except Exception as error:  # noqa: BLE001 - recording never raises
+                    recorder.fault(error)
                 self._attach(pool, recorder, is_new=True)
 
     def _attach(self, pool: Pool, recorder: Recorder, *, is_new: bool = False) -> None:

@@ -31,6 +31,7 @@ import stat
 import struct
 import sys
 from collections import defaultdict
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import segment
@@ -98,16 +99,32 @@ def is_unfinished(header: Header | None, size: int) -> bool:
     return size in _UNFINISHED and (header is None or not any(header.magic))
 
 
-def blocks_in(data: mmap.mmap | memoryview[int], used: int) -> Iterator[tuple[int, int]]:
+def read_used(descriptor: int, used: int) -> memoryview[int]:
+    """Return of a file what is in use.
+
+    Raises:
+        SegmentError: the file is shorter than that.
+    """
+    data = memoryview(os.pread(descriptor, used, 0))
+    if len(data) < used:
+        message = f"{len(data)} bytes where {used} are in use"
+        raise SegmentError(message)
+    return data
+
+
+def blocks_in(data: memoryview[int]) -> Iterator[tuple[int, int]]:
     """Yield where in a file each block begins, and for how many connections it has room.
+
+    Args:
+        data: of the file, what is in use.
 
     Raises:
         SegmentError: one of them has a length that it cannot have.
     """
     at = HEADER_BYTES
-    while at < used:
-        length, rows = _BLOCK_HEADER.unpack_from(data, at) if at + DOUBLES_AT <= used else (0, 0)
-        if length != _block_bytes(rows) or at + length > used:
+    while at < len(data):
+        length, rows = _BLOCK_HEADER.unpack_from(data, at) if at + DOUBLES_AT <= len(data) else (0, 0)
+        if length != _block_bytes(rows) or at + length > len(data):
             message = f"the block at byte {at} has an impossible length"
             raise SegmentError(message)
         yield at, rows
@@ -154,7 +171,7 @@ class Lease:
     def is_there(self) -> bool:
         """Whether the file is where a sidecar looks for it, and its lock still held."""
         with contextlib.suppress(OSError):
-            there = os.stat(self.path, follow_symlinks=False)
+            there = self.path.lstat()
             return _file_of(there) == _file_of(os.fstat(self._lock)) == self._file
         return False
 
@@ -222,6 +239,10 @@ class Lease:
             header = Header(bytes(8), LAYOUT_VERSION, segment.FIELDS, HEADER_BYTES, 0, os.urandom(16))
         elif header is None or not header.is_known or not HEADER_BYTES <= header.used <= FILE_BYTES:
             return None
+        try:
+            self._rows = {} if is_new else dict(blocks_in(read_used(lock, header.used)))
+        except SegmentError:
+            return None
         mapped = self._mapped(lock, path, header.used, is_new=is_new)
         if mapped is None:
             return None
@@ -229,10 +250,6 @@ class Lease:
         if is_new:
             _HEADER.pack_into(mapped, 0, *header)
             words[_MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
-        try:
-            self._rows = dict(blocks_in(mapped, header.used))
-        except SegmentError:
-            return None
         mapped[_FACTS_AT:HEADER_BYTES] = _facts().ljust(HEADER_BYTES - _FACTS_AT, b"\0")
         for at in self._rows:
             segment.clear(_doubles(mapped, at, self._rows[at]))
@@ -299,7 +316,7 @@ def _is_ours(descriptor: int, path: Path) -> bool:
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
         return False
     with contextlib.suppress(OSError):
-        return _file_of(os.stat(path, follow_symlinks=False)) == _file_of(status)
+        return _file_of(path.lstat()) == _file_of(status)
     return False
 
 
@@ -331,7 +348,7 @@ def _doubles(mapped: mmap.mmap, at: int, rows: int) -> memoryview[float]:
 def _facts() -> bytes:
     facts: dict[str, Any] = {
         "pid": os.getpid(),
-        "program": os.path.basename(sys.argv[0] if sys.argv else "")[:200],
+        "program": PurePath(*sys.argv[:1]).name[:200],
         "version": package_version(),
         "python": platform.python_version(),
     }

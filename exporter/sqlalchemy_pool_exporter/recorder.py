@@ -154,7 +154,6 @@ class Recorder:
         "info",
         "name",
         "segments",
-        "stopped",
         "waiters",
     )
 
@@ -173,7 +172,6 @@ class Recorder:
         self.clock = clock
         self.waiters: list[int] = []
         self._rows: list[int] = []
-        self.stopped = False
         self.segments = segments
         self._table_rows = rows
         self.block = segments.block(name, info, rows)
@@ -226,10 +224,9 @@ class Recorder:
 
     def stop(self) -> None:
         """Write to nowhere from now on: the pool is not instrumented any more."""
-        self.stopped = True
+        # A block without room: whoever is inside a hook, or has wrapped one, fails to write and finds it stopped.
+        self.block = memoryview(b"").cast("d")
         self._release_places()
-        # First elsewhere, then back: who is inside a hook now writes to the old block until its end.
-        self.block = segment.allocate(self._table_rows)
         self._give_back()
 
     def _release_places(self) -> None:
@@ -240,6 +237,11 @@ class Recorder:
                 _unmark(record)
         self._places.clear()
         self._by_connection.clear()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the pool is not instrumented any more."""
+        return not self.block
 
     def fault(self, error: Exception | None = None) -> None:
         """Count a fault while recording.
@@ -271,9 +273,10 @@ class Recorder:
 
     def _free_waiter(self) -> int:
         block = self.block
-        # straight line: two threads that find the list empty take different chunks
-        start = block[WAITERS_USED]
-        block[WAITERS_USED] = end = start + _CHUNK if start + _CHUNK < WAITERS else float(WAITERS)
+        most = float(WAITERS)
+        # straight line: two threads that find the list empty take different chunks. And one line, since a debugger
+        # lets other threads in between two.
+        block[WAITERS_USED] = end = start + _CHUNK if (start := block[WAITERS_USED]) + _CHUNK < most else most
         # end of straight line
         first = WAITERS_AT + int(start)
         self.waiters.extend(range(WAITERS_AT + int(end) - 1, first - 1, -1))
@@ -344,12 +347,14 @@ class Recorder:
         place = self.place_of(record)
         if place is None:
             place = self._new_place(record, self.clock(), retired=retired)
+            self._index(place, connection)
             if self._live > self._size and not retired:
                 self.block[OVERFLOW_OPENED] += 1.0
         else:
             place.reason = None
+            self._index(place, connection)
+            # Last: an interrupt before it leaves the row empty, as SQLAlchemy does its record.
             place.table[place.row] = self.clock()
-        self._index(place, connection)
 
     def connect_failed(self, began: float) -> None:
         """Record that a connection could not be opened."""
@@ -357,6 +362,11 @@ class Recorder:
             self._observe(CONNECT_FAILED, began)
 
     def _new_place(self, record: Any, connected_at: float, *, retired: bool) -> Place:
+        if self.stopped:
+            # Somebody is still inside a hook. The record may have a place with another recorder by now.
+            place = Place(record, self._gone, memoryview(bytearray(8 * ROW)).cast("d"), 0)
+            place.ended = True
+            return place
         row = self._free_row()
         table = self.block
         if not row:
@@ -390,10 +400,11 @@ class Recorder:
         except IndexError:
             pass
         block = self.block
-        most = segment.rows_of(block)
-        # straight line
-        start = block[CONNECTIONS_USED]
-        block[CONNECTIONS_USED] = end = start + _CHUNK if start + _CHUNK < most else float(most)
+        most = float(segment.rows_of(block))
+        # straight line: likewise
+        block[CONNECTIONS_USED] = end = (
+            start + _CHUNK if (start := block[CONNECTIONS_USED]) + _CHUNK < most else most
+        )
         # end of straight line
         rows = range(CONNECTIONS_AT + ROW * (int(end) - 1), CONNECTIONS_AT + ROW * int(start) - 1, -ROW)
         self._rows.extend(rows)
@@ -403,6 +414,8 @@ class Recorder:
             return 0
 
     def _index(self, place: Place, connection: object) -> None:
+        if place.ended:
+            return
         place.connection_id = id(connection)
         self._by_connection[place.connection_id] = place
 
@@ -502,7 +515,7 @@ class Recorder:
 
     # -- return
 
-    def returned(self, record: Any, *, terminates: bool) -> None:
+    def returned(self, record: Any, place: Place, since: float, *, terminates: bool) -> None:
         """Record a return that is out of the ordinary.
 
         A connection that is gone, one that was out before the pool was instrumented, a checkout that failed before
@@ -510,17 +523,16 @@ class Recorder:
 
         Args:
             record: SQLAlchemy's connection record, about to be put back.
+            place: its place, which is marked as returned already.
+            since: when it was checked out; negative if that was not seen, 0 if it was not checked out at all.
             terminates: whether SQLAlchemy closes a collected connection after it detached it.
         """
-        place = self.place_of(record)
-        if place is None:
-            return
-        table, since, now = place.table, place.table[place.held], self.clock()
         if not since:
             return
         collected = _was_collected(place)
         place.holder = None
-        if record.dbapi_connection is None and table[place.row] > 0.0:
+        now = self.clock()
+        if record.dbapi_connection is None and place.table[place.row] > 0.0:
             self._detached(place, collected=collected, terminates=terminates)
             return
         held = now - since if since > 0.0 else 0.0
@@ -529,7 +541,6 @@ class Recorder:
         )
         block = self.block
         # straight line
-        table[place.held] = 0.0
         block[bucket] += 1.0
         block[total] += held
         block[LAST_CHECKIN] = now
@@ -544,7 +555,6 @@ class Recorder:
         self._forget_connection(place)
         table, block = place.table, self.block
         # straight line
-        table[place.held] = 0.0
         table[place.row] = EMPTY
         block[DETACHES] += 1.0
         block[LEAKED_CHECKOUTS] += collected

@@ -212,8 +212,8 @@ class Reading:
         in_use = [abs(since) for since in held if since]
         idle = sum(1 for at, since in zip(connected, held, strict=True) if at > 0.0 and not since)
         # Through a slot of a pool that was replaced there is no next checkout.
-        slots = zip(connected, held, retired, strict=True)
-        empty = sum(1 for at, since, old in slots if at < 0.0 and not since and old < REPLACED)
+        rows = zip(connected, held, retired, strict=True)
+        empty = sum(1 for at, since, old in rows if at < 0.0 and not since and old < REPLACED)
         yield "connections", {"in_use": float(len(in_use)), "idle": float(idle)}
         if doubles[HAS_OVERFLOW]:
             slots = sum(1 for at, old in zip(connected, retired, strict=True) if at and not old)

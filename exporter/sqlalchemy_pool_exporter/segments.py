@@ -7,12 +7,14 @@ memory, one warning says so, and a metric does as long as it lasts: until the ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import segment
+from .errors import SegmentError
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -36,8 +38,15 @@ class Segments:
 
     @property
     def is_shared(self) -> bool | None:
-        """Whether a sidecar sees every block; None where no directory was asked for."""
-        return None if self.directory is None else self._lease is not None and self._is_whole
+        """Whether a sidecar sees every block; None where no directory was asked for.
+
+        Asked at each scrape, and so the moment at which it is noticed that the file was deleted.
+        """
+        if self.directory is None or self._lease is None:
+            return None if self.directory is None else False
+        if not self._lease.is_there:
+            self._lose(SegmentError(f"{str(self._lease.path)!r} was deleted, or its lock was closed"))
+        return self._is_whole
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
         """Return a block for a pool. Never raises on account of the directory."""
@@ -45,8 +54,7 @@ class Segments:
             try:
                 return self._lease.block(name, info, rows)
             except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
-                self._is_whole = False
-                self._warn(error)
+                self._lose(error)
         return segment.allocate(rows)
 
     def give_back(self, name: str) -> None:
@@ -73,11 +81,15 @@ class Segments:
         except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
             self._warn(error)
 
+    def _lose(self, error: Exception) -> None:
+        self._is_whole = False
+        self._warn(error)
+
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
             _logger.warning(
-                "pools of this process are invisible to a sidecar and counted in memory until it starts again: %s", error
+                "pools of this process are invisible to a sidecar until it starts again: %s", error
             )
 
 
@@ -90,10 +102,17 @@ def segments_in(directory: str | os.PathLike[str] | None, *, group_readable: boo
     given = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE) or None
     if group_readable is None:
         group_readable = os.environ.get(GROUP_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
-    path = None if given is None else Path(os.path.abspath(given))
+    path = None if given is None else _resolved(Path(given))
     if path not in _by_directory:
         _by_directory[path] = Segments(path, group_readable=group_readable)
     return _by_directory[path]
+
+
+def _resolved(path: Path) -> Path:
+    # One lease, by whatever name the directory is called. If that cannot be told, the lease will say what is wrong.
+    with contextlib.suppress(OSError, RuntimeError):
+        return path.resolve()
+    return path
 
 
 def after_fork() -> None:

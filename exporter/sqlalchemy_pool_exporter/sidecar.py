@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import probe, web
@@ -169,16 +170,28 @@ class Sidecar:
             yield reloaded
 
 
+@dataclass(frozen=True, slots=True)
+class _DSN:
+    """The DSN of a database, read where it is kept each time it is asked for: a password changes."""
+
+    database: Database
+    env: Mapping[str, str] = field(repr=False, compare=False)
+
+    def __call__(self) -> str:
+        return resolve_dsn(self.database, self.env).reveal()
+
+
 def _targets(config: Config, env: Mapping[str, str]) -> list[probe.Target]:
     return [_target(database, env) for database in config.databases]
 
 
 def _target(database: Database, env: Mapping[str, str]) -> probe.Target:
     tls = database.tls
-    dsn = resolve_dsn(database, env)
+    dsn = _DSN(database, env)
+    dsn()  # one that is missing is a fault of the configuration now, and only later the database's
     return probe.Target(
         database.name,
-        dsn.reveal(),
+        dsn,
         interval_seconds=database.interval_seconds,
         timeout_seconds=database.timeout_seconds,
         tls=None if tls.mode is None else probe.Tls(tls.mode, tls.ca_file, tls.cert_file, tls.key_file),

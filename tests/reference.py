@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What SQLAlchemy's pool does, step by step, without threads, a driver or a database, and what is true after it.
+
+Written from SQLAlchemy's source and in its order, since where a listener raises in the middle the order is what
+matters. Nothing in it is taken from the exporter: it counts by what happened, and tells the pool's own numbers too,
+wrong ones included. A checkout is a generator that yields where its caller waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Generator
+
+Waiting = Literal["queue", "connect"]
+ResetFails = Literal["always", "in a transaction", "never"]
+
+# Moments are ticks from 1 on; what is made before them is older than pool_recycle.
+NEVER = -1_000_000_000_000
+AGED = -1_000_000
+
+
+class Fault(Exception):  # noqa: N818 - it is one only to those who do not expect it
+    """What SQLAlchemy raises or lets through, by kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+    @property
+    def is_exit(self) -> bool:
+        """Whether it is no ``Exception``: a cancellation, an interrupt."""
+        return self.kind in ("cancelled", "interrupted")
+
+    @property
+    def counted_as(self) -> str:
+        """The counter that a checkout which ends in it belongs to."""
+        if self.kind == "timeout":
+            return "checkout_timeouts"
+        if self.is_exit:
+            return "checkout_errors.cancelled"
+        return "checkout_errors.connect" if self.kind == "refused" else "checkout_errors.other"
+
+
+@dataclass(eq=False)
+class Slot:
+    """A connection record: the connection in it, and whose it is."""
+
+    pool: Pool
+    open: bool = False
+    dead: bool = False  # the server ended it, and nobody has noticed
+    dirty: bool = False  # in a transaction
+    fresh: bool = False
+    made: int = 0  # when, in ticks
+    invalidated: int = NEVER  # softly, when
+    out: bool = False  # a proxy stands for it; before connect() returns, too
+    handed_out: bool = False  # connect() has returned it
+    timed: bool = False  # its checkout was seen
+    retired: bool = False  # its pool was disposed of
+    interrupted: bool = False
+    known_to: int = 0  # the instrumentation that knows of it
+    record: weakref.ref[Any] | None = None
+
+
+@dataclass(eq=False)
+class Pool:
+    """A pool, and what it says of itself."""
+
+    size: int
+    max_overflow: int
+    queue: list[Slot] = field(default_factory=list)
+    overflow: int = 0  # as SQLAlchemy counts it, from -size
+    invalidated: int = NEVER
+    instrumentation: int = 0  # which one is attached; 0: none
+    keeps_none: bool = False  # a NullPool
+    replaced: bool = False
+    reference: weakref.ref[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.overflow = -self.size
+        if not self.size:
+            self.max_overflow = -1
+
+    @property
+    def has_room(self) -> bool:
+        return self.keeps_none or self.max_overflow == -1 or self.overflow < self.max_overflow
+
+
+@dataclass(eq=False)
+class Caller:
+    """A call of ``connect()``."""
+
+    pool: Pool
+    instrumentation: int
+    at: Waiting | None = None
+    steps: Generator[Waiting, bool, Slot] = field(init=False)
+    slot: Slot | None = None
+    fault: str = ""
+
+
+@dataclass(eq=False)
+class Detached:
+    """A connection that left its pool."""
+
+    pool: Pool
+    dead: bool
+    dirty: bool
+
+
+class Model:
+    """An engine's pool and those before it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        lifo: bool,
+        recycle: bool,
+        pre_ping: bool,
+        is_async: bool,
+        reset_fails: ResetFails,
+        version: tuple[int, ...],
+    ) -> None:
+        self.pool = pool
+        self.pools = [pool]
+        self.slots: list[Slot] = []
+        self.lost: list[Slot] = []  # nothing but the garbage collector will find them
+        self.callers: list[Caller] = []
+        self.detached: list[Detached] = []
+        self.instrumentation = 0
+        self.counted: Counter[str] = Counter()  # while instrumented, by the names of the metrics
+        self.logged: Counter[str] = Counter()  # always, by the names in PoolLog
+        self.raises: dict[str, str] = {}  # what the listener of an event raises, by event
+        self.refuses = ""  # what the driver's connect() raises
+        self.holds_connects = False
+        self._lifo = lifo
+        self._recycle = recycle
+        self._pre_ping = pre_ping
+        self._is_async = is_async
+        self._reset_fails = reset_fails
+        self._is_old = version < (2, 0, 50)
+        self._ticks = count(1)
+        self._instrumentations = count(1)
+
+    # -- what is true
+
+    def gauges(self) -> dict[str, float]:
+        known = [slot for slot in self.slots if slot.known_to == self.instrumentation]
+        idle = [slot for slot in known if not slot.handed_out]
+        gauges = {
+            "in_use": len(known) - len(idle),
+            "idle": sum(slot.open for slot in idle),
+            "empty_slots": sum(not slot.open and not slot.pool.replaced for slot in idle),
+            "pending_checkouts": sum(caller.instrumentation == self.instrumentation for caller in self.callers),
+        }
+        if not self.pool.keeps_none:
+            beyond = sum(not slot.retired for slot in known) - self.pool.size
+            gauges["overflow"] = max(0, beyond) if self.pool.size else 0
+        return gauges
+
+    @property
+    def on_server(self) -> int:
+        """How many connections the server has."""
+        slots = sum(slot.open and not slot.dead for slot in self.slots)
+        return slots + sum(not connection.dead for connection in self.detached)
+
+    # -- counting
+
+    def _count(self, key: str, instrumentation: int) -> None:
+        if instrumentation and instrumentation == self.instrumentation:
+            self.counted[key] += 1
+
+    def _tick(self) -> int:
+        return next(self._ticks)
+
+    def _fire(self, event: str) -> None:
+        if event in self.raises:
+            raise Fault(self.raises[event])
+
+    # -- checkout
+
+    def connect(self) -> Caller:
+        """Begin a checkout; it ends at once or waits."""
+        caller = Caller(self.pool, self.pool.instrumentation)
+        caller.steps = self._connect(caller)
+        self.callers.append(caller)
+        self.resume(caller)
+        return caller
+
+    def resume(self, caller: Caller, *, expired: bool = False, fault: Fault | None = None) -> None:
+        """Let a caller go on: the time he would wait is over, or ``fault`` reaches him, or what he waits for is there."""
+        try:
+            if fault:
+                caller.at = caller.steps.throw(fault)
+            else:
+                caller.at = caller.steps.send(expired) if caller.at else next(caller.steps)
+        except StopIteration as returned:
+            caller.slot = returned.value
+        except Fault as raised:
+            caller.fault = raised.kind
+        else:
+            return
+        caller.at = None
+        self.callers.remove(caller)
+
+    def settle(self) -> None:
+        """Let those go on who wait for what is there, first come, first served."""
+        while True:
+            served = next((caller for caller in self.callers if caller.at == "queue" and caller.pool.queue), None)
+            if served is None:
+                return
+            self.resume(served)
+
+    def _connect(self, caller: Caller) -> Generator[Waiting, bool, Slot]:
+        slots: list[Slot] = []
+        try:
+            slot = yield from self._check_out(caller.pool, slots)
+        except Fault as fault:
+            self._count(fault.counted_as, caller.instrumentation)
+            self._count("checkout_wait_seconds_count", caller.instrumentation)
+            self._collect_proxies(slots)
+            raise
+        self._count("checkouts", caller.instrumentation)
+        self._count("checkout_wait_seconds_count", caller.instrumentation)
+        slot.handed_out = True
+        slot.timed = bool(caller.instrumentation)
+        slot.known_to = caller.pool.instrumentation
+        return slot
+
+    def _collect_proxies(self, slots: list[Slot]) -> None:
+        # Of a checkout that raised where SQLAlchemy does not expect it: nobody has the proxy.
+        for slot in slots:
+            if slot.out:
+                self.drop(slot)
+
+    def _check_out(self, pool: Pool, slots: list[Slot]) -> Generator[Waiting, bool, Slot]:
+        slot = yield from self._get(pool)
+        slots.append(slot)
+        try:
+            yield from self._get_connection(slot)
+        except Fault:
+            self._failed(slot)
+            raise
+        slot.out = True
+        for _ in range(2):
+            fresh, slot.fresh = slot.fresh, False
+            try:
+                if self._pre_ping and not fresh:
+                    self._ping(slot)
+                self._fire("checkout")
+            except Fault as fault:
+                if fault.kind not in ("disconnected", "ping"):
+                    self._failed(slot)
+                    raise
+                self._invalidate(slot, "ping_failed" if fault.kind == "ping" else "error")
+                if fault.kind == "ping" and pool.invalidated < slot.made:
+                    pool.invalidated = self._tick()
+                try:
+                    yield from self._get_connection(slot)
+                except Fault:
+                    self._failed(slot)
+                    raise
+            else:
+                return slot
+        self._invalidate_and_return(slot)
+        raise Fault("exhausted")
+
+    def _ping(self, slot: Slot) -> None:
+        self._count("ping_seconds_count", slot.pool.instrumentation)
+        if slot.dead:
+            self._count("ping_failures", slot.pool.instrumentation)
+            self.logged["ping_failures"] += 1
+            raise Fault("ping")
+
+    def _get(self, pool: Pool) -> Generator[Waiting, bool, Slot]:
+        while not pool.queue:
+            if pool.has_room:
+                pool.overflow += 1
+                slot = Slot(pool)
+                try:
+                    yield from self._open(slot)
+                except Fault:
+                    pool.overflow -= 1
+                    self._give_up(slot)
+                    raise
+                return slot
+            expired = yield "queue"
+            if expired and not pool.has_room:
+                raise Fault("timeout")
+        return pool.queue.pop(-1 if self._lifo else 0)
+
+    def _get_connection(self, slot: Slot) -> Generator[Waiting, bool, None]:
+        pool = slot.pool
+        if slot.open:
+            if self._recycle and slot.made < 0:
+                reason = "recycle"
+            elif pool.invalidated > slot.made:
+                reason = "pool_invalidated"
+            elif slot.invalidated > slot.made:
+                reason = "soft_invalidated"
+            else:
+                return
+            self.logged[reason] += 1
+            self._close(slot, reason)
+        yield from self._open(slot)
+
+    def _open(self, slot: Slot) -> Generator[Waiting, bool, None]:
+        slot.made = self._tick()
+        instrumentation = slot.pool.instrumentation
+        try:
+            if self.holds_connects:
+                yield "connect"
+            if self.refuses:
+                raise Fault(self.refuses)
+        except Fault:
+            self._count("connect_errors", instrumentation)
+            self._count("connect_seconds_count", instrumentation)
+            self.logged["connect_errors"] += 1
+            raise
+        slot.open, slot.fresh, slot.dead, slot.dirty = True, True, False, False
+        self.logged["connects"] += 1
+        self._count("connects", instrumentation)
+        self._count("connect_seconds_count", instrumentation)
+        self._become_known(slot, instrumentation)
+        try:
+            self._fire("connect")
+        except Fault:
+            if not self._is_old:
+                self._closed(slot, "error")
+                self.logged["closes"] += 1
+            raise
+
+    def _become_known(self, slot: Slot, instrumentation: int) -> None:
+        if slot not in self.slots:
+            slot.retired = slot.pool.replaced
+            self.slots.append(slot)
+        if not instrumentation or instrumentation != self.instrumentation or slot.known_to == instrumentation:
+            return
+        slot.known_to = instrumentation
+        slots = sum(slot.known_to == instrumentation and not slot.retired for slot in self.slots)
+        if not slot.retired and 0 < slot.pool.size < slots:
+            self._count("overflow_opened", instrumentation)
+
+    # -- return
+
+    def give_back(self, slot: Slot) -> str:
+        """Return what is out, and tell what SQLAlchemy raises."""
+        try:
+            self._finalize(slot, slot.open, collected=False)
+        except Fault as fault:
+            self._collect_proxies([slot])
+            return fault.kind
+        return ""
+
+    def drop(self, slot: Slot) -> None:
+        """Leave what is out to the garbage collector."""
+        try:
+            self._finalize(slot, slot.open, collected=True)
+        except Fault:
+            # Nobody hears it, and nobody returns the record.
+            slot.out = False
+            if slot in self.slots and slot not in slot.pool.queue and slot not in self.lost:
+                self.lost.append(slot)
+
+    def _finalize(self, slot: Slot, connected: bool, *, collected: bool) -> None:
+        # An asyncio connection that is collected is detached and closed, since no rollback can be awaited.
+        detaches = collected and self._is_async
+        if connected:
+            try:
+                self._fire("reset")
+                if not detaches:
+                    self._roll_back(slot)
+                else:
+                    self._detach(slot, collected=True)
+                    self.logged["closes"] += 1
+            except Fault as fault:
+                if fault.is_exit:
+                    self._failed(slot, collected=collected)
+                    raise
+                self._invalidate(slot, "gc" if collected and slot.handed_out else "error")
+        if slot.out:
+            self._check_in(slot, collected=collected)
+
+    def _roll_back(self, connection: Slot | Detached) -> None:
+        if connection.dead and (self._reset_fails == "always" or self._reset_fails[:2] == "in" and connection.dirty):
+            raise Fault("reset")
+        connection.dirty = False
+
+    def _failed(self, slot: Slot, *, collected: bool = False) -> None:
+        try:
+            self._invalidate(slot, "gc" if collected and slot.handed_out else "error")
+        finally:
+            self._check_in(slot, collected=collected)
+
+    def _check_in(self, slot: Slot, *, collected: bool = False) -> None:
+        slot.out = False
+        try:
+            self._fire("checkin")
+        except Fault:
+            # The record does not reach its queue, and the pool counts it as out for ever.
+            if slot in self.slots:
+                self.lost.append(slot)
+            raise
+        self._returned(slot, collected=collected)
+        self._put(slot)
+
+    def _returned(self, slot: Slot, *, collected: bool) -> None:
+        instrumentation = slot.pool.instrumentation
+        if slot.handed_out:
+            self._count("checkins", instrumentation)
+            if slot.timed:
+                self._count("hold_seconds_count", instrumentation)
+            if collected:
+                self._count("leaked_checkouts", instrumentation)
+        slot.handed_out = False
+
+    def _put(self, slot: Slot) -> None:
+        pool = slot.pool
+        slot.known_to = pool.instrumentation
+        if not pool.keeps_none and (not pool.size or len(pool.queue) < pool.size):
+            pool.queue.append(slot)
+            if slot not in self.slots:
+                self.slots.append(slot)
+            return
+        try:
+            if slot.open:
+                self._close(slot, "unpooled" if pool.keeps_none else "overflow")
+        finally:
+            pool.overflow -= 1
+            self._give_up(slot)
+
+    def _give_up(self, slot: Slot) -> None:
+        if slot not in self.slots:
+            return
+        if slot.open:
+            self.lost.append(slot)
+        else:
+            self.slots.remove(slot)
+
+    # -- closing
+
+    def _close(self, slot: Slot, reason: str) -> None:
+        self._fire("close")
+        self._closed(slot, reason)
+        self.logged["closes"] += 1
+
+    def _closed(self, slot: Slot, reason: str) -> None:
+        if slot.known_to:
+            self._count(f"closes.{reason}", slot.known_to)
+        slot.open = slot.dead = slot.dirty = False
+
+    def _invalidate(self, slot: Slot, reason: str = "error") -> None:
+        if not slot.open:
+            return
+        try:
+            self._fire("invalidate")
+            self.logged["hard"] += 1
+            self._close(slot, reason)
+            self._count("invalidations.hard", slot.known_to)
+        finally:
+            if slot.open:
+                # Interrupted: it will be closed at its next checkout.
+                slot.invalidated = self._tick()
+
+    def invalidate(self, slot: Slot) -> str:
+        """Invalidate what is out, which returns it."""
+        try:
+            self._invalidate_and_return(slot)
+        except Fault as fault:
+            self._collect_proxies([slot])
+            return fault.kind
+        return ""
+
+    def _invalidate_and_return(self, slot: Slot) -> None:
+        try:
+            self._invalidate(slot)
+        finally:
+            self._finalize(slot, connected=False, collected=False)
+
+    def invalidate_softly(self, slot: Slot) -> None:
+        self._count("invalidations.soft", slot.pool.instrumentation)
+        self.logged["soft"] += 1
+        slot.invalidated = self._tick()
+
+    def invalidate_pool(self, slot: Slot) -> str:
+        """Invalidate all that is older than what is out, and that; of the engine's pool of today, whosever it is."""
+        if self.pool.invalidated < slot.made:
+            self.pool.invalidated = self._tick()
+        return self.invalidate(slot)
+
+    # -- detaching
+
+    def detach(self, slot: Slot) -> Detached:
+        connection = Detached(slot.pool, slot.dead, slot.dirty)
+        self.detached.append(connection)
+        self._detach(slot)
+        return connection
+
+    def _detach(self, slot: Slot, *, collected: bool = False) -> None:
+        instrumentation = slot.pool.instrumentation
+        slot.out = slot.open = slot.dead = slot.dirty = False
+        if slot.handed_out:
+            self._count("detaches", instrumentation)
+            if collected:
+                self._count("leaked_checkouts", instrumentation)
+        if collected:
+            self._count("closes.gc", instrumentation)
+        slot.handed_out = False
+        self._put(slot)
+
+    def close_detached(self, connection: Detached) -> str:
+        self.detached.remove(connection)
+        try:
+            self._fire("reset")
+            self._roll_back(connection)
+        except Fault as fault:
+            # SQLAlchemy leaves it to the garbage collector, and does not call that a close.
+            return fault.kind if fault.is_exit else ""
+        self.logged["closes"] += 1
+        self._count("closes.detached", connection.pool.instrumentation)
+        return ""
+
+    # -- the whole pool
+
+    def dispose(self, *, close: bool, replace: bool = True) -> str:
+        pool = self.pool
+        if close and not pool.keeps_none:
+            while pool.queue:
+                slot = pool.queue.pop(-1 if self._lifo else 0)
+                try:
+                    if slot.open:
+                        self._close(slot, "dispose")
+                except Fault as fault:
+                    # The rest stays, and the engine goes on with this pool.
+                    self._give_up(slot)
+                    return fault.kind
+                self._give_up(slot)
+            pool.overflow = -pool.size  # whatever is out
+        for slot in self.slots:
+            if slot.pool is pool:
+                slot.retired = True
+        if replace:
+            pool.replaced = True
+            self.pool = Pool(
+                pool.size, pool.max_overflow, instrumentation=pool.instrumentation, keeps_none=pool.keeps_none
+            )
+            self.pools.append(self.pool)
+        return ""
+
+    def kill(self) -> None:
+        for slot in self.slots:
+            slot.dead = slot.open
+        for connection in self.detached:
+            connection.dead = True
+
+    def instrument(self) -> None:
+        self.instrumentation = self.pool.instrumentation = next(self._instrumentations)
+        for slot in self.slots:
+            # Those of the pools before are not asked for, nor is one that is on its way to a caller.
+            if slot.pool is self.pool and ((slot.out and slot.open) or slot in self.pool.queue):
+                slot.known_to, slot.handed_out, slot.timed, slot.retired = self.instrumentation, slot.out, False, False
+
+    def uninstrument(self) -> None:
+        self.instrumentation = 0
+        self.counted.clear()
+        for slot in self.slots:
+            slot.known_to = 0
+        for pool in self.pools:
+            pool.instrumentation = 0
+
+    def reap(self) -> None:
+        """Take notice of what the garbage collector found."""
+        for pool in self.pools[:]:
+            if pool is not self.pool and pool.reference is not None and pool.reference() is None:
+                self.lost.extend(pool.queue)
+                pool.queue.clear()
+                self.pools.remove(pool)
+        for slot in self.lost[:]:
+            if slot.record is None or slot.record() is None:
+                self.lost.remove(slot)
+                self.slots.remove(slot)
+                if slot.open:
+                    if slot.handed_out:
+                        self._count("leaked_checkouts", slot.known_to)
+                    self._closed(slot, "dispose" if slot.retired else "gc")
