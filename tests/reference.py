@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 Waiting = Literal["queue", "connect"]
+Collected = Literal["returned", "closed", "left"]
 ResetFails = Literal["always", "in a transaction", "never"]
 
 # Moments are ticks from 1 on; what is made before them is older than pool_recycle.
@@ -122,7 +123,8 @@ class Model:
         lifo: bool,
         recycle: bool,
         pre_ping: bool,
-        is_async: bool,
+        is_asyncio: bool,
+        collected: Collected,
         reset_fails: ResetFails,
         version: tuple[int, ...],
     ) -> None:
@@ -141,7 +143,8 @@ class Model:
         self._lifo = lifo
         self._recycle = recycle
         self._pre_ping = pre_ping
-        self._is_async = is_async
+        self._is_asyncio = is_asyncio
+        self._collected = collected
         self._reset_fails = reset_fails
         self._is_old = version < (2, 0, 50)
         self._ticks = count(1)
@@ -156,7 +159,9 @@ class Model:
             "in_use": len(known) - len(idle),
             "idle": sum(slot.open for slot in idle),
             "empty_slots": sum(not slot.open and not slot.pool.replaced for slot in idle),
-            "pending_checkouts": sum(caller.instrumentation == self.instrumentation for caller in self.callers),
+            "pending_checkouts": sum(
+                caller.instrumentation == self.instrumentation for caller in self.callers
+            ),
         }
         if not self.pool.keeps_none:
             beyond = sum(not slot.retired for slot in known) - self.pool.size
@@ -211,7 +216,9 @@ class Model:
     def settle(self) -> None:
         """Let those go on who wait for what is there, first come, first served."""
         while True:
-            served = next((caller for caller in self.callers if caller.at == "queue" and caller.pool.queue), None)
+            served = next(
+                (caller for caller in self.callers if caller.at == "queue" and caller.pool.queue), None
+            )
             if served is None:
                 return
             self.resume(served)
@@ -286,7 +293,7 @@ class Model:
                     yield from self._open(slot)
                 except Fault:
                     pool.overflow -= 1
-                    self._give_up(slot)
+                    self._lose(slot)
                     raise
                 return slot
             expired = yield "queue"
@@ -364,20 +371,20 @@ class Model:
         except Fault:
             # Nobody hears it, and nobody returns the record.
             slot.out = False
-            if slot in self.slots and slot not in slot.pool.queue and slot not in self.lost:
-                self.lost.append(slot)
+            if slot not in slot.pool.queue:
+                self._lose(slot)
 
     def _finalize(self, slot: Slot, connected: bool, *, collected: bool) -> None:
-        # An asyncio connection that is collected is detached and closed, since no rollback can be awaited.
-        detaches = collected and self._is_async
+        # An asyncio connection that is collected is detached, since no rollback can be awaited.
+        detaches = collected and self._collected != "returned"
         if connected:
             try:
                 self._fire("reset")
                 if not detaches:
-                    self._roll_back(slot)
+                    self._roll_back(slot, unable=collected and self._is_asyncio)
                 else:
                     self._detach(slot, collected=True)
-                    self.logged["closes"] += 1
+                    self.logged["closes"] += self._collected == "closed"
             except Fault as fault:
                 if fault.is_exit:
                     self._failed(slot, collected=collected)
@@ -386,8 +393,12 @@ class Model:
         if slot.out:
             self._check_in(slot, collected=collected)
 
-    def _roll_back(self, connection: Slot | Detached) -> None:
-        if connection.dead and (self._reset_fails == "always" or self._reset_fails[:2] == "in" and connection.dirty):
+    def _roll_back(self, connection: Slot | Detached, *, unable: bool = False) -> None:
+        if unable and connection.dirty:
+            raise Fault("reset")
+        if connection.dead and (
+            self._reset_fails == "always" or (self._reset_fails[:2] == "in" and connection.dirty)
+        ):
             raise Fault("reset")
         connection.dirty = False
 
@@ -403,8 +414,7 @@ class Model:
             self._fire("checkin")
         except Fault:
             # The record does not reach its queue, and the pool counts it as out for ever.
-            if slot in self.slots:
-                self.lost.append(slot)
+            self._lose(slot)
             raise
         self._returned(slot, collected=collected)
         self._put(slot)
@@ -432,14 +442,13 @@ class Model:
                 self._close(slot, "unpooled" if pool.keeps_none else "overflow")
         finally:
             pool.overflow -= 1
-            self._give_up(slot)
+            self._lose(slot)
 
-    def _give_up(self, slot: Slot) -> None:
-        if slot not in self.slots:
-            return
-        if slot.open:
+    def _lose(self, slot: Slot) -> None:
+        """Leave a slot that its pool has given up to the garbage collector, which looks for open ones only later."""
+        if slot.open and slot in self.slots and slot not in self.lost:
             self.lost.append(slot)
-        else:
+        elif not slot.open and slot in self.slots:
             self.slots.remove(slot)
 
     # -- closing
@@ -537,9 +546,9 @@ class Model:
                         self._close(slot, "dispose")
                 except Fault as fault:
                     # The rest stays, and the engine goes on with this pool.
-                    self._give_up(slot)
+                    self._lose(slot)
                     return fault.kind
-                self._give_up(slot)
+                self._lose(slot)
             pool.overflow = -pool.size  # whatever is out
         for slot in self.slots:
             if slot.pool is pool:
@@ -563,7 +572,12 @@ class Model:
         for slot in self.slots:
             # Those of the pools before are not asked for, nor is one that is on its way to a caller.
             if slot.pool is self.pool and ((slot.out and slot.open) or slot in self.pool.queue):
-                slot.known_to, slot.handed_out, slot.timed, slot.retired = self.instrumentation, slot.out, False, False
+                slot.known_to, slot.handed_out, slot.timed, slot.retired = (
+                    self.instrumentation,
+                    slot.out,
+                    False,
+                    False,
+                )
 
     def uninstrument(self) -> None:
         self.instrumentation = 0
@@ -576,15 +590,20 @@ class Model:
     def reap(self) -> None:
         """Take notice of what the garbage collector found."""
         for pool in self.pools[:]:
-            if pool is not self.pool and pool.reference is not None and pool.reference() is None:
+            if pool is not self.pool and not self._is_in_use(pool):
+                assert pool.reference is None or pool.reference() is None, "a disposed pool is kept alive"
                 self.lost.extend(pool.queue)
                 pool.queue.clear()
                 self.pools.remove(pool)
-        for slot in self.lost[:]:
-            if slot.record is None or slot.record() is None:
-                self.lost.remove(slot)
-                self.slots.remove(slot)
-                if slot.open:
-                    if slot.handed_out:
-                        self._count("leaked_checkouts", slot.known_to)
-                    self._closed(slot, "dispose" if slot.retired else "gc")
+        for slot in self.lost:
+            assert slot.record is None or slot.record() is None, "a lost connection is kept alive"
+            self.slots.remove(slot)
+            if slot.open:
+                if slot.handed_out:
+                    self._count("leaked_checkouts", slot.known_to)
+                self._closed(slot, "dispose" if slot.retired else "gc")
+        self.lost.clear()
+
+    def _is_in_use(self, pool: Pool) -> bool:
+        users = [*(slot for slot in self.slots if slot.out), *self.callers, *self.detached]
+        return any(user.pool is pool for user in users)

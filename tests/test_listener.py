@@ -138,7 +138,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         async with serving(Large(), settings(write_timeout_seconds=SOON)) as endpoint:
             loop = asyncio.get_running_loop()
             with socket.socket() as sock:
-                sock.setblocking(False)  # noqa: FBT003 - as the standard library has it
+                sock.setblocking(False)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 await loop.sock_connect(sock, (endpoint.host, endpoint.port))
                 await loop.sock_sendall(sock, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -292,7 +292,7 @@ def test_running_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
             crowd = [await dial(endpoint) for _ in range(4)]
             await until(lambda: endpoint.connections >= 4)
             sock = socket.socket()  # ours, before there are none left
-            sock.setblocking(False)  # noqa: FBT003
+            sock.setblocking(False)
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             in_use = max(sock.fileno(), *(w.get_extra_info("socket").fileno() for _, w in crowd))
             resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 1, hard))

@@ -778,7 +778,7 @@ async def _run(awaitable: Awaitable[object]) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "woken"])
 @scenario
-async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: Server, late: bool) -> None:  # noqa: FBT001
+async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: Server, late: bool) -> None:
     """Wherever in connecting, asking or closing the cancellation hits, socket and session are gone afterwards."""
     admin = await server.connect()
     before = descriptors()
@@ -801,6 +801,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: Server, la
     await eventually(lambda: _sessions(admin, APPLICATION_NAME), 0)
 
 
+@pytest.mark.soak  # alone: it measures the memory of the process
 @pytest.mark.parametrize("kind", ["refused", "hangs up", "talks nonsense", "no socket", "unusable DSN"])
 @scenario
 async def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
@@ -1031,7 +1032,7 @@ async def test_tls_modes_mean_what_libpq_means(  # noqa: PLR0917
     certificates: Path,
     caplog: pytest.LogCaptureFixture,
     mode: Any,
-    ca: bool,  # noqa: FBT001
+    ca: bool,
     host: str,
     expected: str | None,
 ) -> None:
@@ -1219,11 +1220,11 @@ async def test_pgbouncer_without_a_server_or_a_free_connection(
 def _text(*snapshots: Snapshot, now: float = 0.0) -> str:
     registry = CollectorRegistry()
     registry.register(_Fixed(snapshots, now))
-    return str(openmetrics(registry).decode())  # type: ignore[no-untyped-call]
+    return str(openmetrics(registry).decode())
 
 
 def _parsed(text: str) -> list[Any]:
-    return list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
+    return list(text_string_to_metric_families(text))
 
 
 @dataclasses.dataclass(eq=False)

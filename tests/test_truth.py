@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
     from .pg import Server
 
@@ -142,6 +142,12 @@ class Case:
             assert not faults
         finally:
             self.engine.dispose()
+
+
+def age(connection: Connection, seconds: float) -> None:
+    """Make a connection older than it is."""
+    record: Any = connection.connection._connection_record
+    record.starttime -= seconds
 
 
 @pytest.fixture(params=[*SYNC, *ASYNC])
@@ -295,9 +301,9 @@ def test_recycle_by_age(case: Case) -> None:
     """A connection older than pool_recycle is closed for its age and replaced."""
 
     def scenario(case: Case) -> None:
-        engine = case.start(pool_recycle=0.1)
-        engine.connect().close()
-        time.sleep(0.12)
+        engine = case.start(pool_recycle=3600)
+        with engine.connect() as connection:
+            age(connection, 7200)
         with engine.connect():
             assert case.now().value("oldest_connection_seconds", case.name) < 10
         case.assert_true(checkouts=2, checkins=2, connects=2, closes__recycle=1)
@@ -355,7 +361,7 @@ def test_reconnect_that_fails_after_a_recycle(case: Case) -> None:
     """The old connection is closed, the new one is a connect error, nobody holds anything, and the next one works."""
 
     def scenario(case: Case) -> None:
-        engine = case.start(pool_recycle=0.1)
+        engine = case.start(pool_recycle=3600)
         failing = False
 
         @event.listens_for(engine, "do_connect")
@@ -363,8 +369,8 @@ def test_reconnect_that_fails_after_a_recycle(case: Case) -> None:
             if failing:
                 raise ConnectionRefusedError
 
-        engine.connect().close()
-        time.sleep(0.12)
+        with engine.connect() as connection:
+            age(connection, 7200)
         failing = True
         with pytest.raises(ConnectionRefusedError):
             engine.connect()

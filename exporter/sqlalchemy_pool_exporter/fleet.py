@@ -287,7 +287,8 @@ def _description(text: bytes) -> tuple[str, dict[str, str]]:
 def _check(doubles: memoryview[float], rows: int) -> None:
     counts = doubles[segment.FIRST_COUNTER : segment.FIELDS].tolist()
     waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
-    if not all(map(math.isfinite, counts)) or min(counts) < 0.0:
+    # The sum is not finite if one of them is not.
+    if min(counts) < 0.0 or not math.isfinite(sum(counts)):
         raise SegmentError("a count that is no number")
     # Comparisons with NaN are false.
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):

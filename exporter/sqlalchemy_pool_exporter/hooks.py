@@ -625,7 +625,13 @@ def _keeps(pool: Pool, record: Any) -> bool:
     """Say whether a pool holds on to a record that is not out."""
     if isinstance(pool, NullPool):
         return False
-    return not isinstance(pool, QueuePool) or any(other is record for other in _idle(pool))
+    if not isinstance(pool, QueuePool):
+        return True
+    # No generator: what a signal handler raises while one is closed is lost.
+    for other in _idle(pool):  # noqa: SIM110
+        if other is record:
+            return True
+    return False
 
 
 def _is_out(record: Any) -> bool:

