@@ -210,7 +210,9 @@ class Hooks:
         pool, recorder = self.pool, self.recorder
         # A look at every object that the garbage collector knows.
         present = [] if is_new else list(_records(pool))
-        if any(record.in_use or not _keeps(pool, record) for record in present):
+        # A caller on his way has a place in the pool's own count before there is a record of him.
+        on_the_way = not is_new and isinstance(pool, QueuePool) and pool.checkedout() > 0
+        if on_the_way or any(record.in_use or not _keeps(pool, record) for record in present):
             self._await_latecomers()
         self._install("_close_connection", self._close_hook(pool._close_connection))
         self._install("_invoke_creator", self._creator_hook(pool._invoke_creator))
