@@ -160,9 +160,8 @@ def _many_threads(connect: Callable[[], Any], cycles: int) -> int:
         barrier.wait()
         for _ in repeat(None, cycles // _THREADS):
             connection = connect()
-            time.sleep(
-                0
-            )  # gives the interpreter away while holding, or hardly anybody would ever have to wait
+            # Gives the interpreter away while holding, or hardly anybody would ever have to wait.
+            time.sleep(0)
             connection.close()
 
     threads = [Thread(target=work) for _ in range(_THREADS)]
@@ -197,7 +196,7 @@ _VARIANTS = (
         note=(
             "As the first, but between two cycles, outside the clock, a SELECT is built and compiled. That takes the "
             "pool's code and data out of the processor's nearer caches, as what an application does between its "
-            "checkouts will; everything costs several times as much then, and the differences shrink."
+            "checkouts will: the pool itself is two to three times as slow then."
         ),
         engine_options={},
         turn=_among_other_work,

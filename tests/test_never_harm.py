@@ -1233,8 +1233,9 @@ class Scene:
         self.pool.connect().close()
 
     def overflow(self) -> None:
-        self.held.append(self.pool.connect())
-        self.pool.connect().close()
+        self.held += [self.pool.connect(), self.pool.connect()]
+        while self.held:
+            self.held.pop().close()  # the first is kept, the second closed
 
     def timeout(self) -> None:
         self.held += [self.pool.connect(), self.pool.connect()]
