@@ -160,8 +160,9 @@ def _many_threads(connect: Callable[[], Any], cycles: int) -> int:
         barrier.wait()
         for _ in repeat(None, cycles // _THREADS):
             connection = connect()
-            # Gives the interpreter away while holding, or hardly anybody would ever have to wait.
-            time.sleep(0)
+            time.sleep(
+                0
+            )  # gives the interpreter away while holding, or hardly anybody would ever have to wait
             connection.close()
 
     threads = [Thread(target=work) for _ in range(_THREADS)]
@@ -196,7 +197,7 @@ _VARIANTS = (
         note=(
             "As the first, but between two cycles, outside the clock, a SELECT is built and compiled. That takes the "
             "pool's code and data out of the processor's nearer caches, as what an application does between its "
-            "checkouts will: the pool itself is two to three times as slow then."
+            "checkouts will; everything costs several times as much then, and the differences shrink."
         ),
         engine_options={},
         turn=_among_other_work,

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import repeat
 from statistics import median
-from time import monotonic, perf_counter_ns, thread_time_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine, create_engine, text
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _TASKS, _CONNECTIONS = 8, 4
 _QUERIES = 24
-_FEWEST_BLOCKS, _ENOUGH_SECONDS = 8, 50
 _SELECT = text("SELECT 1")
 
 
@@ -74,7 +73,7 @@ def run(*, quick: bool) -> Iterator[Table]:
             "PostgreSQL on the same machine, over loopback: hardly any query takes less. Each query checks a "
             f"connection out and returns it. psycopg: one thread; asyncpg: {_TASKS} tasks over {_CONNECTIONS} "
             f"connections. Each row is compared with an engine without anything; so is the first, which is such an "
-            f"engine itself: the noise. {blocks} times (fewer on a slow machine), new engines for {rounds} pairs of neighbouring turns of "
+            f"engine itself: the noise. {blocks} times, new engines for {rounds} pairs of neighbouring turns of "
             f"{_QUERIES} queries. Ratio of the throughputs, and processor time of the client that is added: the median "
             "of each time's median over its pairs, with its 95 % confidence interval. The cyclic garbage collector is "
             "on, as it is in an application."
@@ -169,10 +168,7 @@ async def _queries_async(engine: AsyncEngine) -> _Cost:
 
 def _measure(start: _Start, blocks: int, rounds: int) -> list[_Blocks]:
     measured: list[_Blocks] = [[] for _ in _COMPARED]
-    enough = monotonic() + _ENOUGH_SECONDS
-    for number in range(blocks):
-        if number >= _FEWEST_BLOCKS and monotonic() > enough:
-            break
+    for _ in range(blocks):
         # New engines are new server processes. Which of them the system favours is settled when they start, so pairs
         # of the same block are not independent: the interval is taken over the blocks.
         with ExitStack() as stack:
