@@ -79,6 +79,7 @@ class Pool:
     invalidated: int = NEVER
     instrumentation: int = 0  # which one is attached; 0: none
     keeps_none: bool = False  # a NullPool
+    has_listeners: bool = False
     replaced: bool = False
     reference: weakref.ref[Any] | None = None
 
@@ -108,6 +109,7 @@ class Caller:
 class Detached:
     """A connection that left its pool."""
 
+    slot: Slot
     pool: Pool
     dead: bool
     dirty: bool
@@ -146,7 +148,7 @@ class Model:
         self._is_asyncio = is_asyncio
         self._collected = collected
         self._reset_fails = reset_fails
-        self._is_old = version < (2, 0, 50)
+        self._version = version
         self._ticks = count(1)
         self._instrumentations = count(1)
 
@@ -183,8 +185,8 @@ class Model:
     def _tick(self) -> int:
         return next(self._ticks)
 
-    def _fire(self, event: str) -> None:
-        if event in self.raises:
+    def _fire(self, event: str, pool: Pool) -> None:
+        if pool.has_listeners and event in self.raises:
             raise Fault(self.raises[event])
 
     # -- checkout
@@ -259,7 +261,7 @@ class Model:
             try:
                 if self._pre_ping and not fresh:
                     self._ping(slot)
-                self._fire("checkout")
+                self._fire("checkout", pool)
             except Fault as fault:
                 if fault.kind not in ("disconnected", "ping"):
                     self._failed(slot)
@@ -335,9 +337,9 @@ class Model:
         self._count("connect_seconds_count", instrumentation)
         self._become_known(slot, instrumentation)
         try:
-            self._fire("connect")
+            self._fire("connect", slot.pool)
         except Fault:
-            if not self._is_old:
+            if self._version > (2, 0, 50):
                 self._closed(slot, "error")
                 self.logged["closes"] += 1
             raise
@@ -379,7 +381,7 @@ class Model:
         detaches = collected and self._collected != "returned"
         if connected:
             try:
-                self._fire("reset")
+                self._fire("reset", slot.pool)
                 if not detaches:
                     self._roll_back(slot, unable=collected and self._is_asyncio)
                 else:
@@ -411,7 +413,7 @@ class Model:
     def _check_in(self, slot: Slot, *, collected: bool = False) -> None:
         slot.out = False
         try:
-            self._fire("checkin")
+            self._fire("checkin", slot.pool)
         except Fault:
             # The record does not reach its queue, and the pool counts it as out for ever.
             self._lose(slot)
@@ -446,15 +448,21 @@ class Model:
 
     def _lose(self, slot: Slot) -> None:
         """Leave a slot that its pool has given up to the garbage collector, which looks for open ones only later."""
-        if slot.open and slot in self.slots and slot not in self.lost:
+        if slot not in self.slots or slot in self.lost:
+            return
+        if slot.open or self._is_kept(slot):
             self.lost.append(slot)
-        elif not slot.open and slot in self.slots:
+        else:
             self.slots.remove(slot)
+
+    def _is_kept(self, slot: Slot) -> bool:
+        # SQLAlchemy 2.0 keeps the record of a connection that was detached as long as its proxy.
+        return self._version < (2, 1) and any(connection.slot is slot for connection in self.detached)
 
     # -- closing
 
     def _close(self, slot: Slot, reason: str) -> None:
-        self._fire("close")
+        self._fire("close", slot.pool)
         self._closed(slot, reason)
         self.logged["closes"] += 1
 
@@ -467,7 +475,7 @@ class Model:
         if not slot.open:
             return
         try:
-            self._fire("invalidate")
+            self._fire("invalidate", slot.pool)
             self.logged["hard"] += 1
             self._close(slot, reason)
             self._count("invalidations.hard", slot.known_to)
@@ -505,7 +513,7 @@ class Model:
     # -- detaching
 
     def detach(self, slot: Slot) -> Detached:
-        connection = Detached(slot.pool, slot.dead, slot.dirty)
+        connection = Detached(slot, slot.pool, slot.dead, slot.dirty)
         self.detached.append(connection)
         self._detach(slot)
         return connection
@@ -525,7 +533,7 @@ class Model:
     def close_detached(self, connection: Detached) -> str:
         self.detached.remove(connection)
         try:
-            self._fire("reset")
+            self._fire("reset", connection.pool)
             self._roll_back(connection)
         except Fault as fault:
             # SQLAlchemy leaves it to the garbage collector, and does not call that a close.
@@ -548,7 +556,7 @@ class Model:
                     # The rest stays, and the engine goes on with this pool.
                     self._lose(slot)
                     return fault.kind
-                self._lose(slot)
+                self.slots.remove(slot)
             pool.overflow = -pool.size  # whatever is out
         for slot in self.slots:
             if slot.pool is pool:
@@ -556,7 +564,11 @@ class Model:
         if replace:
             pool.replaced = True
             self.pool = Pool(
-                pool.size, pool.max_overflow, instrumentation=pool.instrumentation, keeps_none=pool.keeps_none
+                pool.size,
+                pool.max_overflow,
+                instrumentation=pool.instrumentation,
+                keeps_none=pool.keeps_none,
+                has_listeners=pool.has_listeners,
             )
             self.pools.append(self.pool)
         return ""
@@ -570,14 +582,13 @@ class Model:
     def instrument(self) -> None:
         self.instrumentation = self.pool.instrumentation = next(self._instrumentations)
         for slot in self.slots:
-            # Those of the pools before are not asked for, nor is one that is on its way to a caller.
-            if slot.pool is self.pool and ((slot.out and slot.open) or slot in self.pool.queue):
-                slot.known_to, slot.handed_out, slot.timed, slot.retired = (
-                    self.instrumentation,
-                    slot.out,
-                    False,
-                    False,
-                )
+            if slot.pool is not self.pool:
+                continue
+            slot.timed = slot.retired = False
+            # One on its way to a caller becomes known when it reaches him.
+            if slot.out or slot in self.pool.queue:
+                slot.known_to = self.instrumentation
+                slot.handed_out = slot.out and slot.open
 
     def uninstrument(self) -> None:
         self.instrumentation = 0
@@ -595,14 +606,14 @@ class Model:
                 self.lost.extend(pool.queue)
                 pool.queue.clear()
                 self.pools.remove(pool)
-        for slot in self.lost:
+        for slot in [slot for slot in self.lost if not self._is_kept(slot)]:
             assert slot.record is None or slot.record() is None, "a lost connection is kept alive"
+            self.lost.remove(slot)
             self.slots.remove(slot)
             if slot.open:
                 if slot.handed_out:
                     self._count("leaked_checkouts", slot.known_to)
                 self._closed(slot, "dispose" if slot.retired else "gc")
-        self.lost.clear()
 
     def _is_in_use(self, pool: Pool) -> bool:
         users = [*(slot for slot in self.slots if slot.out), *self.callers, *self.detached]

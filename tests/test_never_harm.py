@@ -31,9 +31,10 @@ import tracemalloc
 import warnings
 import weakref
 from contextlib import contextmanager
-from itertools import count
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import sqlalchemy
@@ -406,7 +407,7 @@ def disposes(engine: Engine, diary: Diary) -> None:
     for close in (True, False):
         first, second = engine.connect(), engine.connect()
         second.close()
-        diary.attempt(lambda close=close: engine.dispose(close=close))
+        diary.attempt(partial(engine.dispose, close=close))
         returns(engine, diary)
         first.close()
         del first, second
@@ -611,7 +612,8 @@ def test_nothing_waits_for_the_garbage_collector_that_did_not_before(poolclass: 
 
     def lifetimes(*, instrumented: bool) -> list[object]:
         database = Database()
-        pool = poolclass(lambda: Socket(database))
+        make: Any = partial(Socket, database)
+        pool = poolclass(make)
         if instrumented:
             instrument(pool, registry=CollectorRegistry())
         told: list[object] = []
@@ -686,11 +688,11 @@ class Sabotage:
 
     def _build(self, prepare: Callable[[Any], None], methods: dict[str, Any] | None = None) -> None:
         def build(*args: Any, **kwargs: Any) -> Recorder:
-            recorder: Recorder = Broken(*args, **kwargs)
+            recorder: Recorder = broken(*args, **kwargs)
             prepare(recorder)
             return recorder
 
-        Broken = type("Broken", (Recorder,), methods or {})
+        broken = type("Broken", (Recorder,), methods or {})
         self.monkeypatch.setattr(instrumentation, "Recorder", build)
 
     def everything(self, *, after: int, times: int) -> int:
@@ -743,10 +745,6 @@ class _Block:
 
     def __len__(self) -> int:
         return len(self._block)
-
-    def tolist(self) -> list[float]:
-        numbers: list[float] = self._block.tolist()
-        return numbers
 
 
 class _Waiters(list[int]):
@@ -1014,6 +1012,29 @@ def test_attaching_while_callers_wait() -> None:
     assert Exposition(registry).value("pending_checkouts", handle.name) == 0
 
 
+def test_attaching_does_not_wait_for_the_queue() -> None:
+    """A finalizer that closes a handle while its thread is in the queue does not meet one who waits for the queue."""
+    result = run(
+        """
+        pool, other = QueuePool(Connection), QueuePool(Connection)
+        pool.connect().close()
+        handle = instrument(other, registry=registry)
+        threading.Timer(10, os._exit, [1]).start()
+        with pool._pool.mutex:  # as within put() and get(), in which the garbage collector can run
+            attaching = threading.Thread(target=lambda: instrument(pool, registry=registry))
+            attaching.start()
+            attaching.join(0.5)
+            handle.close()
+        attaching.join()
+        sys.stdout.write("done")
+        sys.stdout.flush()
+        os._exit(0)
+        """,
+        prologue=_PROLOGUE,
+    )
+    assert result.stdout == "done", result.stderr
+
+
 @pytest.mark.parametrize("name", ["connect", "checkout", "invalidate", "soft_invalidate", "close", "checkin"])
 def test_attaching_and_closing_inside_a_listener(name: str) -> None:
     """A listener of the application's may instrument its own pool, and undo it; those after it still run."""
@@ -1110,7 +1131,7 @@ def test_others_that_refer_to_the_pool_are_not_touched() -> None:
         def __init__(self, pool: Pool) -> None:
             self.pool = pool
 
-        @property
+        @property  # type: ignore[misc]
         def __class__(self) -> Any:
             raise RuntimeError("working outside of a context")
 
@@ -1122,7 +1143,7 @@ def test_others_that_refer_to_the_pool_are_not_touched() -> None:
 
 
 def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
-    """A pool that is re-created while another thread closes the handle is either followed or left bare, not in between."""
+    """A pool that is re-created while another thread closes the handle is followed or left bare, not in between."""
     arrived, go_on = threading.Event(), threading.Event()
 
     class Slow(QueuePool):
@@ -1157,7 +1178,7 @@ _BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name an
 
 
 class Intruder:
-    """Lets something happen in the middle of the recording: at the first moment possible, or at the second, …
+    """Lets something happen in the middle of the recording: at the first moment possible, or a later one.
 
     The moments are those at which CPython runs signal handlers, other threads and (since 3.12) the garbage collector:
     on entering a function, after a call of something written in C, and at a jump backwards. Only the code of this
@@ -1173,7 +1194,7 @@ class Intruder:
         self._before: dict[FrameType, int] = {}
         self.where: str | None = None
 
-    def __enter__(self) -> Intruder:
+    def __enter__(self) -> Self:
         self._traced = sys.gettrace()
         sys.settrace(self._trace)
         return self
@@ -1257,6 +1278,9 @@ class Scene:
         raw.detach()
         raw.close()
 
+    def dispose(self) -> None:
+        self.pool.dispose()
+
     def leak(self) -> None:
         self.held.append(self.pool.connect())
         self.held.clear()
@@ -1309,7 +1333,7 @@ def each_moment(
     for moment in count(1):
         scene = Scene(**options)
         raised: BaseException | None = None
-        intruder = Intruder(moment, lambda scene=scene: intrude(scene))
+        intruder = Intruder(moment, partial(intrude, scene))
         with intruder:
             try:
                 getattr(scene, act)()
@@ -1342,7 +1366,7 @@ class SoftTimeLimitError(Exception):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
-@pytest.mark.parametrize("act", ["checkout", "overflow", "invalidate"])
+@pytest.mark.parametrize("act", ["checkout", "overflow", "invalidate", "dispose"])
 def test_what_a_signal_handler_raises_reaches_the_application(act: str) -> None:
     """An exception that the application's signal handler raises in the middle of a recording is not ours to catch."""
 
@@ -1355,14 +1379,16 @@ def test_what_a_signal_handler_raises_reaches_the_application(act: str) -> None:
         for scene, where, raised in each_moment(act, lambda _: signal.raise_signal(signal.SIGUSR1)):
             if not isinstance(raised, SoftTimeLimitError):
                 swallowed.append(where)
-            scene.assert_true(where)
+            if act != "dispose":  # which SQLAlchemy does not finish then
+                scene.assert_true(where)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert swallowed == []
 
 
 def _returns_one(scene: Scene) -> None:
-    scene.held and scene.held.pop()  # type: ignore[func-returns-value]
+    if scene.held:
+        scene.held.pop()
 
 
 def _checks_out(scene: Scene) -> None:
@@ -1389,6 +1415,7 @@ def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) 
 def test_the_garbage_collector_in_the_middle() -> None:
     """With a collection at every allocation, whose finalizers use the same pool, every total is exact."""
     engine, registry = Database().engine(pool_size=2, max_overflow=-1), CollectorRegistry()
+    engine.connect().close()  # under a lock of SQLAlchemy's, for which a finalizer would wait for ever
     handle = instrument(engine, registry=registry)
     tally = {"checkouts": 0, "depth": 0}
 
@@ -1609,38 +1636,51 @@ def test_cancelled_at_every_await() -> None:
         asyncio.run(live())
 
 
-async def _cancelled_at(moment: int) -> bool:
-    remaining = [moment]
+class Canceller:
+    """Cancels the task it runs in at the n-th await that connections make."""
 
-    async def step() -> None:
-        remaining[0] -= 1
-        if remaining[0] == 0:
+    def __init__(self, moment: int) -> None:
+        self.remaining = moment
+        self.database = Database()
+
+    async def _step(self) -> None:
+        self.remaining -= 1
+        if self.remaining == 0:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
         await asyncio.sleep(0)
 
-    class Remote(Link):
-        def rollback(self) -> None:
-            if remaining[0] > 0:
-                await_only(step())
-            super().rollback()
+    def step(self) -> None:
+        if self.remaining > 0:
+            await_only(self._step())
 
-        def close(self) -> None:
-            if remaining[0] > 0:
-                await_only(step())
-            super().close()
+    def connect(self) -> Any:
+        self.step()
+        return Remote(self)
 
-    database = Database()
 
-    def connect() -> Remote:
-        await_only(step())
-        return Remote(database, next(database.serials))
+class Remote(Link):
+    """A connection whose work is awaited."""
 
-    pool = AsyncAdaptedQueuePool(connect, pool_size=1, max_overflow=1)
+    def __init__(self, canceller: Canceller) -> None:
+        super().__init__(canceller.database, next(canceller.database.serials))
+        self.canceller = canceller
+
+    def rollback(self) -> None:
+        self.canceller.step()
+        super().rollback()
+
+    def close(self) -> None:
+        self.canceller.step()
+        super().close()
+
+
+async def _cancelled_at(moment: int) -> bool:
+    canceller = Canceller(moment)
+    pool = AsyncAdaptedQueuePool(canceller.connect, pool_size=1, max_overflow=1)
     registry = CollectorRegistry()
-    handle = instrument(pool, registry=registry)
-
+    name = instrument(pool, registry=registry).name
     held: list[Any] = []  # and not in work()'s frame, which the exception keeps
 
     def work() -> None:
@@ -1655,17 +1695,17 @@ async def _cancelled_at(moment: int) -> bool:
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()
-    cancelled = remaining[0] <= 0
+    cancelled = canceller.remaining <= 0
     held.clear()
     gc.collect()
-    exposition = Exposition(registry)
-    assert exposition.value("pending_checkouts", handle.name) == 0, moment
-    assert exposition.value("connections", handle.name, state="in_use") == 0, moment
-    idle = exposition.value("connections", handle.name, state="idle") + exposition.value(
-        "empty_slots", handle.name
-    )
-    assert pool.checkedin() == idle, moment
-    assert not exposition.get("exporter_recording_faults_total", handle.name), moment
+    numbers = Numbers(registry)
+    kept = numbers.value("connections", name, state="idle") + numbers.value("empty_slots", name)
+    assert (0, 0, pool.checkedin()) == (
+        numbers.value("pending_checkouts", name),
+        numbers.value("connections", name, state="in_use"),
+        kept,
+    ), moment
+    assert not numbers.get("exporter_recording_faults_total", name), moment
     return cancelled
 
 
@@ -1714,8 +1754,11 @@ registry = CollectorRegistry()
 
 def samples():
     return {
-        sample.name.removeprefix("sqlalchemy_pool_") + "".join("." + v for k, v in sample.labels.items() if k != "pool"):
-        sample.value for family in registry.collect() for sample in family.samples if "pool" in sample.labels
+        sample.name.removeprefix("sqlalchemy_pool_")
+        + "".join("." + value for label, value in sample.labels.items() if label != "pool"): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if "pool" in sample.labels
     }
 """
 
@@ -2033,7 +2076,8 @@ def test_nothing_grows(what: str) -> None:
             keeper.dispose()
             return
         if what == "shared dialect":
-            pool = QueuePool(Database().connect, dialect=keeper.dialect, pre_ping=True)
+            make: Any = Database().connect
+            pool = QueuePool(make, dialect=keeper.dialect, pre_ping=True)
             instrument(pool, registry=registry)
             pool.connect().close()
             return
@@ -2049,20 +2093,20 @@ def test_nothing_grows(what: str) -> None:
         for _ in range(times):
             once()
         gc.collect()
-        taken = tracemalloc.take_snapshot().filter_traces(
+        snapshot = tracemalloc.take_snapshot().filter_traces(
             [tracemalloc.Filter(True, f"{PACKAGE}/*", all_frames=True)]
         )
-        return sum(trace.size for trace in taken.traces)
+        return sum(trace.size for trace in snapshot.traces)
 
     logging.getLogger("sqlalchemy_pool_exporter").disabled = True
     tracemalloc.start(6)
     try:
-        before = ours(30)
-        after = ours(100)
+        taken = [ours(times) for times in (30, 60, 60, 60)]
     finally:
         tracemalloc.stop()
         logging.getLogger("sqlalchemy_pool_exporter").disabled = False
-    assert after - before < 100 * 30  # bytes each; a weak reference kept would be 60 and more
+    # What is kept is kept in each round, a weak reference with 60 bytes at least; a dictionary grows in one of them.
+    assert min(after - before for before, after in pairwise(taken)) < 60 * 30
     assert {dict(labels)["pool"] for _, labels in Exposition(registry).samples if "pool" in dict(labels)} == {
         name
     }
@@ -2083,30 +2127,33 @@ def test_a_name_can_be_used_again() -> None:
 
 def test_a_reused_address_is_told_apart() -> None:
     """A new connection at the address of one that is gone is still seen when the old one's slot is given up."""
+    wanted: list[int] = []
+
+    def make() -> Any:
+        tried = [Socket(database)]
+        while wanted and id(tried[-1]) not in wanted and len(tried) < 10_000:
+            tried.append(Socket(database))
+        return tried[-1]
+
     database = Database()
-    engine, registry = database.engine(pool_size=1, max_overflow=9), CollectorRegistry()
-    handle = instrument(engine, registry=registry)
-    invalidated, idle = engine.raw_connection(), engine.raw_connection()
-    address = id(invalidated.dbapi_connection)
+    pool, registry = QueuePool(make, pool_size=1, max_overflow=2), CollectorRegistry()
+    name = instrument(pool, registry=registry).name
+    invalidated, idle = pool.connect(), pool.connect()
+    wanted.append(id(invalidated.dbapi_connection))
     invalidated.invalidate()
-    gc.collect()
-    others = []
-    while address not in [id(raw.dbapi_connection) for raw in others]:
-        if len(others) == 8:
-            pytest.skip("the address was not used again")
-        others.append(engine.raw_connection())
+    other = pool.connect()
+    assert id(other.dbapi_connection) in wanted, "the address was not used again"
     idle.close()
     invalidated.close()
-    for raw in others:
-        raw.close()
-    counted = Exposition(registry).counters(handle.name)
-    assert (1, len(others)) == (counted["closes.error"], counted["closes.overflow"])
-    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    other.close()
+    counted = Exposition(registry).counters(name)
+    assert (1, 1) == (counted["closes.error"], counted["closes.overflow"])
+    assert metric_state(Exposition(registry), name) == pool_state(pool)
 
 
 # -- 5: no credentials
 
-SECRET = "s3cr3t"
+SECRET = "s3cr3t"  # noqa: S105 - it is looked for
 URLS = [
     f"postgresql+psycopg://{SECRET}:{SECRET}@db.example/orders",
     f"postgresql+psycopg://user:{SECRET}@db.example:5432/orders?password={SECRET}&sslkey={SECRET}",
@@ -2129,7 +2176,9 @@ def test_no_credentials_in_names(url: str | URL, caplog: pytest.LogCaptureFixtur
     registry = CollectorRegistry()
     caplog.set_level(logging.DEBUG)
     try:
-        engines = [create_engine(url, poolclass=QueuePool) for _ in range(2)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the driver does not know
+            engines = [create_engine(url, poolclass=QueuePool) for _ in range(2)]
     except (exc.NoSuchModuleError, ModuleNotFoundError):
         pytest.skip("no driver")
     told = []
@@ -2171,11 +2220,12 @@ def test_no_credentials_of_creators() -> None:
             raise ConnectionRefusedError(f"password {self.password!r} refused")
 
     registry = CollectorRegistry()
-    pool = QueuePool(Creator(SECRET))
+    make: Any = Creator(SECRET)
+    pool = QueuePool(make)
     handle = instrument(pool, registry=registry)
     with pytest.raises(ConnectionRefusedError):
         pool.connect()
-    assert handle.name == "QueuePool"
+    assert handle.name.startswith("QueuePool")
     assert SECRET not in Exposition(registry).text
 
 
