@@ -32,10 +32,7 @@ collect_ignore = (
     else [
         "test_chaos.py",
         "test_fleet.py",
-        "test_hot_path.py",
-        "test_never_harm.py",
         "test_sidecar.py",
-        "test_stateful.py",
     ]
 )
 

@@ -211,8 +211,9 @@ class Hooks:
         # A look at every object that the garbage collector knows.
         present = [] if is_new else list(_records(pool))
         # A caller on his way has a place in the pool's own count before there is a record of him.
-        on_the_way = not is_new and isinstance(pool, QueuePool) and pool.checkedout() > 0
-        if on_the_way or any(record.in_use or not _keeps(pool, record) for record in present):
+        if (not is_new and _has_out(pool)) or any(
+            record.in_use or not _keeps(pool, record) for record in present
+        ):
             self._await_latecomers()
         self._install("_close_connection", self._close_hook(pool._close_connection))
         self._install("_invoke_creator", self._creator_hook(pool._invoke_creator))
@@ -453,6 +454,7 @@ class Hooks:
     def _dispose_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def dispose(*args: Any, **kwargs: Any) -> Any:
+            self.handle.notice_fork()
             caller, idle = _current(), self._idle_records()
             self._disposing.append(caller)
             try:
@@ -472,13 +474,14 @@ class Hooks:
     def _idle_records(self) -> list[Any]:
         try:
             return _idle(self.pool)
-        except Exception:  # noqa: BLE001 - recording never raises
-            self.recorder.fault()
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
             return []
 
     def _recreate_hook(self, original: Callable[..., Pool]) -> Callable[..., Pool]:
         @functools.wraps(original)
         def recreate(*args: Any, **kwargs: Any) -> Pool:
+            self.handle.notice_fork()
             pool = original(*args, **kwargs)
             try:
                 for name, listener in self._listeners:
@@ -634,6 +637,11 @@ def _keeps(pool: Pool, record: Any) -> bool:
         if other is record:
             return True
     return False
+
+
+def _has_out(pool: Pool) -> bool:
+    # Not checkedout(): that waits for the queue's lock, whose holder may be in a finalizer that waits for ours.
+    return isinstance(pool, QueuePool) and pool.size() - len(_idle(pool)) + pool._overflow > 0
 
 
 def _is_out(record: Any) -> bool:

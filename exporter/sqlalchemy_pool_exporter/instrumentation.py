@@ -37,6 +37,7 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 _recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 _fork_is_watched = False
+_process = os.getpid()
 
 
 class Handle:
@@ -76,6 +77,11 @@ class Handle:
                     collector_of(self._registry).remove(recorder)
                 if _recorders.get(self._name) is recorder:
                     del _recorders[self._name]
+
+    def notice_fork(self) -> None:
+        """Leave the parent's numbers alone, if this is a forked child whose fork hooks have not come to ours yet."""
+        if _process != os.getpid():
+            _after_fork()
 
     def follow(self, pool: Pool) -> None:
         """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""
@@ -155,13 +161,14 @@ def instrument(
         segments = segments_in(directory, group_readable=group_readable)
         recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
         handle = Handle(recorder, registry)
+        # Before it is attached: another thread may fork in between.
+        _recorders[recorder.name] = recorder
         try:
             handle._attach(pool, recorder)
             collector_of(registry).add(recorder)
         except BaseException:
             handle.close()
             raise
-        _recorders[recorder.name] = recorder
         return handle
 
 
@@ -247,7 +254,10 @@ def _watch_forks() -> None:
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
+    global _lock, _process  # noqa: PLW0603 - another thread of the parent may have held it
+    if _process == os.getpid():
+        return  # a fork hook of the application's disposed of an engine before ours came
+    _process = os.getpid()
     _lock = threading.RLock()
     collector.after_fork()
     after_fork()

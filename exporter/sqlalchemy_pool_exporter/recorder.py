@@ -375,6 +375,9 @@ class Recorder:
         place = Place(record, self._gone, table, row)
         # Atomic: while a pool in traffic is being hooked, two threads can meet the same record for the first time.
         first = self._places.setdefault(id(record), place)
+        if first.ended:
+            # Left behind by an interrupted end(), for a record that had this address before.
+            first = self._places[id(record)] = place
         if first is not place:
             place.ended = True
             if row:
@@ -399,12 +402,10 @@ class Recorder:
             return self._rows.pop()
         except IndexError:
             pass
-        block = self.block
+        block, used = self.block, CONNECTIONS_USED
         most = float(segment.rows_of(block))
         # straight line: likewise
-        block[CONNECTIONS_USED] = end = (
-            start + _CHUNK if (start := block[CONNECTIONS_USED]) + _CHUNK < most else most
-        )
+        block[used] = end = start + _CHUNK if (start := block[used]) + _CHUNK < most else most
         # end of straight line
         rows = range(CONNECTIONS_AT + ROW * (int(end) - 1), CONNECTIONS_AT + ROW * int(start) - 1, -ROW)
         self._rows.extend(rows)

@@ -128,9 +128,11 @@ def allocate(rows: int) -> memoryview[float]:
 
 
 def clear(block: memoryview[float]) -> None:
-    """Clear the state in a block that nobody writes any more, and keep what only grows."""
+    """Clear the state in a block that nobody writes any more, and keep what only grows and whether it applies."""
+    has_overflow = block[HAS_OVERFLOW]
     for first, end in ((SCRATCH, FIRST_COUNTER), (FIELDS, len(block))):
         block[first:end] = memoryview(bytearray(8 * (end - first))).cast("d")
+    block[HAS_OVERFLOW] = has_overflow
 
 
 @dataclass(frozen=True, slots=True)
