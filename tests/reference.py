@@ -14,7 +14,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Generator
 
 Waiting = Literal["queue", "connect"]
@@ -65,7 +64,7 @@ class Slot:
     retired: bool = False  # its pool was disposed of
     interrupted: bool = False
     known_to: int = 0  # the instrumentation that knows of it
-    record: weakref.ref[Any] | None = None
+    record: Any = None  # a weak reference, once it is known
 
 
 @dataclass(eq=False)
@@ -81,7 +80,7 @@ class Pool:
     keeps_none: bool = False  # a NullPool
     has_listeners: bool = False
     replaced: bool = False
-    reference: weakref.ref[Any] | None = None
+    reference: Any = None  # likewise
 
     def __post_init__(self) -> None:
         self.overflow = -self.size
@@ -157,7 +156,7 @@ class Model:
     def gauges(self) -> dict[str, float]:
         known = [slot for slot in self.slots if slot.known_to == self.instrumentation]
         idle = [slot for slot in known if not slot.handed_out]
-        gauges = {
+        gauges: dict[str, float] = {
             "in_use": len(known) - len(idle),
             "idle": sum(slot.open for slot in idle),
             "empty_slots": sum(not slot.open and not slot.pool.replaced for slot in idle),
@@ -200,7 +199,7 @@ class Model:
         return caller
 
     def resume(self, caller: Caller, *, expired: bool = False, fault: Fault | None = None) -> None:
-        """Let a caller go on: the time he would wait is over, or ``fault`` reaches him, or what he waits for is there."""
+        """Let a caller go on: what he waits for is there, or his time is over, or ``fault`` reaches him."""
         try:
             if fault:
                 caller.at = caller.steps.throw(fault)
@@ -325,7 +324,7 @@ class Model:
             if self.holds_connects:
                 yield "connect"
             if self.refuses:
-                raise Fault(self.refuses)
+                raise Fault(self.refuses)  # noqa: TRY301 - as any other out of the driver
         except Fault:
             self._count("connect_errors", instrumentation)
             self._count("connect_seconds_count", instrumentation)
@@ -616,5 +615,9 @@ class Model:
                 self._closed(slot, "dispose" if slot.retired else "gc")
 
     def _is_in_use(self, pool: Pool) -> bool:
-        users = [*(slot for slot in self.slots if slot.out), *self.callers, *self.detached]
+        users: list[Slot | Caller | Detached] = [
+            *(slot for slot in self.slots if slot.out),
+            *self.callers,
+            *self.detached,
+        ]
         return any(user.pool is pool for user in users)
