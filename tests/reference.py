@@ -451,6 +451,8 @@ class Model:
             return
         if slot.open or self._is_kept(slot):
             self.lost.append(slot)
+            if not slot.open:
+                slot.known_to = 0
         else:
             self.slots.remove(slot)
 

@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
 _queue: Any = queue_module  # it reads the time by a name of its own
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split("."))
-DRIVERS = ("sqlite", "psycopg", "aiosqlite", "asyncpg")
-ASYNC = ("aiosqlite", "asyncpg")
-WITH_SERVER = ("psycopg", "asyncpg")
+DRIVERS = ("sqlite", "psycopg", "aiosqlite", "asyncpg", "psycopg_async")
+ASYNC = ("aiosqlite", "asyncpg", "psycopg_async")
+WITH_SERVER = ("psycopg", "asyncpg", "psycopg_async")
 
 # Events whose listeners can raise, and what SQLAlchemy knows to handle. Releases before 2.0.50 lost a connection whose
 # invalidation or close was interrupted, in ways that are not worth a model.
@@ -373,6 +373,8 @@ class Incidents(RuleBasedStateMachine):
         """Say what SQLAlchemy does with a connection that is collected."""
         if self.driver not in ASYNC:
             return "returned"
+        if self.driver == "psycopg_async":
+            return "left"
         if VERSION > (2, 0, 50):
             return "closed"
         # As if it could be awaited.
@@ -824,7 +826,7 @@ def frozen() -> Iterator[None]:
 FEW = settings(
     max_examples=50, stateful_step_count=40, suppress_health_check=list(HealthCheck), derandomize=True
 )
-MANY = settings(max_examples=1000, stateful_step_count=60, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=300, stateful_step_count=60, suppress_health_check=list(HealthCheck))
 
 
 def _run(driver: str, server: Server, directory: Path, how: settings) -> None:
