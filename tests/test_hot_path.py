@@ -30,7 +30,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 import sqlalchemy_pool_exporter
-from sqlalchemy_pool_exporter import hooks, instrument, recorder, segment
+from sqlalchemy_pool_exporter import checkout, instrument, place, recorder, segment
 
 from .witness import Exposition
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
-MODULES = (hooks, recorder)
+MODULES = (checkout, recorder)
 
 
 class Link(sqlite3.Connection):
@@ -207,7 +207,7 @@ QUIET = re.compile(
 # Of a recorder, a place or SQLAlchemy's record: each is a slot, so looking it up runs no code.
 SLOTS = {
     name
-    for owner in (recorder.Recorder, recorder.Place, _ConnectionRecord)
+    for owner in (recorder.Recorder, place.Place, _ConnectionRecord)
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
 }
@@ -273,7 +273,7 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
 
 def test_there_are_straight_lines() -> None:
     """The hooks of checkout and return, and whatever counts, are marked."""
-    assert len(stretches(hooks)) >= 2
+    assert len(stretches(checkout)) >= 2
     assert len(stretches(recorder)) >= 5
 
 

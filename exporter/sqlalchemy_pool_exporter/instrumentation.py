@@ -21,7 +21,8 @@ from sqlalchemy.pool import Pool
 from . import collector, segment
 from .collector import collector_of
 from .errors import TargetError
-from .hooks import HOOKS, Hooks, configuration
+from .hooks import HOOKS, Hooks
+from .pools import configuration
 from .recorder import Recorder
 from .segments import Segments, after_fork, segments_in
 

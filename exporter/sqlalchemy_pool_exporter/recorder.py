@@ -18,10 +18,11 @@ import signal
 import time
 import weakref
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from . import segment
 from .catalogue import BUCKETS, CLOSE_REASONS
+from .place import PLACE, Place, unmark, was_collected
 from .segment import (
     CHECKINS_UNTIMED,
     CLOSES,
@@ -59,76 +60,10 @@ if TYPE_CHECKING:
 
     from .segments import Segments
 
-# Where a place is kept on its connection record: looked up once at each checkout and return.
-PLACE: Final = "_pool_exporter_place"
-
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
 
 _CHUNK: Final = 16
-
-
-class Place(weakref.ref[Any]):
-    """A row of the table of connections, and the weak reference to the connection record it stands for.
-
-    The recorder keeps it alive, so its callback runs when the record is collected without having been closed.
-    """
-
-    __slots__ = (
-        "connection_id",
-        "ended",
-        "held",
-        "holder",
-        "reason",
-        "reason_at",
-        "record_id",
-        "retired",
-        "row",
-        "table",
-    )
-
-    table: memoryview[float]  # the block, or four doubles of its own where the block is full
-    row: int
-    held: int  # index of held_since
-    holder: weakref.ref[Any] | None  # SQLAlchemy's reference to the checked-out proxy; dead: it was collected
-    reason: int | None  # why it will be closed, if that is known before
-    reason_at: float  # when its record was softly invalidated before that
-    retired: bool  # its pool was disposed of or replaced
-    ended: bool
-    connection_id: int
-    record_id: int
-
-    def __new__(
-        cls, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
-    ) -> Self:
-        """Make the reference; ``gone`` is called when the record is collected."""
-        self = super().__new__(cls, record, gone)
-        self.table, self.row, self.held = table, row, row + HELD_SINCE
-        self.holder = self.reason = None
-        self.retired = self.ended = False
-        self.connection_id = 0
-        self.record_id = id(record)
-        self.reason_at = 0.0
-        return self
-
-    def __init__(self, record: object, gone: Callable[[Place], None], *_: object) -> None:
-        super().__init__(record, gone)  # type: ignore[call-arg]
-
-    def set_reason(self, reason: int) -> None:
-        """Say why the connection will be closed at once."""
-        record = self()
-        self.reason = reason
-        self.reason_at = record._soft_invalidate_time if record is not None else 0.0
-
-    def reason_now(self) -> int | None:
-        """Why the connection is closed; None if that was interrupted: SQLAlchemy keeps it, softly invalidated."""
-        record = self()
-        return self.reason if record is not None and self.reason_at == record._soft_invalidate_time else None
-
-    @property
-    def is_tracked(self) -> bool:
-        """Whether it has a row in the block."""
-        return self.row > 0
 
 
 class Recorder:
@@ -234,7 +169,7 @@ class Recorder:
             place.ended = True
             record = place()
             if record is not None:
-                _unmark(record)
+                unmark(record)
         self._places.clear()
         self._by_connection.clear()
 
@@ -476,7 +411,7 @@ class Recorder:
         self._forget_connection(place)
         record = place()
         if record is not None:
-            _unmark(record)
+            unmark(record)
 
     def _forget_connection(self, place: Place) -> None:
         # The address of a connection that is gone can be another's by now.
@@ -512,7 +447,7 @@ class Recorder:
             return
         place = self.place_of(record)
         if place is not None and place.reason_now() != PING_FAILED:
-            place.set_reason(GC if _was_collected(place) else ERROR)
+            place.set_reason(GC if was_collected(place) else ERROR)
 
     # -- return
 
@@ -530,7 +465,7 @@ class Recorder:
         """
         if not since:
             return
-        collected = _was_collected(place)
+        collected = was_collected(place)
         place.holder = None
         now = self.clock()
         if record.dbapi_connection is None and place.table[place.row] > 0.0:
@@ -575,12 +510,3 @@ def _is_of_a_signal_handler(error: BaseException) -> bool:
             return True
         frame = frame.tb_next
     return False
-
-
-def _unmark(record: object) -> None:
-    if hasattr(record, PLACE):
-        delattr(record, PLACE)
-
-
-def _was_collected(place: Place) -> bool:
-    return place.holder is not None and place.holder() is None
