@@ -126,6 +126,7 @@ class Model:
         pre_ping: bool,
         is_asyncio: bool,
         collected: Collected,
+        closes_detached: bool,
         reset_fails: ResetFails,
         version: tuple[int, ...],
     ) -> None:
@@ -146,6 +147,7 @@ class Model:
         self._pre_ping = pre_ping
         self._is_asyncio = is_asyncio
         self._collected = collected
+        self._closes_detached = closes_detached
         self._reset_fails = reset_fails
         self._version = version
         self._ticks = count(1)
@@ -539,8 +541,9 @@ class Model:
         except Fault as fault:
             # SQLAlchemy leaves it to the garbage collector, and does not call that a close.
             return fault.kind if fault.is_exit else ""
-        self.logged["closes"] += 1
-        self._count("closes.detached", connection.pool.instrumentation)
+        if self._closes_detached:
+            self.logged["closes"] += 1
+            self._count("closes.detached", connection.pool.instrumentation)
         return ""
 
     # -- the whole pool

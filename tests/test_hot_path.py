@@ -109,8 +109,8 @@ def test_calls_of_a_checkout_and_return(pre_ping: bool, most: int) -> None:
     assert added.total() <= most, added
     if not pre_ping:
         assert [name for name in added if "." in name and "<locals>" in name] == [
-            "_connect_hook.<locals>.connect",
-            "_return_hook.<locals>._do_return_conn",
+            "connect_hook.<locals>.connect",
+            "return_hook.<locals>._do_return_conn",
         ]
 
 

@@ -348,6 +348,8 @@ class Incidents(RuleBasedStateMachine):
             pre_ping=pre_ping,
             is_asyncio=self.driver in ASYNC,
             collected=self._collected(),
+            # SQLAlchemy leaves them to the garbage collector where it cannot terminate them.
+            closes_detached=self.driver != "psycopg_async" or VERSION < (2, 0, 50),
             reset_fails=self._reset_fails(),
             version=VERSION,
         )
