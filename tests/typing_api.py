@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public surface as a type checker sees it; nothing runs this file, ``make types`` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from sqlalchemy_pool_exporter import Handle, Server, instrument, serve, uninstrument
+
+engine = create_engine("sqlite://")
+assert_type(instrument(engine), Handle)
+assert_type(instrument(engine.execution_options(isolation_level="AUTOCOMMIT")), Handle)
+assert_type(instrument(create_async_engine("sqlite+aiosqlite://")), Handle)
+assert_type(instrument(engine.pool), Handle)
+assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
+assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
+
+# What is neither an engine nor a pool, and what may only be given by its name, is an error: an ignored line that has
+# none is reported.
+instrument("sqlite://")  # type: ignore[arg-type]
+instrument(engine, "orders")  # type: ignore[call-arg]
+uninstrument(engine.connect())  # type: ignore[arg-type]
+instrument(engine, name=b"orders")  # type: ignore[arg-type]
+
+with instrument(engine) as handle:
+    assert_type(handle, Handle)
+    assert_type(handle.name, str)
+    assert_type(handle.closed, bool)
+    handle.close()
+
+with serve(port=0) as server:
+    assert_type(server, Server)
+    assert_type(server.port, int)
+    assert_type(server.url, str)
