@@ -238,7 +238,7 @@ class Model:
         self._count("checkouts", caller.instrumentation)
         self._count("checkout_wait_seconds_count", caller.instrumentation)
         slot.handed_out = True
-        slot.timed = bool(caller.instrumentation)
+        slot.timed = bool(caller.instrumentation) and caller.instrumentation == caller.pool.instrumentation
         slot.known_to = caller.pool.instrumentation
         return slot
 
