@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from docs import generate
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.hooks import hooks_of
 
 from .fakes import connect
 from .witness import Exposition
@@ -108,7 +109,7 @@ def test_one_odd_pool_does_not_fail_the_scrape() -> None:
     odd, fine = QueuePool(connect), QueuePool(connect)
     instrument(odd, name="odd", registry=registry)
     instrument(fine, name="fine", registry=registry)
-    recorder: Any = odd.__dict__["_pool_exporter_hooks"].recorder
+    recorder: Any = getattr(hooks_of(odd), "recorder", None)
     recorder.clock = lambda: 1 / 0
     exposition = Exposition(registry)
     assert exposition.value("connections", "fine", state="idle") == 0

@@ -52,7 +52,9 @@ try:
 except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
     from threading import current_thread as _current
 
-HOOKS: Final = "_pool_exporter_hooks"
+# The mutable state: what is attached, by the address of its pool; the hooks in the pool keep it alive. Not on the pool,
+# where whoever compares the attributes of pools would find it.
+_attached: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
 
 _RECYCLED, _POOL_INVALIDATED, _OVERFLOW, _UNPOOLED = map(
     CLOSE_REASONS.index, ("recycle", "pool_invalidated", "overflow", "unpooled")
@@ -60,6 +62,12 @@ _RECYCLED, _POOL_INVALIDATED, _OVERFLOW, _UNPOOLED = map(
 # How long after attaching to a pool in use callers may turn up that were in the queue then, beside its timeout.
 _LATECOMERS_SECONDS: Final = 60.0
 _EARLIEST: Final = 0.001  # 0 and less say that there is no connection
+
+
+def hooks_of(pool: Pool) -> Hooks | None:
+    """Return what is attached to a pool, or None."""
+    hooks = _attached.get(id(pool))
+    return hooks if hooks is not None and hooks.pool is pool else None
 
 
 class Hooks:
@@ -115,12 +123,12 @@ class Hooks:
         if present:
             self._adopt_present()
         self._install("connect", self._connect_hook())
-        pool.__dict__[HOOKS] = self
+        _attached[id(pool)] = self
 
     def detach(self) -> None:
         """Put everything back as it was."""
         pool = self.pool
-        pool.__dict__.pop(HOOKS, None)
+        _attached.pop(id(pool), None)
         for name, (hook, was_set, original) in self._installed.items():
             # Where somebody wrapped the hook in turn it stays as a part of his chain, and writes to nowhere.
             if pool.__dict__.get(name) is not hook:

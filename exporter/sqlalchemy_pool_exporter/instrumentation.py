@@ -21,7 +21,7 @@ from sqlalchemy.pool import Pool
 from . import collector, segment
 from .collector import collector_of
 from .errors import TargetError
-from .hooks import HOOKS, Hooks
+from .hooks import Hooks, hooks_of
 from .pools import configuration
 from .recorder import Recorder
 from .segments import Segments, after_fork, segments_in
@@ -153,7 +153,7 @@ def instrument(
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
     with _lock:
-        present: Hooks | None = pool.__dict__.get(HOOKS)
+        present = hooks_of(pool)
         if present is not None:
             handle: Handle = present.handle
             return handle
@@ -180,7 +180,7 @@ def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
         TargetError: ``target`` is neither an engine nor a pool.
     """
     pool, _ = _resolve(target)
-    present: Hooks | None = pool.__dict__.get(HOOKS)
+    present = hooks_of(pool)
     if present is not None:
         present.handle.close()
 
@@ -214,9 +214,9 @@ def _default_name(pool: Pool, engine: Engine | None) -> str:
         return type(pool).__name__
     url = engine.url
     # Whatever else people write there comes after one of these, and can be a password.
-    name = re.split(r"[?#;&=\s]", url.database or "")[0].rpartition("@")[2]
+    name = re.split(r"[?#;&=\s]", str(url.database or ""))[0].rpartition("@")[2]
     database = PurePath(name).name or url.get_backend_name()
-    host = (url.host or "").rpartition("@")[2]
+    host = str(url.host or "").rpartition("@")[2]
     return f"{database}@{host}" if host else database
 
 
