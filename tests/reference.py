@@ -453,7 +453,7 @@ class Model:
             return
         if slot.open or self._is_kept(slot):
             self.lost.append(slot)
-            if not slot.open:
+            if not slot.open and not slot.handed_out:
                 slot.known_to = 0
         else:
             self.slots.remove(slot)

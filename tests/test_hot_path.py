@@ -204,13 +204,13 @@ QUIET = re.compile(
     r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
-# Of a recorder, a place or SQLAlchemy's record: each is a slot, so looking it up runs no code.
+# Of a recorder, a place or SQLAlchemy's record: each is a slot, or a plain attribute, so looking it up runs no code.
 SLOTS = {
     name
     for owner in (recorder.Recorder, place.Place, _ConnectionRecord)
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
-}
+} | {place.HOLDER}
 CONSTANTS = {name for name, value in vars(segment).items() if isinstance(value, int | float)}
 
 

@@ -606,6 +606,32 @@ def test_everything_is_collected_as_before(poolclass: type[Pool]) -> None:
     assert not database.open
 
 
+def test_what_a_listener_loses_is_collected() -> None:
+    """A connection whose return a listener interrupts is lost to its pool, and nothing else keeps it."""
+    database, registry = Database(), CollectorRegistry()
+    engine = database.engine(poolclass=QueuePool)
+    handle = instrument(engine, registry=registry)
+    raw: Any = engine.raw_connection()
+    record = weakref.ref(raw._connection_record)
+
+    def refuse(*_: object) -> None:
+        message = "no"
+        raise LookupError(message)
+
+    event.listen(engine, "checkin", refuse)
+    with pytest.raises(LookupError):
+        raw.close()
+    # The collector, unlike the last reference, leaves a weak reference its callback, and so what that refers to.
+    cycle: list[object] = [raw]
+    cycle.append(cycle)
+    del raw, cycle
+    gc.collect()
+    gc.collect()
+    assert record() is None
+    assert not database.open
+    assert Exposition(registry).value("connections", handle.name, state="in_use") == 0
+
+
 @pytest.mark.parametrize("poolclass", POOLS)
 def test_nothing_waits_for_the_garbage_collector_that_did_not_before(poolclass: type[Pool]) -> None:
     """Without the collector, records and connections go when they did before, and with them what they hold open."""

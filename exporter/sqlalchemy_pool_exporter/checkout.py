@@ -74,8 +74,8 @@ def connect_hook(hooks: Hooks, recorder: Recorder, original: Callable[[], Any]) 
             holder = record.fairy_ref
             place = record._pool_exporter_place
             # SingletonThreadPool hands one proxy out again to the thread that holds it: no new checkout.
-            if place.holder is not holder:
-                place.holder = holder
+            if record._pool_exporter_holder is not holder:
+                record._pool_exporter_holder = holder
                 wait = now - began
                 # Most waits fall into the first bucket; the comparison costs a fifth of the search.
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
@@ -111,9 +111,9 @@ def return_hook(hooks: Hooks, recorder: Recorder, original: Callable[[Any], Any]
                 now = clock()
                 held = now - since
                 bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
-                collected = place.holder() is None
+                collected = record._pool_exporter_holder() is None
                 # Dropped before the proxy is, like SQLAlchemy's own, or its callback would be called each time.
-                place.holder = None
+                record._pool_exporter_holder = None
                 block = recorder.block
                 # straight line
                 block[bucket] += 1.0

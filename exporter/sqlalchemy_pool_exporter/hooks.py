@@ -220,8 +220,13 @@ class Hooks:
 
     def returned(self, record: Any, place: Place, since: float) -> None:
         """Record a return out of the ordinary."""
+        dialect = self.pool._dialect
         self.recorder.returned(
-            record, place, since, terminates=getattr(self.pool._dialect, "has_terminate", False)
+            record,
+            place,
+            since,
+            is_async=getattr(dialect, "is_async", False),
+            terminates=getattr(dialect, "has_terminate", False),
         )
 
     def returned_unseen(self, record: Any, fault: Exception) -> None:

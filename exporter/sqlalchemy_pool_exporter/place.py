@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 # Where a place is kept on its connection record: looked up once at each checkout and return.
 PLACE: Final = "_pool_exporter_place"
+# And SQLAlchemy's reference to the proxy that stands for it while it is checked out; dead: the proxy was collected. On
+# the record too, since it leads to the record: held by anything else it would keep one alive that never came back.
+HOLDER: Final = "_pool_exporter_holder"
 
 
 class Place(weakref.ref[Any]):
@@ -25,7 +28,6 @@ class Place(weakref.ref[Any]):
         "connection_id",
         "ended",
         "held",
-        "holder",
         "reason",
         "reason_at",
         "record_id",
@@ -37,7 +39,6 @@ class Place(weakref.ref[Any]):
     table: memoryview[float]  # the block, or four doubles of its own where the block is full
     row: int
     held: int  # index of held_since
-    holder: weakref.ref[Any] | None  # SQLAlchemy's reference to the checked-out proxy; dead: it was collected
     reason: int | None  # why it will be closed, if that is known before
     reason_at: float  # when its record was softly invalidated before that
     retired: bool  # its pool was disposed of or replaced
@@ -51,7 +52,7 @@ class Place(weakref.ref[Any]):
         """Make the reference; ``gone`` is called when the record is collected."""
         self = super().__new__(cls, record, gone)
         self.table, self.row, self.held = table, row, row + HELD_SINCE
-        self.holder = self.reason = None
+        self.reason = None
         self.retired = self.ended = False
         self.connection_id = 0
         self.record_id = id(record)
@@ -80,10 +81,12 @@ class Place(weakref.ref[Any]):
 
 def unmark(record: object) -> None:
     """Take the place off its record."""
-    if hasattr(record, PLACE):
-        delattr(record, PLACE)
+    for name in (PLACE, HOLDER):
+        if hasattr(record, name):
+            delattr(record, name)
 
 
-def was_collected(place: Place) -> bool:
+def was_collected(record: object) -> bool:
     """Say whether the holder of a connection was collected instead of returning it."""
-    return place.holder is not None and place.holder() is None
+    holder = getattr(record, HOLDER, None)
+    return holder is not None and holder() is None

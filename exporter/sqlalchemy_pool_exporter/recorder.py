@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import segment
 from .catalogue import BUCKETS, CLOSE_REASONS
-from .place import PLACE, Place, unmark, was_collected
+from .place import HOLDER, PLACE, Place, unmark, was_collected
 from .segment import (
     CHECKINS_UNTIMED,
     CLOSES,
@@ -267,7 +267,7 @@ class Recorder:
         before, table, held = -self.clock(), place.table, place.held
         # straight line: if it is out still, for its holder may return it at any moment
         if record.fairy_ref is not None and not table[held]:
-            place.holder = holder
+            record._pool_exporter_holder = holder
             table[held] = before
         # end of straight line
 
@@ -321,6 +321,7 @@ class Recorder:
                 self.block[UNTRACKED_CONNECTIONS] -= 1.0
             return first
         # Not through __dict__: that would make one, and the attribute slower to find at each checkout.
+        setattr(record, HOLDER, None)
         setattr(record, PLACE, place)
         place.retired = retired
         # straight line
@@ -447,11 +448,11 @@ class Recorder:
             return
         place = self.place_of(record)
         if place is not None and place.reason_now() != PING_FAILED:
-            place.set_reason(GC if was_collected(place) else ERROR)
+            place.set_reason(GC if was_collected(record) else ERROR)
 
     # -- return
 
-    def returned(self, record: Any, place: Place, since: float, *, terminates: bool) -> None:
+    def returned(self, record: Any, place: Place, since: float, *, is_async: bool, terminates: bool) -> None:
         """Record a return that is out of the ordinary.
 
         A connection that is gone, one that was out before the pool was instrumented, a checkout that failed before
@@ -461,15 +462,20 @@ class Recorder:
             record: SQLAlchemy's connection record, about to be put back.
             place: its place, which is marked as returned already.
             since: when it was checked out; negative if that was not seen, 0 if it was not checked out at all.
-            terminates: whether SQLAlchemy closes a collected connection after it detached it.
+            is_async: whether SQLAlchemy detaches a connection that is collected.
+            terminates: whether it closes it then.
         """
+        left = record.dbapi_connection is None and place.table[place.row] > 0.0
         if not since:
+            if left:
+                # A listener raised, and SQLAlchemy collected the proxy that nobody got.
+                self._detached(place, was_out=False, collected=is_async, terminates=terminates)
             return
-        collected = was_collected(place)
-        place.holder = None
+        collected = was_collected(record)
+        setattr(record, HOLDER, None)
         now = self.clock()
-        if record.dbapi_connection is None and place.table[place.row] > 0.0:
-            self._detached(place, collected=collected, terminates=terminates)
+        if left:
+            self._detached(place, was_out=True, collected=collected, terminates=terminates)
             return
         held = now - since if since > 0.0 else 0.0
         bucket, total = (
@@ -483,17 +489,18 @@ class Recorder:
         block[LEAKED_CHECKOUTS] += collected
         # end of straight line
 
-    def _detached(self, place: Place, *, collected: bool, terminates: bool) -> None:
+    def _detached(self, place: Place, *, was_out: bool, collected: bool, terminates: bool) -> None:
         # Not closed but gone from its record: detach(), by the holder or, for an asyncio connection that was
         # collected, by SQLAlchemy.
         if collected and terminates:
             self._collecting.add(place.connection_id)
         self._forget_connection(place)
         table, block = place.table, self.block
+        leaked = collected and was_out
         # straight line
         table[place.row] = EMPTY
-        block[DETACHES] += 1.0
-        block[LEAKED_CHECKOUTS] += collected
+        block[DETACHES] += was_out
+        block[LEAKED_CHECKOUTS] += leaked
         block[CLOSES + GC] += collected
         # end of straight line
 
