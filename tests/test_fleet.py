@@ -6,10 +6,12 @@ from __future__ import annotations
 import fcntl
 import gc
 import logging
+import math
 import os
 import random
 import shutil
 import struct
+import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -622,3 +624,52 @@ def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
         stop.set()
         disturbing.join()
         neighbour.kill()
+
+
+# -- sums
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=2, max_size=8),
+    st.lists(st.integers(0, 7), max_size=8),
+    st.data(),
+)
+@settings(max_examples=50)
+def test_sums_of_seconds_never_shrink(seconds: list[float], ends: list[int], data: st.DataObject) -> None:
+    """A sum of seconds stays the same to its last digit when a worker ends, is replaced, or its file is deleted."""
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        processes = [Process(Path(directory)) for _ in seconds]
+        for process, value in zip(processes, seconds, strict=True):
+            stack.callback(process.kill)
+            process.block[segment.HOLD] = 1.0
+            process.block[segment.HOLD + segment.SUM] = value
+        reader = Reader(Path(directory))
+        expected = math.fsum(seconds)
+        at = segment.HOLD + segment.SUM - segment.FIRST_COUNTER
+        assert reader.read().counts["orders",][at] == expected
+        for end in ends:
+            process = processes[end % len(processes)]
+            process.kill()
+            if data.draw(st.booleans()):
+                process.lease.path.unlink(missing_ok=True)
+            assert reader.read().counts["orders",][at] == expected
+            if data.draw(st.booleans()):
+                stack.callback(Process(Path(directory)).kill)
+                assert reader.read().counts["orders",][at] == expected
+
+
+def test_sums_of_deleted_files_never_shrink(tmp_path: Path) -> None:
+    """Nor when there were so many that all but the latest are remembered as one sum."""
+    reader, dice = Reader(tmp_path), random.Random(5)  # noqa: S311 - the same each time
+    at = segment.HOLD + segment.SUM - segment.FIRST_COUNTER
+    every: list[float] = []
+    for _ in range(FILES // 16 + 4):
+        processes = [Process(tmp_path) for _ in range(16)]
+        for process in processes:
+            every.append(dice.random() * 10 ** dice.randint(-3, 6))
+            process.block[segment.HOLD + segment.SUM] = every[-1]
+            process.kill()
+        assert reader.read().counts["orders",][at] == math.fsum(every)
+        for process in processes:
+            process.lease.path.unlink()
+        assert reader.read().counts["orders",][at] == math.fsum(every)

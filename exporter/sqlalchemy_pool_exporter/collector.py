@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 import weakref
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .segment import Value
 
 _METRICS = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
-_BOUNDS = [*(repr(bound) for bound in BUCKETS), "+Inf"]
+BOUNDS = [*(repr(bound) for bound in BUCKETS), "+Inf"]
 
 # The mutable state: one collector for each registry that shows a pool.
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
@@ -103,7 +104,7 @@ class PoolCollector(Collector):
             families["info"].add_metric([name], recorder.info)
             for key, value in values.items():
                 add_value(families[key], [name], value)
-        add_build_info(families["exporter_build_info"])
+        add_value(families["exporter_build_info"], [*versions().values()], 1.0)
         add_value(families["exporter_scrape_errors_total"], [], float(self._errors))
         add_value(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
         yield from families.values()
@@ -118,9 +119,9 @@ def collector_of(registry: CollectorRegistry) -> PoolCollector:
         return collector
 
 
-def family(metric: Metric, *, worker: bool = False) -> Family:
-    """Return an empty family of a metric; with ``worker``, its samples have that label behind ``pool``."""
-    labels = [*(["pool"] if metric.is_about_pool else []), *(["worker"] if worker else []), *metric.labels]
+def family(metric: Metric) -> Family:
+    """Return an empty family of a metric."""
+    labels = [*(["pool"] if metric.is_about_pool else []), *metric.labels]
     if metric.kind == "info":
         return InfoMetricFamily(metric.name.removesuffix("_info"), metric.help, labels=["pool"])
     if metric.kind == "counter":
@@ -133,7 +134,7 @@ def family(metric: Metric, *, worker: bool = False) -> Family:
 def add_value(family: Any, labels: list[str], value: Value) -> None:
     """Add what a reading says to a family: one sample, one for each label value, or a histogram."""
     if isinstance(value, Histogram):
-        family.add_metric(labels, list(zip(_BOUNDS, accumulate(value.buckets), strict=True)), value.sum)
+        family.add_metric(labels, list(zip(BOUNDS, accumulate(value.buckets), strict=True)), value.sum)
     elif isinstance(value, dict):
         for label, number in value.items():
             family.add_metric([*labels, label], number)
@@ -141,9 +142,14 @@ def add_value(family: Any, labels: list[str], value: Value) -> None:
         family.add_metric(labels, value)
 
 
-def add_build_info(family: Any) -> None:
-    """Add the versions at work."""
-    add_value(family, [package_version(), platform.python_version(), sqlalchemy.__version__], 1.0)
+@cache  # of what is installed, and to ask takes longer than the rest of a scrape
+def versions() -> dict[str, str]:
+    """Return the versions at work."""
+    return {
+        "version": package_version(),
+        "python": platform.python_version(),
+        "sqlalchemy": sqlalchemy.__version__,
+    }
 
 
 def after_fork() -> None:

@@ -12,13 +12,12 @@ import errno
 import json
 import logging
 import math
-import operator
 import os
 import stat
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import segment
 from .catalogue import SEGMENT_ERRORS
@@ -50,9 +49,13 @@ _NAMES: Final = {file_name(number): f"{number:03d}" for number in range(FILES)}
 # What open() says of a symbolic link and of a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 
+# More than any process ever counts, and few enough that the sums of all of them are exact.
+_MOST: Final = 2.0**53
+
 Counts = list[float]
 # By the labels they are shown with: the pool, or the pool and the worker.
 CountsByLabels = dict[tuple[str, ...], Counts]
+_RowsByLabels = dict[tuple[str, ...], list[Counts]]
 
 
 class _OtherError(SegmentError):
@@ -63,18 +66,13 @@ class _OtherError(SegmentError):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """What one worker says of one pool."""
 
     pool: str
     info: dict[str, str]
     copied: segment.Copy
-
-    @property
-    def counts(self) -> Counts:
-        """The fields that only grow."""
-        return self.copied.fields[segment.FIRST_COUNTER :]
+    counts: Counts  # the fields that only grow
 
     @property
     def is_active(self) -> bool:
@@ -114,14 +112,16 @@ class Reader:
 
     Mutable state: what was last read of each file, by its identity, which no other file gets, those that were deleted
     too; the sums of such as were deleted long ago; and the sums over all in which nothing changed since the last time.
+    Sums are kept as rows that have the same sum exactly, and are rounded once, when all are there: if the order in
+    which they are added mattered, a sum of seconds could shrink by its last digit when a worker ends.
     Not for two threads at once.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._known: dict[bytes, Worker] = {}
-        self._forgotten: CountsByLabels = {}
-        self._resting: tuple[object, CountsByLabels] = (None, {})
+        self._forgotten: _RowsByLabels = {}
+        self._resting: tuple[object, _RowsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
         self._with_overflow: set[str] = set()
         self._complained: set[tuple[str, str]] = set()
@@ -169,6 +169,8 @@ class Reader:
         for worker in deleted[:-FILES]:
             _add(self._forgotten, [worker], per_worker=True)
             del self._known[worker.identity]
+        if deleted[:-FILES]:
+            self._forgotten = _compacted(self._forgotten)
 
     def _learn_infos(self, workers: Iterable[Worker]) -> None:
         said: dict[str, list[dict[str, str]]] = {}
@@ -188,14 +190,14 @@ class Reader:
         resting = [w for w in self._known.values() if w.identity not in present or not w.is_live]
         # Workers that are the same objects are equal without being compared.
         if self._resting[0] != (per_worker, resting):
-            rest: CountsByLabels = {}
-            for labels, counts in self._forgotten.items():
-                _add_counts(rest, labels if per_worker else labels[:1], counts)
+            rest: _RowsByLabels = {}
+            for labels, rows in self._forgotten.items():
+                rest.setdefault(labels if per_worker else labels[:1], []).extend(rows)
             _add(rest, resting, per_worker=per_worker)
-            self._resting = ((per_worker, resting), rest)
-        sums = dict(self._resting[1])
-        _add(sums, moving, per_worker=per_worker)
-        return sums
+            self._resting = ((per_worker, resting), _compacted(rest))
+        every = {labels: list(rows) for labels, rows in self._resting[1].items()}
+        _add(every, moving, per_worker=per_worker)
+        return {labels: _total(rows) for labels, rows in every.items()}
 
     def _complain(self, errors: Counter[str], name: str, kind: str, what: str) -> None:
         errors[kind] += 1
@@ -204,15 +206,27 @@ class Reader:
             _logger.warning("segment %s is left out: %s", name, what)
 
 
-def _add(sums: CountsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
+def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
     for worker in workers:
         for block in worker.blocks:
-            _add_counts(sums, (block.pool, worker.number) if per_worker else (block.pool,), block.counts)
+            labels = (block.pool, worker.number) if per_worker else (block.pool,)
+            every.setdefault(labels, []).append(block.counts)
 
 
-def _add_counts(sums: CountsByLabels, labels: tuple[str, ...], counts: Counts) -> None:
-    so_far = sums.get(labels)
-    sums[labels] = counts if so_far is None else list(map(operator.add, so_far, counts))
+def _total(rows: list[Counts]) -> Counts:
+    return rows[0] if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
+
+
+def _compacted(every: _RowsByLabels) -> _RowsByLabels:
+    """Return few rows with exactly the same sums: the rounded one, what was rounded off of it, and so on."""
+    compacted: _RowsByLabels = {}
+    for labels, rows in every.items():
+        left, few = list(rows), compacted.setdefault(labels, [])
+        while any(total := _total(left)):
+            few.append(total)
+            left.append([-count for count in total])
+        few[:] = few or rows[:1]
+    return compacted
 
 
 def _read(path: Path, number: str, known: dict[bytes, Worker]) -> Worker | None:
@@ -268,8 +282,7 @@ def _blocks(data: memoryview[int]) -> Iterator[Block]:
     for at, rows in blocks_in(data):
         pool, info = _description(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
         doubles = data[at + DOUBLES_AT : at + DOUBLES_AT + 8 * segment.length(rows)].cast("d")
-        _check(doubles, rows)
-        yield Block(pool, info, segment.copy(doubles))
+        yield Block(pool, info, *_copy(doubles, rows))
 
 
 @lru_cache(FILES)
@@ -284,12 +297,13 @@ def _description(text: bytes) -> tuple[str, dict[str, str]]:
     return pool, info
 
 
-def _check(doubles: memoryview[float], rows: int) -> None:
-    counts = doubles[segment.FIRST_COUNTER : segment.FIELDS].tolist()
-    waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
-    # The sum is not finite if one of them is not.
-    if min(counts) < 0.0 or not math.isfinite(sum(counts)):
-        raise SegmentError("a count that is no number")
+def _copy(doubles: memoryview[float], rows: int) -> tuple[segment.Copy, Counts]:
     # Comparisons with NaN are false.
+    waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
         raise SegmentError("tables of an impossible length")
+    copied = segment.copy(doubles)
+    counts = copied.fields[segment.FIRST_COUNTER :]
+    if not (min(counts) >= 0.0 and sum(counts) <= _MOST):
+        raise SegmentError("a count that is no number")
+    return copied, counts

@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.registry import Collector
 
 from .catalogue import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
-from .collector import add_build_info, add_value, family
-from .segment import FIRST_COUNTER, HAS_OVERFLOW, OVERFLOW_OPENED, Copy, Reading
+from .collector import BOUNDS, family, versions
+from .exposition import Family, Series
+from .segment import FIRST_COUNTER, HAS_OVERFLOW, OVERFLOW_OPENED, Copy, Histogram, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.metrics_core import Metric as AnyFamily
 
-    from .catalogue import Metric
     from .fleet import Fleet, Reader
     from .segment import Value
+
+_METRICS: Final = {metric.key: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)}
+# What the values of the labels are, that say whose a sample is.
+_OWNER: Final = ("pool", "worker")
 
 # Of the exporter, and never for each worker.
 _FAULTS = "exporter_recording_faults_total"
@@ -58,44 +64,32 @@ class FleetCollector(Collector):
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall = monotonic, wall
+        self._known: _SeriesByOwner = {}
 
-    def describe(self) -> Iterator[Family]:
+    def describe(self) -> Iterator[AnyFamily]:
         """Yield every family without samples."""
-        yield from self._families().values()
+        yield from map(family, _METRICS.values())
 
-    def collect(self) -> Iterator[Family]:
+    def collect(self) -> Iterator[AnyFamily]:
         """Read the directory and yield fresh families."""
         began = time.perf_counter()
         fleet = self._reader.read(per_worker=self._counters_per_worker)
-        families = self._families()
+        scrape = _Scrape(self._known)
         for pool, infos in fleet.infos.items():
             for info in infos:
-                families["info"].add_metric([pool], info)
-        self._add_states(families, fleet)
-        self._add_counters(families, fleet)
+                scrape.add_info("info", {"pool": pool, **info})
+        self._add_states(scrape, fleet)
+        self._add_counters(scrape, fleet)
         live = len(fleet.live)
         workers = {"live": float(live), "gone": float(len(fleet.workers) - live)}
-        add_value(families["exporter_workers"], [], workers)
-        add_value(
-            families["exporter_segment_errors"], [], {kind: float(n) for kind, n in fleet.errors.items()}
-        )
-        add_build_info(families["exporter_build_info"])
-        add_value(families["exporter_scrape_duration_seconds"], [], time.perf_counter() - began)
-        yield from families.values()
+        errors: Value = {kind: float(count) for kind, count in fleet.errors.items()}
+        scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
+        scrape.add_info("exporter_build_info", versions())
+        scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
+        self._known = scrape.series
+        yield from scrape.families.values()
 
-    def _families(self) -> dict[str, Any]:
-        return {
-            metric.key: family(metric, worker=metric.is_about_pool and self._is_per_worker(metric))
-            for metric in (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)
-        }
-
-    def _is_per_worker(self, metric: Metric) -> bool:
-        if metric.kind == "gauge":
-            # The capacity of one worker is its size and max_overflow; this one is the ceiling of them all.
-            return self._worker_label and metric.key != "capacity"
-        return self._counters_per_worker and metric.kind != "info"
-
-    def _add_states(self, families: dict[str, Any], fleet: Fleet) -> None:
+    def _add_states(self, scrape: _Scrape, fleet: Fleet) -> None:
         now, wall = self._monotonic(), self._wall()
         by_pool: dict[str, list[tuple[str, Reading]]] = {}
         for worker in fleet.live:
@@ -104,28 +98,91 @@ class FleetCollector(Collector):
                     reading = Reading(block.copied, now=now, wall=wall)
                     by_pool.setdefault(block.pool, []).append((worker.number, reading))
         for pool, readings in by_pool.items():
-            values: list[dict[str, Any]] = [
-                dict((*reading.configuration(), *reading.state())) for _, reading in readings
-            ]
-            capacities = [of_one.pop("capacity", None) for of_one in values]
-            if None not in capacities:
-                add_value(families["capacity"], [pool], sum(capacities))
-            shown = [([pool, number], of_one) for (number, _), of_one in zip(readings, values, strict=True)]
-            for labels, of_one in shown if self._worker_label else [([pool], _together(values))]:
-                for key, value in of_one.items():
-                    add_value(families[key], labels, value)
+            # The capacity of one worker is its size and max_overflow; this one is the ceiling of them all.
+            capacity = math.fsum(reading.capacity for _, reading in readings)
+            if not math.isnan(capacity):
+                scrape.add((pool,), [("capacity", capacity)])
+            if self._worker_label:
+                for number, reading in readings:
+                    scrape.add((pool, number), reading.limits())
+                    scrape.add((pool, number), reading.state())
+            else:
+                values = [dict((*reading.limits(), *reading.state())) for _, reading in readings]
+                scrape.add((pool,), _together(values).items())
 
-    def _add_counters(self, families: dict[str, Any], fleet: Fleet) -> None:
-        faults: dict[str, Any] = Counter()
+    def _add_counters(self, scrape: _Scrape, fleet: Fleet) -> None:
+        faults: Counter[str] = Counter()
         for labels, counts in fleet.counts.items():
             fields = [0.0] * FIRST_COUNTER + counts
             fields[HAS_OVERFLOW] = float(labels[0] in fleet.with_overflow or fields[OVERFLOW_OPENED] > 0.0)
-            values = dict(Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters())
+            values: dict[str, Any] = dict(Reading(Copy(fields, [], []), now=0.0, wall=0.0).counters())
             faults[labels[0]] += values.pop(_FAULTS)
-            for key, value in values.items():
-                add_value(families[key], list(labels), value)
+            scrape.add(labels, values.items())
         for pool, count in faults.items():
-            add_value(families[_FAULTS], [pool], count)
+            scrape.add((pool,), [(_FAULTS, float(count))])
+
+
+# By whose they are, and by the key of their metric; several of those that have a label of their own, or buckets.
+_SeriesByOwner = dict[tuple[str, ...], dict[str, tuple[Series, ...]]]
+
+
+class _Scrape:
+    """The families of one scrape, and their series: those of the scrape before, where it had them."""
+
+    def __init__(self, known: _SeriesByOwner) -> None:
+        self.families = {key: _empty(key) for key in _METRICS}
+        self.series: _SeriesByOwner = {}
+        self._known = known
+
+    def add(self, owner: tuple[str, ...], values: Iterable[tuple[str, Value]]) -> None:
+        """Add what a reading says of a pool, of a pool in a worker, or of nobody."""
+        known = self.series.get(owner)
+        if known is None:
+            # None but those in use are handed on, so that what is gone is forgotten.
+            known = self.series[owner] = self._known.get(owner, {})
+        families = self.families
+        for key, value in values:
+            series = known.get(key)
+            if series is None:
+                series = known[key] = tuple(_series_of(key, owner, value))
+            if isinstance(value, float):
+                families[key].lines.append((series[0], value))
+            else:
+                families[key].lines.extend(zip(series, _numbers(value), strict=True))
+
+    def add_info(self, key: str, labels: dict[str, str]) -> None:
+        """Add a sample that says what it says by its labels."""
+        self.families[key].lines.append((Series.of(_METRICS[key].name, labels), 1.0))
+
+
+def _empty(key: str) -> Family:
+    metric = _METRICS[key]
+    name = metric.name
+    if metric.kind in ("counter", "info"):
+        return Family(name.removesuffix("_total").removesuffix("_info"), metric.help, metric.kind)
+    return Family(name, metric.help, metric.kind, metric.unit)
+
+
+def _series_of(key: str, owner: tuple[str, ...], value: Value) -> Iterator[Series]:
+    metric = _METRICS[key]
+    labels = dict(zip(_OWNER, owner, strict=False))
+    if isinstance(value, Histogram):
+        for bound in BOUNDS:
+            yield Series.of(f"{metric.name}_bucket", {**labels, "le": bound})
+        yield Series.of(f"{metric.name}_count", labels)
+        yield Series.of(f"{metric.name}_sum", labels)
+    elif isinstance(value, dict):
+        for own in value:
+            yield Series.of(metric.name, {**labels, metric.labels[0]: own})
+    else:
+        yield Series.of(metric.name, labels)
+
+
+def _numbers(value: dict[str, float] | Histogram) -> Iterable[float]:
+    if isinstance(value, dict):
+        return value.values()
+    buckets = list(accumulate(value.buckets))
+    return (*buckets, buckets[-1], value.sum)
 
 
 def _together(values: list[dict[str, Any]]) -> dict[str, Value]:

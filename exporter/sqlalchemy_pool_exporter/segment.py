@@ -167,6 +167,15 @@ def copy(block: memoryview[float]) -> Copy:
     return Copy(doubles[:FIELDS].tolist(), waiters, connections)
 
 
+_LIMITS: Final = (
+    ("size", SIZE),
+    ("max_overflow", MAX_OVERFLOW),
+    ("timeout_seconds", TIMEOUT),
+    ("recycle_seconds", RECYCLE),
+    ("pre_ping", PRE_PING),
+)
+
+
 class Reading:
     """What one block said at one moment.
 
@@ -189,44 +198,56 @@ class Reading:
         yield from self.state()
         yield from self.counters()
 
+    @property
+    def capacity(self) -> float:
+        """How many connections can be out at once; NaN if nothing limits that."""
+        return self._doubles[SIZE] + self._doubles[MAX_OVERFLOW]
+
     def configuration(self) -> Iterator[tuple[str, Value]]:
+        """Yield the limits that the pool has, and what they come to."""
+        yield from self.limits()
+        if not math.isnan(self.capacity):
+            yield "capacity", self.capacity
+
+    def limits(self) -> Iterator[tuple[str, Value]]:
         """Yield the limits that the pool has."""
         doubles = self._doubles
-        size, max_overflow = doubles[SIZE], doubles[MAX_OVERFLOW]
-        configured = {
-            "size": size,
-            "max_overflow": max_overflow,
-            "capacity": size + max_overflow,
-            "timeout_seconds": doubles[TIMEOUT],
-            "recycle_seconds": doubles[RECYCLE],
-            "pre_ping": doubles[PRE_PING],
-        }
-        for key, value in configured.items():
-            if not math.isnan(value):
+        for key, at in _LIMITS:
+            value = doubles[at]
+            if value == value:  # noqa: PLR0124 - not NaN; asked six times for each pool of each worker
                 yield key, value
 
     def state(self) -> Iterator[tuple[str, Value]]:
         """Yield what is out, idle and waiting."""
         doubles, now = self._doubles, self._now
-        waiting = [since for since in self._waiters if since]
-        connected, held = self._connections[::ROW], self._connections[HELD_SINCE::ROW]
-        retired = self._connections[RETIRED::ROW]
-        in_use = [abs(since) for since in held if since]
-        idle = sum(1 for at, since in zip(connected, held, strict=True) if at > 0.0 and not since)
-        # Through a slot of a pool that was replaced there is no next checkout.
-        rows = zip(connected, held, retired, strict=True)
-        empty = sum(1 for at, since, old in rows if at < 0.0 and not since and old < REPLACED)
-        yield "connections", {"in_use": float(len(in_use)), "idle": float(idle)}
+        waiting = list(filter(None, self._waiters))
+        # One pass, since there are many of these tables and most rows of most of them are free.
+        in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
+        rows = self._connections
+        for connected, since, retired in zip(
+            rows[::ROW], rows[HELD_SINCE::ROW], rows[RETIRED::ROW], strict=True
+        ):
+            if since:
+                in_use.append(abs(since))
+            elif connected > 0.0:
+                idle += 1.0
+            # Through a slot of a pool that was replaced there is no next checkout.
+            elif connected < 0.0 and retired < REPLACED:
+                empty += 1.0
+            if connected > 0.0:
+                opened.append(connected)
+            if connected and not retired:
+                slots += 1.0
+        yield "connections", {"in_use": float(len(in_use)), "idle": idle}
         if doubles[HAS_OVERFLOW]:
-            slots = sum(1 for at, old in zip(connected, retired, strict=True) if at and not old)
             # With pool_size=0 nothing is beyond it: SQLAlchemy's overflow() is 0 then, too.
             size = doubles[SIZE]
             yield "overflow_connections", 0.0 if math.isnan(size) else max(0.0, slots - size)
-        yield "empty_slots", float(empty)
+        yield "empty_slots", empty
         yield "pending_checkouts", len(waiting) + doubles[UNTRACKED_PENDING]
         yield "longest_pending_seconds", _age(waiting, now)
         yield "longest_held_seconds", _age(in_use, now)
-        yield "oldest_connection_seconds", _age([at for at in connected if at > 0.0], now)
+        yield "oldest_connection_seconds", _age(opened, now)
         # Rounded, so that the two clocks' jitter does not make a new value of the same instant at each scrape.
         last = doubles[LAST_CHECKIN]
         yield "last_checkin_timestamp_seconds", round(self._wall - (now - last), 3) if last else 0.0

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import gzip
 import html
 import math
@@ -12,18 +11,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aiohttp import web
-from prometheus_client import exposition
-from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.metrics_core import Metric
 
-from . import listener, webauth
+from . import exposition, listener, webauth
 from .config import Web
 from .errors import ConfigError
 from .negotiation import CONTENT_TYPES, Format, accepts_gzip, choose_format
 from .offload import in_thread
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
     from .webconfig import WebConfig
 
 _DEFAULTS = Web()
@@ -256,9 +252,8 @@ def budget(header: str, settings: Web) -> float:
 
 
 def _written(families: Iterable[Metric], wanted: _Wanted) -> bytes:
-    registry: Any = _Families(families if not wanted.names else _named(families, wanted.names))
-    write = openmetrics.generate_latest if wanted.format == "openmetrics" else exposition.generate_latest
-    body: bytes = write(registry)
+    shown = families if not wanted.names else _named(families, wanted.names)
+    body = exposition.openmetrics(shown) if wanted.format == "openmetrics" else exposition.text(shown)
     return gzip.compress(body, _GZIP_LEVEL, mtime=0) if wanted.gzipped else body
 
 
@@ -268,19 +263,9 @@ def _named(families: Iterable[Metric], names: frozenset[str]) -> Iterable[Metric
         if family.name in names:
             yield family
         elif samples := [sample for sample in family.samples if sample.name in names]:
-            part = copy.copy(family)
+            part = Metric(family.name, family.documentation, family.type, family.unit)
             part.samples = samples
             yield part
-
-
-class _Families:
-    """Families already collected, in the shape that prometheus_client's writers ask for."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self.families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self.families
 
 
 def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> str:
