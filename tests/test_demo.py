@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -124,11 +125,14 @@ def test_every_scene_is_visible_and_the_demo_ends_by_itself(directory: Path) -> 
         running.read_until("scene 2 of 5: starvation")
         with urllib.request.urlopen(url) as response:  # noqa: S310 - the demo's own
             exposed = response.read().decode()
+        running.read_until("  workers: 2 live; server: ")
         status, output, errors = running.end()
     assert (errors, status) == ("", 0)
     assert {'pool="orders"', 'pool="billing"', 'pool="reports"'} == {
         line.partition("{")[2].partition("}")[0] for line in exposed.splitlines() if "_capacity{" in line
     }
+    assert 'sqlalchemy_pool_database_up{database="demo"} 1' in exposed
+    assert {'worker="000"', 'worker="001"'} == set(re.findall(r'worker="\d+"', exposed))
     for number, scene in enumerate(SCENES, start=1):
         assert f"scene {number} of 5: {scene.name}\n  {scene.story}\n" in output
         for evidence in scene.evidence:
@@ -140,17 +144,20 @@ def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
     """Where the metrics do not show a scene the status is 1 and the last line says which."""
     script = """if True:
         import asyncio, sys
-        from examples.demo import orders, show, table
+        from dataclasses import replace
+        from examples.demo import show, table
+        from examples.demo.observe import rose
         from examples.demo.options import Options
 
-        orders.instrument = lambda engine, name: None
+        elsewhere = (rose("elsewhere", "checkouts_total"),)
+        show.SCENES = [replace(scene, evidence=elsewhere) for scene in show.SCENES]
         sys.exit(asyncio.run(show.run(Options(port=0, duration=1, patience=0), table.screen())))
     """
     with demo(directory, command=("-c", script)) as running:
         status, output, _ = running.end()
     assert status == 1
     assert output.splitlines()[-1].startswith("not visible: healthy, starvation, stale")
-    assert "not visible: orders checkouts_total not exposed" in output
+    assert "not visible: elsewhere checkouts_total not exposed" in output
 
 
 def blocks_signals(running: Demo) -> bool:
@@ -216,6 +223,45 @@ def test_a_check_that_was_cut_short_is_no_success(directory: Path) -> None:
         status, output, errors = running.end()
     assert (errors, status) == ("", 128 + signal.SIGINT)
     assert output.endswith("stopped before every scene was checked\n")
+
+
+def test_its_processes_end_with_it_however_it_ends(directory: Path) -> None:
+    """When the demo is killed its workers and the sidecar end, too; PostgreSQL is what nobody is left to stop."""
+    with demo(directory, "--port", "0") as running:
+        running.read_until("scene 1 of 5")
+        children = children_of(running.process.pid)
+        assert len(children) == 4
+        running.process.kill()
+        running.end()
+    server = [pid for pid in children if command_of(pid).partition("\0")[0].endswith("/postgres")]
+    try:
+        assert len(server) == 1
+        wait_until(lambda: [pid for pid in children if command_of(pid)] == server)
+    finally:
+        os.kill(server[0], signal.SIGINT)
+        wait_until(lambda: not command_of(server[0]))
+        for left in directory.iterdir():
+            shutil.rmtree(left)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started and that run."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; it is empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once a condition holds, or never."""
+    while not condition():
+        time.sleep(0.01)
 
 
 def test_a_reader_that_goes_away_ends_it(directory: Path) -> None:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve the two applications on loopback ports.
-
-What the rest of the demo knows of an application is its URL, so one that moves into a process of its own changes
-nothing but this file.
-"""
+"""Serve the two applications on loopback ports."""
 
 from __future__ import annotations
 

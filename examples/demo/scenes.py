@@ -55,18 +55,18 @@ class Result:
 
 
 async def healthy(stage: Stage) -> None:
-    # Fewer users than pool_size: nobody can be left waiting in a queue, however slow the machine is.
+    # Fewer users of each worker than pool_size: nobody can be left waiting in a queue, however slow the machine is.
     async with asyncio.TaskGroup() as group:
-        group.create_task(stage.users(3, "orders", FAST))
-        group.create_task(stage.users(3, "billing", FAST))
+        group.create_task(stage.users(6, "orders", FAST))
+        group.create_task(stage.users(6, "billing", FAST))
 
 
 async def starvation(stage: Stage) -> None:
-    # Each pool has 6 connections at most. A third of the users can be served at a time, and for longer than
+    # Each pool has 6 connections at most in each worker. Half of the users can be served at a time, and for longer than
     # pool_timeout, so the others are turned away.
     async with asyncio.TaskGroup() as group:
-        group.create_task(stage.users(18, "orders", SLOW))
-        group.create_task(stage.users(18, "billing", SLOW))
+        group.create_task(stage.users(24, "orders", SLOW))
+        group.create_task(stage.users(24, "billing", SLOW))
 
 
 async def stale(stage: Stage) -> None:
@@ -78,23 +78,24 @@ async def stale(stage: Stage) -> None:
 
 
 async def recycle(stage: Stage) -> None:
-    # Two users keep both connections of the pool in use by turns, and each is over the age of one second in no time.
-    await stage.users(2, "billing", "/report?seconds=0.05", pause=0.1)
+    # Two users keep both connections of a worker's pool in use by turns, and each is over the age of one second in no
+    # time.
+    await stage.users(4, "billing", "/report?seconds=0.05", pause=0.1)
 
 
 async def leak(stage: Stage) -> None:
-    # Two leaked and two users are pool_size. Beyond it SQLAlchemy would close what the collector brings back, and an
-    # asyncpg connection cannot be closed from there: its oldest releases warn of it.
+    # Two leaked and two users of each worker are pool_size. Beyond it SQLAlchemy would close what the collector brings
+    # back, and an asyncpg connection cannot be closed from there: its oldest releases warn of it.
     while not stage.over:
         for _ in range(2):
             await stage.post("orders", "/leak")
             await stage.post("billing", "/leak")
-            await _visits(stage, users=2)
+            await _visits(stage, users=4)
         await stage.post("orders", "/evict")
         await stage.post("billing", "/evict")
 
 
-async def _visits(stage: Stage, users: int = 3) -> None:
+async def _visits(stage: Stage, users: int = 6) -> None:
     """Have users come to both applications and leave again; it takes about half a second."""
     async with asyncio.TaskGroup() as group:
         group.create_task(stage.users(users, "orders", FAST, requests=7))

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from sqlalchemy_pool_exporter import EndpointError, serve
-
-from . import apps, postgres
+from . import postgres, processes
 from .errors import DemoError
 from .load import Stage
 from .observe import Window, scrape
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from .scenes import Scene
     from .table import Screen
 
-HOST = "127.0.0.1"
+WORKERS = 2
 TICK_SECONDS = 0.25  # between two scrapes
 LOOP_SECONDS = 50.0  # a round of all scenes, where the demo has no end
 REQUEST_SECONDS = 30.0
@@ -39,24 +37,25 @@ async def run(options: Options, screen: Screen) -> int:
     """
     async with AsyncExitStack() as stack:
         # The port first: it is what most often fails, and does so at once.
-        try:
-            server = stack.enter_context(serve(port=options.port, host=HOST))
-        except EndpointError as error:
-            raise DemoError(f"{error}; choose another port with --port") from error
-        screen.say("starting PostgreSQL and the two applications ...")
+        processes.check_port(options.port)
+        screen.say(f"starting PostgreSQL, {WORKERS} worker processes and the sidecar ...")
         database = await stack.enter_async_context(postgres.running())
-        orders = await stack.enter_async_context(apps.serving_orders(database.url("asyncpg")))
-        billing = await stack.enter_async_context(apps.serving_billing(database.url("psycopg")))
+        segments = database.directory / "segments"
+        segments.mkdir(mode=0o700)
+        workers = [
+            await stack.enter_async_context(processes.worker(database, segments)) for _ in range(WORKERS)
+        ]
+        url = await stack.enter_async_context(processes.sidecar(database, segments, options.port))
         client = await stack.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS)
             )
         )
-        stage = Stage(client, {"orders": orders, "billing": billing}, database)
+        stage = Stage(client, workers, database)
         stack.enter_context(screen)
-        where = f"metrics: open {server.url} in a browser or scrape it; Ctrl-C stops the demo"
+        where = f"metrics: open {url} in a browser or scrape it; Ctrl-C stops the demo"
         screen.say(where)
-        theatre = _Theatre(client, server.url, stage, screen)
+        theatre = _Theatre(client, url, stage, screen)
         if options.duration is None:
             while True:
                 await theatre.perform(SCENES, LOOP_SECONDS, options.patience)

@@ -82,6 +82,20 @@ def readings(window: Window, pool: str) -> list[str]:
     ]
 
 
+def around(window: Window) -> str:
+    """Return what there is around the pools: how many processes have them, and what the server says."""
+    now = window.snapshots[-1]
+    by_application = ", ".join(
+        f"{pool} {_count(now.total('database_application_connections', application_name=pool))}"
+        for pool in now.pools()
+    )
+    return (
+        f"workers: {_count(now.total('exporter_workers', state='live'))} live; "
+        f"server: {_count(now.total('database_connections'))} of "
+        f"{_count(now.total('database_max_connections'))} connections ({by_application})"
+    )
+
+
 def _table(*, title: str | None = None, caption: str | None = None) -> Table:
     return Table(
         title=title,
@@ -144,6 +158,7 @@ class PlainScreen:
             self.say(
                 f"  {pool:8} " + "  ".join(f"{heading} {value:3}" for heading, value in columns).rstrip()
             )
+        self.say(f"  {around(window)}")
 
     def close(self, result: Result) -> None:
         self.say(f"  {verdict(result)}\n  {answers(result)}")
@@ -177,7 +192,7 @@ class LiveScreen:
         self._head = Text.assemble((title, "bold"), f"{scene.story}\n", (metrics_of(scene), "cyan"), "\n")
 
     def show(self, window: Window) -> None:
-        table = _table(caption=LEGEND)
+        table = _table(caption=f"{around(window)}\n{LEGEND}")
         table.add_column("pool", style="bold")
         for heading in HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
