@@ -16,6 +16,7 @@ from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.catalogue import (
     APPLICATION_METRICS,
     BUCKETS,
+    DATABASE_METRICS,
     EXPORTER_METRICS,
     POOL_METRICS,
     RELOAD_METRICS,
@@ -75,6 +76,12 @@ In the application alone:
 In the sidecar alone:
 
 {table((*SIDECAR_METRICS, *RELOAD_METRICS))}
+## Of each database
+
+What the sidecar's [probes](databases.md) see. Each has the label `database`, and the ones named. What cannot be known
+is absent, never 0.
+
+{table(DATABASE_METRICS)}
 ## How they add up
 
 * Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that come with the wheel: rules, dashboards and the sample configuration.
 
-The build puts them below ``bundled/`` in the package (see ``force-include`` in ``pyproject.toml``), so that they have one
-place in the repository and are found wherever the package is installed. A source checkout has none.
+The build puts them below ``bundled/`` in the package (see ``force-include`` in ``pyproject.toml``), so that they have
+one place in the repository and are found wherever the package is installed. A source checkout has none.
 """
 
 from __future__ import annotations
