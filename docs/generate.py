@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import QueuePool
 
-from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter import instrument, rules
 from sqlalchemy_pool_exporter.catalogue import (
     APPLICATION_METRICS,
     BUCKETS,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.catalogue import Metric
 
 ROOT = Path(__file__).parents[1]
+RULES = ROOT / "config" / "prometheus" / "rules" / rules.FILE
 # What the excerpt in the README shows: no ages, which are different each time.
 SHOWN = (
     "sqlalchemy_pool_capacity",
@@ -128,6 +129,12 @@ def readme() -> str:
     return text
 
 
+def rendered_rules() -> str:
+    """Return the rules with the thresholds that they come with."""
+    return rules.render((ROOT / "config" / "alerts.yml").read_text("utf-8"))
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "metrics.md").write_text(metrics_reference())
     (ROOT / "README.md").write_text(readme())
+    RULES.write_text(rendered_rules())
