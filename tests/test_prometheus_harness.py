@@ -49,7 +49,7 @@ def test_prometheus(tmp_path: Path) -> None:
             (alert,) = prometheus.alerts()
             assert ("warning", "It is too warm.") == (alert.labels["severity"], alert.annotations["summary"])
             now = time.time()
-            (series,) = prometheus.query_range("temperature * 2", began - 10, now, 0.5)
+            (series,) = prometheus.query_range("temperature * 2", now - 10, now, 0.5)
             assert {42.0} == {value for _, value in series.points}
             assert [labels] == prometheus.series("temperature", began, now)
             assert [({}, 1.0)] == prometheus.query("scalar(vector(1))")
