@@ -78,7 +78,7 @@ def health() -> list[Builder[Panel]]:
             critical=1,
         ),
         stat(
-            "Longest idle in transaction",
+            "Idle in transaction now",
             "How long a session has sat in a transaction without doing anything. Good: under a second. Bad: minutes; "
             "it holds locks and keeps the server from cleaning up: look for code that awaits something else in "
             "between.",

@@ -123,7 +123,8 @@ def problems() -> list[Builder[Panel]]:
         table(
             "Alerts that fire",
             "Each alert of the rules that fires for the chosen targets; its name leads to the runbook. Good: empty. "
-            "Alerts about a whole service have no instance: those are among the red marks in the graphs.",
+            "Bad: a critical one; somebody is turned away now. Alerts about a whole service or a database have no "
+            "instance: those are among the red marks in the graphs.",
             Query(
                 f"max by (alertname, severity, job, pool, database, instance) ({ALERTS_OF_TARGETS})",
                 "",
@@ -247,7 +248,7 @@ def maintenance() -> list[Builder[Panel]]:
     return [
         timeseries(
             "Capacity, by pool",
-            "What all processes together may open: pool_size and max_overflow, times the processes. Good: the database can "
+            "What all processes together may open: pool_size and max_overflow of each. Good: the database can "
             "take the sum of all that use it, see the Database dashboard. Bad: it grows with each deployment.",
             Query(by_pool(pool("capacity")), NAME),
             unit=units.Short,

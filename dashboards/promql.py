@@ -17,6 +17,7 @@ ALERTS_OF_TARGETS = f"ALERTS{{{TARGET}, {_FIRING}}}"
 # Some are about a service or a database and have no instance; an absent label is an empty one, hence the `|`.
 ALERTS = f'ALERTS{{job=~"$job|", instance=~"$instance|", {_FIRING}}}'
 IN_USE = 'state="in_use"'
+_OF_WORKER = 'worker!=""'
 # What one process is told by.
 PROCESS = "job, instance, pool, worker"
 
@@ -55,12 +56,13 @@ def quantile(q: float, histogram: str, by: str = "") -> str:
 def limit(*, of_chosen_workers: bool) -> str:
     """Return how many connections one process can have in use.
 
-    Behind the sidecar ``capacity`` is that of all workers, and what one worker has is its size and its overflow; it has
-    the label ``worker``, by which it finds its partner. Without that label both sides are the pool's. Absent where
-    nothing limits the pool.
+    Behind the sidecar ``capacity`` is that of all workers together, and what one worker has is its size and its
+    overflow. Without the label ``worker`` it belongs to the same processes as the states. Absent where nothing limits
+    the pool.
     """
     select = state if of_chosen_workers else pool
-    return f"({pool('capacity')} or {select('size')} + {select('max_overflow')})"
+    of_worker = f"{select('size', _OF_WORKER)} + {select('max_overflow', _OF_WORKER)}"
+    return f"({of_worker} or ({pool('capacity')} unless ignoring (worker) {pool('size', _OF_WORKER)}))"
 
 
 def fullness(*, of_chosen_workers: bool) -> str:
