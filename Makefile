@@ -56,7 +56,7 @@ endef
 # $(call with-wheel,NAME): the wheel as it is now, over the one that the environment was made with
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
-suite := sidecar,otel,demo,test
+suite := sidecar,otel,demo,test,boards
 everything := $(suite),bench,lint
 
 .PHONY: help

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sqlalchemy-pool-exporter serve | check-config | rules``."""
+"""The command line: ``sqlalchemy-pool-exporter serve | check-config | rules | dashboards``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.command == "rules":
         return _write_rules(options)
+    if options.command == "dashboards":
+        return _write_dashboards(options)
     from .config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
 
     overrides = {
@@ -102,6 +104,14 @@ def _write_rules(options: argparse.Namespace) -> int:
     return 0
 
 
+def _write_dashboards(options: argparse.Namespace) -> int:
+    from . import bundled  # noqa: PLC0415 - see _run()
+
+    for path in bundled.write(bundled.texts("dashboards"), options.out):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
 def _set_up_log(config: Config) -> None:
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -129,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
     _add_rules(commands)
+    _add_dashboards(commands)
     return parser
 
 
@@ -146,6 +157,18 @@ def _add_rules(commands: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="a threshold, such as held_seconds=60; may be given many times",
+    )
+
+
+def _add_dashboards(commands: Any) -> None:
+    what = "write dashboards for Grafana 10 to 13"
+    command = commands.add_parser(
+        "dashboards",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}, to be provisioned or imported; what is there already is replaced.",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="directory to write them into"
     )
 
 

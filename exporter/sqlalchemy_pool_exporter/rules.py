@@ -47,7 +47,11 @@ class Threshold:
             return f"one of {', '.join(f'{number:g}' for number in self.one_of)}"
         if _number(self.default) is not None:
             return "a number from 0"
-        return "a duration such as 90s or 1h30m" if _is_duration(self.default) else "names of labels, with commas"
+        return (
+            "a duration such as 90s or 1h30m"
+            if _is_duration(self.default)
+            else "names of labels, with commas"
+        )
 
     def accepts(self, text: str) -> bool:
         """Tell whether it can have this value."""
@@ -90,7 +94,9 @@ def render(text: str, values: Mapping[str, str] | None = None) -> str:
     """
     known, values = thresholds(text), values or {}
     if faults := [fault for name, value in values.items() if (fault := _fault(known, name, value))]:
-        raise ThresholdError("\n  ".join([f"thresholds: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+        raise ThresholdError(
+            "\n  ".join([f"thresholds: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults])
+        )
     licence, _, _ = text.partition("\n")
     groups = text[text.index("\ngroups:\n") + 1 :]
 
