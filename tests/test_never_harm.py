@@ -1886,13 +1886,16 @@ def test_gevent() -> None:
         gc.collect()
         now = samples()
         assert now["pending_checkouts"] == 0, now
-        assert now["connections.in_use"] == 0, now
+        # Of old, SQLAlchemy does not put back what is killed in the middle of its reset.
+        lost = 0 if "new" in sys.argv else pool.checkedout()
+        assert now["connections.in_use"] <= lost, (lost, now)
         assert now["exporter_recording_faults_total"] == 0, now
         assert tally["checkouts"] <= now["checkouts_total"], (tally, now)
         held = pool.connect()
-        assert samples()["connections.in_use"] == 1
+        assert samples()["connections.in_use"] == now["connections.in_use"] + 1
         print("done")
         """,
+        "new" if CANCELLED else "old",
         prologue=textwrap.dedent(
             """
             import gevent.monkey
