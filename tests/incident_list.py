@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -32,14 +33,14 @@ _CONNECTING: Final = {
 }
 
 
-def _healthy(stage: Stage, begin: Callable[[], None]) -> None:
+def _healthy(stage: Stage, begin: Callable[[], object]) -> None:
     """Five callers for four connections, each of which needs one 60 % of its time."""
     begin()
     stage.load(5, seconds=0.1, pause=0.07)
     time.sleep(QUIET + LONG)
 
 
-def _slow(stage: Stage, begin: Callable[[], None]) -> None:
+def _slow(stage: Stage, begin: Callable[[], object]) -> None:
     """Queries that took 20 ms take 400, so twelve callers want more than three connections can do."""
     stage.load(2)
     time.sleep(QUIET)
@@ -48,7 +49,7 @@ def _slow(stage: Stage, begin: Callable[[], None]) -> None:
     time.sleep(LONG)
 
 
-def _leak(stage: Stage, begin: Callable[[], None]) -> None:
+def _leak(stage: Stage, begin: Callable[[], object]) -> None:
     """Each caller forgets to close, every two seconds."""
     stage.load(2)
     time.sleep(QUIET)
@@ -57,7 +58,7 @@ def _leak(stage: Stage, begin: Callable[[], None]) -> None:
     time.sleep(LONG / 2)
 
 
-def _kept(stage: Stage, begin: Callable[[], None]) -> None:
+def _kept(stage: Stage, begin: Callable[[], object]) -> None:
     """Each caller keeps every connection that it gets."""
     stage.load(2)
     time.sleep(QUIET)
@@ -66,14 +67,14 @@ def _kept(stage: Stage, begin: Callable[[], None]) -> None:
     time.sleep(LONG)
 
 
-def _bursts(stage: Stage, begin: Callable[[], None]) -> None:
+def _bursts(stage: Stage, begin: Callable[[], object]) -> None:
     """Callers come together, do a query each, and leave the pool idle for longer than the server allows."""
     begin()
     stage.load(3, pause=3.5)
     time.sleep(LONG)
 
 
-def _restart(stage: Stage, begin: Callable[[], None]) -> None:
+def _restart(stage: Stage, begin: Callable[[], object]) -> None:
     """The server is away for a while, and comes back."""
     stage.load(3)
     time.sleep(QUIET)
@@ -84,28 +85,35 @@ def _restart(stage: Stage, begin: Callable[[], None]) -> None:
     time.sleep(50.0)
 
 
-def _busy(stage: Stage, begin: Callable[[], None]) -> None:
+def _busy(stage: Stage, begin: Callable[[], object]) -> None:
     """As many callers as connections, all the time."""
     begin()
     stage.load(10, seconds=0.05, pause=0.2)
     time.sleep(LONG)
 
 
-def _hardly_used(stage: Stage, begin: Callable[[], None]) -> None:
+def _five(stage: Stage, begin: Callable[[], object]) -> None:
+    """Five callers in each worker, some of which want a connection at once."""
+    begin()
+    stage.load(5, seconds=0.05, pause=0.1)
+    time.sleep(LONG)
+
+
+def _hardly_used(stage: Stage, begin: Callable[[], object]) -> None:
     """Two callers in each worker."""
     begin()
     stage.load(2)
     time.sleep(LONG)
 
 
-def _crowd(stage: Stage, begin: Callable[[], None]) -> None:
+def _crowd(stage: Stage, begin: Callable[[], object]) -> None:
     """Every pool fills up."""
     begin()
     stage.load(20, seconds=1.0, pause=0.2)
     time.sleep(LONG)
 
 
-def _handler(stage: Stage, begin: Callable[[], None]) -> None:
+def _handler(stage: Stage, begin: Callable[[], object]) -> None:
     """A handler that reads a row awaits something slow before it gives the connection back."""
     stage.load(1)
     time.sleep(QUIET)
@@ -114,17 +122,17 @@ def _handler(stage: Stage, begin: Callable[[], None]) -> None:
     time.sleep(LONG / 2)
 
 
-def _kill(stage: Stage, begin: Callable[[], None]) -> None:
+def _kill(stage: Stage, begin: Callable[[], object]) -> None:
     """One worker is killed, and nobody starts another."""
     # Long enough that three workers are what is usual, although there were none while all started.
     stage.load(2)
-    time.sleep(LONG - QUIET)
+    time.sleep(stage.starting_seconds + LONG / 2)
     begin()
     stage.kill_one()
     time.sleep(LONG / 2)
 
 
-def _replace(stage: Stage, begin: Callable[[], None]) -> None:
+def _replace(stage: Stage, begin: Callable[[], object]) -> None:
     """One worker is killed, and another takes its place."""
     stage.load(2)
     time.sleep(QUIET)
@@ -132,6 +140,26 @@ def _replace(stage: Stage, begin: Callable[[], None]) -> None:
     stage.kill_one()
     stage.hire(1)
     stage.load(2)
+    time.sleep(LONG / 2)
+
+
+def _break(stage: Stage, begin: Callable[[], object]) -> None:
+    """Whatever the exporter lives on goes wrong: its configuration, its directory, all that it watches."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.break_exporter()
+    for _ in range(len(stage.workers)):
+        stage.kill_one()
+    time.sleep(LONG / 2)
+
+
+def _end(stage: Stage, begin: Callable[[], object]) -> None:
+    """The sidecar is killed."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.sidecar.end(signal.SIGKILL)
     time.sleep(LONG / 2)
 
 
@@ -158,6 +186,27 @@ INCIDENTS: Final = [
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
             ("NearCapacity", "warning"): ("capacity_window", "capacity_for"),
             ("WaitBudgetBurn", "critical"): ("wait_fast_window", "wait_fast_for"),
+        },
+        allowed=_FULL,
+        pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 1.0, "pool_pre_ping": True},
+    ),
+    Incident(
+        "leak",
+        "checkouts that nobody returns, found by the garbage collector",
+        _leak,
+        expected={("LeakedCheckouts", "warning"): ("leaked_for",)},
+        pool={"pool_size": 3, "pool_pre_ping": True},
+    ),
+    Incident(
+        "kept",
+        "checkouts that nobody returns, kept in a cache until the pool is empty",
+        _kept,
+        expected={
+            ("Stuck", "critical"): ("stuck_seconds", "stuck_for"),
+            ("Stuck", "warning"): ("stuck_seconds", "stuck_for"),
+            ("Starvation", "warning"): ("starvation_window", "starvation_for"),
+            ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
+            ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
         },
         allowed=_FULL,
         pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 2.0, "pool_pre_ping": True},
@@ -198,6 +247,15 @@ INCIDENTS: Final = [
             ("ProbeFailing", "warning"): ("probe_for",),
         },
         pool={"pool_size": 3, "pool_pre_ping": True},
+    ),
+    Incident(
+        "churn",
+        "a pool smaller than its load, with overflow that is opened and thrown away",
+        _five,
+        expected={("OverflowChurn", "warning"): ("churn_window", "churn_for")},
+        allowed=_CONNECTING,
+        pool={"pool_size": 1, "max_overflow": 9, "pool_pre_ping": True},
+        is_configured=True,
     ),
     Incident(
         "recycle",
@@ -267,4 +325,39 @@ INCIDENTS: Final = [
         _replace,
         pool={"pool_size": 2, "pool_pre_ping": True},
     ),
+    Incident(
+        "broken",
+        "the exporter's configuration is wrong, its directory has a file of somebody else's, all workers are killed",
+        _break,
+        expected={
+            ("ReloadFailed", "warning"): ("reload_for",),
+            ("ExporterFailing", "warning"): ("exporter_failing_for",),
+            ("WorkerGone", "critical"): ("worker_for",),
+        },
+        allowed={
+            (
+                "WorkerGone",
+                "warning",
+            ): "two workers were what is usual, unless starting took longer than they lived"
+        },
+        pool={"pool_size": 2, "pool_pre_ping": True},
+    ),
+    Incident(
+        "down",
+        "the sidecar is killed",
+        _end,
+        expected={("ExporterDown", "warning"): ("exporter_down_for",)},
+        pool={"pool_size": 2, "pool_pre_ping": True},
+    ),
 ]
+
+# Tiers that no incident stages, and why.
+UNSTAGED: Final = {
+    (
+        "WaitBudgetBurn",
+        "warning",
+    ): "burns six hours, which are twelve minutes here; `slow` has the faster one",
+    ("NearCapacity", "critical"): "may fire in `slow` and `kept`; a moment between two holders is not 99 %",
+    ("OldConnections", "info"): "a day is 48 minutes here",
+    ("IdleInTransaction", "critical"): "half an hour is a minute here; `handler` has the warning",
+}

@@ -195,6 +195,8 @@ class Stage:
         )
         self.sidecar = exit_stack.enter_context(Sidecar("--config", config))
         self.workers: list[Worker] = []
+        self._created = time.monotonic()
+        self.starting_seconds = 0.0  # from the sidecar's first scrape until it saw all workers
 
     def hire(self, count: int | None = None) -> None:
         """Start as many workers as the incident has, or so many more, and wait until the sidecar sees them."""
@@ -207,6 +209,13 @@ class Stage:
         while self.sidecar.value("exporter_workers", state="live") != len(self.workers):
             assert time.monotonic() < deadline, f"the workers of {incident.name} do not start"
             time.sleep(0.2)
+        self.starting_seconds = self.starting_seconds or time.monotonic() - self._created
+
+    def break_exporter(self) -> None:
+        """Have the sidecar read a wrong configuration, and find a file in its directory that is nobody's."""
+        (self._directory / "exporter.yaml").write_text("databases: {}")
+        (self._directory / "pools" / "worker-900").write_bytes(b"not ours" * 1024)
+        self.sidecar.send(signal.SIGHUP)
 
     def kill_one(self) -> None:
         """Kill a worker."""
@@ -243,7 +252,7 @@ class Incident:
 
     name: str
     what: str
-    play: Callable[[Stage, Callable[[], None]], None]
+    play: Callable[[Stage, Callable[[], object]], None]
     expected: Mapping[Tier, tuple[str, ...]] = field(default_factory=dict)
     allowed: Mapping[Tier, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)

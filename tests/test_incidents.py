@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus")]
 # Two scrapes, two evaluations, a probe, and a machine with other work.
-GRACE = 8.0
+GRACE = 15.0
 
 
 def _seconds(name: str) -> float:

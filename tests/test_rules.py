@@ -18,6 +18,7 @@ from sqlalchemy_pool_exporter import bundled, catalogue, rules
 from sqlalchemy_pool_exporter.errors import ThresholdError
 
 from . import sidecar
+from .incident_list import INCIDENTS, UNSTAGED
 
 pytestmark = pytest.mark.newest  # text, and a program that is no dependency
 ROOT = Path(__file__).parents[1]
@@ -139,6 +140,14 @@ def test_each_tier_is_tested_to_fire_and_not_a_minute_before(name: str, severity
 def test_each_alert_is_tested_to_be_silent(name: str, test: str) -> None:
     """When all is well, for pools that have no limit or keep no connection, and where no database is probed."""
     assert [[]] == [severities for of, _, _, severities in _cases(name) if of == test]
+
+
+def test_each_tier_is_staged_or_says_why_not() -> None:
+    """What promtool says of a tier is also seen in an incident on real servers, but for those that take too long."""
+    staged = {tier for incident in INCIDENTS for tier in incident.expected}
+    tiers = {(name.removeprefix("SQLAlchemyPool"), severity) for name, severity in TIERS}
+    assert tiers == staged | set(UNSTAGED)
+    assert not staged & set(UNSTAGED)
 
 
 # Form.
