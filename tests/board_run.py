@@ -30,8 +30,14 @@ ROOT = Path(__file__).parents[1]
 INTERVAL = 1  # seconds between two scrapes
 RATE_INTERVAL = f"{4 * INTERVAL}s"  # as Grafana has it for steps of up to three scrapes
 SIDECAR, IN_APP = "shop", "kiosk"  # the jobs: seen through the sidecar, and scraped itself
+OF_SHOP, OF_KIOSK = "orders,reports,mail", "tickets,visits,news"  # their pools
 # What has to fire within a minute, for the sake of its table. The rules' own tests are elsewhere.
-THRESHOLDS = {"leaked_for": "0s", "starvation_for": "0s", "starvation_timeout_for": "0s", "held_for": "0s"}
+THRESHOLDS = {
+    "leaked_for": "0s",
+    "starvation_window": "10s",
+    "starvation_for": "0s",
+    "starvation_timeout_for": "0s",
+}
 
 
 class Run(NamedTuple):
@@ -85,10 +91,10 @@ def watched(server: Server, directory: Path, seconds: float) -> Iterator[Run]:
         config = directory / "exporter.yaml"
         config.write_text(json.dumps(_config(server, shared)))
         sidecar = stack.enter_context(Sidecar("--config", config))
-        first = stack.enter_context(Worker(url, shared, ""))
-        stack.enter_context(Worker(url, shared, "", "--calm"))
-        lost = stack.enter_context(Worker(url, shared, "", "--calm"))
-        alone = stack.enter_context(Worker(url, own, "kiosk-", "--serve"))
+        first = stack.enter_context(Worker(url, shared, OF_SHOP))
+        stack.enter_context(Worker(url, shared, OF_SHOP, "--calm"))
+        lost = stack.enter_context(Worker(url, shared, OF_SHOP, "--calm"))
+        alone = stack.enter_context(Worker(url, own, OF_KIOSK, "--serve"))
         done = run(
             "rules", "--out", directory, *(f"--set={name}={value}" for name, value in THRESHOLDS.items())
         )
@@ -125,7 +131,7 @@ def _config(server: Server, shared: Path) -> dict[str, object]:
             {
                 "name": "main",
                 "dsn": server.dsn("the probe"),
-                "pools": ["orders", "reports", "kiosk-orders", "kiosk-reports"],
+                "pools": ["orders", "reports", "tickets", "visits"],
                 "interval_seconds": 1,
                 "timeout_seconds": 1,
             }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An application whose pools get into every trouble there is, so that no query of the dashboards has nothing to show.
 
-``python -m tests.board_worker URL PREFIX [--serve]`` instruments three pools and plays scenes for as long as the
-process lives; with ``--serve`` it is scraped itself and says at which port.
+``python -m tests.board_worker URL POOLS [--calm] [--serve]`` instruments pools and plays scenes for as long as the
+process lives; with ``--serve`` it is scraped itself and says at which port. ``POOLS`` are three names, with commas.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SLOW = Scene(14, 22)
 CHURN = Scene(28, 36)  # bursts beyond pool_size
 LEAK = Scene(36, 44)
 CUT = Scene(44, 50)  # the server ends connections
-REFUSED = Scene(40, 50)  # connecting fails
+REFUSED = Scene(50, 57)  # connecting fails
 TRANSACTION = Scene(10, 20)  # somebody thinks in a transaction
 
 
@@ -58,7 +58,7 @@ class Application:
 
     Args:
         url: of the database, with a place for the application's name.
-        names: of the pools: with a pre-ping, without one, without limits, and asyncpg's.
+        names: of the pools: with a pre-ping, without one, and without limits; asyncpg's has the last with a suffix.
         is_busy: whether it takes part in what is not for everybody.
     """
 
@@ -156,7 +156,7 @@ class Application:
         while True:
             if LEAK.is_on(self.now):
                 with _failing():
-                    self.guarded.raw_connection().cursor().execute("SELECT 1")  # never closed
+                    _forget(self.guarded)
                     connection = self.bare.connect()
                     connection.detach()
                     connection.close()
@@ -190,12 +190,17 @@ class Application:
                     waiting = asyncio.create_task(_checked_out(engine))
                     await asyncio.sleep(0.02)
                     waiting.cancel()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1)
 
     @staticmethod
     def _query(engine: Engine, seconds: float) -> None:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+
+def _forget(engine: Engine) -> None:
+    connection = engine.raw_connection()
+    connection.cursor().execute("SELECT 1")  # and nobody closes it
 
 
 async def _checked_out(engine: AsyncEngine) -> None:
@@ -210,11 +215,11 @@ def _failing() -> Iterator[None]:
         yield
 
 
-def main(url: str, prefix: str, *options: str) -> None:
+def main(url: str, pools: str, *options: str) -> None:
     """Play until standard input ends."""
     warnings.simplefilter("ignore", exc.SAWarning)  # of what leaked, which is told by the metrics
-    names = (f"{prefix}orders", f"{prefix}reports", f"{prefix}mail")
-    application = Application(url, names, is_busy="--calm" not in options)
+    guarded, bare, unlimited = pools.split(",")
+    application = Application(url, (guarded, bare, unlimited), is_busy="--calm" not in options)
     port = serve(host="127.0.0.1", port=0).port if "--serve" in options else 0
     application.play()
     sys.stdout.write(f"{port}\n")

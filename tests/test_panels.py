@@ -41,9 +41,7 @@ def _titles(silent: list[str]) -> set[str]:
     return {line.split(": ")[1] for line in silent}
 
 
-@pytest.mark.parametrize(
-    "chosen", [{}, {"job": [SIDECAR, IN_APP], "pool": ["orders", "kiosk-orders", "mail"]}]
-)
+@pytest.mark.parametrize("chosen", [{}, {"job": [SIDECAR, IN_APP], "pool": ["orders", "tickets", "mail"]}])
 def test_every_query_has_series(seen: Run, chosen: dict[str, str | list[str]]) -> None:
     """With everything chosen, and with several values of a variable, no panel and no variable is empty."""
     assert [] == check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen)
