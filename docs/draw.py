@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -282,7 +283,11 @@ def _rows(panel: Mapping[str, Any], source: Source) -> tuple[list[str], list[dic
             if column := organize["renameByName"].get(value):
                 row[column] = line.points[0][1]
     for sort in panel["options"].get("sortBy", ()):
-        rows.sort(key=lambda row: row.get(sort["displayName"], -math.inf), reverse=True)
+        # A column has texts or numbers, and rows without it come last.
+        has = [row for row in rows if sort["displayName"] in row]
+        has_not = [row for row in rows if sort["displayName"] not in row]
+        has.sort(key=itemgetter(sort["displayName"]), reverse=sort.get("desc", False))
+        rows = has + has_not
     return [*keys, *organize["renameByName"].values()], rows
 
 

@@ -13,6 +13,8 @@ from .board_run import IN_APP, INTERVAL, RATE_INTERVAL, SIDECAR, Run, check_pane
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .incidents import Played
+
 pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("prometheus")]
 SECONDS = 65.0
 
@@ -66,6 +68,12 @@ def test_application_alone(seen: Run) -> None:
         seen.prometheus, seen.start, seen.end, chosen={"job": IN_APP}, names=["overview", "pool"]
     )
     assert OF_SIDECAR == _titles(silent)
+
+
+def test_incidents(incidents: Played) -> None:
+    """While every incident that has an alert plays, seen through sidecars, nothing is empty either."""
+    silent = check_panels(incidents.prometheus, incidents.start, incidents.end)
+    assert OF_APPLICATION == _titles(silent)
 
 
 def test_an_empty_panel_is_found(seen: Run) -> None:
