@@ -42,7 +42,7 @@ endif
 
 # $(call environment,NAME,INTERPRETER,ARGUMENTS OF PIP INSTALL)
 define environment
-@wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml | cksum)"; \
+@wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml requirements/build.lock | cksum)"; \
 if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1)/bin/python ]; then \
 	echo "==> making .venv/$(1) with $$('$(2)' -V)"; \
 	rm -rf .venv/$(1) && \
@@ -56,8 +56,9 @@ endef
 # $(call with-wheel,NAME): the wheel as it is now, over the one that the environment was made with
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
+comma := ,
 suite := sidecar,otel,demo,test
-everything := $(suite),bench,lint
+everything := $(suite),ship,bench,lint
 
 .PHONY: help
 help: ## show this
@@ -117,6 +118,15 @@ dist: environment-build ## build the source distribution and the wheel
 	@rm -rf dist
 	@.venv/build/bin/python -m hatchling build -d dist
 
+# Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
+# without the name of the registry they were asked from.
+locked := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade \
+	--custom-compile-command "make lock"
+.PHONY: lock
+lock: environment-lint ## renew the locks below requirements/
+	@.venv/lint/bin/uv pip compile $(locked) --extra sidecar -o requirements/exporter.lock pyproject.toml
+	@echo "hatchling>=1.27" | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
+
 .PHONY: clean
 clean: ## remove everything that was made
 	rm -rf .venv dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -124,7 +134,7 @@ clean: ## remove everything that was made
 
 .PHONY: environment-build environment-newest environment-oldest environment-demo environment-bench environment-lint wheel
 environment-build:
-	$(call environment,build,$(PYTHON),"hatchling>=1.27")
+	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
 
 # Built every time: that takes half a second, and no rule of make sees that a file was deleted.
 wheel: environment-build
@@ -133,7 +143,7 @@ wheel: environment-build
 	@.venv/build/bin/python -m hatchling build -t wheel -d .venv/wheel
 
 environment-newest: wheel
-	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)))
+	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)$(comma)ship))
 	$(call with-wheel,newest)
 
 # The lower bounds of pyproject.toml, as they are written there.
