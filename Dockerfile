@@ -17,6 +17,8 @@ RUN python3 -m venv /build/tools \
         --require-hashes --only-binary=:all: --requirement requirements/exporter.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY exporter/ exporter/
+COPY config/alerts.yml config/exporter.yaml config/
+COPY dashboards/database.json dashboards/overview.json dashboards/pool.json dashboards/
 RUN /build/tools/bin/python -m hatchling build -t wheel -d dist \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install --no-deps --no-index dist/*.whl \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python check

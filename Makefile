@@ -57,7 +57,7 @@ endef
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
 comma := ,
-suite := sidecar,otel,demo,test
+suite := sidecar,otel,demo,test,boards
 everything := $(suite),ship,bench,lint
 
 .PHONY: help
@@ -70,10 +70,11 @@ test: test-newest test-oldest ## run the tests on the built wheel, with the newe
 .PHONY: test-newest test-oldest
 test-newest: environment-newest ## ... with the newest alone (PYTEST_ARGS="-k name" for a part)
 test-oldest: environment-oldest ## ... with the oldest alone
+test-oldest: selected := -m "not soak and not newest"
 test-newest test-oldest: test-%:
 	@echo "==> the tests in .venv/$*"
 	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest \
-		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(PYTEST_ARGS)
+		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: environment-newest ## run the tests that take minutes
