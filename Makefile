@@ -114,6 +114,10 @@ types: environment-lint ## check types
 	@echo "==> mypy"
 	@.venv/lint/bin/python -m mypy
 
+.PHONY: chart
+chart: environment-newest ## renew what the chart takes from rules, dashboards, configuration and its own comments
+	@.venv/newest/bin/python -m docs.generate_chart
+
 .PHONY: dist
 dist: environment-build ## build the source distribution and the wheel
 	@rm -rf dist

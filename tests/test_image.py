@@ -27,7 +27,17 @@ pytestmark = pytest.mark.newest
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
 LOCKS = ("requirements/build.lock", "requirements/exporter.lock")
-LABELS = ("title", "description", "licenses", "source", "documentation", "version", "revision", "created", "base.name")
+LABELS = (
+    "title",
+    "description",
+    "licenses",
+    "source",
+    "documentation",
+    "version",
+    "revision",
+    "created",
+    "base.name",
+)
 UID = 65532
 
 
@@ -106,7 +116,9 @@ def test_exec_forms() -> None:
     assert ["serve"] == the("CMD", steps).array
     options, _, command = the("HEALTHCHECK", steps).text.partition(" CMD ")
     assert ["sqlalchemy-pool-exporter", "healthcheck"] == json.loads(command)
-    assert {"--interval", "--timeout", "--start-period", "--retries"} == set(re.findall(r"--[a-z-]+", options))
+    assert {"--interval", "--timeout", "--start-period", "--retries"} == set(
+        re.findall(r"--[a-z-]+", options)
+    )
     assert "SIGTERM" == the("STOPSIGNAL", steps).text
 
 
@@ -124,7 +136,11 @@ def test_nothing_from_the_network_unhashed() -> None:
     steps = [step for stage in stages() for step in stage]
     assert "ADD" not in {step.name for step in steps}
     installs = [
-        command for step in steps if step.name == "RUN" for command in step.text.split("&&") if " install " in command
+        command
+        for step in steps
+        if step.name == "RUN"
+        for command in step.text.split("&&")
+        if " install " in command
     ]
     assert 3 == len(installs)
     for command in installs:
@@ -135,13 +151,21 @@ def test_nothing_from_the_network_unhashed() -> None:
 def test_labels() -> None:
     """The labels by which an image is known are there."""
     label = the("LABEL", stages()[-1]).text
-    assert set() == {f"org.opencontainers.image.{name}" for name in LABELS} - set(re.findall(r"([\w.]+)=", label))
+    assert set() == {f"org.opencontainers.image.{name}" for name in LABELS} - set(
+        re.findall(r"([\w.]+)=", label)
+    )
 
 
 def test_context() -> None:
     """Every file that is copied exists and is in the context, and of the rest nothing is."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    sources = {source.rstrip("/") for stage in stages() for step in stage if step.name == "COPY" for source in step.sources}
+    sources = {
+        source.rstrip("/")
+        for stage in stages()
+        for step in stage
+        if step.name == "COPY"
+        for source in step.sources
+    }
     assert [] == [source for source in sources if not (ROOT / source).exists()]
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
     assert sources == allowed
@@ -199,7 +223,10 @@ def test_steps_by_hand(prefix: Path) -> None:
     read_only(exporter)
     assert not (exporter / "bin" / "pip").exists()
     somebody = {"user": UID, "group": UID, "extra_groups": []} if os.geteuid() == 0 else {}
-    environment = {"PATH": f"{exporter}/bin:/usr/bin:/bin", "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "127.0.0.1:0"}
+    environment = {
+        "PATH": f"{exporter}/bin:/usr/bin:/bin",
+        "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "127.0.0.1:0",
+    }
     (entry,) = the("ENTRYPOINT", stages()[-1]).array
     command = [str(exporter / "bin" / entry), *the("CMD", stages()[-1]).array]
     with subprocess.Popen(
