@@ -118,10 +118,19 @@ types: environment-lint ## check types
 chart: environment-newest ## renew what the chart takes from rules, dashboards, configuration and its own comments
 	@.venv/newest/bin/python -m docs.generate_chart
 
+sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
-dist: environment-build ## build the source distribution and the wheel
-	@rm -rf dist
+dist: environment-build environment-lint ## build wheel, source distribution and SBOM, and check what would be shipped
+	@rm -rf dist .venv/shipped
 	@.venv/build/bin/python -m hatchling build -d dist
+	@.venv/lint/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	@.venv/lint/bin/check-wheel-contents dist/*.whl
+	@$(PYTHON) -m venv --without-pip .venv/shipped
+	@.venv/lint/bin/python -m pip --quiet --python .venv/shipped/bin/python install \
+		--require-hashes --only-binary=:all: --requirement requirements/exporter.lock
+	@.venv/lint/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file $(sbom) .venv/shipped/bin/python
+	@.venv/lint/bin/python -m shipping.licences $(sbom)
 
 # Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
 # without the name of the registry they were asked from.

@@ -110,7 +110,7 @@ def values(text: str) -> Iterator[tuple[str, str, Any]]:
     lines = text.splitlines()
 
     def comment(line: int) -> str:
-        above = []
+        above: list[str] = []
         while line and lines[line - 1].lstrip().startswith("# "):
             line -= 1
             above.insert(0, lines[line].lstrip().removeprefix("# "))

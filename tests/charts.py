@@ -44,8 +44,10 @@ def lint(path: Path, **options: Any) -> list[str]:
     """Return what a strict lint says of a chart, but for what is only good advice."""
     import helm_python  # noqa: PLC0415 - as above
 
-    report = helm_python.lint(path, strict=True, **options)
-    return [message["error"] for message in report["messages"] if message["severity"] > 1] + report["errors"]
+    report: Any = helm_python.lint(path, strict=True, **options)
+    return [str(message["error"]) for message in report["messages"] if message["severity"] > 1] + report[
+        "errors"
+    ]
 
 
 def render(values: dict[str, Any] | None = None, path: Path = CHART) -> list[Manifest]:

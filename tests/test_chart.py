@@ -150,7 +150,7 @@ def environment(container: Any) -> dict[str, str]:
 @matrix
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_kubernetes(given: dict[str, Any], version: str) -> None:
-    """Every manifest is valid for the oldest and the newest Kubernetes; what only the operator knows is tested below."""
+    """Every manifest is valid for the oldest and the newest Kubernetes; the operator's are tested below."""
     for manifest in render(given):
         if manifest["apiVersion"] != OPERATOR:
             validate(manifest, version)

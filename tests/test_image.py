@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -39,6 +40,8 @@ LABELS = (
     "base.name",
 )
 UID = 65532
+# Who runs it, where that can be chosen.
+SOMEBODY: Any = {"user": UID, "group": UID, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 class Step(NamedTuple):
@@ -127,7 +130,7 @@ def test_last_stage_installs_nothing() -> None:
     last = stages()[-1]
     assert {"--from=build /opt/exporter /opt/exporter"} == {step.text for step in last if step.name == "COPY"}
     runs = " ".join(step.text for step in last if step.name == "RUN")
-    assert [] == re.findall(r"apt-get|apk|gcc|make|install|curl|wget|python", runs)
+    assert [] == re.findall(r"apt-get|apk|gcc|make|install|curl|wget|python3? ", runs)
     assert " AS " not in the("FROM", last).text
 
 
@@ -187,6 +190,16 @@ def prefix() -> Iterator[Path]:
         yield Path(name)
 
 
+def interpreter() -> str:
+    """Return a Python that the image's user can run: one below somebody's home is often closed to others."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        command = [python, "-c", "import sys; assert sys.version_info >= (3, 11)"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(command, cwd="/", check=False, **SOMEBODY).returncode == 0:
+                return python
+    pytest.fail(f"no Python 3.11 or later that user {UID} can run")
+
+
 def build(prefix: Path) -> Path:
     """Do the steps of the stage that builds, below ``prefix`` instead of below `/`, and return what it made."""
     context, exporter = prefix / "build", prefix / "opt" / "exporter"
@@ -203,7 +216,8 @@ def build(prefix: Path) -> Path:
                     shutil.copy(ROOT / source, into)
         elif step.name == "RUN":
             command = step.text.replace("/opt/exporter", str(exporter)).replace("/build/", f"{context}/")
-            command = command.replace("python3 -m venv", f"{shlex.quote(sys.executable)} -m venv")
+            command = command.replace("python3 -m venv --", f"{interpreter()} -m venv --")
+            command = command.replace("python3 -m venv /", f"{shlex.quote(sys.executable)} -m venv /")
             subprocess.run(["/bin/sh", "-ec", command], cwd=context, check=True)
     shutil.rmtree(context)
     return exporter
@@ -218,11 +232,10 @@ def read_only(tree: Path) -> None:
 
 @pytest.mark.soak
 def test_steps_by_hand(prefix: Path) -> None:
-    """What the steps install runs as somebody unprivileged who can write nowhere in it, and answers its health check."""
+    """What the steps install runs as somebody who can write nowhere in it, and answers its health check."""
     exporter = build(prefix)
     read_only(exporter)
     assert not (exporter / "bin" / "pip").exists()
-    somebody = {"user": UID, "group": UID, "extra_groups": []} if os.geteuid() == 0 else {}
     environment = {
         "PATH": f"{exporter}/bin:/usr/bin:/bin",
         "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "127.0.0.1:0",
@@ -230,11 +243,12 @@ def test_steps_by_hand(prefix: Path) -> None:
     (entry,) = the("ENTRYPOINT", stages()[-1]).array
     command = [str(exporter / "bin" / entry), *the("CMD", stages()[-1]).array]
     with subprocess.Popen(
-        command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True, **somebody
-    ) as process:  # type: ignore[call-overload]
+        command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True, **SOMEBODY
+    ) as process:
         assert process.stderr is not None
         address = process.stderr.readline().strip().rpartition("//")[2]
         check = [command[0], "healthcheck", "--listen-address", address]
-        assert eventually(lambda: 0 == subprocess.run(check, cwd="/", check=False, **somebody).returncode)  # type: ignore[call-overload]
+        assert eventually(lambda: 0 == subprocess.run(check, cwd="/", check=False, **SOMEBODY).returncode)
         process.terminate()
+        process.communicate()  # what it says at its end has to be read, or that fails
     assert 0 == process.returncode
