@@ -45,9 +45,8 @@ def lint(path: Path, **options: Any) -> list[str]:
     import helm_python  # noqa: PLC0415 - as above
 
     report: Any = helm_python.lint(path, strict=True, **options)
-    return [str(message["error"]) for message in report["messages"] if message["severity"] > 1] + report[
-        "errors"
-    ]
+    found: list[str] = [message["error"] for message in report["messages"] if message["severity"] > 1]
+    return [*found, *report["errors"]]
 
 
 def render(values: dict[str, Any] | None = None, path: Path = CHART) -> list[Manifest]:
