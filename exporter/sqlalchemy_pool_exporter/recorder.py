@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import segment
 from .catalogue import BUCKETS, CLOSE_REASONS
-from .place import HOLDER, PLACE, Place, unmark, was_collected
+from .place import HOLDER, PLACE, Again, Place, unmark, was_collected
 from .segment import (
     CHECKINS_UNTIMED,
     CLOSES,
@@ -64,6 +64,7 @@ DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
 
 _CHUNK: Final = 16
+_UNCOUNTED: Final = (SCRATCH, SCRATCH)
 
 
 class Recorder:
@@ -166,7 +167,7 @@ class Recorder:
 
     def _release_places(self) -> None:
         for place in list(self._places.values()):
-            place.ended = True
+            place.drop()
             record = place()
             if record is not None:
                 unmark(record)
@@ -300,7 +301,7 @@ class Recorder:
         if self.stopped:
             # Somebody is still inside a hook. The record may have a place with another recorder by now.
             place = Place(record, self._gone, memoryview(bytearray(8 * ROW)).cast("d"), 0)
-            place.ended = True
+            place.drop()
             return place
         row = self._free_row()
         table = self.block
@@ -314,7 +315,7 @@ class Recorder:
             # Left behind by an interrupted end(), for a record that had this address before.
             first = self._places[id(record)] = place
         if first is not place:
-            place.ended = True
+            place.drop()
             if row:
                 self._rows.append(row)
             else:
@@ -392,14 +393,17 @@ class Recorder:
         else:
             self.block[CLOSES + DETACHED] += 1.0
 
-    def end(self, place: Place) -> None:
-        """Free the row of a place that will not be used again."""
+    def end(self, place: Place, *counters: int) -> None:
+        """Free the row of a place that will not be used again, and count that in these fields."""
         if place.ended:
             return
-        table, row = place.table, place.row
+        first, second = counters or _UNCOUNTED
+        table, row, block = place.table, place.row, self.block
         # straight line: first of all, since an interrupt later on would leave the row as it is for ever
         place.ended = True
         table[row] = table[row + 1] = table[row + 2] = table[row + 3] = 0.0
+        block[first] += 1.0
+        block[second] += 1.0
         if not place.retired:
             self._live = self._live - 1
         # end of straight line
@@ -407,6 +411,7 @@ class Recorder:
             self._rows.append(row)
         else:
             self.block[UNTRACKED_CONNECTIONS] -= 1.0
+        place.drop()
         if self._places.get(place.record_id) is place:
             del self._places[place.record_id]
         self._forget_connection(place)
@@ -419,18 +424,17 @@ class Recorder:
         if self._by_connection.get(place.connection_id) is place:
             del self._by_connection[place.connection_id]
 
-    def _gone(self, place: Place) -> None:
+    def _gone(self, reference: Place | Again) -> None:
         """Record that a record was collected: with its connection, if that is still open."""
         try:
+            place = reference.place
             if place.ended:
                 return
-            block = self.block
+            counters = _UNCOUNTED
             if place.table[place.row] > 0.0:
-                reason = DISPOSE if place.retired else GC
-                block[CLOSES + reason] += 1.0
-                if place.table[place.held]:
-                    block[LEAKED_CHECKOUTS] += 1.0
-            self.end(place)
+                leaked = LEAKED_CHECKOUTS if place.table[place.held] else SCRATCH
+                counters = (CLOSES + (DISPOSE if place.retired else GC), leaked)
+            self.end(place, *counters)
         except Exception as error:  # noqa: BLE001 - recording never raises
             self.fault(error)
 
