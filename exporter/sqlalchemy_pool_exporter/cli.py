@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sqlalchemy-pool-exporter serve | check-config | rules | dashboards``."""
+"""The command line: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | rules | dashboards``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     def read() -> Config:
         return load(options.config, os.environ, overrides)
 
-    return _check(read) if options.command == "check-config" else _serve(read)
+    return {"check-config": _check, "healthcheck": _ask, "serve": _serve}[options.command](read)
 
 
 def _check(read: Callable[[], Config]) -> int:
@@ -80,6 +80,13 @@ def _check(read: Callable[[], Config]) -> int:
 
         WebConfig(config.web.config_file)
     sys.stdout.write("the configuration is valid\n")
+    return 0
+
+
+def _ask(read: Callable[[], Config]) -> int:
+    from .healthcheck import check  # noqa: PLC0415 - see _run()
+
+    sys.stdout.write(f"{check(read().web)}\n")
     return 0
 
 
@@ -135,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("serve", "serve the metrics until SIGTERM; SIGHUP reads the configuration again"),
         ("check-config", "say what is wrong with the configuration, with exit status 2, and do nothing else"),
+        ("healthcheck", "ask the exporter that runs with this configuration whether it is alive"),
     ):
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
