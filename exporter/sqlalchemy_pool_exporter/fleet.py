@@ -65,6 +65,8 @@ Counts = Sequence[float]
 # By the labels they are shown with: the pool, or the pool and the worker.
 CountsByLabels = dict[tuple[str, ...], list[float]]
 _RowsByLabels = dict[tuple[str, ...], list[Counts]]
+# What is wrong with a file or the directory, by its name and the kind of error.
+_Complaints = dict[tuple[str, str], str]
 
 
 class _OtherError(SegmentError):
@@ -133,24 +135,24 @@ class Reader:
         self._resting: tuple[object, _RowsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
         self._with_overflow: set[str] = set()
-        self._complained: set[tuple[str, str]] = set()
+        self._complained: frozenset[tuple[str, str]] = frozenset()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
         """Return what the files say now; counts are summed over workers, or not. Never raises on account of a file."""
-        errors: Counter[str] = Counter()
+        complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
-        listed = self._names(errors)
+        listed = self._names(complaints)
         directory = str(self.directory)
         failed: set[str] = set()
         for name in listed or ():
             try:
                 worker = _read(f"{directory}/{name}", _NAMES[name], self._known)
             except SegmentError as error:
-                self._complain(errors, name, getattr(error, "kind", "damaged"), str(error))
+                complaints[name, getattr(error, "kind", "damaged")] = str(error)
                 failed.add(_NAMES[name])
                 continue
             if worker is not None and present.setdefault(worker.identity, worker) is not worker:
-                self._complain(errors, name, "foreign", "a copy of another")
+                complaints[name, "foreign"] = "a copy of another"
                 if not present[worker.identity].is_live:
                     present[worker.identity] = worker
         self._known.update(present)
@@ -159,6 +161,8 @@ class Reader:
                 [w for key, w in self._known.items() if key not in present and w.number not in failed]
             )
         self._learn_infos(present.values())
+        self._complain(complaints)
+        errors = Counter(kind for _, kind in complaints)
         return Fleet(
             tuple(present.values()),
             {kind: errors[kind] for kind in SEGMENT_ERRORS},
@@ -167,11 +171,11 @@ class Reader:
             self._with_overflow,
         )
 
-    def _names(self, errors: Counter[str]) -> list[str] | None:
+    def _names(self, complaints: _Complaints) -> list[str] | None:
         try:
             return sorted(_NAMES.keys() & set(os.listdir(self.directory)))  # noqa: PTH208 - the names alone
         except OSError as error:
-            self._complain(errors, str(self.directory), "unreadable", error.strerror or str(error))
+            complaints[str(self.directory), "unreadable"] = error.strerror or str(error)
             return None
 
     def _forget(self, deleted: list[Worker]) -> None:
@@ -209,11 +213,12 @@ class Reader:
         _add(every, moving, per_worker=per_worker)
         return {labels: _total(rows) for labels, rows in every.items()}
 
-    def _complain(self, errors: Counter[str], name: str, kind: str, what: str) -> None:
-        errors[kind] += 1
-        if (name, kind) not in self._complained:
-            self._complained.add((name, kind))
-            _logger.warning("segment %s is left out: %s", name, what)
+    def _complain(self, complaints: _Complaints) -> None:
+        """Log what is wrong when it begins, and not at every scrape until it ends."""
+        for (name, kind), what in complaints.items():
+            if (name, kind) not in self._complained:
+                _logger.warning("segment %s is left out: %s", name, what)
+        self._complained = frozenset(complaints)
 
 
 def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
