@@ -57,6 +57,16 @@ METRICS = {
 OF_TARGETS = {"up"}
 ADDED = {"job", "instance", "cluster", "namespace", "pool", "worker", "database", "le"}
 
+# Tests in which nothing may fire.
+SILENT = (
+    "healthy, two workers under the sidecar",
+    "healthy, in an application",
+    "unlimited pools",
+    "NullPool",
+    "no probes",
+    "probes without an answer yet",
+)
+
 promtool = pytest.mark.requires("promtool")
 
 
@@ -133,20 +143,18 @@ def test_each_tier_is_tested_to_fire_and_not_a_minute_before(name: str, severity
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "test",
-    [
-        "healthy, two workers under the sidecar",
-        "healthy, in an application",
-        "unlimited pools",
-        "NullPool",
-        "no probes",
-        "probes without an answer yet",
-    ],
-)
+@pytest.mark.parametrize("test", SILENT)
 def test_each_alert_is_tested_to_be_silent(name: str, test: str) -> None:
     """When all is well, for pools that have no limit or keep no connection, and where no database is probed."""
     assert [[]] == [severities for of, _, _, severities in _cases(name) if of == test]
+
+
+def test_silence_is_tested_all_along() -> None:
+    """Not at the end alone: no alert fires at any time of these tests."""
+    asked = {"expr": 'count_over_time(ALERTS{alertstate="firing"}[2h])', "eval_time": "2h", "exp_samples": []}
+    assert {name: [asked] for name in SILENT} == {
+        test["name"]: test["promql_expr_test"] for test in _tests() if test["name"] in SILENT
+    }
 
 
 def test_each_tier_is_staged_or_says_why_not() -> None:
