@@ -100,6 +100,10 @@ demo: environment-demo ## show pools in trouble, on a real PostgreSQL (DURATION=
 bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 	@.venv/bench/bin/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: pictures
+pictures: environment-newest ## draw docs/images anew, from a run of two minutes on a real Prometheus and PostgreSQL
+	@.venv/newest/bin/python -m docs.pictures
+
 .PHONY: lint
 lint: environment-lint ## check style and format
 	@echo "==> ruff"

@@ -131,6 +131,7 @@ def problems() -> list[Builder[Panel]]:
             ),
             keys=("severity", "alertname", "job", "pool", "database", "instance"),
             columns={},
+            sort_by=("severity", "asc"),  # critical, info, warning
             links={"alertname": ("Runbook", f"{RUNBOOKS}/${{__value.raw}}.md")},
             height=6,
         ),
@@ -163,7 +164,7 @@ def problems() -> list[Builder[Panel]]:
                 "Leaked": Column(units.CountsPerSecond, critical=1e-9),
             },
             links={"pool": TO_POOL},
-            sort_by="Wait 99 %",
+            sort_by=("Wait 99 %", "desc"),
         ),
         timeseries(
             "Callers turned away, by pool",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from grafana_foundation_sdk.builders import (
     common,
@@ -230,7 +230,7 @@ def table(
     keys: Sequence[str],
     columns: Mapping[str, Column],
     links: Mapping[str, tuple[str, str]] | None = None,
-    sort_by: str = "",
+    sort_by: tuple[str, Literal["asc", "desc"]] | None = None,
     span: int = 24,
     height: int = 8,
 ) -> Builder[Panel]:
@@ -243,7 +243,7 @@ def table(
         keys: labels, which are the first columns, in their order.
         columns: by name, how they are shown.
         links: by key, the title and the URL behind its cells.
-        sort_by: the column by which rows come, largest first.
+        sort_by: the column by which rows come, and in which order.
         span: of 24.
         height: in rows of the grid.
     """
@@ -274,7 +274,8 @@ def table(
     for key, (text, url) in (links or {}).items():
         panel.override_by_name(key, [DynamicConfigValue("links", [{"title": text, "url": url}])])
     if sort_by:
-        panel.sort_by([common.TableSortByFieldState().display_name(sort_by).desc(True)])
+        name, order = sort_by
+        panel.sort_by([common.TableSortByFieldState().display_name(name).desc(order == "desc")])
     return panel.no_value("-")
 
 

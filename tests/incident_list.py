@@ -175,7 +175,7 @@ INCIDENTS: Final = [
         "full but sufficient: nothing fires",
         _healthy,
         pool={"pool_size": 4, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": 50},
-        settings={"idle_session_timeout": "60s"},
+        settings={"idle_session_timeout": "60s", "idle_in_transaction_session_timeout": "60s"},
     ),
     Incident(
         "slow",

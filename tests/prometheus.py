@@ -58,8 +58,13 @@ def scraping(
     *,
     interval: str = "1s",
     rules: Iterable[Path] = (),
+    instances: Mapping[str, str] | None = None,
 ) -> str:
-    """Return a configuration that scrapes targets (``host:port``) by job and evaluates rules, both each interval."""
+    """Return a configuration that scrapes targets (``host:port``) by job and evaluates rules, both each interval.
+
+    ``instances`` has the label ``instance`` of targets that are to have another than their address.
+    """
+    names = instances or {}
     # JSON is YAML, and needs no quoting rules.
     return json.dumps(
         {
@@ -70,7 +75,13 @@ def scraping(
             },
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": list(of_job)}]}
+                {
+                    "job_name": job,
+                    "static_configs": [
+                        {"targets": [target], "labels": {"instance": names.get(target, target)}}
+                        for target in of_job
+                    ],
+                }
                 for job, of_job in targets.items()
             ],
         }

@@ -24,6 +24,7 @@ from sqlalchemy_pool_exporter.catalogue import (
     SIDECAR_METRICS,
     Metric,
 )
+from sqlalchemy_pool_exporter.cli import main
 
 from . import grafana
 from .linter import RULES
@@ -401,16 +402,24 @@ def test_command(tmp_path: Path) -> None:
         assert (grafana.DIRECTORY / path.name).read_bytes() == path.read_bytes()
 
 
-def test_command_that_cannot_write(tmp_path: Path) -> None:
+def test_command_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says which file and why, in a line, and ends with status 1."""
     (tmp_path / "file").touch()
-    done = run("dashboards", "--out", tmp_path / "file")
-    assert (1, "") == (done.returncode, done.stdout)
-    assert re.fullmatch(r"sqlalchemy-pool-exporter: cannot write '.*/file/database\.json': .+\n", done.stderr)
+    assert 1 == main(["dashboards", "--out", str(tmp_path / "file")])
+    said = capsys.readouterr()
+    assert "" == said.out
+    assert re.fullmatch(r"sqlalchemy-pool-exporter: cannot write '.*/file/database\.json': .+\n", said.err)
 
 
-def test_command_help() -> None:
-    """Its help names the option, and the command line's own help the command."""
-    assert "--out DIR" in run("dashboards", "--help").stdout
-    assert "dashboards" in run("--help").stdout
-    assert 2 == run("dashboards").returncode
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [(["--help"], 0, "dashboards"), (["dashboards", "--help"], 0, "--out DIR"), (["dashboards"], 2, "--out")],
+)
+def test_command_help(
+    arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line names the command, and the command its option, which it needs."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert status == ended.value.code
+    assert said in "".join(capsys.readouterr())

@@ -406,6 +406,37 @@ def test_missing_directory(tmp_path: Path) -> None:
     assert Scraper(tmp_path / "missing").errors() == {"unreadable": 1}
 
 
+def test_complaints_begin_and_end(
+    tmp_path: Path, process: Callable[..., Process], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong is logged once as long as it lasts, and again when it comes back."""
+    process()
+    scraper, other = Scraper(tmp_path), tmp_path / "worker-001"
+    for _ in range(2):
+        other.write_bytes(b"nothing of ours " * 8)
+        assert [scraper.errors() for _ in range(3)] == [{"foreign": 1}] * 3
+        other.unlink()
+        assert scraper.errors() == {}
+    assert ["worker-001" in record.getMessage() for record in caplog.records] == [True, True]
+
+
+def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """A negative count, one that is no number, and one that nobody can have counted are damage; the most is not."""
+    worker = process()
+    scraper = Scraper(tmp_path)
+    for count, errors in (
+        (-1.0, {"damaged": 1}),
+        (math.nan, {"damaged": 1}),
+        (-math.nan, {"damaged": 1}),
+        (math.inf, {"damaged": 1}),
+        (2.0**49, {"damaged": 1}),
+        (2.0**49 - 1, {}),
+    ):
+        worker.block[segment.DETACHES] = count
+        assert scraper.errors() == errors
+    assert scraper.scrape().value("detaches_total", "orders") == 2.0**49 - 1
+
+
 def test_other_files(tmp_path: Path) -> None:
     """What is not called like a segment is none of our business."""
     for name in ("worker-1", "worker-0001", "worker-000.bak", "worker-1024", "lost+found", ".worker-000"):

@@ -82,6 +82,55 @@ def test_an_unfinished_request_after_idle_time_is_cut_off() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("sent", [LAST_REQUEST, REQUEST, REQUEST * 3])
+def test_a_client_that_has_sent_everything(sent: bytes) -> None:
+    """Who closes his half after the request gets the answer, and the connection is closed then."""
+
+    async def scenario() -> None:
+        async with serving(Numbers()) as endpoint:
+            reader, writer = await dial(endpoint)
+            writer.write(sent)
+            writer.write_eof()
+            received = await rest(reader, writer)
+            assert received.count(b"healthy\n") == sent.count(b"GET")
+            await emptied(endpoint)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_has_sent_everything_waits_for_a_scrape() -> None:
+    """A scrape that takes its time is answered too, though the client's half was closed meanwhile."""
+
+    async def scenario() -> None:
+        gated = Gated()
+        async with serving(gated) as endpoint:
+            reader, writer = await dial(endpoint)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+            await gated.has_begun()
+            writer.write_eof()
+            gated.gate.set()
+            assert (await rest(reader, writer)).startswith(b"HTTP/1.1 200")
+            await emptied(endpoint)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_sends_nothing_or_half_a_request_and_goes() -> None:
+    """Who ends before there is a request is let go at once, and has no answer."""
+
+    async def scenario() -> None:
+        async with serving(Numbers()) as endpoint:
+            for sent in (b"", b"GET /met"):
+                reader, writer = await dial(endpoint)
+                writer.write(sent)
+                await until(lambda: endpoint.connections == 1)
+                writer.write_eof()
+                assert await rest(reader, writer) == b""
+                await emptied(endpoint)
+
+    asyncio.run(scenario())
+
+
 def test_dripping_does_not_prolong_the_deadline() -> None:
     """A byte now and then does not keep an unfinished request alive."""
 

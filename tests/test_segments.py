@@ -635,6 +635,16 @@ def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture
     assert names(directory) == ["worker-000"]
 
 
+def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new pool is a moment to notice, too: who has no endpoint of his own would never be told."""
+    segments = Segments(directory)
+    segments.block("orders", INFO, 64)
+    (directory / "worker-000").unlink()
+    segments.block("billing", INFO, 64)[DETACHES] += 1.0
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "worker-000' was deleted" in message
+
+
 def test_descriptors_closed_by_the_application(directory: Path) -> None:
     """Who closes every descriptor, as a daemon does, loses the lock; what has its number then is not closed."""
     lease = Lease(directory)

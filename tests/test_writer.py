@@ -131,7 +131,9 @@ def test_families_of_our_own(theirs: Metric) -> None:
     theirs.samples = [
         sample for sample in theirs.samples if sample not in created
     ]  # none of ours is called so
-    ours.lines += [(exposition.Series.of(name, labels), value) for name, labels, value, *_ in theirs.samples]
+    for name, labels, value, *_ in theirs.samples:
+        ours.series.append(exposition.Series.of(name, labels))
+        ours.values.append(value)
     assert_written_alike([theirs], [ours])
     assert repr(theirs.samples) == repr(ours.samples)
 

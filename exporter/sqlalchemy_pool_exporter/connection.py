@@ -34,7 +34,8 @@ class Connection(web.RequestHandler):
     """aiohttp's protocol, with deadlines and a budget of bytes.
 
     Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of them), ``_deadline``
-    (for the request's head), ``_stalled`` (for a client that does not read), ``_busy`` (a request is being handled).
+    (for the request's head), ``_stalled`` (for a client that does not read), ``_busy`` (a request is being handled),
+    ``_is_last`` (the client has sent all it will).
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Connection(web.RequestHandler):
         )
         self._seat, self._tls, self._limits = seat, tls, limits
         self._wire: asyncio.Transport | None = None  # as ``transport``, which aiohttp forgets on closing it
-        self._received, self._tail, self._busy = 0, b"", False
+        self._received, self._tail, self._busy, self._is_last = 0, b"", False, False
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -82,6 +83,12 @@ class Connection(web.RequestHandler):
             self._expect_head()
         super().data_received(data)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it; aiohttp answers None
+        """Let who has said everything (``nc`` does, at the end of its input) have the answers to it, and then go."""
+        self._is_last = True
+        # Of what is not a request yet nothing more will come. TLS knows no half, and closes in any case.
+        return self._busy or bool(self._messages) or self._waiter is None
+
     def begin(self) -> None:
         """Note that a request is complete and about to be handled."""
         self._busy, self._received = True, 0
@@ -94,6 +101,8 @@ class Connection(web.RequestHandler):
         """Note that the request has been handled; its answer may still be on its way."""
         self._busy = False
         self._seat.waits()
+        if self._is_last and not self._messages:
+            self.close()  # as soon as the answer is on its way
         if self._tail != _HEAD_END:  # more came than this request: a part of the next one, or a body
             self._expect_head()
 

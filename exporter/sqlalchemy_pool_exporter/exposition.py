@@ -60,12 +60,18 @@ class Family(Metric):
     def __init__(self, name: str, documentation: str, kind: str, unit: str = "") -> None:
         # Not what is inherited: that would give it samples.
         self.name, self.documentation, self.type, self.unit = name, documentation, kind, unit
-        self.lines: list[tuple[Series, float]] = []
+        # Two lists and not one of pairs: a pair for each of tens of thousands of lines is work for the garbage collector.
+        self.series: list[Series] = []
+        self.values: list[float] = []
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # it can be set, like what it overrides
         """What prometheus_client knows of it."""
-        return [Sample(series.name, dict(series.labels), value) for series, value in self.lines]
+        return [Sample(series.name, dict(series.labels), value) for series, value in self.lines()]
+
+    def lines(self) -> Iterable[tuple[Series, float]]:
+        """Return each series with its value."""
+        return zip(self.series, self.values, strict=True)
 
 
 def text(families: Iterable[Metric]) -> bytes:
@@ -131,10 +137,10 @@ def number(value: float) -> str:
     return f"{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e+{len(whole) - 1:02d}"
 
 
-def _lines(family: Metric) -> list[tuple[Series, float]] | None:
+def _lines(family: Metric) -> Iterable[tuple[Series, float]] | None:
     """Return the lines of a family, or None if there is something to it that this project does not export."""
     if isinstance(family, Family):
-        return family.lines
+        return family.lines()
     if not _NAME.fullmatch(family.name):
         return None
     lines: list[tuple[Series, float]] = []

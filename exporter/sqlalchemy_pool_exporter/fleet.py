@@ -14,7 +14,11 @@ import logging
 import math
 import os
 import stat
+import struct
+import sys
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -49,13 +53,20 @@ _NAMES: Final = {file_name(number): f"{number:03d}" for number in range(FILES)}
 # What open() says of a symbolic link and of a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 
-# More than any process ever counts, and few enough that the sums of all of them are exact.
-_MOST: Final = 2.0**53
+# The fields of a block that come before what only grows.
+_STATE: Final = struct.Struct(f"={segment.FIRST_COUNTER}d")
+# What the highest byte of a count can be, and where it is: the sign and most of the exponent. With these it is a number,
+# not negative and below 2**49: more than any process ever counts, and few enough that the sums of them are exact.
+_HIGHEST_BYTES: Final = bytes(range(0x43))
+_HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
-Counts = list[float]
+# Not as floats before they are added up: they are kept from scrape to scrape, and most of what a scrape allocated.
+Counts = Sequence[float]
 # By the labels they are shown with: the pool, or the pool and the worker.
-CountsByLabels = dict[tuple[str, ...], Counts]
+CountsByLabels = dict[tuple[str, ...], list[float]]
 _RowsByLabels = dict[tuple[str, ...], list[Counts]]
+# What is wrong with a file or the directory, by its name and the kind of error.
+_Complaints = dict[tuple[str, str], str]
 
 
 class _OtherError(SegmentError):
@@ -124,23 +135,24 @@ class Reader:
         self._resting: tuple[object, _RowsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
         self._with_overflow: set[str] = set()
-        self._complained: set[tuple[str, str]] = set()
+        self._complained: frozenset[tuple[str, str]] = frozenset()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
         """Return what the files say now; counts are summed over workers, or not. Never raises on account of a file."""
-        errors: Counter[str] = Counter()
+        complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
-        listed = self._names(errors)
+        listed = self._names(complaints)
+        directory = str(self.directory)
         failed: set[str] = set()
         for name in listed or ():
             try:
-                worker = _read(self.directory / name, _NAMES[name], self._known)
+                worker = _read(f"{directory}/{name}", _NAMES[name], self._known)
             except SegmentError as error:
-                self._complain(errors, name, getattr(error, "kind", "damaged"), str(error))
+                complaints[name, getattr(error, "kind", "damaged")] = str(error)
                 failed.add(_NAMES[name])
                 continue
             if worker is not None and present.setdefault(worker.identity, worker) is not worker:
-                self._complain(errors, name, "foreign", "a copy of another")
+                complaints[name, "foreign"] = "a copy of another"
                 if not present[worker.identity].is_live:
                     present[worker.identity] = worker
         self._known.update(present)
@@ -149,6 +161,8 @@ class Reader:
                 [w for key, w in self._known.items() if key not in present and w.number not in failed]
             )
         self._learn_infos(present.values())
+        self._complain(complaints)
+        errors = Counter(kind for _, kind in complaints)
         return Fleet(
             tuple(present.values()),
             {kind: errors[kind] for kind in SEGMENT_ERRORS},
@@ -157,11 +171,11 @@ class Reader:
             self._with_overflow,
         )
 
-    def _names(self, errors: Counter[str]) -> list[str] | None:
+    def _names(self, complaints: _Complaints) -> list[str] | None:
         try:
-            return sorted(_NAMES.keys() & {path.name for path in self.directory.iterdir()})
+            return sorted(_NAMES.keys() & set(os.listdir(self.directory)))  # noqa: PTH208 - the names alone
         except OSError as error:
-            self._complain(errors, str(self.directory), "unreadable", error.strerror or str(error))
+            complaints[str(self.directory), "unreadable"] = error.strerror or str(error)
             return None
 
     def _forget(self, deleted: list[Worker]) -> None:
@@ -199,11 +213,12 @@ class Reader:
         _add(every, moving, per_worker=per_worker)
         return {labels: _total(rows) for labels, rows in every.items()}
 
-    def _complain(self, errors: Counter[str], name: str, kind: str, what: str) -> None:
-        errors[kind] += 1
-        if (name, kind) not in self._complained:
-            self._complained.add((name, kind))
-            _logger.warning("segment %s is left out: %s", name, what)
+    def _complain(self, complaints: _Complaints) -> None:
+        """Log what is wrong when it begins, and not at every scrape until it ends."""
+        for (name, kind), what in complaints.items():
+            if (name, kind) not in self._complained:
+                _logger.warning("segment %s is left out: %s", name, what)
+        self._complained = frozenset(complaints)
 
 
 def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
@@ -213,8 +228,8 @@ def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -
             every.setdefault(labels, []).append(block.counts)
 
 
-def _total(rows: list[Counts]) -> Counts:
-    return rows[0] if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
+def _total(rows: list[Counts]) -> list[float]:
+    return list(rows[0]) if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
 
 
 def _compacted(every: _RowsByLabels) -> _RowsByLabels:
@@ -229,7 +244,7 @@ def _compacted(every: _RowsByLabels) -> _RowsByLabels:
     return compacted
 
 
-def _read(path: Path, number: str, known: dict[bytes, Worker]) -> Worker | None:
+def _read(path: str, number: str, known: dict[bytes, Worker]) -> Worker | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -278,11 +293,10 @@ def _checked(header: Header | None) -> Header:
     return header
 
 
-def _blocks(data: memoryview[int]) -> Iterator[Block]:
+def _blocks(data: bytes) -> Iterator[Block]:
     for at, rows in blocks_in(data):
-        pool, info = _description(bytes(data[at + TEXT_AT : at + DOUBLES_AT]))
-        doubles = data[at + DOUBLES_AT : at + DOUBLES_AT + 8 * segment.length(rows)].cast("d")
-        yield Block(pool, info, *_copy(doubles, rows))
+        pool, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
+        yield Block(pool, info, _copy(data, at + DOUBLES_AT, rows), _counts(data, at + DOUBLES_AT))
 
 
 @lru_cache(FILES)
@@ -297,13 +311,29 @@ def _description(text: bytes) -> tuple[str, dict[str, str]]:
     return pool, info
 
 
-def _copy(doubles: memoryview[float], rows: int) -> tuple[segment.Copy, Counts]:
+def _copy(data: bytes, begin: int, rows: int) -> segment.Copy:
+    """Return of a block what says how the pool is: the tables, and no counts."""
+    fields = list(_STATE.unpack_from(data, begin))
+    waiters, connections = fields[segment.WAITERS_USED], fields[segment.CONNECTIONS_USED]
     # Comparisons with NaN are false.
-    waiters, connections = doubles[segment.WAITERS_USED], doubles[segment.CONNECTIONS_USED]
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
         raise SegmentError("tables of an impossible length")
-    copied = segment.copy(doubles)
-    counts = copied.fields[segment.FIRST_COUNTER :]
-    if not (min(counts) >= 0.0 and sum(counts) <= _MOST):
+    return segment.Copy(
+        fields,
+        _table(data, begin + 8 * segment.WAITERS_AT, int(waiters), 1),
+        _table(data, begin + 8 * segment.CONNECTIONS_AT, int(connections), segment.ROW),
+    )
+
+
+def _counts(data: bytes, begin: int) -> Counts:
+    counts = data[begin + 8 * segment.FIRST_COUNTER : begin + 8 * segment.FIELDS]
+    if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
         raise SegmentError("a count that is no number")
-    return copied, counts
+    return array("d", counts)
+
+
+def _table(data: bytes, begin: int, rows: int, width: int) -> list[float]:
+    """Return the rows of a table but for the free ones at its end, which are nothing but zeros, and most of it."""
+    size = 8 * width
+    used = len(data[begin : begin + size * rows].rstrip(b"\0"))
+    return array("d", data[begin : begin + -(-used // size) * size]).tolist()

@@ -145,14 +145,18 @@ class _Scrape:
             series = known.get(key)
             if series is None:
                 series = known[key] = tuple(_series_of(key, owner, value))
+            shown = families[key]
             if isinstance(value, float):
-                families[key].lines.append((series[0], value))
+                shown.series.append(series[0])
+                shown.values.append(value)
             else:
-                families[key].lines.extend(zip(series, _numbers(value), strict=True))
+                shown.series.extend(series)
+                shown.values.extend(_numbers(value))
 
     def add_info(self, key: str, labels: dict[str, str]) -> None:
         """Add a sample that says what it says by its labels."""
-        self.families[key].lines.append((Series.of(_METRICS[key].name, labels), 1.0))
+        self.families[key].series.append(Series.of(_METRICS[key].name, labels))
+        self.families[key].values.append(1.0)
 
 
 def _empty(key: str) -> Family:

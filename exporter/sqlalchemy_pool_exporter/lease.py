@@ -99,20 +99,20 @@ def is_unfinished(header: Header | None, size: int) -> bool:
     return size in _UNFINISHED and (header is None or not any(header.magic))
 
 
-def read_used(descriptor: int, used: int) -> memoryview[int]:
+def read_used(descriptor: int, used: int) -> bytes:
     """Return of a file what is in use.
 
     Raises:
         SegmentError: the file is shorter than that.
     """
-    data = memoryview(os.pread(descriptor, used, 0))
+    data = os.pread(descriptor, used, 0)
     if len(data) < used:
         message = f"{len(data)} bytes where {used} are in use"
         raise SegmentError(message)
     return data
 
 
-def blocks_in(data: memoryview[int]) -> Iterator[tuple[int, int]]:
+def blocks_in(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield where in a file each block begins, and for how many connections it has room.
 
     Args:

@@ -40,18 +40,21 @@ class Segments:
     def is_shared(self) -> bool | None:
         """Whether a sidecar sees every block; None where no directory was asked for.
 
-        Asked at each scrape, and so the moment at which it is noticed that the file was deleted.
+        Asked at each scrape, and so, beside a new pool, the moment at which it is noticed that the file was deleted.
         """
         if self.directory is None or self._lease is None:
             return None if self.directory is None else False
-        if not self._lease.is_there:
-            self._lose(SegmentError(f"{str(self._lease.path)!r} was deleted, or its lock was closed"))
+        try:
+            self._check(self._lease)
+        except SegmentError as error:
+            self._lose(error)
         return self._is_whole
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
         """Return a block for a pool. Never raises on account of the directory."""
         if self._lease is not None:
             try:
+                self._check(self._lease)
                 return self._lease.block(name, info, rows)
             except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
                 self._lose(error)
@@ -80,6 +83,11 @@ class Segments:
             self._lease = Lease(self.directory, group_readable=self._group_readable)
         except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
             self._warn(error)
+
+    @staticmethod
+    def _check(lease: Lease) -> None:
+        if not lease.is_there:
+            raise SegmentError(f"{str(lease.path)!r} was deleted, or its lock was closed")
 
     def _lose(self, error: Exception) -> None:
         self._is_whole = False
