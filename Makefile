@@ -145,7 +145,8 @@ locked := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-
 .PHONY: lock
 lock: environment-lint ## renew the locks below requirements/
 	@.venv/lint/bin/uv pip compile $(locked) --extra sidecar -o requirements/exporter.lock pyproject.toml
-	@echo "hatchling>=1.27" | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
+	@$(PYTHON) -c 'import tomllib; build = tomllib.load(open("pyproject.toml", "rb"))["build-system"]; \
+		print(*build["requires"], sep="\n")' | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
 
 .PHONY: clean
 clean: ## remove everything that was made

@@ -13,10 +13,12 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
 
 from .witness import eventually
 
@@ -180,6 +182,22 @@ def test_lock(lock: str) -> None:
     found = pins(lock)
     assert [] == [pin for pin, hashes in found.items() if "==" not in pin or not hashes]
     assert [] == re.findall(r"\w+://\S+|--(?:extra-)?index-url.*", (ROOT / lock).read_text())
+
+
+def test_locks_have_what_the_project_asks_for() -> None:
+    """The locks are of the project's requirements as they are now: else run `make lock`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = {
+        "requirements/build.lock": project["build-system"]["requires"],
+        "requirements/exporter.lock": [
+            *project["project"]["dependencies"],
+            *project["project"]["optional-dependencies"]["sidecar"],
+        ],
+    }
+    for lock, requirements in asked.items():
+        pinned = dict(pin.partition(";")[0].strip().split("==") for pin in pins(lock))
+        for requirement in map(Requirement, requirements):
+            assert requirement.specifier.contains(pinned[requirement.name]), (lock, str(requirement))
 
 
 @pytest.fixture
