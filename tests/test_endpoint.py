@@ -184,7 +184,7 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(EndpointError, match="cannot serve on '127.0.0.1', port 0: can't start"):
+    with pytest.raises(EndpointError, match=r"cannot serve on '127\.0\.0\.1', port 0: can't start"):
         serve(0, "127.0.0.1")
     gc.collect()  # which complains of a socket that is open
 

@@ -2211,6 +2211,7 @@ URLS = [
     URL.create("sqlite", database=f"postgresql://user:{SECRET}@db.example/orders"),
     URL.create("sqlite", database=f"postgresql://user:{SECRET}@db.example"),
     URL.create("sqlite", database=f"sub/dir/orders.db#{SECRET}"),
+    URL.create("postgresql+psycopg", host=f"db.example?password={SECRET}", database="orders"),
     URL.create("sqlite", query={"odbc_connect": f"DRIVER=x;UID=user;PWD={SECRET}"}),
 ]
 
