@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import threading
 import warnings
@@ -187,10 +188,16 @@ def test_interrupted_while_queueing(
         server.url("postgresql+psycopg", application_name=application_name), pool_size=1, max_overflow=0
     )
     instrument(engine, name=NAME, registry=registry)
+
+    def when_pending() -> None:
+        if eventually(lambda: Exposition(registry).value("pending_checkouts", NAME) == 1):
+            os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
+    interrupter = threading.Thread(target=when_pending)
     try:
         with engine.connect():
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            interrupter.start()
             with pytest.raises(Interrupt):
                 engine.connect()
         exposition = Exposition(registry)
@@ -198,7 +205,7 @@ def test_interrupted_while_queueing(
         assert exposition.counters(NAME)["checkout_errors.cancelled"] == 1
         assert metric_state(exposition, NAME) == pool_state(engine.pool)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupter.join()
         signal.signal(signal.SIGALRM, before)
         engine.dispose()
         uninstrument(engine)

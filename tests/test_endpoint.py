@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.client import HTTPConnection
@@ -96,9 +99,11 @@ def test_head_landing_page_and_errors(endpoint: Server) -> None:
     status, headers, body = ask(endpoint, "HEAD")
     assert (status, body) == (200, b"")
     assert headers["content-type"].startswith("text/plain; version=")
-    assert b'href="/metrics"' in ask(endpoint, path="/")[2]
+    page = ask(endpoint, path="/")[2]
+    assert b'href="/metrics"' in page
+    assert str(len(page)) == ask(endpoint, "HEAD", "/")[1]["content-length"]
     assert ask(endpoint, path="/nothing")[0] == 404
-    assert ask(endpoint, "POST")[0] == 405
+    assert [ask(endpoint, "POST", path)[0] for path in ("/metrics", "/")] == [405, 405]
 
 
 def test_taken_port(endpoint: Server) -> None:
@@ -108,9 +113,17 @@ def test_taken_port(endpoint: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "host"), [(0, "192.0.2.1"), (70000, "127.0.0.1"), (0, "no.such.host.invalid")]
+    ("port", "host"),
+    [
+        (0, "192.0.2.1"),
+        (70000, "127.0.0.1"),
+        (-1, "127.0.0.1"),
+        ("10079", "127.0.0.1"),
+        (None, "127.0.0.1"),
+        (0, "no.such.host.invalid"),
+    ],
 )
-def test_impossible_address(port: int, host: str) -> None:
+def test_impossible_address(port: Any, host: str) -> None:
     """An address that is not this machine's, or no address at all, is an error at once."""
     with pytest.raises(EndpointError, match="cannot listen"):
         serve(port, host)
@@ -135,9 +148,45 @@ def test_stops_cleanly(registry: CollectorRegistry) -> None:
     assert set(threading.enumerate()) - before
     server.close()
     server.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     assert "closed" in repr(server)
     serve(server.port, "127.0.0.1", registry=registry).close()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        # The last is a finalizer that runs when the threads stand still already.
+        "",
+        "atexit.register(serve(0, '127.0.0.1').close)",
+        "class Owner:\n    server = serve(0, '127.0.0.1')\n    def __del__(self): self.server.close()\nowner = Owner()",
+    ],
+    ids=["never closed", "closed at exit", "closed by a finalizer"],
+)
+def test_the_interpreter_ends(end: str) -> None:
+    """A process that serves ends at once, silently, whether and wherever it closes its server."""
+    program = f"import atexit\nfrom sqlalchemy_pool_exporter import serve\nserve(0, '127.0.0.1')\n{end}\nprint('last')"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert (0, "last\n", "") == (result.returncode, result.stdout, result.stderr)
+
+
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no thread for it, it is an error, and the port is not kept."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(EndpointError, match=r"cannot serve on '127\.0\.0\.1', port 0: can't start"):
+        serve(0, "127.0.0.1")
+    gc.collect()  # which complains of a socket that is open
 
 
 def test_silent_client_stops_nobody(endpoint: Server) -> None:

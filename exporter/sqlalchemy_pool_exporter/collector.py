@@ -48,19 +48,14 @@ class PoolCollector(Collector):
         self._registry = weakref.ref(registry)
         self._recorders: dict[str, weakref.ref[Recorder]] = {}
         self._errors = 0
-        self._is_registered = False
 
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
         with _lock:
             registry = self._registry()
-            if not self._is_registered and registry is not None:
-                self._is_registered = True
-                try:
-                    registry.register(self)
-                except BaseException:
-                    self._is_registered = False
-                    raise
+            # Asked each time: who wants none of the default collectors unregisters whatever is there.
+            if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - it has no other
+                registry.register(self)
             self._keep_alive(without=None)
             self._recorders[recorder.name] = weakref.ref(recorder)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import threading
 import weakref
 from socketserver import TCPServer, ThreadingMixIn
@@ -63,7 +64,8 @@ class Server:
     """A running endpoint, in a thread of its own."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        if not 0 <= port <= _LAST_PORT:  # the resolver would take it modulo 65536
+        # The resolver would take it modulo 65536; and people pass what the environment says, which is a text.
+        if not isinstance(port, int) or not 0 <= port <= _LAST_PORT:
             message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {_LAST_PORT}"
             raise EndpointError(message)
         try:
@@ -78,7 +80,12 @@ class Server:
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="sqlalchemy-pool-exporter", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the interpreter ends, or the system has no thread left
+            self._server.server_close()
+            message = f"cannot serve on {host!r}, port {port!r}: {error}"
+            raise EndpointError(message) from error
         _close_in_children(self._server)
 
     @property
@@ -99,7 +106,8 @@ class Server:
 
     def close(self) -> None:
         """Stop listening and wait for the thread to end. Does nothing the second time."""
-        if self._thread.is_alive():
+        # In a finalizer that runs as the interpreter ends the thread stands still for ever.
+        if self._thread.is_alive() and not sys.is_finalizing():
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
@@ -128,7 +136,7 @@ def serve(
         registry: what to serve.
 
     Raises:
-        EndpointError: the port is taken, or the address is not this machine's.
+        EndpointError: the port is taken or none, or the address is not this machine's.
     """
     return Server(host, port, registry)
 
@@ -164,16 +172,23 @@ def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        head = environ["REQUEST_METHOD"] == "HEAD"
-        if head:
-            environ["REQUEST_METHOD"] = "GET"
-        body = answer(environ, start_response)
-        return [] if head else body
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return answer(environ, start_response)
+        environ["REQUEST_METHOD"] = "GET"
+        started: list[Any] = []
+        body = b"".join(answer(environ, lambda *arguments: started.extend(arguments)))
+        status, headers = started[:2]
+        # wsgiref would say 0, which is not what GET sends.
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO") or "/"
         if path == "/metrics":
             return metrics(environ, start_response)  # type: ignore[no-any-return]
+        if environ["REQUEST_METHOD"] not in {"GET", "OPTIONS"}:
+            start_response("405 Method Not Allowed", [("Allow", "OPTIONS,GET,HEAD")])
+            return []
         if path == "/":
             start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
             return [_LANDING_PAGE]

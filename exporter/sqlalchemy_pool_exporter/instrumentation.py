@@ -146,11 +146,14 @@ def instrument(
         A handle; ``close()`` undoes everything. It need not be kept.
 
     Raises:
-        TargetError: ``target`` is none of these.
+        TargetError: ``target`` is none of these, ``name`` no text, or ``registry`` nothing to register with.
     """
     pool, engine = _resolve(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
+        raise TargetError(message)
+    if not hasattr(registry, "register"):  # a restricted registry has none, either
+        message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
     with _lock:
         present = hooks_of(pool)
@@ -213,11 +216,14 @@ def _default_name(pool: Pool, engine: Engine | None) -> str:
     if engine is None:
         return type(pool).__name__
     url = engine.url
-    # Whatever else people write there comes after one of these, and can be a password.
-    name = re.split(r"[?#;&=\s]", str(url.database or ""))[0].rpartition("@")[2]
-    database = PurePath(name).name or url.get_backend_name()
-    host = str(url.host or "").rpartition("@")[2]
+    database = PurePath(_public(url.database)).name or url.get_backend_name()
+    host = _public(url.host)
     return f"{database}@{host}" if host else database
+
+
+def _public(part: str | None) -> str:
+    # Whatever else people write there comes after one of these, and can be a password.
+    return re.split(r"[?#;&=\s]", str(part or ""))[0].rpartition("@")[2]
 
 
 def _unique(name: str) -> str:

@@ -19,7 +19,8 @@ def configuration(pool: Pool) -> dict[int, float]:
     """Return the limits of a pool by field; ``NOT_APPLICABLE`` (NaN) where there is none."""
     values = dict.fromkeys((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE), NOT_APPLICABLE)
     values[HAS_OVERFLOW] = float(isinstance(pool, QueuePool))
-    values[PRE_PING] = float(pool._pre_ping)
+    # engine_from_config() leaves it the text that it was; SQLAlchemy takes any text for true.
+    values[PRE_PING] = float(bool(pool._pre_ping))
     if pool._recycle > -1:
         values[RECYCLE] = float(pool._recycle)
     # pool_size=0 means no limit, and then SQLAlchemy sets max_overflow to -1, which means no limit, too.
