@@ -270,6 +270,8 @@ def _read_open(descriptor: int, number: str, known: dict[bytes, Worker]) -> Work
     if is_unfinished(header, status.st_size):
         return None
     header = _checked(header)
+    if status.st_size < header.used:
+        raise SegmentError(f"{status.st_size} bytes where {header.used} are in use")
     is_live = is_held(descriptor)
     last = known.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
