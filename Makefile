@@ -44,7 +44,7 @@ endif
 
 # $(call environment,NAME,INTERPRETER,ARGUMENTS OF PIP INSTALL)
 define environment
-@wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml | cksum)"; \
+@wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml requirements/build.lock | cksum)"; \
 if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1)/bin/python ]; then \
 	echo "==> making .venv/$(1) with $$('$(2)' -V)"; \
 	rm -rf .venv/$(1) && \
@@ -58,8 +58,9 @@ endef
 # $(call with-wheel,NAME): the wheel as it is now, over the one that the environment was made with
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
-suite := sidecar,otel,demo,test
-everything := $(suite),bench,lint
+comma := ,
+suite := sidecar,otel,demo,test,boards
+everything := $(suite),ship,bench,lint
 
 .PHONY: help
 help: ## show this
@@ -71,10 +72,11 @@ test: test-newest test-oldest ## run the tests on the built wheel, with the newe
 .PHONY: test-newest test-oldest
 test-newest: environment-newest ## ... with the newest alone (PYTEST_ARGS="-k name" for a part)
 test-oldest: environment-oldest ## ... with the oldest alone
+test-oldest: selected := -m "not soak and not newest"
 test-newest test-oldest: test-%:
 	@echo "==> the tests in .venv/$*"
 	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest -n $(WORKERS) \
-		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(PYTEST_ARGS)
+		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: environment-newest ## run the tests that take minutes
@@ -98,6 +100,10 @@ demo: environment-demo ## show pools in trouble, on a real PostgreSQL (DURATION=
 bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 	@.venv/bench/bin/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: pictures
+pictures: environment-newest ## draw docs/images anew, from a run of two minutes on a real Prometheus and PostgreSQL
+	@.venv/newest/bin/python -m docs.pictures
+
 .PHONY: lint
 lint: environment-lint ## check style and format
 	@echo "==> ruff"
@@ -114,10 +120,32 @@ types: environment-lint ## check types
 	@echo "==> mypy"
 	@.venv/lint/bin/python -m mypy
 
+.PHONY: chart
+chart: environment-newest ## renew what the chart takes from rules, dashboards, configuration and its own comments
+	@.venv/newest/bin/python -m docs.generate_chart
+
+sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
-dist: environment-build ## build the source distribution and the wheel
-	@rm -rf dist
+dist: environment-build environment-lint ## build wheel, source distribution and SBOM, and check what would be shipped
+	@rm -rf dist .venv/shipped
 	@.venv/build/bin/python -m hatchling build -d dist
+	@.venv/lint/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	@.venv/lint/bin/check-wheel-contents dist/*.whl
+	@$(PYTHON) -m venv --without-pip .venv/shipped
+	@.venv/lint/bin/python -m pip --quiet --python .venv/shipped/bin/python install \
+		--require-hashes --only-binary=:all: --requirement requirements/exporter.lock
+	@.venv/lint/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file $(sbom) .venv/shipped/bin/python
+	@.venv/lint/bin/python -m shipping.licences $(sbom)
+
+# Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
+# without the name of the registry they were asked from.
+locked := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade \
+	--custom-compile-command "make lock"
+.PHONY: lock
+lock: environment-lint ## renew the locks below requirements/
+	@.venv/lint/bin/uv pip compile $(locked) --extra sidecar -o requirements/exporter.lock pyproject.toml
+	@echo "hatchling>=1.27" | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
 
 .PHONY: clean
 clean: ## remove everything that was made
@@ -126,7 +154,7 @@ clean: ## remove everything that was made
 
 .PHONY: environment-build environment-newest environment-oldest environment-demo environment-bench environment-lint wheel
 environment-build:
-	$(call environment,build,$(PYTHON),"hatchling>=1.27")
+	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
 
 # Built every time: that takes half a second, and no rule of make sees that a file was deleted.
 wheel: environment-build
@@ -135,7 +163,7 @@ wheel: environment-build
 	@.venv/build/bin/python -m hatchling build -t wheel -d .venv/wheel
 
 environment-newest: wheel
-	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)))
+	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)$(comma)ship))
 	$(call with-wheel,newest)
 
 # The lower bounds of pyproject.toml, as they are written there.

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import QueuePool
 
-from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter import instrument, rules
 from sqlalchemy_pool_exporter.catalogue import (
     APPLICATION_METRICS,
     BUCKETS,
+    DATABASE_METRICS,
     EXPORTER_METRICS,
     POOL_METRICS,
     RELOAD_METRICS,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.catalogue import Metric
 
 ROOT = Path(__file__).parents[1]
+RULES = ROOT / "config" / "prometheus" / "rules" / rules.FILE
 # What the excerpt in the README shows: no ages, which are different each time.
 SHOWN = (
     "sqlalchemy_pool_capacity",
@@ -75,6 +77,12 @@ In the application alone:
 In the sidecar alone:
 
 {table((*SIDECAR_METRICS, *RELOAD_METRICS))}
+## Of each database
+
+What the sidecar's [probes](databases.md) see. Each has the label `database`, and the ones named. What cannot be known
+is absent, never 0.
+
+{table(DATABASE_METRICS)}
 ## How they add up
 
 * Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for
@@ -121,6 +129,12 @@ def readme() -> str:
     return text
 
 
+def rendered_rules() -> str:
+    """Return the rules with the thresholds that they come with."""
+    return rules.render((ROOT / "config" / "alerts.yml").read_text("utf-8"))
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "metrics.md").write_text(metrics_reference())
     (ROOT / "README.md").write_text(readme())
+    RULES.write_text(rendered_rules())

@@ -21,6 +21,8 @@ from . import pg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .incidents import Played
+
 # How long an example takes is the machine's business and no property of the code.
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
@@ -33,6 +35,16 @@ def server() -> Iterator[pg.Server]:
     """Run a PostgreSQL for the session; each worker of a parallel run has its own."""
     with pg.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def incidents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Play every incident at once; two minutes of a real Prometheus' data, which can still be asked for more."""
+    from .incident_list import INCIDENTS  # noqa: PLC0415 - with its libraries, for those who ask for it
+    from .incidents import play  # noqa: PLC0415
+
+    with play(INCIDENTS, tmp_path_factory.mktemp("incidents")) as played:
+        yield played
 
 
 @pytest.fixture

@@ -36,12 +36,12 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 class Sidecar:
-    """``sqlalchemy-pool-exporter serve`` on a port of its own."""
+    """``sqlalchemy-pool-exporter serve`` on a port of its own; ``program`` is another than this environment's."""
 
-    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+    def __init__(self, *arguments: str | Path, program: Path | None = None, **environment: str) -> None:
+        command = [program] if program else [sys.executable, "-m", "sqlalchemy_pool_exporter"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sqlalchemy_pool_exporter", "serve", "--listen-address", "127.0.0.1:0"]
-            + [str(argument) for argument in arguments],
+            [*command, "serve", "--listen-address", "127.0.0.1:0", *arguments],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,

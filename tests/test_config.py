@@ -76,12 +76,30 @@ def test_shipped_example_of_a_database() -> None:
     example_file = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
     (example_database,) = yaml.safe_load(example_file)["databases"]
     tls = {f"tls.{name}": value for name, value in example_database.pop("tls").items()}
+    example_database["pools"] = tuple(example_database["pools"])
     defaults = {
         option.path.removeprefix("databases[]."): option.default
         for option in _options()
         if option.path.startswith("databases[].")
     }
     assert {**example_database, **tls} == {**defaults, "name": "orders", "dsn_env": "ORDERS_DSN"}
+
+
+def test_pools_of_a_database(given_file: Callable[[str], Path]) -> None:
+    """A database is told its pools by their names, each once."""
+    text = """\
+        databases:
+          - name: orders
+            dsn_env: ORDERS_DSN
+            pools: [{}]
+        """
+    assert ("orders", "reports") == load(given_file(text.format("orders, reports"))).databases[0].pools
+    assert faults(given_file(text.format("orders, orders"))) == [
+        "line 4: databases[0].pools: names a pool twice"
+    ]
+    assert faults(given_file(text.format("''"))) == [
+        "line 4: databases[0].pools[0]: expected the name of a pool"
+    ]
 
 
 def test_every_option_is_explained() -> None:
@@ -251,7 +269,7 @@ def test_every_fault_at_once(given_file: Callable[[str], Path]) -> None:
         "line 20: databases[3].(key): a key must be text",
         (
             "line 22: databases[3].(key): unknown key; known are name, dsn, dsn_file, dsn_env, interval_seconds, "
-            "timeout_seconds, application_names_limit, tls"
+            "timeout_seconds, application_names_limit, pools, tls"
         ),
         "line 23: unheard: unknown key; known are web, log, segments, metrics, databases",
     ]

@@ -1886,13 +1886,16 @@ def test_gevent() -> None:
         gc.collect()
         now = samples()
         assert now["pending_checkouts"] == 0, now
-        assert now["connections.in_use"] == 0, now
+        # Of old, SQLAlchemy does not put back what is killed in the middle of its reset.
+        lost = 0 if "new" in sys.argv else pool.checkedout()
+        assert now["connections.in_use"] <= lost, (lost, now)
         assert now["exporter_recording_faults_total"] == 0, now
         assert tally["checkouts"] <= now["checkouts_total"], (tally, now)
         held = pool.connect()
-        assert samples()["connections.in_use"] == 1
+        assert samples()["connections.in_use"] == now["connections.in_use"] + 1
         print("done")
         """,
+        "new" if CANCELLED else "old",
         prologue=textwrap.dedent(
             """
             import gevent.monkey
@@ -2151,30 +2154,32 @@ def test_a_name_can_be_used_again() -> None:
         assert Exposition(registry).get("checkouts_total", "again") is None
 
 
-def test_a_reused_address_is_told_apart() -> None:
+def test_a_reused_address_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new connection at the address of one that is gone is still seen when the old one's slot is given up."""
-    wanted: list[int] = []
-
-    def make() -> Any:
-        tried = [Socket(database)]
-        while wanted and id(tried[-1]) not in wanted and len(tried) < 10_000:
-            tried.append(Socket(database))
-        return tried[-1]
-
     database = Database()
-    pool, registry = QueuePool(make, pool_size=1, max_overflow=2), CollectorRegistry()
+    make: Any = partial(Socket, database)
+    # Where the third comes to lie is the allocator's business: here it is always where the first was.
+    address = {1: 1, 2: 2, 3: 1}
+
+    def id_(thing: Any) -> int:
+        return address[thing.serial] if isinstance(thing, Socket) else id(thing)
+
+    monkeypatch.setattr("sqlalchemy_pool_exporter.recorder.id", id_, raising=False)
+    pool, registry = QueuePool(make, pool_size=2, recycle=3600), CollectorRegistry()
     name = instrument(pool, registry=registry).name
-    invalidated, idle = pool.connect(), pool.connect()
-    wanted.append(id(invalidated.dbapi_connection))
+    invalidated, old = pool.connect(), pool.connect()
+    record: Any = old._connection_record
+    record.starttime -= 7200
+    old.close()
     invalidated.invalidate()
-    other = pool.connect()
-    assert id(other.dbapi_connection) in wanted, "the address was not used again"
-    idle.close()
-    invalidated.close()
-    other.close()
+    new = pool.connect()
+    assert record.dbapi_connection.serial == 3
+    pool.dispose()
+    new.close()
+    pool.dispose()
     counted = Exposition(registry).counters(name)
-    assert (1, 1) == (counted["closes.error"], counted["closes.overflow"])
-    assert metric_state(Exposition(registry), name) == pool_state(pool)
+    assert (1, 1, 1) == tuple(counted[f"closes.{reason}"] for reason in ("error", "recycle", "dispose"))
+    assert not database.open
 
 
 # -- 5: no credentials

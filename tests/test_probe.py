@@ -36,16 +36,14 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from sqlalchemy_pool_exporter.catalogue import DATABASE_METRICS, ProbeFailure, SessionState
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.probe import (
     APPLICATION_NAME,
     BACKOFF,
-    DATABASE_METRICS,
     Observation,
     Probe,
-    Reason,
     Snapshot,
-    State,
     Target,
     Tls,
     backoff,
@@ -1245,6 +1243,7 @@ class _Fixed(Collector):
 
 FULL = Snapshot(
     database="orders",
+    pools=("orders", "reports"),
     probes=12,
     failures={"timeout": 2},
     completed_at=100.0,
@@ -1266,11 +1265,13 @@ FULL = Snapshot(
 def test_shows_the_last_result_and_its_age() -> None:
     """A scrape gets what the last probe saw, how old that is, and every counter from the start."""
     shown = exposition(FULL, now=107.5)
-    failures = {("probe_failures_total", (reason,)): 0.0 for reason in get_args(Reason)}
+    failures = {("probe_failures_total", (reason,)): 0.0 for reason in get_args(ProbeFailure)}
     assert (
         failures
         | {
             ("probe_failures_total", ("timeout",)): 2.0,
+            ("pool_info", ("orders",)): 1.0,
+            ("pool_info", ("reports",)): 1.0,
             ("up", ()): 1.0,
             ("probes_total", ()): 12.0,
             ("probe_age_seconds", ()): 7.5,
@@ -1292,9 +1293,18 @@ def test_shows_the_last_result_and_its_age() -> None:
 
 
 def test_before_the_first_probe_only_the_counters_are_there() -> None:
-    """Nobody knows yet whether the database is up, so nothing says so."""
-    names = {name for name, _ in exposition(Probe(target("postgresql://127.0.0.1/x")).snapshot)}
-    assert {"probes_total", "probe_failures_total"} == names
+    """Nobody knows yet whether the database is up, so nothing says so; the pools it has are configured."""
+    shown = exposition(Probe(target("postgresql://127.0.0.1/x")).snapshot)
+    assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
+
+
+@pytest.mark.parametrize(("pools", "expected"), [((), {"orders"}), (("a", "b"), {"a", "b"})])
+def test_pools_are_those_configured_or_the_one_called_like_the_database(
+    pools: tuple[str, ...], expected: set[str]
+) -> None:
+    """Each pool has a sample of its own, whether the database was reached or not."""
+    shown = exposition(Probe(target("postgresql://127.0.0.1/x", pools=pools)).snapshot)
+    assert {("pool_info", (pool,)) for pool in expected} == {key for key in shown if key[0] == "pool_info"}
 
 
 def test_a_database_that_is_down_hides_no_other() -> None:
@@ -1305,7 +1315,7 @@ def test_a_database_that_is_down_hides_no_other() -> None:
     up = {sample.labels["database"]: sample.value for sample in parsed["sqlalchemy_pool_database_up"].samples}
     assert {"orders": 1.0, "ledger": 0.0} == up
     shown = {name for name, _ in exposition(down)}
-    counted = {"probes_total", "probe_failures_total"}
+    counted = {"pool_info", "probes_total", "probe_failures_total"}
     assert (
         counted
         | {
@@ -1324,14 +1334,14 @@ def test_everything_shown_is_declared() -> None:
         FULL,
         observation=dataclasses.replace(
             FULL.observation or pytest.fail("no observation"),
-            connections=dict.fromkeys(get_args(State), 1),
+            connections=dict.fromkeys(get_args(SessionState), 1),
             idle_in_transaction_session_timeout_seconds=90.0,
         ),
     )
     declared = {metric.name: metric for metric in DATABASE_METRICS}
     shown = set()
     for family in families([full], 100.0):
-        name = family.name + ("_total" if family.type == "counter" else "")
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
         shown.add(name)
         metric = declared[name]
         assert family.type == metric.kind
@@ -1375,7 +1385,7 @@ def test_a_snapshot_cannot_be_changed() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_errors_are_explained_in_our_own_words(error: Exception, expected: Reason) -> None:
+def test_errors_are_explained_in_our_own_words(error: Exception, expected: ProbeFailure) -> None:
     """Each error has a reason of the closed set, and nothing of its own text gets through."""
     reason, text = explain(error)
     assert reason == expected

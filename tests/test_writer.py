@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,16 @@ def expected_openmetrics(families: Iterable[Metric]) -> bytes:
     return written
 
 
+def as_go(written: bytes) -> bytes:
+    """Take out the third digit that prometheus_client wrote into exponents of old."""
+    return re.sub(rb"e\+0(?=\d\d\b)", b"e+", written)
+
+
+def assert_written_alike(families: Iterable[Metric], ours: Iterable[Metric]) -> None:
+    assert as_go(expected_text(families)) == as_go(exposition.text(ours))
+    assert as_go(expected_openmetrics(families)) == as_go(exposition.openmetrics(ours))
+
+
 @st.composite
 def samples(draw: st.DrawFn, name: str, *, plain: bool) -> Sample:
     suffix = draw(
@@ -99,14 +110,13 @@ def families(draw: st.DrawFn, *, plain: bool = False) -> Metric:
 @example(float("nan"))
 def test_numbers(value: float) -> None:
     """A number is written as Go writes it."""
-    assert floatToGoString(value) == exposition.number(value)
+    assert as_go(floatToGoString(value).encode()) == exposition.number(value).encode()
 
 
 @given(st.lists(families() | families(plain=True), max_size=4))
 def test_families_of_others(given_families: list[Metric]) -> None:
     """Families of any kind, with timestamps and exemplars or without, are written as prometheus_client writes them."""
-    assert expected_text(given_families) == exposition.text(given_families)
-    assert expected_openmetrics(given_families) == exposition.openmetrics(given_families)
+    assert_written_alike(given_families, given_families)
 
 
 @given(
@@ -124,8 +134,7 @@ def test_families_of_our_own(theirs: Metric) -> None:
     for name, labels, value, *_ in theirs.samples:
         ours.series.append(exposition.Series.of(name, labels))
         ours.values.append(value)
-    assert expected_text([theirs]) == exposition.text([ours])
-    assert expected_openmetrics([theirs]) == exposition.openmetrics([ours])
+    assert_written_alike([theirs], [ours])
     assert repr(theirs.samples) == repr(ours.samples)
 
 
@@ -165,8 +174,7 @@ def test_the_fleets_families(collector: FleetCollector) -> None:
     """What the sidecar shows is, byte for byte, what prometheus_client makes of it, at the first scrape and later."""
     for _ in range(3):
         collected = list(collector.collect())
-        assert expected_text(collected) == exposition.text(collected)
-        assert expected_openmetrics(collected) == exposition.openmetrics(collected)
+        assert_written_alike(collected, collected)
 
 
 def test_the_fleets_families_are_the_catalogues(collector: FleetCollector) -> None:

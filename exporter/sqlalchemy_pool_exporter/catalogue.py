@@ -8,7 +8,7 @@ this table, and the segment sizes its fields by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
@@ -291,4 +291,96 @@ RELOAD_METRICS: Final = (
         "gauge",
         "Unix time at which the configuration at work was read.",
     ),
+)
+
+# Of sessions on a server, as the probe tells them apart, and why it could not ask.
+SessionState = Literal[
+    "active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "starting", "unknown"
+]
+ProbeFailure = Literal[
+    "connect",
+    "timeout",
+    "tls",
+    "authentication",
+    "too_many_connections",
+    "unavailable",
+    "disconnected",
+    "configuration",
+    "other",
+]
+
+
+def _database(key: str, kind: Kind, help_: str, label: str = "", values: tuple[str, ...] = ()) -> Metric:
+    return Metric(f"{PREFIX}database_{key}", kind, help_, (label,) if label else (), values)
+
+
+# Of the sidecar's probes: one sample (or one per label value) for each database, with the label ``database``.
+DATABASE_METRICS: Final = (
+    _database(
+        "pool_info",
+        "info",
+        "Which pools connect to the database, as the configuration says: what joins the pools' metrics and the "
+        "database's. There whether the database is up or not.",
+        "pool",
+    ),
+    _database(
+        "up",
+        "gauge",
+        "1 if the last probe of the database succeeded, else 0. Absent before the first. While it is 0, what "
+        "only the server knows is absent.",
+    ),
+    _database(
+        "max_connections", "gauge", "The server's max_connections: client connections it can have at once."
+    ),
+    _database(
+        "reserved_connections",
+        "gauge",
+        "Of max_connections, how many an ordinary role cannot have: superuser_reserved_connections, and "
+        "reserved_connections from PostgreSQL 16 on.",
+    ),
+    _database(
+        "connections",
+        "gauge",
+        "Client connections of the whole server, all databases, by state: what counts against "
+        "max_connections. unknown are sessions whose state the probe's role may not see; then the other "
+        "states are lower bounds, and absent instead of 0. The probe's own connection counts as idle.",
+        "state",
+        get_args(SessionState),
+    ),
+    _database(
+        "application_connections",
+        "gauge",
+        "Client connections of the whole server by application_name: the largest, all others as other, "
+        "those without a name as unnamed. Absent behind a pooler, where the name is of whoever came last.",
+        "application_name",
+    ),
+    _database(
+        "longest_idle_in_transaction_seconds",
+        "gauge",
+        "How long the session that is idle in a transaction for longest has been so; 0 when none is. Absent "
+        "when none is seen and some sessions are hidden from the probe's role.",
+    ),
+    _database(
+        "idle_session_timeout_seconds",
+        "gauge",
+        "The server's idle_session_timeout, as the probe's role has it. Absent when off, before PostgreSQL "
+        "14 and behind a pooler.",
+    ),
+    _database(
+        "idle_in_transaction_session_timeout_seconds",
+        "gauge",
+        "The server's idle_in_transaction_session_timeout, as the probe's role has it. Absent when off.",
+    ),
+    _database(
+        "behind_pooler",
+        "gauge",
+        "1 if a connection pooler such as pgbouncer stands before the server, else 0.",
+    ),
+    _database("probes_total", "counter", "Probes of the database, failed ones too."),
+    _database(
+        "probe_failures_total", "counter", "Probes that failed, by why.", "reason", get_args(ProbeFailure)
+    ),
+    _database("probe_duration_seconds", "gauge", "How long the last probe took, connecting included."),
+    _database("probe_age_seconds", "gauge", "Time since the last probe ended: the age of all these numbers."),
+    _database("last_success_timestamp_seconds", "gauge", "Unix time of the last probe that succeeded."),
 )

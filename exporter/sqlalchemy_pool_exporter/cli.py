@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sqlalchemy-pool-exporter serve | check-config``."""
+"""The command line: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | rules | dashboards``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .about import package_version
-from .errors import ConfigError, EndpointError
+from .errors import BundleError, ConfigError, EndpointError, ThresholdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,13 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options)
     except ModuleNotFoundError as error:
         return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[sidecar]'", _FAILED)
-    except ConfigError as error:
+    except (ConfigError, ThresholdError) as error:
         return _say(str(error), _WRONG_CONFIGURATION)
-    except EndpointError as error:
+    except (BundleError, EndpointError) as error:
         return _say(str(error), _FAILED)
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "rules":
+        return _write_rules(options)
+    if options.command == "dashboards":
+        return _write_dashboards(options)
     from .config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
 
     overrides = {
@@ -66,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     def read() -> Config:
         return load(options.config, os.environ, overrides)
 
-    return _check(read) if options.command == "check-config" else _serve(read)
+    return {"check-config": _check, "healthcheck": _ask, "serve": _serve}[options.command](read)
 
 
 def _check(read: Callable[[], Config]) -> int:
@@ -79,11 +83,39 @@ def _check(read: Callable[[], Config]) -> int:
     return 0
 
 
+def _ask(read: Callable[[], Config]) -> int:
+    from .healthcheck import check  # noqa: PLC0415 - see _run()
+
+    sys.stdout.write(f"{check(read().web)}\n")
+    return 0
+
+
 def _serve(read: Callable[[], Config]) -> int:
     from .sidecar import Sidecar  # noqa: PLC0415 - see _run()
 
     _set_up_log(read())
     asyncio.run(Sidecar(read, os.environ).run())
+    return 0
+
+
+def _write_rules(options: argparse.Namespace) -> int:
+    from . import bundled, rules  # noqa: PLC0415 - see _run()
+
+    source = rules.source()
+    if options.list:
+        sys.stdout.write(rules.listing(source))
+        return 0
+    rendered = rules.render(source, rules.parse(options.set))
+    (path,) = bundled.write({rules.FILE: rendered}, options.out)
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _write_dashboards(options: argparse.Namespace) -> int:
+    from . import bundled  # noqa: PLC0415 - see _run()
+
+    for path in bundled.write(bundled.texts("dashboards"), options.out):
+        sys.stdout.write(f"{path}\n")
     return 0
 
 
@@ -110,10 +142,42 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("serve", "serve the metrics until SIGTERM; SIGHUP reads the configuration again"),
         ("check-config", "say what is wrong with the configuration, with exit status 2, and do nothing else"),
+        ("healthcheck", "ask the exporter that runs with this configuration whether it is alive"),
     ):
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
+    _add_rules(commands)
+    _add_dashboards(commands)
     return parser
+
+
+def _add_rules(commands: Any) -> None:
+    what = "write recording rules and alerts for Prometheus"
+    command = commands.add_parser(
+        "rules", help=what, description=f"{what.capitalize()}, with thresholds of your own."
+    )
+    action = command.add_mutually_exclusive_group(required=True)
+    action.add_argument("--out", type=Path, metavar="DIR", help="directory to write them into")
+    action.add_argument("--list", action="store_true", help="list the thresholds and what each means")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a threshold, such as held_seconds=60; may be given many times",
+    )
+
+
+def _add_dashboards(commands: Any) -> None:
+    what = "write dashboards for Grafana 10 to 13"
+    command = commands.add_parser(
+        "dashboards",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}, to be provisioned or imported; what is there already is replaced.",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="directory to write them into"
+    )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -238,6 +238,14 @@ class Database(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=1000, description="Application names with series of their own; the rest is `other`."),
     ] = 20
+    pools: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, extra={"expects": "the name of a pool"})], ...],
+        Meta(
+            description="Pools that connect to this server, by the value of their `pool` label, so that alerts and "
+            "dashboards can hold one against the other; without any it is the one called like the database.",
+            extra={"expects": "a list, each the name of a pool"},
+        ),
+    ] = ()
     tls: DatabaseTLS = DatabaseTLS()
 
 
@@ -316,6 +324,8 @@ def _contradictions(reading: schema.Reading[Config]) -> None:
         path = f"databases[{i}]"
         if database.name and names[database.name] > 1:
             reading.blame(f"{path}.name", "is not unique")
+        if len(set(database.pools)) < len(database.pools):
+            reading.blame(f"{path}.pools", "names a pool twice")
         _dsn_contradictions(reading, database, path)
         _tls_contradictions(reading, database, path)
         if database.timeout_seconds > database.interval_seconds:

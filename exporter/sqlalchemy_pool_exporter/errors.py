@@ -25,3 +25,11 @@ class EndpointError(PoolExporterError, OSError):
 
 class SegmentError(PoolExporterError):
     """A shared segment cannot be used: truncated, foreign, or of another layout version."""
+
+
+class BundleError(PoolExporterError, OSError):
+    """A bundled file is missing, or cannot be written where it was told to go."""
+
+
+class ThresholdError(PoolExporterError, ValueError):
+    """A threshold of the rules has an unknown name or a value that is none; the message lists every fault."""

@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Final
+
+from .catalogue import BUCKETS
+from .segment import PING, SUM
 
 if TYPE_CHECKING:
     from .place import Place
     from .recorder import Recorder
+
+_FIRST_BUCKET: Final = BUCKETS[0]
+_PING_SUM: Final = PING + SUM
 
 
 class PingTap:
@@ -29,38 +36,43 @@ class PingTap:
         functools.update_wrapper(self, self._original)
 
     def __call__(self, dbapi_connection: Any) -> Any:
-        """Ping, and record it."""
-        recorder, place = self._find(dbapi_connection)
-        if recorder is None or place is None:
-            return self._original(dbapi_connection)
-        began, alive = 0.0, None
+        """Ping, and record it; written out, since a checkout with pre-ping runs through it."""
+        recorder: Recorder | None = None
+        found, began = None, 0.0
         try:
-            began = recorder.clock()
+            for reference in self._recorders:
+                recorder = reference()
+                place = None if recorder is None else recorder.by_connection.get(id(dbapi_connection))
+                record = place and place()
+                # An id can be reused; only the record says whose connection it is.
+                if recorder and record and record.dbapi_connection is dbapi_connection:
+                    found = place
+                    began = recorder.clock()
+                    break
         except Exception as error:  # noqa: BLE001 - recording never raises
-            recorder.fault(error)
+            if recorder is not None:
+                recorder.fault(error)
+        if recorder is None or found is None:
+            return self._original(dbapi_connection)
         try:
             answer = self._original(dbapi_connection)
-            alive = bool(answer)
-        finally:
-            try:
-                recorder.pinged(place, began, alive=alive)
-            except Exception as error:  # noqa: BLE001 - recording never raises
-                recorder.fault(error)
+        except BaseException:
+            _pinged(recorder, found, began, alive=None)
+            raise
+        if not answer or not began:
+            _pinged(recorder, found, began, alive=bool(answer))
+            return answer
+        try:
+            elapsed = recorder.clock() - began
+            bucket = PING if elapsed <= _FIRST_BUCKET else PING + bisect_left(BUCKETS, elapsed)
+            block = recorder.block
+            # straight line
+            block[bucket] += 1.0
+            block[_PING_SUM] += elapsed
+            # end of straight line
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            recorder.fault(error)
         return answer
-
-    def _find(self, connection: object) -> tuple[Recorder | None, Place | None]:
-        for reference in self._recorders:
-            recorder = reference()
-            if recorder is None:
-                continue
-            try:
-                place = recorder.place_of_connection(connection)
-            except Exception as error:  # noqa: BLE001 - recording never raises
-                recorder.fault(error)
-                continue
-            if place is not None:
-                return recorder, place
-        return None, None
 
     @classmethod
     def attach(cls, dialect: Any, recorder: Recorder) -> None:
@@ -87,3 +99,10 @@ class PingTap:
                 setattr(dialect, name, tap._original)
             else:
                 delattr(dialect, name)
+
+
+def _pinged(recorder: Recorder, place: Place, began: float, *, alive: bool | None) -> None:
+    try:
+        recorder.pinged(place, began, alive=alive)
+    except Exception as error:  # noqa: BLE001 - recording never raises
+        recorder.fault(error)

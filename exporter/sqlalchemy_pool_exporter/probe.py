@@ -27,105 +27,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 import asyncpg
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from .catalogue import PREFIX, Metric
+from .catalogue import DATABASE_METRICS, PREFIX, ProbeFailure, SessionState
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from prometheus_client.metrics_core import Metric as AnyFamily
+
 APPLICATION_NAME: Final = "sqlalchemy-pool-exporter"
 
 # First and largest delay between failed attempts, in seconds; a longer interval is never shortened.
 BACKOFF: Final = (1.0, 60.0)
 
-State = Literal[
-    "active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "starting", "unknown"
-]
-Reason = Literal[
-    "connect",
-    "timeout",
-    "tls",
-    "authentication",
-    "too_many_connections",
-    "unavailable",
-    "disconnected",
-    "configuration",
-    "other",
-]
-
 _log = logging.getLogger(__name__)
-
-
-def _database(
-    key: str, kind: Literal["counter", "gauge"], help_: str, label: str = "", values: tuple[str, ...] = ()
-) -> Metric:
-    return Metric(f"{PREFIX}database_{key}", kind, help_, (label,) if label else (), values)
-
-
-# One sample (or one per label value) for each database, with the label ``database``.
-DATABASE_METRICS: Final = (
-    _database(
-        "up",
-        "gauge",
-        "1 if the last probe of the database succeeded, else 0. Absent before the first. While it is 0, what "
-        "only the server knows is absent.",
-    ),
-    _database(
-        "max_connections", "gauge", "The server's max_connections: client connections it can have at once."
-    ),
-    _database(
-        "reserved_connections",
-        "gauge",
-        "Of max_connections, how many an ordinary role cannot have: superuser_reserved_connections, and "
-        "reserved_connections from PostgreSQL 16 on.",
-    ),
-    _database(
-        "connections",
-        "gauge",
-        "Client connections of the whole server, all databases, by state: what counts against "
-        "max_connections. unknown are sessions whose state the probe's role may not see; then the other "
-        "states are lower bounds, and absent instead of 0. The probe's own connection counts as idle.",
-        "state",
-        get_args(State),
-    ),
-    _database(
-        "application_connections",
-        "gauge",
-        "Client connections of the whole server by application_name: the largest, all others as other, "
-        "those without a name as unnamed. Absent behind a pooler, where the name is of whoever came last.",
-        "application_name",
-    ),
-    _database(
-        "longest_idle_in_transaction_seconds",
-        "gauge",
-        "How long the session that is idle in a transaction for longest has been so; 0 when none is. Absent "
-        "when none is seen and some sessions are hidden from the probe's role.",
-    ),
-    _database(
-        "idle_session_timeout_seconds",
-        "gauge",
-        "The server's idle_session_timeout, as the probe's role has it. Absent when off, before PostgreSQL "
-        "14 and behind a pooler.",
-    ),
-    _database(
-        "idle_in_transaction_session_timeout_seconds",
-        "gauge",
-        "The server's idle_in_transaction_session_timeout, as the probe's role has it. Absent when off.",
-    ),
-    _database(
-        "behind_pooler",
-        "gauge",
-        "1 if a connection pooler such as pgbouncer stands before the server, else 0.",
-    ),
-    _database("probes_total", "counter", "Probes of the database, failed ones too."),
-    _database("probe_failures_total", "counter", "Probes that failed, by why.", "reason", get_args(Reason)),
-    _database("probe_duration_seconds", "gauge", "How long the last probe took, connecting included."),
-    _database("probe_age_seconds", "gauge", "Time since the last probe ended: the age of all these numbers."),
-    _database("last_success_timestamp_seconds", "gauge", "Unix time of the last probe that succeeded."),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +98,7 @@ class Target:
     """One database to probe.
 
     A ``dsn`` that is a function is asked at each connect, so that a password can change. ``tls=None`` leaves TLS to
-    the DSN's ``sslmode``.
+    the DSN's ``sslmode``. ``pools`` are those that connect to it; none stands for the one called like the database.
 
     Raises:
         ConfigError: The DSN cannot be meant as it is written. The message never shows it.
@@ -192,6 +110,7 @@ class Target:
     timeout_seconds: float = 5.0
     tls: Tls | None = None
     application_names_limit: int = 20
+    pools: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a DSN of which part of the password would be taken for a host and looked up."""
@@ -229,7 +148,7 @@ class Observation:
 
     max_connections: int
     reserved_connections: int
-    connections: Mapping[State, int]
+    connections: Mapping[SessionState, int]
     application_connections: Mapping[str, int] | None
     longest_idle_in_transaction_seconds: float | None
     idle_session_timeout_seconds: float | None
@@ -250,8 +169,9 @@ class Snapshot:
     """
 
     database: str
+    pools: tuple[str, ...] = ()
     probes: int = 0
-    failures: Mapping[Reason, int] = field(default_factory=dict)
+    failures: Mapping[ProbeFailure, int] = field(default_factory=dict)
     completed_at: float | None = None
     duration_seconds: float | None = None
     succeeded_at: float | None = None
@@ -284,7 +204,7 @@ SELECT CASE WHEN pid = pg_catalog.pg_backend_pid() THEN 'idle' ELSE state END AS
 """
 
 # Anything else is unknown: null is hidden from the role, and "disabled" is a session that does not tell.
-_STATES: Final[Mapping[str | None, State]] = {
+_STATES: Final[Mapping[str | None, SessionState]] = {
     "active": "active",
     "idle": "idle",
     "idle in transaction": "idle_in_transaction",
@@ -298,7 +218,7 @@ def observe(
     settings: Mapping[str, float], sessions: Iterable[Mapping[str, Any]], *, behind_pooler: bool, names: int
 ) -> Observation:
     """Make an observation of the rows of both queries; at most ``names`` applications, the others as one."""
-    states: Counter[State] = Counter()
+    states: Counter[SessionState] = Counter()
     applications: Counter[str] = Counter()
     idle_in_transaction = []
     for row in sessions:
@@ -351,7 +271,7 @@ class AdminConsoleError(Exception):
 
 
 # pgbouncer has one SQLSTATE, 08P01, for most of what it says; told apart by its words.
-_POOLER: Final[Sequence[tuple[str, Reason, str]]] = (
+_POOLER: Final[Sequence[tuple[str, ProbeFailure, str]]] = (
     ("unsupported startup parameter", "configuration", "the pooler refuses a parameter of the DSN"),
     ("no such database", "configuration", "the pooler knows no such database"),
     ("transaction blocks not allowed", "configuration", "a pooler in statement mode cannot be used"),
@@ -367,7 +287,7 @@ _POOLER: Final[Sequence[tuple[str, Reason, str]]] = (
     ("server", "unavailable", "the pooler cannot reach the server"),
     ("shutting down", "unavailable", "the pooler is shutting down"),
 )
-_SQLSTATES: Final[Sequence[tuple[str, Reason, str]]] = (
+_SQLSTATES: Final[Sequence[tuple[str, ProbeFailure, str]]] = (
     ("28", "authentication", "the server refuses user or password, or has no pg_hba.conf entry for them"),
     ("53300", "too_many_connections", "no connection is left for the probe's role"),
     ("57P03", "unavailable", "the server is starting up or shutting down"),
@@ -379,7 +299,7 @@ _SQLSTATES: Final[Sequence[tuple[str, Reason, str]]] = (
     ("42501", "configuration", "the role lacks the privilege"),
     ("0A000", "configuration", "the server does not support what the probe needs"),
 )
-_ERRORS: Final[Sequence[tuple[type[Exception], Reason, str]]] = (
+_ERRORS: Final[Sequence[tuple[type[Exception], ProbeFailure, str]]] = (
     (AdminConsoleError, "configuration", "this is pgbouncer's admin console; name a database behind it"),
     (TimeoutError, "timeout", "no answer in time"),
     (ssl.SSLError, "tls", "the TLS handshake failed"),
@@ -390,7 +310,7 @@ _ERRORS: Final[Sequence[tuple[type[Exception], Reason, str]]] = (
 )
 
 
-def explain(error: Exception) -> tuple[Reason, str]:
+def explain(error: Exception) -> tuple[ProbeFailure, str]:
     """Say why a probe failed, in our own words only.
 
     What asyncpg, the server and the parsers say may quote parts of the DSN (``invalid literal for int():
@@ -404,7 +324,7 @@ def explain(error: Exception) -> tuple[Reason, str]:
     return reason, f"{text} ({type(error).__name__}{f', SQLSTATE {state}' if state else ''})"
 
 
-def _reason(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - one for each kind
+def _reason(error: Exception) -> tuple[ProbeFailure, str]:  # noqa: PLR0911 - one for each kind
     if isinstance(error, asyncpg.ProtocolViolationError):
         said = str(error).lower()
         known = ((reason, text) for words, reason, text in _POOLER if words in said)
@@ -452,7 +372,7 @@ class Probe:
         self._wall = wall
         self._sleep = sleep
         self._uniform = uniform
-        self._snapshot = Snapshot(target.name)
+        self._snapshot = Snapshot(target.name, target.pools or (target.name,))
         self._connection: Any = None
         self._told: set[str] = set()  # what is said once in the log
 
@@ -469,7 +389,7 @@ class Probe:
     async def run(self) -> None:
         """Probe until cancelled, then close the connection. Nothing but the cancellation is raised."""
         attempts = 0
-        told: Reason | None = None
+        told: ProbeFailure | None = None
         try:
             while True:
                 failure = await self._probe()
@@ -490,7 +410,7 @@ class Probe:
                 with contextlib.suppress(Exception):  # asyncpg has aborted the connection by then
                     await connection.close(timeout=1.0)
 
-    async def _probe(self) -> tuple[Reason, str] | None:
+    async def _probe(self) -> tuple[ProbeFailure, str] | None:
         began = self._clock()
         observation = failure = None
         try:
@@ -508,6 +428,7 @@ class Probe:
         failures = last.failures if failure is None else Counter(last.failures) + Counter([failure[0]])
         self._snapshot = Snapshot(
             database=last.database,
+            pools=last.pools,
             probes=last.probes + 1,
             failures=failures,
             completed_at=ended,
@@ -576,16 +497,22 @@ def backoff(failures: int, interval: float, uniform: Callable[[float, float], fl
     return delay * uniform(0.5, 1.0)
 
 
-def families(snapshots: Iterable[Snapshot], now: float) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+def families(snapshots: Iterable[Snapshot], now: float) -> Iterator[AnyFamily]:
     """Yield the metric families of all snapshots; ``now`` is on the probes' (monotonic) clock.
 
     What no snapshot can tell is absent, the family too.
     """
-    made: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    made: dict[str, Any] = {}
     for metric in DATABASE_METRICS:
-        family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-        made[metric.name] = family(metric.name, metric.help, labels=["database", *metric.labels])
+        if metric.kind == "info":
+            name = metric.name.removesuffix("_info")
+            made[metric.name] = InfoMetricFamily(name, metric.help, labels=["database"])
+        else:
+            family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            made[metric.name] = family(metric.name, metric.help, labels=["database", *metric.labels])
     for snapshot in snapshots:
+        for pool in snapshot.pools:
+            made[f"{PREFIX}database_pool_info"].add_metric([snapshot.database], {"pool": pool})
         for key, label, value in _samples(snapshot, now):
             labels = [snapshot.database] if label is None else [snapshot.database, label]
             made[f"{PREFIX}database_{key}"].add_metric(labels, value)
@@ -594,7 +521,7 @@ def families(snapshots: Iterable[Snapshot], now: float) -> Iterator[CounterMetri
 
 def _samples(snapshot: Snapshot, now: float) -> Iterator[tuple[str, str | None, float]]:
     yield "probes_total", None, snapshot.probes
-    for reason in get_args(Reason):
+    for reason in get_args(ProbeFailure):
         yield "probe_failures_total", reason, snapshot.failures.get(reason, 0)
     if snapshot.completed_at is not None:
         yield "up", None, snapshot.observation is not None

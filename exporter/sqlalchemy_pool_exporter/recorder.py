@@ -76,7 +76,6 @@ class Recorder:
 
     __slots__ = (
         "__weakref__",
-        "_by_connection",
         "_collecting",
         "_give_back",
         "_live",
@@ -85,6 +84,7 @@ class Recorder:
         "_size",
         "_table_rows",
         "block",
+        "by_connection",
         "clock",
         "configuration",
         "info",
@@ -115,7 +115,7 @@ class Recorder:
         self._give_back = weakref.finalize(self, segments.give_back, name)
         self._give_back.atexit = False
         self._places: dict[int, Place] = {}
-        self._by_connection: dict[int, Place] = {}
+        self.by_connection: dict[int, Place] = {}
         self._collecting: set[int] = set()
         self._live = 0  # places that count against pool_size
         self._size = math.nan
@@ -172,7 +172,7 @@ class Recorder:
             if record is not None:
                 unmark(record)
         self._places.clear()
-        self._by_connection.clear()
+        self.by_connection.clear()
 
     @property
     def stopped(self) -> bool:
@@ -355,11 +355,11 @@ class Recorder:
         if place.ended:
             return
         place.connection_id = id(connection)
-        self._by_connection[place.connection_id] = place
+        self.by_connection[place.connection_id] = place
 
     def place_of_connection(self, connection: object) -> Place | None:
         """Return the place whose record holds this very connection now, or None."""
-        place = self._by_connection.get(id(connection))
+        place = self.by_connection.get(id(connection))
         if place is None or place.ended:
             return None
         record = place()
@@ -421,8 +421,8 @@ class Recorder:
 
     def _forget_connection(self, place: Place) -> None:
         # The address of a connection that is gone can be another's by now.
-        if self._by_connection.get(place.connection_id) is place:
-            del self._by_connection[place.connection_id]
+        if self.by_connection.get(place.connection_id) is place:
+            del self.by_connection[place.connection_id]
 
     def _gone(self, reference: Place | Again) -> None:
         """Record that a record was collected: with its connection, if that is still open."""

@@ -196,4 +196,5 @@ def _target(database: Database, env: Mapping[str, str]) -> probe.Target:
         timeout_seconds=database.timeout_seconds,
         tls=None if tls.mode is None else probe.Tls(tls.mode, tls.ca_file, tls.cert_file, tls.key_file),
         application_names_limit=database.application_names_limit,
+        pools=database.pools,
     )

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# The sidecar and its probes. Everything that is installed is in a lock with hashes; the last stage has neither pip nor a
+# compiler, runs as nobody in particular, and writes nowhere. See docs/install.md for what is proven of it, and how.
+#
+# The tag is what anybody can build from. A release is built from a digest: the workflow resolves the tag once and
+# passes PYTHON_IMAGE=name@sha256:..., which then is in the image's label org.opencontainers.image.base.digest.
+ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/build.lock requirements/exporter.lock requirements/
+RUN python3 -m venv /build/tools \
+    && /build/tools/bin/python -m pip install --require-hashes --only-binary=:all: --requirement requirements/build.lock \
+    && python3 -m venv --without-pip /opt/exporter \
+    && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install \
+        --require-hashes --only-binary=:all: --requirement requirements/exporter.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY exporter/ exporter/
+COPY config/alerts.yml config/exporter.yaml config/
+COPY dashboards/database.json dashboards/overview.json dashboards/pool.json dashboards/
+RUN /build/tools/bin/python -m hatchling build -t wheel -d dist \
+    && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install --no-deps --no-index dist/*.whl \
+    && /build/tools/bin/python -m pip --python /opt/exporter/bin/python check
+
+FROM ${PYTHON_IMAGE}
+ARG VERSION=unreleased
+ARG REVISION=unknown
+ARG CREATED=unknown
+ARG BASE_DIGEST=unknown
+LABEL org.opencontainers.image.title="sqlalchemy-pool-exporter" \
+    org.opencontainers.image.description="Shows SQLAlchemy connection pools, and what their databases say, to Prometheus" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.vendor="The sqlalchemy-pool-exporter authors" \
+    org.opencontainers.image.source="https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter" \
+    org.opencontainers.image.url="https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter" \
+    org.opencontainers.image.documentation="https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter/tree/main/docs" \
+    org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie" \
+    org.opencontainers.image.base.digest="${BASE_DIGEST}" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.created="${CREATED}"
+# What can install software is not needed to run it.
+RUN rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/pydoc* \
+    /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
+COPY --from=build /opt/exporter /opt/exporter
+ENV PATH=/opt/exporter/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+WORKDIR /
+EXPOSE 10079
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=6s --start-period=10s --retries=3 CMD ["sqlalchemy-pool-exporter", "healthcheck"]
+ENTRYPOINT ["sqlalchemy-pool-exporter"]
+CMD ["serve"]

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each database: what it can take, who takes it, and whether all pools together could ask for more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grafana_foundation_sdk.models import units
+
+from .panels import DATABASE, TARGET_VARIABLES, Column, Query, dashboard, stat, table, timeseries
+from .promql import database, exporter, rate
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.builders.dashboard import Dashboard
+    from grafana_foundation_sdk.cog.builder import Builder
+    from grafana_foundation_sdk.models.dashboard import Panel
+
+UID = "sqlalchemy-pool-database"
+
+
+def of_server(name: str) -> str:
+    """Return what a database says of itself; every sidecar that probes it says the same, so it is not added up."""
+    return f"max by (database) ({database(name)})"
+
+
+def of_pools(state: str, fold: str = "sum") -> str:
+    """Return what the pools have, for each pair of a database and a pool that uses it."""
+    return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
+
+
+def of_pools_server(name: str) -> str:
+    """Return what a database says of itself, for each pool that uses it."""
+    return f"{USERS} * on (database) group_left () {of_server(name)}"
+
+
+USERS = f"max by (database, pool) ({database('pool_info')})"
+ALLOWED = f"({of_server('max_connections')} - {of_server('reserved_connections')})"
+TAKEN = f"sum by (database) (max by (database, state) ({database('connections')}))"
+CEILING = f"sum by (database) ({of_pools(exporter('capacity'))})"
+OPEN = f"sum by (database) ({of_pools(exporter('connections'))})"
+
+
+def health() -> list[Builder[Panel]]:
+    """Return what is seen at first sight."""
+    return [
+        stat(
+            "All databases answer",
+            "Whether the last probe of every chosen database succeeded. Good: Yes. Bad: No; it is down, full, or "
+            "refuses the probe: see Probes that failed.",
+            f"min({database('up')})",
+            unit=units.BoolYesNo,
+            warning=1,
+            is_good_high=True,
+        ),
+        stat(
+            "Fullest database",
+            "Share of the connections that an ordinary role can have, which are taken. Good: under 80 %. Bad: 100 %; "
+            "nobody but a superuser can connect, and applications get `too many clients already`.",
+            f"max({TAKEN} / {ALLOWED})",
+            unit=units.PercentUnit,
+            warning=0.8,
+            critical=0.95,
+        ),
+        stat(
+            "Fewest connections left",
+            "Connections that an ordinary role can still open, on the fullest database. Good: more than one more "
+            "deployment needs. Bad: 0.",
+            f"min({ALLOWED} - {TAKEN})",
+            unit=units.Short,
+        ),
+        stat(
+            "Ceiling of the pools",
+            "What all pools together may open, of what the database allows. Good: under 100 %: however busy it gets, "
+            "no pool is refused. Bad: above; the day all pools are full, the last ones get errors.",
+            f"max({CEILING} / {ALLOWED})",
+            unit=units.PercentUnit,
+            warning=0.9,
+            critical=1,
+        ),
+        stat(
+            "Idle in transaction now",
+            "How long a session has sat in a transaction without doing anything. Good: under a second. Bad: minutes; "
+            "it holds locks and keeps the server from cleaning up: look for code that awaits something else in "
+            "between.",
+            f"max({database('longest_idle_in_transaction_seconds')})",
+            unit=units.Seconds,
+            warning=5,
+            critical=60,
+        ),
+        stat(
+            "Oldest probe",
+            "Age of the numbers on this page, of the database that was asked longest ago. Good: under the probe's "
+            "interval. Bad: more; its probe hangs or backs off.",
+            f"max({database('probe_age_seconds')})",
+            unit=units.Seconds,
+            warning=60,
+            critical=300,
+        ),
+        stat(
+            "Last success",
+            "When the database that has not answered for longest last did. Good: seconds ago. Bad: older: all else "
+            "here is absent since then.",
+            f"min({database('last_success_timestamp_seconds')}) * 1000",
+            unit=units.DateTimeFromNow,
+        ),
+        stat(
+            "Behind a pooler",
+            "Databases that are reached through a pooler such as pgbouncer. There, connections and states are the "
+            "pooler's own to the server; who uses them is not told. Neither good nor bad, but good to know.",
+            f"sum({of_server('behind_pooler')})",
+            unit=units.Short,
+        ),
+    ]
+
+
+def problems() -> list[Builder[Panel]]:
+    """Return what is full, or about to be, and what sits in transactions."""
+    in_transaction = database("connections", 'state=~"idle_in_transaction.*"')
+    return [
+        timeseries(
+            "Connections against what is allowed",
+            "All client connections of the server, all databases; max_connections, and that less the reserve "
+            "(dashed), which is where applications are refused. Good: well below. Bad: at the dashed line.",
+            Query(TAKEN, "{{database}} taken"),
+            Query(ALLOWED, "{{database}} allowed", limit=True),
+            Query(of_server("max_connections"), "{{database}} max_connections"),
+            unit=units.Short,
+            span=12,
+        ),
+        timeseries(
+            "What the pools could ask for",
+            "The capacity of all pools that use the database, what they have open, and what it allows (dashed). Good: "
+            "the capacity stays below the dashed line. Bad: above it: it is a matter of time. Pools without a limit "
+            "are not in it.",
+            Query(CEILING, "{{database}} capacity of its pools"),
+            Query(OPEN, "{{database}} open in its pools"),
+            Query(ALLOWED, "{{database}} allowed", limit=True),
+            unit=units.Short,
+            span=12,
+        ),
+        timeseries(
+            "Longest idle in transaction",
+            "Age of the session that sits in a transaction for longest, and the server's limit for that (dashed), if "
+            "it has one. Good: near 0. Bad: a line that climbs: one session, for as long as it does.",
+            Query(of_server("longest_idle_in_transaction_seconds"), "{{database}}"),
+            Query(of_server("idle_in_transaction_session_timeout_seconds"), "{{database}} limit", limit=True),
+            unit=units.Seconds,
+        ),
+        timeseries(
+            "Idle in transaction",
+            "Sessions in a transaction that wait for their application; aborted are those whose transaction has "
+            "failed. Good: few, for moments. Bad: a level that stays, or as many as a pool has connections.",
+            Query(
+                f"max by (database, state) ({in_transaction})",
+                "{{database}} {{state}}",
+            ),
+            unit=units.Short,
+        ),
+        timeseries(
+            "Probes that failed, by reason",
+            "Good: 0. Bad: too_many_connections: it is full. connect, timeout: it is down or far. authentication, "
+            "tls, configuration: the probe is set up wrong. unavailable: it starts or stops.",
+            Query(
+                f"sum by (database, reason) ({rate(database('probe_failures_total'))})",
+                "{{database}} {{reason}}",
+            ),
+            unit=units.CountsPerSecond,
+        ),
+    ]
+
+
+def performance() -> list[Builder[Panel]]:
+    """Return who has the connections, and what they do."""
+    return [
+        timeseries(
+            "Connections by state",
+            "What the server's client connections do. Good: most are idle and some active. Bad: active at the number "
+            "of its processors or far above, which is a busy server; idle in transaction. unknown: the probe's role "
+            "may not see them, grant it pg_monitor.",
+            Query(f"max by (database, state) ({database('connections')})", "{{database}} {{state}}"),
+            unit=units.Short,
+            stacked=True,
+        ),
+        timeseries(
+            "Connections by application",
+            "Who has them, by application_name. Good: each service has what its pools show. Bad: one that nobody "
+            "knows; one with far more than its pools: it leaks them, or has engines that are not instrumented.",
+            Query(
+                f"max by (database, application_name) ({database('application_connections')})",
+                "{{database}} {{application_name}}",
+            ),
+            unit=units.Short,
+            stacked=True,
+        ),
+        timeseries(
+            "Taken by others",
+            "Connections of the server that are in none of the pools seen here. Good: a few, of people and jobs. Bad: "
+            "many, or ever more: detached or lost connections, or services without this exporter.",
+            Query(f"clamp_min({TAKEN} - {OPEN}, 0)", "{{database}}"),
+            unit=units.Short,
+        ),
+    ]
+
+
+def maintenance() -> list[Builder[Panel]]:
+    """Return whether the limits of the server and of the pools fit together, and how the probe does."""
+    recycle = of_pools(exporter("recycle_seconds"), "max")
+    return [
+        table(
+            "Limits of the server against those of the pools",
+            "For each database and pool: when the pool replaces a connection, and when the server cuts an idle one. "
+            "Good: pool_recycle well below the server's limit, or pre-ping on. Bad: above it, or none, without "
+            "pre-ping: the first request after a quiet time fails. A limit that is off is empty.",
+            Query(recycle, "pool_recycle"),
+            Query(of_pools(exporter("pre_ping"), "min"), "pre-ping"),
+            Query(
+                f"max by (database, pool) ({database('pool_info')}) * on (database) group_left () "
+                f"{of_server('idle_session_timeout_seconds')}",
+                "idle limit",
+            ),
+            Query(
+                f"max by (database, pool) ({database('pool_info')}) * on (database) group_left () "
+                f"{of_server('idle_in_transaction_session_timeout_seconds')}",
+                "idle in transaction limit",
+            ),
+            Query(of_pools(exporter("capacity")), "capacity of all"),
+            keys=("database", "pool"),
+            columns={
+                "pool_recycle": Column(units.Seconds),
+                "pre-ping": Column(units.BoolYesNo),
+                "idle limit": Column(units.Seconds),
+                "idle in transaction limit": Column(units.Seconds),
+                "capacity of all": Column(),
+            },
+            height=6,
+        ),
+        timeseries(
+            "Server's idle limit against pool_recycle",
+            "When the server cuts an idle connection (dashed), and when the pools replace one. Good: recycle below. "
+            "Bad: at or above: the server is first. No line: no limit, or no recycle.",
+            Query(recycle, "{{database}} {{pool}} pool_recycle"),
+            Query(of_server("idle_session_timeout_seconds"), "{{database}} idle limit", limit=True),
+            unit=units.Seconds,
+        ),
+        timeseries(
+            "Time of a probe",
+            "How long the last probe took, connecting included. Good: milliseconds. Bad: near its timeout; the server "
+            "is busy or far.",
+            Query(of_server("probe_duration_seconds"), "{{database}}"),
+            unit=units.Seconds,
+        ),
+        timeseries(
+            "Probes",
+            "Probes a second, of all sidecars that ask the database. Good: one for each interval and sidecar. Bad: "
+            "fewer: they back off after failures. Many: give the database to one sidecar alone.",
+            Query(f"sum by (database) ({rate(database('probes_total'))})", "{{database}}"),
+            unit=units.CountsPerSecond,
+        ),
+    ]
+
+
+def board() -> Dashboard:
+    """Return the dashboard."""
+    return dashboard(
+        UID,
+        "SQLAlchemy pools / Database",
+        "The databases behind the pools: what they allow, who has it, and what all pools could ask for.",
+        variables=[*TARGET_VARIABLES, DATABASE],
+        rows={
+            "Health": health(),
+            "Problems": problems(),
+            "Performance": performance(),
+            "Maintenance": maintenance(),
+        },
+    )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker process of an application in trouble: callers that use one pool in a loop, as standard input says.
+
+Its only argument is JSON: what to connect to, how the pool is made, what it is called. Each line of standard input is
+JSON, too, and replaces the load: ``{"callers": 3, "act": "query", "seconds": 0.05, "pause": 0.1}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from sqlalchemy_pool_exporter import instrument
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+SLEEP = text("SELECT pg_sleep(:seconds)")
+# What an application of this kind survives: it answers 500 or 503, and goes on.
+SURVIVED = (DBAPIError, PoolTimeoutError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many callers there are, what each does with a connection, and its pause before the next, in seconds."""
+
+    callers: int
+    act: str = "query"
+    seconds: float = 0.02
+    pause: float = 0.05
+
+
+class Callers:
+    """As many threads as the load has callers; the mutable state is the load and how many threads there are."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._load = Load(0)
+        self._started = 0
+        self._kept: list[Connection] = []
+
+    def take(self, load: Load) -> None:
+        """Go on with another load."""
+        self._load = load
+        while self._started < load.callers:
+            threading.Thread(target=self._call, args=[self._started], daemon=True).start()
+            self._started += 1
+
+    def _call(self, number: int) -> None:
+        # Apart from each other, as requests are.
+        time.sleep(number % 8 * self._load.pause / 8)
+        while True:
+            load = self._load
+            if number < load.callers:
+                with contextlib.suppress(*SURVIVED):
+                    getattr(self, load.act)(load.seconds)
+            time.sleep(load.pause)
+
+    def query(self, seconds: float) -> None:
+        """Do one query and give the connection back."""
+        with self._engine.connect() as connection:
+            connection.execute(SLEEP, {"seconds": seconds})
+
+    def forget(self, seconds: float) -> None:
+        """Do one query, and forget to close; the garbage collector will find the connection."""
+        connection = self._engine.connect()
+        connection.execute(SLEEP, {"seconds": seconds})
+        del connection
+        gc.collect()
+
+    def keep(self, seconds: float) -> None:
+        """Do one query, and keep the connection for ever in a cache."""
+        connection = self._engine.connect()
+        self._kept.append(connection)
+        connection.execute(SLEEP, {"seconds": seconds})
+        connection.rollback()
+
+
+class Handlers:
+    """The same with asyncio: handlers that await something slow while they hold a connection."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._load = Load(0)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def take(self, load: Load) -> None:
+        """Go on with another load."""
+        self._load = load
+        while len(self._tasks) < load.callers:
+            self._tasks.append(asyncio.ensure_future(self._handle(len(self._tasks))))
+
+    async def _handle(self, number: int) -> None:
+        while True:
+            load = self._load
+            if number < load.callers:
+                with contextlib.suppress(*SURVIVED):
+                    await getattr(self, load.act)(load.seconds)
+            await asyncio.sleep(load.pause)
+
+    async def query(self, seconds: float) -> None:
+        """Do one query and give the connection back."""
+        async with self._engine.connect() as connection:
+            await connection.execute(SLEEP, {"seconds": seconds})
+
+    async def wait(self, seconds: float) -> None:
+        """Read a row, then await what has nothing to do with the database."""
+        async with self._engine.connect() as connection:
+            await connection.execute(SLEEP, {"seconds": 0})
+            await asyncio.sleep(seconds)
+
+
+def _loads() -> Any:
+    for line in sys.stdin:
+        yield Load(**json.loads(line))
+
+
+async def _asyncio(engine: AsyncEngine) -> None:
+    handlers = Handlers(engine)
+    loads = _loads()
+    while (load := await asyncio.to_thread(next, loads, None)) is not None:
+        handlers.take(load)
+
+
+def main(options: dict[str, Any]) -> None:
+    """Put load on a pool until standard input ends."""
+    url, name, pool = options["url"], options["name"], options["pool"]
+    if "+asyncpg" in url:
+        async_engine = create_async_engine(url, **pool)
+        instrument(async_engine, name=name)
+        asyncio.run(_asyncio(async_engine))
+        return
+    engine = create_engine(url, **pool)
+    instrument(engine, name=name)
+    callers = Callers(engine)
+    for load in _loads():
+        callers.take(load)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
+    # The callers are in the middle of something, and nobody waits for it.
+    os._exit(0)

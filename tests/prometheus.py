@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Prometheus as a process, for the tests: started on a free port, asked over its API, ended.
+
+``with Prometheus(scraping({"jobname": [address]}), tmp_path) as prometheus: prometheus.query("up")``
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+SECONDS = 60.0  # no measurement: how long a loaded machine may take before the test gives up
+POLL_SECONDS = 0.05
+
+Labels = dict[str, str]
+
+
+class Sample(NamedTuple):
+    """One series of an instant query; ``labels`` has its name as ``__name__``, if it has one."""
+
+    labels: Labels
+    value: float
+
+
+class Series(NamedTuple):
+    """One series of a range query; ``points`` are pairs of Unix time and value."""
+
+    labels: Labels
+    points: list[tuple[float, float]]
+
+
+class Alert(NamedTuple):
+    """An alert that is pending or firing; ``labels`` has its name as ``alertname``."""
+
+    labels: Labels
+    annotations: Labels
+    state: str
+    active_at: str
+
+
+class QueryError(Exception):
+    """Prometheus refused a query; the message is the query and what it said."""
+
+
+def scraping(
+    targets: Mapping[str, Iterable[str]],
+    *,
+    interval: str = "1s",
+    rules: Iterable[Path] = (),
+    instances: Mapping[str, str] | None = None,
+) -> str:
+    """Return a configuration that scrapes targets (``host:port``) by job and evaluates rules, both each interval.
+
+    ``instances`` has the label ``instance`` of targets that are to have another than their address.
+    """
+    names = instances or {}
+    # JSON is YAML, and needs no quoting rules.
+    return json.dumps(
+        {
+            "global": {
+                "scrape_interval": interval,
+                "scrape_timeout": interval,
+                "evaluation_interval": interval,
+            },
+            "rule_files": [str(path) for path in rules],
+            "scrape_configs": [
+                {
+                    "job_name": job,
+                    "static_configs": [
+                        {"targets": [target], "labels": {"instance": names.get(target, target)}}
+                        for target in of_job
+                    ],
+                }
+                for job, of_job in targets.items()
+            ],
+        }
+    )
+
+
+class Prometheus:
+    """``prometheus`` on a port of its own.
+
+    Args:
+        config: the text of its configuration; relative paths in it are relative to ``directory``.
+        directory: an empty or a former one, in which it has its data.
+        arguments: more of the command line's.
+
+    Raises:
+        RuntimeError: It did not start, with what it logged.
+    """
+
+    def __init__(self, config: str, directory: Path, *arguments: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / "prometheus.yml"
+        file.write_text(config)
+        self._process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={file}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+                *arguments,
+            ],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        self.pid = self._process.pid
+        self.log: list[str] = []
+        self._is_heard = threading.Condition()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
+        try:
+            # It tells which port it got, and a little later that it has replayed its log and answers.
+            address = self._wait_for(r'"Listening on".* address=(\S+)')
+            self.url = f"http://{address}"
+            self._wait_for("Server is ready")
+        except BaseException:
+            self.end()
+            raise
+
+    def query(self, expr: str, *, time: float | None = None) -> list[Sample]:
+        """Evaluate a query at a Unix time, or now; a scalar comes as one sample without labels."""
+        data = self._ask("query", query=expr, **({} if time is None else {"time": repr(time)}))
+        if data["resultType"] == "scalar":
+            return [Sample({}, float(data["result"][1]))]
+        return [Sample(one["metric"], float(one["value"][1])) for one in data["result"]]
+
+    def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        """Evaluate a query at each step in seconds from one Unix time to another, both included."""
+        data = self._ask("query_range", query=expr, start=repr(start), end=repr(end), step=repr(step))
+        return [
+            Series(one["metric"], [(float(when), float(value)) for when, value in one["values"]])
+            for one in data["result"]
+        ]
+
+    def series(self, selector: str, start: float, end: float) -> list[Labels]:
+        """Return the labels of the series that a selector has between two Unix times."""
+        found: list[Labels] = self._ask("series", start=repr(start), end=repr(end), **{"match[]": selector})
+        return found
+
+    def alerts(self) -> list[Alert]:
+        """Return the alerts that are pending or firing now."""
+        return [
+            Alert(one["labels"], one["annotations"], one["state"], one["activeAt"])
+            for one in self._ask("alerts")["alerts"]
+        ]
+
+    def firing(self) -> set[str]:
+        """Return the names of the alerts that fire now."""
+        return {alert.labels["alertname"] for alert in self.alerts() if alert.state == "firing"}
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+        """Ask again and again until a condition holds; AssertionError names ``what`` was waited for."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._check()
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+            time.sleep(POLL_SECONDS)
+
+    def wait_for(self, expr: str, seconds: float = SECONDS) -> list[Sample]:
+        """Wait until a query has series, and return them."""
+        self.wait_until(lambda: self.query(expr), expr, seconds)
+        return self.query(expr)
+
+    def end(self) -> None:
+        """End it, whatever state it is in."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._listening.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+    def _ask(self, path: str, **parameters: str) -> Any:
+        # Posted, since a dashboard's queries may be longer than a request line; the alerts have GET alone.
+        body = urllib.parse.urlencode(parameters).encode() if parameters else None
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", body, SECONDS) as response:  # noqa: S310
+                return json.load(response)["data"]
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read().decode()
+            raise QueryError(f"{parameters.get('query', path)}\n{said}") from None
+        except OSError:
+            self._check()
+            raise
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._is_heard:
+                self.log.append(line)
+                self._is_heard.notify_all()
+        with self._is_heard:
+            self.log.append("")  # it has ended
+            self._is_heard.notify_all()
+
+    def _wait_for(self, pattern: str) -> str:
+        def said() -> re.Match[str] | None:
+            return re.search(pattern, "".join(self.log))
+
+        with self._is_heard:
+            self._is_heard.wait_for(lambda: said() or "" in self.log, SECONDS)
+        match = said()
+        if match is None:
+            raise RuntimeError(f"prometheus did not say {pattern!r}:\n{''.join(self.log)}")
+        return match[match.re.groups and 1]
+
+    def _check(self) -> None:
+        """Raise with what it logged, if it is gone."""
+        if self._process.poll() is not None:
+            self._listening.join()
+            raise RuntimeError(f"prometheus ended:\n{''.join(self.log)}")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the wheel carries is what the repository has, and is written where it was told to go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sqlalchemy_pool_exporter import bundled
+from sqlalchemy_pool_exporter.errors import BundleError
+
+pytestmark = pytest.mark.newest  # the wheel is the same
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml"])
+def test_bundled_files_are_the_repositorys(name: str) -> None:
+    """The installed package has each file as it stands in ``config/``."""
+    assert (ROOT / "config" / name).read_text("utf-8") == bundled.text(name)
+
+
+def test_a_file_that_is_not_bundled_is_said_to_be_missing() -> None:
+    """The message names the file, or the folder, and says how to come by it."""
+    with pytest.raises(BundleError, match=r"'no/such\.yml' is not bundled: install the package from a wheel"):
+        bundled.text("no/such.yml")
+    with pytest.raises(BundleError, match="'nowhere' is not bundled"):
+        bundled.texts("nowhere")
+
+
+def test_writes_into_a_directory_that_it_makes(tmp_path: Path) -> None:
+    """Parents are made, what is there already is replaced, and the paths come back in order."""
+    directory = tmp_path / "a" / "b"
+    for content in ("old", "ö new"):
+        written = bundled.write({"one": content, "two": ""}, directory)
+    assert [directory / "one", directory / "two"] == written
+    assert "ö new" == (directory / "one").read_text("utf-8")
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The message has the path and the system's reason."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"cannot write '.*/file/one': "):
+        bundled.write({"one": ""}, tmp_path / "file")
