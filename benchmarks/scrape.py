@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scrape of many workers costs, beside prometheus_client's multiprocess mode with the same families.
-
-``python -m benchmarks.scrape`` prints, for each number of workers, the median of both, measured in turn in one
-process, and where our time goes: reading the files, making families of them, writing the text.
-"""
+"""What a scrape of many workers costs, beside prometheus_client's multiprocess mode with the same families."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -25,45 +20,200 @@ from sqlalchemy_pool_exporter.fleet import Reader
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.lease import Lease
 
+from . import measure
+from .report import Table
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy_pool_exporter.fleet import Fleet
 
 POOLS = 4
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 INFO = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
+# Live workers and dead ones.
+FLEETS = ((1, 0), (16, 0), (64, 0), (256, 0), (256, 256))
+_SUMS = [
+    at + segment.SUM
+    for at in (
+        segment.WAIT,
+        segment.WAIT_FAILED,
+        segment.CONNECT,
+        segment.CONNECT_FAILED,
+        segment.PING,
+        segment.HOLD,
+    )
+]
 
 
-class Cost(NamedTuple):
-    """Milliseconds of a scrape, and bytes on the disk."""
+def run(*, quick: bool) -> Iterator[Table]:
+    """Yield one table, a row for each number of workers."""
+    fleets = ((1, 0), (4, 4)) if quick else FLEETS
+    rows = [
+        _row(live, dead, _measured(live, dead, rounds=2 if quick else max(8, 1200 // (live + dead) or 1)))
+        for live, dead in fleets
+    ]
+    yield Table(
+        title="A scrape of many workers",
+        note=(
+            f"Milliseconds of the processor, medians; {POOLS} pools in each worker, the same families on both sides, "
+            "in Prometheus' text format, uncompressed. Reading the files, making families of them and writing the text "
+            "are what this project's figure consists of. Between two scrapes every pool of every live worker counts "
+            "on, so nothing can be kept from the scrape before; prometheus_client's files stay as they were "
+            "written, which is no harder for it. Of workers that died it keeps counters and histograms for ever, as "
+            "mark_process_dead() leaves them; here a dead worker costs one look at a header, and nothing once another "
+            "has taken its file over. Times: prometheus_client's time divided by ours, turn by turn, with the 95 % "
+            "confidence interval of the median. Series: the lines that are no comments, ours and theirs."
+        ),
+        columns=(
+            "workers",
+            "dead",
+            "ours",
+            "reading",
+            "families",
+            "text",
+            "multiprocess mode",
+            "times",
+            "MB",
+            "MB theirs",
+            "series",
+        ),
+        rows=tuple(rows),
+        names=2,
+    )
 
-    total: float
-    reading: float
-    families: float
-    text: float
-    disk: int
+
+class _Turn(NamedTuple):
+    """Nanoseconds of one scrape and of its parts."""
+
+    reading: int
+    families: int
+    text: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
-def write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> None:
-    """Make a file for each worker; the locks are an open file's, so one process can hold those of many."""
+class _TimedReader(Reader):
+    """A reader that tells how long it read."""
+
+    spent = 0
+
+    def read(self, *, per_worker: bool = False) -> Fleet:
+        began = time.process_time_ns()
+        fleet = super().read(per_worker=per_worker)
+        self.spent = time.process_time_ns() - began
+        return fleet
+
+
+class _Measured(NamedTuple):
+    turns: list[tuple[_Turn, int]]
+    disks: tuple[int, int]
+    series: tuple[int, int]
+
+
+def _row(live: int, dead: int, measured: _Measured) -> tuple[str, ...]:
+    ours, theirs = zip(*measured.turns, strict=True)
+    ratio = measure.confidence([their / our.total for our, their in measured.turns])
+    parts: list[Sequence[int]] = [[turn.total for turn in ours], *zip(*ours, strict=True), theirs]
+    return (
+        f"{live}",
+        f"{dead}",
+        *(f"{statistics.median(part) / 1e6:.1f}" for part in parts),
+        f"{ratio:.1f}",
+        *(f"{disk / 1e6:.1f}" for disk in measured.disks),
+        "{:,}, {:,}".format(*measured.series),
+    )
+
+
+def _measured(live: int, dead: int, *, rounds: int) -> _Measured:
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - wants its variable set
+
+    with ExitStack() as stack:
+        root = Path(tempfile.mkdtemp())
+        stack.callback(shutil.rmtree, root)
+        mine, other = root / "ours", root / "theirs"
+        mine.mkdir()
+        other.mkdir()
+        count_on = _write_ours(mine, live=live, dead=dead, stack=stack)
+        _write_theirs(other, live=live, dead=dead)
+        reader = _TimedReader(mine)
+        collector, registry = FleetCollector(reader), CollectorRegistry()
+        multiprocess: Any = MultiProcessCollector
+        multiprocess(registry, str(other))
+
+        def ours() -> _Turn:
+            count_on()
+            began = time.process_time_ns()
+            families = list(collector.collect())
+            collected = time.process_time_ns()
+            exposition.text(families)
+            ended = time.process_time_ns()
+            return _Turn(reader.spent, collected - began - reader.spent, ended - collected)
+
+        def theirs() -> int:
+            began = time.process_time_ns()
+            generate_latest(registry)
+            return time.process_time_ns() - began
+
+        ours(), theirs()  # what is done once in a process's life
+        both: tuple[Callable[[], Any], Callable[[], Any]] = (ours, theirs)
+        (turns,) = measure.paired(rounds, [both])
+        texts = exposition.text(collector.collect()), generate_latest(registry)
+        return _Measured(turns, (_disk(mine), _disk(other)), (_series(texts[0]), _series(texts[1])))
+
+
+def _series(text: bytes) -> int:
+    return sum(1 for line in text.splitlines() if not line.startswith(b"#"))
+
+
+def _disk(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
+
+
+def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> Callable[[], None]:
+    """Make a file for each worker, and return what lets the live ones count on.
+
+    The locks are an open file's, so one process can hold those of many.
+    """
     leases = [Lease(directory) for _ in range(live + dead)]
-    for lease in leases:
-        for pool in range(POOLS):
-            block = lease.block(f"pool {pool}", INFO, segment.rows_for(15.0))
-            block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
-            block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
-            block[segment.TIMEOUT], block[segment.RECYCLE], block[segment.PRE_PING] = 30.0, -1.0, 1.0
-            block[segment.WAITERS_USED] = block[segment.CONNECTIONS_USED] = 16.0
-            for field in range(segment.FIRST_COUNTER, segment.FIELDS):
-                block[field] = 12345.0
-            for row in range(5):
-                block[segment.CONNECTIONS_AT + segment.ROW * row] = time.monotonic()
+    blocks = [[_block(lease, f"pool {pool}") for pool in range(POOLS)] for lease in leases]
     for lease in leases[live:]:
         lease.close()
     for lease in leases[:live]:
         stack.callback(lease.close)
+    living = [block for of_one in blocks[:live] for block in of_one]
+
+    def count_on() -> None:
+        for block in living:
+            for field in (segment.WAIT + 3, segment.HOLD + 5):
+                block[field] += 1.0
+            for field in _SUMS:
+                block[field] += 0.00123
+            block[segment.LAST_CHECKIN] = time.monotonic()
+
+    return count_on
 
 
-def write_theirs(directory: Path, *, live: int, dead: int) -> None:
+def _block(lease: Lease, name: str) -> memoryview[float]:
+    """Return the block of a pool under load: a third of its connections are out, and every count has grown."""
+    block = lease.block(name, INFO, segment.rows_for(15.0))
+    block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
+    block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
+    block[segment.TIMEOUT], block[segment.RECYCLE], block[segment.PRE_PING] = 30.0, 1800.0, 1.0
+    block[segment.WAITERS_USED] = block[segment.CONNECTIONS_USED] = 15.0
+    for field in range(segment.FIRST_COUNTER, segment.FIELDS):
+        block[field] = 12345.0
+    for field in _SUMS:
+        block[field] = 1234.56789
+    for row in range(15):
+        at, now = segment.CONNECTIONS_AT + segment.ROW * row, time.monotonic()
+        block[at], block[at + segment.HELD_SINCE] = now, now if row < 5 else 0.0
+    return block
+
+
+def _write_theirs(directory: Path, *, live: int, dead: int) -> None:
     """Fork a process for each worker, which writes its files and ends; those that are to be dead are marked so."""
     for number in range(live + dead):
         pid = os.fork()
@@ -90,85 +240,10 @@ def _write_one() -> None:
         elif metric.kind == "histogram":
             family = Histogram(metric.name, metric.help, labels, buckets=BUCKETS, registry=registry)
         else:
-            family = Gauge(metric.name, metric.help, labels, multiprocess_mode="liveall", registry=registry)
+            # Summed, as ours is; all others are one series a worker, on both sides.
+            mode: Any = "livesum" if metric.key == "capacity" else "liveall"
+            family = Gauge(metric.name, metric.help, labels, multiprocess_mode=mode, registry=registry)
         for pool in range(POOLS):
             for label in metric.values or (None,):
                 child = family.labels(f"pool {pool}", *([] if label is None else [label]))
                 (child.observe if metric.kind == "histogram" else child.inc)(1.5)
-
-
-def median_ms(work: Callable[[], object], seconds: float) -> float:
-    """Return the median of as many runs as there is time for, and of five at least.
-
-    Of the processor's time, not of the clock on the wall: neither of the two waits for anything but the processor, and
-    on a busy machine the wall's clock measures the others.
-    """
-    taken: list[float] = []
-    end = time.monotonic() + seconds
-    while len(taken) < 5 or time.monotonic() < end:
-        began = time.process_time()
-        work()
-        taken.append(1000 * (time.process_time() - began))
-    return statistics.median(taken)
-
-
-def ours(directory: Path, seconds: float) -> Cost:
-    """Measure the sidecar's collector."""
-    reader = Reader(directory)
-    collector = FleetCollector(reader)
-    total = median_ms(lambda: exposition.text(collector.collect()), seconds)
-    reading = median_ms(reader.read, seconds / 2)
-    collecting = median_ms(lambda: list(collector.collect()), seconds / 2)
-    return Cost(total, reading, collecting - reading, total - collecting, disk(directory))
-
-
-def theirs(directory: Path, seconds: float) -> Cost:
-    """Measure prometheus_client's multiprocess mode."""
-    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
-
-    registry = CollectorRegistry()
-    collector: Any = MultiProcessCollector(registry, str(directory))
-    total = median_ms(lambda: generate_latest(registry), seconds)
-    collecting = median_ms(lambda: list(collector.collect()), seconds / 2)
-    return Cost(total, float("nan"), collecting, total - collecting, disk(directory))
-
-
-def disk(directory: Path) -> int:
-    """Return what the files take on the disk, in bytes."""
-    return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
-
-
-def measure(live: int, dead: int, seconds: float) -> tuple[Cost, Cost]:
-    """Measure both, in turn, with so many workers."""
-    with ExitStack() as stack:
-        root = Path(tempfile.mkdtemp())
-        stack.callback(shutil.rmtree, root)
-        mine, other = root / "ours", root / "theirs"
-        mine.mkdir()
-        other.mkdir()
-        write_ours(mine, live=live, dead=dead, stack=stack)
-        write_theirs(other, live=live, dead=dead)
-        return ours(mine, seconds), theirs(other, seconds)
-
-
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each of the measurements")
-    parser.add_argument("--live", type=int, nargs="*", default=[1, 16, 64, 256])
-    parser.add_argument("--dead", type=int, default=256, help="measured once more with so many that are gone")
-    options = parser.parse_args()
-    print(
-        f"{'workers':>12} {'ours ms':>9} {'reading':>8} {'families':>9} {'text':>7} {'MB':>6}   "
-        f"{'multiprocess ms':>15} {'MB':>6} {'times':>6}"
-    )
-    for live, dead in [*((live, 0) for live in options.live), (max(options.live), options.dead)]:
-        our, other = measure(live, dead, options.seconds)
-        print(
-            f"{live:>5}+{dead:<6} {our.total:>9.1f} {our.reading:>8.1f} {our.families:>9.1f} {our.text:>7.1f} "
-            f"{our.disk / 1e6:>6.1f}   {other.total:>15.1f} {other.disk / 1e6:>6.1f} {other.total / our.total:>6.1f}"
-        )
-
-
-if __name__ == "__main__":
-    main()

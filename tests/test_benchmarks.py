@@ -72,6 +72,18 @@ def test_a_package_that_is_missing_is_an_error_that_names_the_extra(tmp_path: Pa
     assert all("pip install 'sqlalchemy-pool-exporter[bench]'" in line for line in errors)
 
 
+def test_a_scrape_of_many_workers_is_a_row_for_each_number() -> None:
+    """The sidecar's scrape stands beside prometheus_client's, with as many series but for the exporter's own."""
+    result = run("-m", "benchmarks", "--quick", "--only", "scrape")
+
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if re.match(r" +[14] +[04] ", line)]
+    assert [["1", "0"], ["4", "4"]] == [row[:2] for row in rows]
+    for row in rows:
+        ours, theirs = (int(number.replace(",", "")) for number in (row[-2].rstrip(","), row[-1]))
+        assert 0 < ours - theirs < 20
+
+
 def test_a_quick_run_publishes_nothing_by_itself() -> None:
     """Without --output a quick run leaves the documentation's page and the README as they are."""
     published = [ROOT / "docs" / "benchmarks.md", ROOT / "README.md"]

@@ -420,6 +420,19 @@ def test_complaints_begin_and_end(
     assert ["worker-001" in record.getMessage() for record in caplog.records] == [True, True]
 
 
+def test_a_file_that_shrank_after_its_worker_died(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """What was read of it stays in the sums, and the damage is told, though nobody writes there any more."""
+    worker = process()
+    worker.count(3)
+    scraper = Scraper(tmp_path)
+    assert scraper.errors() == {}
+    worker.kill()
+    assert scraper.errors() == {}
+    os.truncate(worker.lease.path, 5000)
+    assert scraper.errors() == {"damaged": 1}
+    assert scraper.scrape().value("checkouts_total", "orders") == 3
+
+
 def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -> None:
     """A negative count, one that is no number, and one that nobody can have counted are damage; the most is not."""
     worker = process()

@@ -60,7 +60,7 @@ class Family(Metric):
     def __init__(self, name: str, documentation: str, kind: str, unit: str = "") -> None:
         # Not what is inherited: that would give it samples.
         self.name, self.documentation, self.type, self.unit = name, documentation, kind, unit
-        # Two lists and not one of pairs: a pair for each of tens of thousands of lines is work for the garbage collector.
+        # Two lists and not one of pairs: tens of thousands of those are work for the garbage collector.
         self.series: list[Series] = []
         self.values: list[float] = []
 

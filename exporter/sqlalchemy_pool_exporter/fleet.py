@@ -55,12 +55,12 @@ _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 
 # The fields of a block that come before what only grows.
 _STATE: Final = struct.Struct(f"={segment.FIRST_COUNTER}d")
-# What the highest byte of a count can be, and where it is: the sign and most of the exponent. With these it is a number,
-# not negative and below 2**49: more than any process ever counts, and few enough that the sums of them are exact.
+# What the highest byte of a count can be, and where it is: the sign and most of the exponent. With these it is a
+# number, not negative, and below 2**49, which is more than any process ever counts.
 _HIGHEST_BYTES: Final = bytes(range(0x43))
 _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
-# Not as floats before they are added up: they are kept from scrape to scrape, and most of what a scrape allocated.
+# Arrays, and no floats before they are added up: those were most of what a scrape allocated.
 Counts = Sequence[float]
 # By the labels they are shown with: the pool, or the pool and the worker.
 CountsByLabels = dict[tuple[str, ...], list[float]]
@@ -270,6 +270,8 @@ def _read_open(descriptor: int, number: str, known: dict[bytes, Worker]) -> Work
     if is_unfinished(header, status.st_size):
         return None
     header = _checked(header)
+    if status.st_size < header.used:
+        raise SegmentError(f"{status.st_size} bytes where {header.used} are in use")
     is_live = is_held(descriptor)
     last = known.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
