@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import logging
 import sqlite3
+import sys
 import threading
 import time
 import weakref
@@ -320,6 +321,18 @@ def test_default_registry() -> None:
     with instrument(pool, name="default-registry"):
         assert 'pool="default-registry"' in generate_latest(REGISTRY).decode()
     assert "sqlalchemy_pool" not in generate_latest(REGISTRY).decode()
+
+
+def test_without_the_gil_there_is_a_warning(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Python that runs without the GIL the caller of ``instrument()`` is told what that costs."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    with pytest.warns(
+        RuntimeWarning, match="without the GIL, counts of simultaneous checkouts can be lost"
+    ) as told:
+        instrument(QueuePool(creator), registry=registry)
+    assert [__file__] == [warning.filename for warning in told]
 
 
 @pytest.mark.parametrize("wrong", [None, "registry", object(), REGISTRY.restricted_registry([])])

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,19 @@ class Case:
 
         assert eventually(agrees), f"server has {self.server.count(self.name)}, we say {self.open()}"
 
+    def assert_adds_up(self) -> None:
+        """Assert what docs/metrics.md says of how the numbers add up."""
+        exposition = self.now()
+        counted = Counter(exposition.counters(self.name))
+        in_use = exposition.value("connections", self.name, state="in_use")
+        assert counted["checkouts"] == counted["checkins"] + counted["detaches"] + in_use
+        errors = sum(value for key, value in counted.items() if key.startswith("checkout_errors."))
+        calls = counted["checkouts"] + counted["checkout_timeouts"] + errors
+        assert calls == counted["checkout_wait_seconds_count"]
+        assert counted["connects"] + counted["connect_errors"] == counted["connect_seconds_count"]
+        phases = sum(exposition.value(f"{phase}_seconds_sum", self.name) for phase in ("connect", "ping"))
+        assert exposition.value("checkout_wait_seconds_sum", self.name) >= phases
+
     def open(self) -> float:
         exposition = self.now()
         return sum(exposition.value("connections", self.name, state=state) for state in ("in_use", "idle"))
@@ -140,6 +154,7 @@ class Case:
             scenario(self)
             faults = self.now().get("exporter_recording_faults_total", self.name)
             assert not faults
+            self.assert_adds_up()
         finally:
             self.engine.dispose()
 
