@@ -13,6 +13,7 @@ import shutil
 import struct
 import tempfile
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -311,6 +312,47 @@ def test_deleted_and_made_again(
     shown = scraper.scrape()
     total = sum(v for (name, _), v in shown.samples.items() if name == "sqlalchemy_pool_checkouts_total")
     assert total == 6
+
+
+def test_the_dead_cost_nothing(
+    tmp_path: Path, process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead worker's file is not opened again until somebody touches it, and then at once."""
+    opened: list[str] = []
+    real_open, real_time = os.open, time.time_ns
+
+    def count(path: str, *arguments: int, **options: int) -> int:
+        opened.append(os.path.basename(path))  # noqa: PTH119 - of whatever is opened
+        return real_open(path, *arguments, **options)
+
+    live, dead = process(), process("billing")
+    dead.count(3)
+    dead.kill()
+    scraper = Scraper(tmp_path)
+    scraper.scrape()
+    monkeypatch.setattr(os, "open", count)
+    scraper.scrape()
+    # A file that was changed a moment ago can be changed again without getting another time.
+    assert [file_name(0), file_name(1)] == opened
+    monkeypatch.setattr(time, "time_ns", lambda: real_time() + 10**10)
+    scraper.scrape()
+    opened.clear()
+    for _ in range(3):
+        assert scraper.scrape().value("checkouts_total", "billing") == 3
+    assert [file_name(0)] * 3 == opened
+    successor = process("billing")
+    assert successor.lease.number == 1
+    successor.count(2)
+    shown = scraper.scrape()
+    assert (5, 2) == (shown.value("checkouts_total", "billing"), workers(shown)["live"])
+    live.kill()
+    successor.kill()
+    scraper.scrape()
+    os.truncate(dead.lease.path, 5000)
+    assert {"damaged": 1} == scraper.errors()
+    dead.lease.path.unlink()
+    assert scraper.errors() == {}
+    assert scraper.scrape().value("checkouts_total", "billing") == 5
 
 
 def test_the_directory_moved_away_and_back(tmp_path: Path) -> None:

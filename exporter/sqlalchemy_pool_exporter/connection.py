@@ -86,7 +86,9 @@ class Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it; aiohttp answers None
         """Let who has said everything (``nc`` does, at the end of its input) have the answers to it, and then go."""
         self._is_last = True
-        # Of what is not a request yet nothing more will come. TLS knows no half, and closes in any case.
+        if self._tls is not None:
+            return False  # TLS knows no half, and asyncio says so in the log
+        # Of what is not a request yet nothing more will come.
         return self._busy or bool(self._messages) or self._waiter is None
 
     def begin(self) -> None:

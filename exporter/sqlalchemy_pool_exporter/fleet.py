@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import stat
+import time
 import struct
 import sys
 from array import array
@@ -59,6 +60,9 @@ _STATE: Final = struct.Struct(f"={segment.FIRST_COUNTER}d")
 # number, not negative, and below 2**49, which is more than any process ever counts.
 _HIGHEST_BYTES: Final = bytes(range(0x43))
 _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
+
+# No file system's clock is coarser.
+_GRAIN_NS: Final = 2_000_000_000
 
 # Arrays, and no floats before they are added up: those were most of what a scrape allocated.
 Counts = Sequence[float]
@@ -118,11 +122,26 @@ class Fleet:
         return tuple(worker for worker in self.workers if worker.is_live)
 
 
+class _Stamp(NamedTuple):
+    """What changes when a file is taken over, put in another's place, or cut."""
+
+    device: int
+    inode: int
+    changed: int  # nanoseconds since the epoch
+    bytes: int
+
+    @property
+    def is_old(self) -> bool:
+        """Whether a change now would give it another time."""
+        return time.time_ns() - self.changed > _GRAIN_NS
+
+
 class Reader:
     """Reads the directory again and again, and remembers what must not be lost between.
 
     Mutable state: what was last read of each file, by its identity, which no other file gets, those that were deleted
-    too; the sums of such as were deleted long ago; and the sums over all in which nothing changed since the last time.
+    too; by which stamp a dead worker's file is seen to be untouched; the sums of such as were deleted long ago; and the
+    sums over all in which nothing changed since the last time.
     Sums are kept as rows that have the same sum exactly, and are rounded once, when all are there: if the order in
     which they are added mattered, a sum of seconds could shrink by its last digit when a worker ends.
     Not for two threads at once.
@@ -131,6 +150,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._known: dict[bytes, Worker] = {}
+        self._untouched: dict[str, tuple[_Stamp, Worker]] = {}
         self._forgotten: _RowsByLabels = {}
         self._resting: tuple[object, _RowsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
@@ -142,11 +162,10 @@ class Reader:
         complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
         listed = self._names(complaints)
-        directory = str(self.directory)
         failed: set[str] = set()
         for name in listed or ():
             try:
-                worker = _read(f"{directory}/{name}", _NAMES[name], self._known)
+                worker = self._read(name)
             except SegmentError as error:
                 complaints[name, getattr(error, "kind", "damaged")] = str(error)
                 failed.add(_NAMES[name])
@@ -170,6 +189,21 @@ class Reader:
             self._infos,
             self._with_overflow,
         )
+
+    def _read(self, name: str) -> Worker | None:
+        """Read a file, unless it is a dead worker's that nobody has touched since it was read."""
+        path = f"{self.directory}/{name}"
+        stamp = _stamp(path)
+        before, worker = self._untouched.get(name, (None, None))
+        if worker is not None and stamp == before:
+            return worker
+        self._untouched.pop(name, None)
+        worker = _read(path, _NAMES[name], self._known)
+        # Whoever takes a file over changes its mode first, and that changes its stamp: not within the grain of the
+        # file system's clock, though, so a stamp is good once it is older than that.
+        if worker is not None and not worker.is_live and stamp is not None and stamp.is_old:
+            self._untouched[name] = (stamp, worker)
+        return worker
 
     def _names(self, complaints: _Complaints) -> list[str] | None:
         try:
@@ -242,6 +276,14 @@ def _compacted(every: _RowsByLabels) -> _RowsByLabels:
             left.append([-count for count in total])
         few[:] = few or rows[:1]
     return compacted
+
+
+def _stamp(path: str) -> _Stamp | None:
+    try:
+        status = os.stat(path, follow_symlinks=False)  # noqa: PTH116 - a path of its own for each is slower
+    except OSError:
+        return None
+    return _Stamp(status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 def _read(path: str, number: str, known: dict[bytes, Worker]) -> Worker | None:

@@ -267,6 +267,7 @@ class Lease:
         try:
             if not os.path.sameopenfile(lock, other):
                 return None
+            # A reader that knows the file as a dead worker's looks at it again because this changes its time.
             os.fchmod(other, self._mode)
             if is_new:
                 os.ftruncate(other, 0)
