@@ -14,9 +14,9 @@ import logging
 import math
 import os
 import stat
-import time
 import struct
 import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
