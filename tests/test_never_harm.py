@@ -1445,6 +1445,15 @@ def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) 
         assert counted["checkouts"] == counted["checkins"] + counted.get("detaches", 0), where
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("intrude", [_interrupt, _checks_out])
+def test_a_pre_ping_disturbed_at_any_moment(intrude: Callable[[Scene], None]) -> None:
+    """An interrupt or a finalizer anywhere in a checkout that pings leaves nothing behind, either."""
+    for scene, where, raised in each_moment("checkout", intrude, pool_pre_ping=True, max_overflow=9):
+        assert (intrude is _interrupt) == (raised is not None), where
+        scene.assert_true(where)
+
+
 def test_the_garbage_collector_in_the_middle() -> None:
     """With a collection at every allocation, whose finalizers use the same pool, every total is exact."""
     engine, registry = Database().engine(pool_size=2, max_overflow=-1), CollectorRegistry()
