@@ -360,13 +360,13 @@ def test_a_temporary_directory_that_takes_no_files_is_an_error(directory: Path) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
-def test_a_temporary_directory_that_is_closed_to_others_is_an_error(tmp_path: Path) -> None:
+def test_a_temporary_directory_that_is_closed_to_others_is_an_error(directory: Path) -> None:
     """As root, a TMPDIR that PostgreSQL's account cannot enter is named."""
-    tmp_path.chmod(0o700)
-    with demo(tmp_path, "--port", "0") as running:
+    directory.chmod(0o700)
+    with demo(directory, "--port", "0") as running:
         sentence = one_sentence(*running.end())
-    assert f"the user 'nobody' cannot enter {str(tmp_path)!r}" in sentence
-    assert list(tmp_path.iterdir()) == []
+    assert f"the user 'nobody' cannot enter {str(directory)!r}" in sentence
+    assert list(directory.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")

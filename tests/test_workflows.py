@@ -86,6 +86,8 @@ def test_zizmor() -> None:
         "--pedantic",
         "--no-progress",
         "--quiet",
+        "--color",
+        "never",
         ROOT / ".github",
     ]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
