@@ -249,10 +249,14 @@ def test_schema_refuses(given: dict[str, Any], said: str) -> None:
         ({"thresholds": {"held_for": 5}}, r"thresholds.held_for: expected a duration as 1m is, got \"5\""),
         ({"thresholds": {"held_for": ""}}, r"thresholds.held_for: expected a duration"),
         ({"thresholds": {"rate_window": "0s"}}, r"thresholds.rate_window: a window of nothing"),
-        ({"thresholds": {"fleet_labels": "a-b"}}, r"thresholds.fleet_labels: expected a labels"),
+        ({"thresholds": {"fleet_labels": "a-b"}}, r"thresholds.fleet_labels: expected labels"),
         (
             {"thresholds": {"wait_objective_seconds": 0.3}},
             r"wait_objective_seconds: expected one of 0.0005, .*got 0.3",
+        ),
+        (
+            {"thresholds": {"wait_objective_ratio": 99}},
+            r"wait_objective_ratio: expected at most 1, got 99",
         ),
         (
             {"alerts": {"SQLAlchemyPoolHeld": {}}},
