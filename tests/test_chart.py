@@ -208,6 +208,15 @@ def test_validation_can_fail() -> None:
         ({"extraEnvs": [{"value": "x"}]}, "'/extraEnvs/0': missing property 'name'"),
         ({"livenessProbe": {"httpGet": {}}}, "'/livenessProbe': additional properties 'httpGet' not allowed"),
         ({"service": {"port": 0}}, "'/service/port': minimum"),
+        (
+            {"commonLabels": {"app.kubernetes.io/name": "shop"}},
+            "invalid propertyName 'app.kubernetes.io/name'",
+        ),
+        (
+            {"podLabels": {"app.kubernetes.io/instance": "shop"}},
+            "invalid propertyName 'app.kubernetes.io/instance'",
+        ),
+        ({"service": {"labels": {"app.kubernetes.io/name": "s"}}}, "invalid propertyName"),
         ({"serviceMonitor": {"intervall": "1m"}}, "'/serviceMonitor': additional properties 'intervall'"),
         ({"serviceMonitor": {"interval": "often"}}, "'/serviceMonitor/interval': 'often' does not match"),
         (
@@ -503,6 +512,22 @@ def test_sidecar(orders: Path, native: bool) -> None:
     assert not {"NetworkPolicy", "Service", "ServiceAccount", "PodDisruptionBudget"} & kinds(found)
 
 
+def test_changed_configuration_restarts_the_pods(orders: Path) -> None:
+    """A pod has an annotation that differs with the exporter's configuration, on its own and as a sidecar."""
+
+    def annotations(given: dict[str, Any], path: Path) -> Any:
+        return pod(render(given, path))["metadata"]["annotations"]
+
+    changed = {"config": {"log": {"level": "debug"}}}
+    for one, other in (
+        (annotations({}, CHART), annotations(changed, CHART)),
+        (annotations({}, orders), annotations({"sqlalchemy-pool-exporter": changed}, orders)),
+    ):
+        assert one.keys() == other.keys()
+        assert one != other
+    assert annotations({}, orders) == annotations({"replicas": 5}, orders)
+
+
 def test_sidecar_refuses(orders: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A sidecar of a chart that makes a deployment, or a native one in a cluster that has none, is refused."""
     with pytest.raises(Exception, match="set mode to sidecar"):
@@ -530,7 +555,7 @@ def test_probes(guarded: dict[str, Any], probe: str) -> None:
 
 
 def test_network_policy() -> None:
-    """The policy lets in the metrics alone, from whom it is told, and says nothing of egress unless it is told to."""
+    """It lets in whom it is told and `helm test`, for the metrics alone, and says nothing of egress unless told to."""
     policy = of("NetworkPolicy", render({"networkPolicy": {"enabled": True}}))["spec"]
     assert (["Ingress"], [{"ports": [{"port": "pool-metrics", "protocol": "TCP"}]}]) == (
         policy["policyTypes"],
@@ -538,6 +563,11 @@ def test_network_policy() -> None:
     )
     policy = of("NetworkPolicy", render(EXTRAS))["spec"]
     assert ["Ingress", "Egress"] == policy["policyTypes"]
+    *told, tester = policy["ingress"][0]["from"]
+    assert EXTRAS["networkPolicy"]["from"] == told
+    labels = of("Pod", render(EXTRAS))["metadata"]["labels"]
+    assert tester["podSelector"]["matchLabels"].items() <= labels.items()
+    policy = of("NetworkPolicy", render({**EXTRAS, "tests": {"enabled": False}}))["spec"]
     assert EXTRAS["networkPolicy"]["from"] == policy["ingress"][0]["from"]
 
 

@@ -24,6 +24,12 @@ app.kubernetes.io/name: {{ include "sqlalchemy-pool-exporter.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Of the pod of `helm test`, which no service selects. */}}
+{{- define "sqlalchemy-pool-exporter.testLabels" -}}
+app.kubernetes.io/name: sqlalchemy-pool-exporter-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "sqlalchemy-pool-exporter.labels" -}}
 {{ include "sqlalchemy-pool-exporter.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
