@@ -282,6 +282,11 @@ def test_rules_refuse(rule: dict[str, Any], said: str) -> None:
     assert re.search(said, refusal({"prometheusRule": {"enabled": True, **rule}}))
 
 
+def test_names_of_databases_are_unique() -> None:
+    """Two databases of one name, which the exporter would not start with, are refused before there is a pod."""
+    assert "two of the name orders" in refusal({"config": {"databases": [DATABASE, DATABASE]}})
+
+
 def test_service_monitor_needs_its_service() -> None:
     """A monitor of a service that is not made is refused."""
     said = refusal({"serviceMonitor": {"enabled": True}, "service": {"enabled": False}})
@@ -575,6 +580,9 @@ def test_notes() -> None:
     """The notes say what to do next, for either mode."""
     notes = "sqlalchemy-pool-exporter/templates/NOTES.txt"
     assert "helm --namespace shop test pools" in chart().render(name="pools", namespace="shop")[notes]
+    assert "set serviceMonitor.enabled" in chart().render(name="pools", namespace="shop")[notes]
+    said = chart().render(values={"serviceMonitor": {"enabled": True}}, name="pools", namespace="shop")[notes]
+    assert "Nothing scrapes it yet" not in said
     said = chart().render(values={"mode": "sidecar"}, name="pools", namespace="shop")[notes]
     assert "label sqlalchemy-pool-exporter=pools" in said
     assert "podMonitor.enabled" in said

@@ -81,7 +81,12 @@ annotations:
 {{- $_ := set $config "segments" (dict "directory" .Values.sidecar.directory) -}}
 {{- end -}}
 {{- $databases := list -}}
+{{- $names := list -}}
 {{- range .Values.config.databases -}}
+{{- if has .name $names -}}
+{{- fail (printf "config.databases: there are two of the name %s" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
 {{- $database := merge (dict "dsn_file" (printf "/etc/sqlalchemy-pool-exporter/dsn/%s" .name)) (omit . "dsnSecret") -}}
 {{- $databases = append $databases $database -}}
 {{- end -}}
