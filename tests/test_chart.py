@@ -216,6 +216,7 @@ def test_validation_can_fail() -> None:
             {"podLabels": {"app.kubernetes.io/instance": "shop"}},
             "invalid propertyName 'app.kubernetes.io/instance'",
         ),
+        ({"prometheusRule": {"alertLabels": {"severity": "page"}}}, "invalid propertyName 'severity'"),
         ({"service": {"labels": {"app.kubernetes.io/name": "s"}}}, "invalid propertyName"),
         ({"serviceMonitor": {"intervall": "1m"}}, "'/serviceMonitor': additional properties 'intervall'"),
         ({"serviceMonitor": {"interval": "often"}}, "'/serviceMonitor/interval': 'often' does not match"),
