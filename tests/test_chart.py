@@ -208,6 +208,16 @@ def test_validation_can_fail() -> None:
         ({"extraEnvs": [{"value": "x"}]}, "'/extraEnvs/0': missing property 'name'"),
         ({"livenessProbe": {"httpGet": {}}}, "'/livenessProbe': additional properties 'httpGet' not allowed"),
         ({"service": {"port": 0}}, "'/service/port': minimum"),
+        (
+            {"commonLabels": {"app.kubernetes.io/name": "shop"}},
+            "invalid propertyName 'app.kubernetes.io/name'",
+        ),
+        (
+            {"podLabels": {"app.kubernetes.io/instance": "shop"}},
+            "invalid propertyName 'app.kubernetes.io/instance'",
+        ),
+        ({"prometheusRule": {"alertLabels": {"severity": "page"}}}, "invalid propertyName 'severity'"),
+        ({"service": {"labels": {"app.kubernetes.io/name": "s"}}}, "invalid propertyName"),
         ({"serviceMonitor": {"intervall": "1m"}}, "'/serviceMonitor': additional properties 'intervall'"),
         ({"serviceMonitor": {"interval": "often"}}, "'/serviceMonitor/interval': 'often' does not match"),
         (
@@ -249,10 +259,14 @@ def test_schema_refuses(given: dict[str, Any], said: str) -> None:
         ({"thresholds": {"held_for": 5}}, r"thresholds.held_for: expected a duration as 1m is, got \"5\""),
         ({"thresholds": {"held_for": ""}}, r"thresholds.held_for: expected a duration"),
         ({"thresholds": {"rate_window": "0s"}}, r"thresholds.rate_window: a window of nothing"),
-        ({"thresholds": {"fleet_labels": "a-b"}}, r"thresholds.fleet_labels: expected a labels"),
+        ({"thresholds": {"fleet_labels": "a-b"}}, r"thresholds.fleet_labels: expected labels"),
         (
             {"thresholds": {"wait_objective_seconds": 0.3}},
             r"wait_objective_seconds: expected one of 0.0005, .*got 0.3",
+        ),
+        (
+            {"thresholds": {"wait_objective_ratio": 99}},
+            r"wait_objective_ratio: expected at most 1, got 99",
         ),
         (
             {"alerts": {"SQLAlchemyPoolHeld": {}}},
@@ -267,6 +281,11 @@ def test_schema_refuses(given: dict[str, Any], said: str) -> None:
 def test_rules_refuse(rule: dict[str, Any], said: str) -> None:
     """A threshold or a switch that no rule has is an error that says which there are: it would do nothing otherwise."""
     assert re.search(said, refusal({"prometheusRule": {"enabled": True, **rule}}))
+
+
+def test_names_of_databases_are_unique() -> None:
+    """Two databases of one name, which the exporter would not start with, are refused before there is a pod."""
+    assert "two of the name orders" in refusal({"config": {"databases": [DATABASE, DATABASE]}})
 
 
 def test_service_monitor_needs_its_service() -> None:
@@ -499,6 +518,22 @@ def test_sidecar(orders: Path, native: bool) -> None:
     assert not {"NetworkPolicy", "Service", "ServiceAccount", "PodDisruptionBudget"} & kinds(found)
 
 
+def test_changed_configuration_restarts_the_pods(orders: Path) -> None:
+    """A pod has an annotation that differs with the exporter's configuration, on its own and as a sidecar."""
+
+    def annotations(given: dict[str, Any], path: Path) -> Any:
+        return pod(render(given, path))["metadata"]["annotations"]
+
+    changed = {"config": {"log": {"level": "debug"}}}
+    for one, other in (
+        (annotations({}, CHART), annotations(changed, CHART)),
+        (annotations({}, orders), annotations({"sqlalchemy-pool-exporter": changed}, orders)),
+    ):
+        assert one.keys() == other.keys()
+        assert one != other
+    assert annotations({}, orders) == annotations({"replicas": 5}, orders)
+
+
 def test_sidecar_refuses(orders: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A sidecar of a chart that makes a deployment, or a native one in a cluster that has none, is refused."""
     with pytest.raises(Exception, match="set mode to sidecar"):
@@ -526,7 +561,7 @@ def test_probes(guarded: dict[str, Any], probe: str) -> None:
 
 
 def test_network_policy() -> None:
-    """The policy lets in the metrics alone, from whom it is told, and says nothing of egress unless it is told to."""
+    """It lets in whom it is told and `helm test`, for the metrics alone, and says nothing of egress unless told to."""
     policy = of("NetworkPolicy", render({"networkPolicy": {"enabled": True}}))["spec"]
     assert (["Ingress"], [{"ports": [{"port": "pool-metrics", "protocol": "TCP"}]}]) == (
         policy["policyTypes"],
@@ -534,6 +569,11 @@ def test_network_policy() -> None:
     )
     policy = of("NetworkPolicy", render(EXTRAS))["spec"]
     assert ["Ingress", "Egress"] == policy["policyTypes"]
+    *told, tester = policy["ingress"][0]["from"]
+    assert EXTRAS["networkPolicy"]["from"] == told
+    labels = of("Pod", render(EXTRAS))["metadata"]["labels"]
+    assert tester["podSelector"]["matchLabels"].items() <= labels.items()
+    policy = of("NetworkPolicy", render({**EXTRAS, "tests": {"enabled": False}}))["spec"]
     assert EXTRAS["networkPolicy"]["from"] == policy["ingress"][0]["from"]
 
 
@@ -541,6 +581,9 @@ def test_notes() -> None:
     """The notes say what to do next, for either mode."""
     notes = "sqlalchemy-pool-exporter/templates/NOTES.txt"
     assert "helm --namespace shop test pools" in chart().render(name="pools", namespace="shop")[notes]
+    assert "set serviceMonitor.enabled" in chart().render(name="pools", namespace="shop")[notes]
+    said = chart().render(values={"serviceMonitor": {"enabled": True}}, name="pools", namespace="shop")[notes]
+    assert "Nothing scrapes it yet" not in said
     said = chart().render(values={"mode": "sidecar"}, name="pools", namespace="shop")[notes]
     assert "label sqlalchemy-pool-exporter=pools" in said
     assert "podMonitor.enabled" in said

@@ -297,7 +297,7 @@ def test_every_threshold_can_be_set(tmp_path: Path) -> None:
         values[threshold.name] = {
             "names of labels, with commas": "region, job",
             "a duration such as 90s or 1h30m": f"{at + 1}h7s",
-        }.get(kind, "2.5" if threshold.one_of else f"{at}.125")
+        }.get(kind, "2.5" if threshold.one_of else f"0.{at:03}5" if threshold.most == 1 else f"{at}.125")
     path = tmp_path / "rules.yml"
     path.write_text(rules.render(SOURCE, values), "utf-8")
     run("check", "rules", path)
@@ -325,11 +325,13 @@ def test_wrong_thresholds_are_told_all_at_once() -> None:
         "fleet_labels": 'job"}) or vector(1',
         "storm_ratio": "-1",
         "wait_objective_seconds": "0.3",
+        "wait_objective_ratio": "99",
+        "leaked_window": "٣m",
     }
     with pytest.raises(ThresholdError) as caught:
         rules.render(SOURCE, values)
     assert [
-        "thresholds: 8 faults",
+        "thresholds: 10 faults",
         "  held_second: unknown threshold, did you mean 'held_seconds'?",
         "  nonsense: unknown threshold, `rules --list` names them",
         "  stuck_seconds: expected a number from 0, got '2m'",
@@ -341,6 +343,8 @@ def test_wrong_thresholds_are_told_all_at_once() -> None:
             "  wait_objective_seconds: expected one of 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, "
             "0.5, 1, 2.5, 5, 10, 30, 60, got '0.3'"
         ),
+        "  wait_objective_ratio: expected a number from 0 to 1, got '99'",
+        "  leaked_window: expected a duration such as 90s or 1h30m, got '٣m'",
     ] == str(caught.value).splitlines()
 
 

@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_rules(commands: Any) -> None:
     what = "write recording rules and alerts for Prometheus"
     command = commands.add_parser(
-        "rules", help=what, description=f"{what.capitalize()}, with thresholds of your own."
+        "rules", help=what, description=f"{what[0].upper()}{what[1:]}, with thresholds of your own."
     )
     action = command.add_mutually_exclusive_group(required=True)
     action.add_argument("--out", type=Path, metavar="DIR", help="directory to write them into")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE = "sqlalchemy-pool.rules.yml"
 
 # As Prometheus writes them: 1h30m, 5m, 250ms.
-_DURATION = re.compile(r"(?=.)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?")
+_DURATION = re.compile(r"(?=.)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?", re.ASCII)
 _LABEL = r"[a-zA-Z_][a-zA-Z0-9_]*"
 _LABELS = re.compile(rf"{_LABEL}(, *{_LABEL})*")
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -39,6 +39,7 @@ class Threshold:
     default: str
     help: str
     one_of: tuple[float, ...] = ()
+    most: float = math.inf
 
     @property
     def expects(self) -> str:
@@ -46,7 +47,7 @@ class Threshold:
         if self.one_of:
             return f"one of {', '.join(f'{number:g}' for number in self.one_of)}"
         if _number(self.default) is not None:
-            return "a number from 0"
+            return "a number from 0" + f" to {self.most:g}" * math.isfinite(self.most)
         return (
             "a duration such as 90s or 1h30m"
             if _is_duration(self.default)
@@ -57,7 +58,7 @@ class Threshold:
         """Tell whether it can have this value."""
         if _number(self.default) is not None:
             number = _number(text)
-            return number is not None and (not self.one_of or number in self.one_of)
+            return number is not None and number <= self.most and (not self.one_of or number in self.one_of)
         if _is_duration(self.default):
             # A window of nothing is an error to Prometheus; to wait for nothing is not.
             return _is_duration(text) and (self.name.endswith("_for") or re.search("[1-9]", text) is not None)
@@ -81,7 +82,13 @@ def thresholds(text: str) -> dict[str, Threshold]:
     """Return the thresholds of a source by name, in its order."""
     declared: dict[str, Any] = yaml.safe_load(text)["thresholds"]
     return {
-        name: Threshold(name, str(given["value"]), given["help"], tuple(given.get("one_of", ())))
+        name: Threshold(
+            name,
+            str(given["value"]),
+            given["help"],
+            tuple(given.get("one_of", ())),
+            given.get("most", math.inf),
+        )
         for name, given in declared.items()
     }
 

@@ -24,6 +24,12 @@ app.kubernetes.io/name: {{ include "sqlalchemy-pool-exporter.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Of the pod of `helm test`, which no service selects. */}}
+{{- define "sqlalchemy-pool-exporter.testLabels" -}}
+app.kubernetes.io/name: sqlalchemy-pool-exporter-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "sqlalchemy-pool-exporter.labels" -}}
 {{ include "sqlalchemy-pool-exporter.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -75,7 +81,12 @@ annotations:
 {{- $_ := set $config "segments" (dict "directory" .Values.sidecar.directory) -}}
 {{- end -}}
 {{- $databases := list -}}
+{{- $names := list -}}
 {{- range .Values.config.databases -}}
+{{- if has .name $names -}}
+{{- fail (printf "config.databases: there are two of the name %s" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
 {{- $database := merge (dict "dsn_file" (printf "/etc/sqlalchemy-pool-exporter/dsn/%s" .name)) (omit . "dsnSecret") -}}
 {{- $databases = append $databases $database -}}
 {{- end -}}

@@ -23,10 +23,13 @@ or not so, is an error: an alert that was meant to be switched off and goes on i
 {{- if regexMatch (get $kinds .) (include "sqlalchemy-pool-exporter.text" $threshold.value) }}{{ $kind = . }}{{ end -}}
 {{- end -}}
 {{- if not (and $value (regexMatch (get $kinds $kind) $value)) -}}
-{{- fail (printf "prometheusRule.thresholds.%s: expected a %s as %v is, got %q" $name $kind $threshold.value $value) -}}
+{{- fail (printf "prometheusRule.thresholds.%s: expected %s as %v is, got %q" $name (get (dict "number" "a number" "duration" "a duration" "labels" "labels") $kind) $threshold.value $value) -}}
 {{- end -}}
 {{- if and (eq $kind "duration") (not (hasSuffix "_for" $name)) (not (regexMatch "[1-9]" $value)) -}}
 {{- fail (printf "prometheusRule.thresholds.%s: a window of nothing shows nothing" $name) -}}
+{{- end -}}
+{{- if and (hasKey $threshold "most") (gt (float64 $value) (float64 (get $threshold "most"))) -}}
+{{- fail (printf "prometheusRule.thresholds.%s: expected at most %v, got %s" $name $threshold.most $value) -}}
 {{- end -}}
 {{- if hasKey $threshold "one_of" -}}
 {{- if not (has $value (toStrings $threshold.one_of)) -}}

@@ -2,13 +2,14 @@
 
 What a chart that depends on this one, with mode sidecar, puts into its pods. Each takes that chart's own context:
 
-  metadata.labels:  include "sqlalchemy-pool-exporter.sidecar.labels" .
-  initContainers:   include "sqlalchemy-pool-exporter.sidecar.initContainers" .
-  containers:       include "sqlalchemy-pool-exporter.sidecar.containers" .
-  volumes:          include "sqlalchemy-pool-exporter.sidecar.volumes" .
+  metadata.labels:      include "sqlalchemy-pool-exporter.sidecar.labels" .
+  metadata.annotations: include "sqlalchemy-pool-exporter.sidecar.annotations" .
+  initContainers:       include "sqlalchemy-pool-exporter.sidecar.initContainers" .
+  containers:           include "sqlalchemy-pool-exporter.sidecar.containers" .
+  volumes:              include "sqlalchemy-pool-exporter.sidecar.volumes" .
   and in the application's container
-  env:              include "sqlalchemy-pool-exporter.sidecar.env" .
-  volumeMounts:     include "sqlalchemy-pool-exporter.sidecar.volumeMounts" .
+  env:                  include "sqlalchemy-pool-exporter.sidecar.env" .
+  volumeMounts:         include "sqlalchemy-pool-exporter.sidecar.volumeMounts" .
 
 One of initContainers and containers is empty, by the value `sidecar.native`, so that both can stay where they are.
 */}}
@@ -16,6 +17,14 @@ One of initContainers and containers is empty, by the value `sidecar.native`, so
 {{/* By which the PodMonitor finds the pods. */}}
 {{- define "sqlalchemy-pool-exporter.sidecar.labels" -}}
 sqlalchemy-pool-exporter: {{ .Release.Name }}
+{{- end -}}
+
+{{/* By which a changed configuration restarts the pods: the exporter reads it when it starts. */}}
+{{- define "sqlalchemy-pool-exporter.sidecar.annotations" -}}
+{{- include "sqlalchemy-pool-exporter.sidecar.check" . -}}
+{{- with index .Subcharts "sqlalchemy-pool-exporter" -}}
+checksum/sqlalchemy-pool-exporter: {{ include "sqlalchemy-pool-exporter.config" . | sha256sum }}
+{{- end -}}
 {{- end -}}
 
 {{/* This chart's own context is .Subcharts of the one that depends on it. */}}
