@@ -61,7 +61,7 @@ def run(*, quick: bool) -> Iterator[Table]:
             "are what this project's figure consists of. Between two scrapes every pool of every live worker counts "
             "on, so nothing can be kept from the scrape before; prometheus_client's files stay as they were "
             "written, which is no harder for it. Of workers that died it keeps counters and histograms for ever, as "
-            "mark_process_dead() leaves them; here a dead worker costs one look at a header, and nothing once another "
+            "mark_process_dead() leaves them; here a dead worker costs one look at its file, and nothing once another "
             "has taken its file over. Times: prometheus_client's time divided by ours, turn by turn, with the 95 % "
             "confidence interval of the median. Series: the lines that are no comments, ours and theirs."
         ),
