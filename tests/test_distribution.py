@@ -171,7 +171,6 @@ def test_no_licence() -> None:
     assert 1 == len(faults(component({"license": {"id": "MIT"}}, {"license": {"id": "AGPL-3.0-only"}})))
 
 
-@pytest.mark.soak
 def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
     """Installed from the wheel alone, every command works."""
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)

@@ -248,7 +248,6 @@ def read_only(tree: Path) -> None:
             path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-@pytest.mark.soak
 def test_steps_by_hand(prefix: Path) -> None:
     """What the steps install runs as somebody who can write nowhere in it, and answers its health check."""
     exporter = build(prefix)
