@@ -94,7 +94,7 @@ coverage: environment-newest ## run the tests and report what they reach
 
 .PHONY: demo
 demo: environment-demo ## show pools in trouble, on a real PostgreSQL (DURATION=40 ends by itself; PORT=10079)
-	@.venv/demo/bin/python -m examples.demo --port $(PORT) $(if $(DURATION),--duration $(DURATION))
+	@.venv/demo/bin/python -m demo --port $(PORT) $(if $(DURATION),--duration $(DURATION))
 
 .PHONY: bench
 bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
@@ -102,7 +102,7 @@ bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 
 .PHONY: pictures
 pictures: environment-newest ## draw docs/images anew, from a run of two minutes on a real Prometheus and PostgreSQL
-	@.venv/newest/bin/python -m docs.pictures
+	@.venv/newest/bin/python -m tools.pictures
 
 .PHONY: lint
 lint: environment-lint ## check style and format
@@ -122,7 +122,7 @@ types: environment-lint ## check types
 
 .PHONY: chart
 chart: environment-newest ## renew what the chart takes from rules, dashboards, configuration and its own comments
-	@.venv/newest/bin/python -m docs.generate_chart
+	@.venv/newest/bin/python -m tools.generate_chart
 
 sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
@@ -136,7 +136,7 @@ dist: environment-build environment-lint ## build wheel, source distribution and
 		--require-hashes --only-binary=:all: --requirement requirements/exporter.lock
 	@.venv/lint/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
 		--output-file $(sbom) .venv/shipped/bin/python
-	@.venv/lint/bin/python -m shipping.licences $(sbom)
+	@.venv/lint/bin/python -m tools.licences $(sbom)
 
 # Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
 # without the name of the registry they were asked from.

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 
-from sqlalchemy_pool_exporter import exposition, segment
-from sqlalchemy_pool_exporter.catalogue import BUCKETS, POOL_METRICS
-from sqlalchemy_pool_exporter.fleet import Reader
-from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
-from sqlalchemy_pool_exporter.lease import Lease
+from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.metrics import BUCKETS, POOL_METRICS
+from sqlalchemy_pool_exporter.segment import block as segment
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 
 from . import measure
 from .report import Table
@@ -26,7 +27,7 @@ from .report import Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy_pool_exporter.fleet import Fleet
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
 
 POOLS = 4
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"

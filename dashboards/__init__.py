@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grafana dashboards, and the code that writes them: ``python -m dashboards.generate``."""
+"""Grafana dashboards; ``source`` is the code that writes them."""

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from . import pg
+from tests.support import pg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .incidents import Played
+    from tests.support.incidents import Played
 
 # How long an example takes is the machine's business and no property of the code.
 settings.register_profile("project", deadline=None, print_blob=True)
@@ -40,8 +40,8 @@ def server() -> Iterator[pg.Server]:
 @pytest.fixture(scope="session")
 def incidents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     """Play every incident at once; two minutes of a real Prometheus' data, which can still be asked for more."""
-    from .incident_list import INCIDENTS  # noqa: PLC0415 - with its libraries, for those who ask for it
-    from .incidents import play  # noqa: PLC0415
+    from tests.support.incident_list import INCIDENTS  # noqa: PLC0415 - with its libraries, for those who ask for it
+    from tests.support.incidents import play  # noqa: PLC0415
 
     with play(INCIDENTS, tmp_path_factory.mktemp("incidents")) as played:
         yield played

@@ -1,135 +1,231 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus gets: the catalogue's families, in both formats, valid, whatever the pools do."""
+"""Our writer of the two formats against prometheus_client's: the same bytes, of whatever is exposed."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client import exposition as their_text
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import METRIC_TYPES, Metric
+from prometheus_client.openmetrics import exposition as their_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from sqlalchemy.pool import NullPool, QueuePool
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
 
-from docs import generate
-from sqlalchemy_pool_exporter import instrument
-from sqlalchemy_pool_exporter.catalogue import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
-from sqlalchemy_pool_exporter.hooks import hooks_of
-
-from .fakes import connect
-from .witness import Exposition
+from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
+from sqlalchemy_pool_exporter.segment import block as segment
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
-ROOT = Path(__file__).parents[1]
+NAMES = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,8}", fullmatch=True)
+LABELS = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True)
+# Anything that UTF-8 can say, and often what has to be escaped.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text('\\"\n{}=, ', max_size=6)
+VALUES = (
+    st.floats() | st.integers(-(10**12), 10**12) | st.sampled_from([0.0, -0.0, 1e6, 1e15, 1e16, -1e7, 5e-324])
+)
+
+
+class Families:
+    """A registry of families that are there already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self.families = list(families)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self.families
+
+
+def expected_text(families: Iterable[Metric]) -> bytes:
+    registry: Any = Families(families)
+    return their_text.generate_latest(registry)
+
+
+def expected_openmetrics(families: Iterable[Metric]) -> bytes:
+    registry: Any = Families(families)
+    written: bytes = their_openmetrics.generate_latest(registry)
+    return written
+
+
+def as_go(written: bytes) -> bytes:
+    """Take out the third digit that prometheus_client wrote into exponents of old."""
+    return re.sub(rb"e\+0(?=\d\d\b)", b"e+", written)
+
+
+def assert_written_alike(families: Iterable[Metric], ours: Iterable[Metric]) -> None:
+    assert as_go(expected_text(families)) == as_go(exposition.text(ours))
+    assert as_go(expected_openmetrics(families)) == as_go(exposition.openmetrics(ours))
+
+
+@st.composite
+def samples(draw: st.DrawFn, name: str, *, plain: bool) -> Sample:
+    suffix = draw(
+        st.sampled_from(["", "_total", "_bucket", "_sum", "_count", "_info", "_created", "_gcount", "_gsum"])
+    )
+    labels = draw(st.dictionaries(LABELS, TEXTS, max_size=3))
+    if plain:
+        return Sample(name + suffix, labels, draw(VALUES))
+    timestamp = draw(st.none() | st.integers(0, 2**31) | st.floats(0, 2**31))
+    exemplar = None
+    if suffix in ("_bucket", "_total"):
+        exemplar = draw(
+            st.none() | st.builds(Exemplar, st.dictionaries(LABELS, TEXTS, max_size=2), VALUES, st.none())
+        )
+    return Sample(name + suffix, labels, draw(VALUES), timestamp, exemplar)
+
+
+@st.composite
+def families(draw: st.DrawFn, *, plain: bool = False) -> Metric:
+    kind = draw(st.sampled_from([kind for kind in METRIC_TYPES if kind != "untyped"]))
+    family = Metric(draw(NAMES), draw(TEXTS), kind, draw(st.sampled_from(["", "seconds"])))
+    family.samples = draw(st.lists(samples(family.name, plain=plain), max_size=6))
+    if any(sample.exemplar for sample in family.samples):
+        family.type = "histogram" if family.samples[0].name.endswith("_bucket") else "counter"
+        family.samples = [
+            sample
+            for sample in family.samples
+            if not sample.exemplar or (family.type == "histogram") == sample.name.endswith("_bucket")
+        ]
+    return family
+
+
+@given(VALUES)
+@example(1000000.0)
+@example(1234567.891)
+@example(999999.9999999999)
+@example(-12345678.0)
+@example(float("nan"))
+def test_numbers(value: float) -> None:
+    """A number is written as Go writes it."""
+    assert as_go(floatToGoString(value).encode()) == exposition.number(value).encode()
+
+
+@given(st.lists(families() | families(plain=True), max_size=4))
+def test_families_of_others(given_families: list[Metric]) -> None:
+    """Families of any kind, with timestamps and exemplars or without, are written as prometheus_client writes them."""
+    assert_written_alike(given_families, given_families)
+
+
+@given(
+    families(plain=True).filter(
+        lambda family: family.type in ("counter", "gauge", "histogram", "info") and ":" not in family.name
+    )
+)
+def test_families_of_our_own(theirs: Metric) -> None:
+    """A family whose series are kept is written as one whose samples are made anew, and has the same samples."""
+    ours = exposition.Family(theirs.name, theirs.documentation, theirs.type, theirs.unit)
+    created = [sample for sample in theirs.samples if sample.name.endswith(("_created", "_gcount", "_gsum"))]
+    theirs.samples = [
+        sample for sample in theirs.samples if sample not in created
+    ]  # none of ours is called so
+    for name, labels, value, *_ in theirs.samples:
+        ours.series.append(exposition.Series.of(name, labels))
+        ours.values.append(value)
+    assert_written_alike([theirs], [ours])
+    assert repr(theirs.samples) == repr(ours.samples)
+
+
+def test_a_sample_without_a_value() -> None:
+    """What prometheus_client cannot write is an error here, too, and not a line that says something else."""
+    family = Metric("odd", "", "gauge")
+    family.samples = [Sample("odd", {}, None)]  # type: ignore[arg-type]
+    for write in (exposition.text, exposition.openmetrics):
+        with pytest.raises((TypeError, AttributeError)):
+            write([family])
 
 
 @pytest.fixture
-def registry() -> Iterator[CollectorRegistry]:
-    """A registry that shows a bounded and a NullPool, both of which were used."""
-    registry = CollectorRegistry()
-    pools = [QueuePool(connect, recycle=900), NullPool(connect)]
-    handles = [
-        instrument(pool, name=f'odd "name"\\{at}\n', registry=registry) for at, pool in enumerate(pools)
-    ]
-    for pool in pools:
-        pool.connect().close()
-    yield registry
-    for handle in handles:
-        handle.close()
+def collector(tmp_path: Path) -> Iterator[FleetCollector]:
+    """Two workers with two pools each, whose names need every escape there is."""
+    leases = [Lease(tmp_path) for _ in range(2)]
+    for number, lease in enumerate(leases):
+        for name in ("orders", 'odd "name"\\\n{é}'):
+            block = lease.block(
+                name, {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}, 64
+            )
+            block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
+            block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
+            block[segment.LAST_CHECKIN] = time.monotonic()
+            block[segment.CONNECTIONS_USED] = 2.0
+            block[segment.CONNECTIONS_AT] = block[segment.CONNECTIONS_AT + segment.HELD_SINCE] = (
+                time.monotonic()
+            )
+            for field in range(segment.FIRST_COUNTER, segment.FIELDS):
+                block[field] = 10.0**6 * number + field
+    yield FleetCollector(Reader(tmp_path))
+    for lease in leases:
+        lease.close()
 
 
-def test_every_metric_of_the_catalogue_is_exposed(registry: CollectorRegistry) -> None:
-    """Each family has the catalogue's name, type, help and labels, and no family is exposed that is not in it."""
-    found = {}
-    for family in parse_text(generate_latest(registry).decode()):
-        suffix = {"counter": "_total"}.get(family.type, "")
-        found[family.name + suffix] = family
-    assert set(found) == set(METRICS)
-    for name, metric in METRICS.items():
-        family = found[name]
-        kind = "gauge" if metric.kind == "info" else metric.kind
-        assert (family.type, family.documentation) == (kind, metric.help)
-        own = {label for sample in family.samples for label in sample.labels} - {"pool", "le"}
-        assert own == set(metric.labels) - {"pool"}, name
-        if metric.values:
-            values = {sample.labels[metric.labels[0]] for sample in family.samples}
-            assert values == set(metric.values)
+def test_the_fleets_families(collector: FleetCollector) -> None:
+    """What the sidecar shows is, byte for byte, what prometheus_client makes of it, at the first scrape and later."""
+    for _ in range(3):
+        collected = list(collector.collect())
+        assert_written_alike(collected, collected)
 
 
-def test_names_follow_the_conventions() -> None:
-    """Base units, ``_total`` on counters and on nothing else, one prefix, a sentence of help each."""
-    for metric in METRICS.values():
-        assert re.fullmatch(r"sqlalchemy_pool_[a-z_]+", metric.name)
-        assert metric.name.endswith("_total") == (metric.kind == "counter")
-        assert metric.help.endswith(".") or metric.help.endswith("report it.")
-        assert not re.search(r"_(ms|millis|minutes|percent)(_|$)", metric.name)
-
-
-def test_openmetrics_parses(registry: CollectorRegistry) -> None:
-    """The OpenMetrics form is parsed by a strict parser, with units and the info family as such."""
-    families = {family.name: family for family in parse_openmetrics(generate_openmetrics(registry).decode())}
-    assert families["sqlalchemy_pool"].type == "info"
-    assert families["sqlalchemy_pool_checkout_wait_seconds"].unit == "seconds"
-    assert families["sqlalchemy_pool_checkouts"].type == "counter"
+def test_the_fleets_families_are_the_catalogues(collector: FleetCollector) -> None:
+    """Names, types, units and help texts are those of the catalogue, in both formats, and every family is there."""
+    metrics = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)}
+    suffixes = {"counter": "_total", "info": "_info"}
+    parsed = list(parse_openmetrics(exposition.openmetrics(collector.collect()).decode()))
+    assert {family.name + suffixes.get(family.type, "") for family in parsed} == set(metrics)
+    for family in parsed:
+        metric = metrics[family.name + suffixes.get(family.type, "")]
+        unit = metric.unit if metric.kind in ("gauge", "histogram") else ""
+        assert (family.type, family.documentation, family.unit) == (metric.kind, metric.help, unit)
+    names = {family.name for family in parse_text(exposition.text(collector.collect()).decode())}
+    # Its parser takes the suffix of a counter off, and knows no info.
+    assert names == {name.removesuffix("_total") for name in metrics}
 
 
 @pytest.mark.requires("promtool")
-def test_promtool_finds_nothing(registry: CollectorRegistry) -> None:
-    """``promtool check metrics`` has nothing to say about the text format."""
-    result = subprocess.run(
-        ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
+def test_promtool_has_nothing_to_say(collector: FleetCollector) -> None:
+    """``promtool check metrics`` accepts the text."""
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=exposition.text(collector.collect()),
+        capture_output=True,
+        check=False,
     )
-    assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, "", "")
+    assert (lint.returncode, lint.stdout, lint.stderr) == (0, b"", b"")
 
 
-def test_histograms_are_cumulative(registry: CollectorRegistry) -> None:
-    """Buckets grow towards +Inf, which equals the count, and every bound is there."""
-    for family in parse_text(generate_latest(registry).decode()):
-        if family.type != "histogram":
-            continue
-        for pool in {sample.labels["pool"] for sample in family.samples}:
-            samples = [sample for sample in family.samples if sample.labels["pool"] == pool]
-            buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
-            values = [sample.value for sample in buckets]
-            assert values == sorted(values)
-            assert [float(sample.labels["le"]) for sample in buckets] == [*BUCKETS, float("inf")]
-            assert values[-1] == next(sample.value for sample in samples if sample.name.endswith("_count"))
+def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
+    """What is kept from scrape to scrape is what the last one showed, however many pools there were."""
+    collector = FleetCollector(Reader(tmp_path))
+    text = b""
+    for number in range(20):
+        lease = Lease(tmp_path)
+        block = lease.block(f"pool {number}", {"pool_class": "QueuePool", "dialect": "x", "driver": "y"}, 64)
+        block[segment.ACTIVE] = 1.0
+        text = exposition.text(collector.collect())
+        lease.close()
+    assert text.count(b"sqlalchemy_pool_pre_ping{") == 1
+    owners = {owner for owner in collector._known if len(owner) == 2}
+    assert owners == {("pool 19", "000")}
 
 
-def test_one_odd_pool_does_not_fail_the_scrape() -> None:
-    """A pool that cannot be read is left out and counted; the others are shown."""
-    registry = CollectorRegistry()
-    odd, fine = QueuePool(connect), QueuePool(connect)
-    instrument(odd, name="odd", registry=registry)
-    instrument(fine, name="fine", registry=registry)
-    recorder: Any = getattr(hooks_of(odd), "recorder", None)
-    recorder.clock = lambda: 1 / 0
-    exposition = Exposition(registry)
-    assert exposition.value("connections", "fine", state="idle") == 0
-    assert exposition.get("connections", "odd", state="idle") is None
-    assert exposition.samples["sqlalchemy_pool_exporter_scrape_errors_total", frozenset()] == 1
-
-
-def test_restricted_registry(registry: CollectorRegistry) -> None:
-    """``name[]=`` shows what is asked for and nothing else."""
-    shown = generate_latest(registry.restricted_registry(["sqlalchemy_pool_checkouts_total"])).decode()
-    names = {line.split("{")[0] for line in shown.splitlines() if not line.startswith("#")}
-    assert names == {"sqlalchemy_pool_checkouts_total"}
-
-
-def test_labels_are_escaped(registry: CollectorRegistry) -> None:
-    """A pool may be called anything."""
-    assert r'pool="odd \"name\"\\0\n"' in generate_latest(registry).decode()
-
-
-def test_documentation_is_current() -> None:
-    """docs/metrics.md, and the table and the excerpt in the README, are what the code makes."""
-    assert generate.metrics_reference() == (ROOT / "docs" / "metrics.md").read_text()
-    assert generate.readme() == (ROOT / "README.md").read_text()
+def test_ordinary_families_beside_them() -> None:
+    """Families of prometheus_client's own, such as those of the probes, stand among them."""
+    gauge = GaugeMetricFamily("up", 'a "help"\\\n', labels=["database"])
+    gauge.add_metric(["a\\b\n"], 1)
+    counter = CounterMetricFamily("failures", "", labels=["reason"])
+    counter.add_metric(["x"], 3, created=5)
+    both: list[Metric] = [gauge, counter]
+    assert expected_text(both) == exposition.text(both)
+    assert expected_openmetrics(both) == exposition.openmetrics(both)

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from .endpoint import Server, aiohttp_handler, asgi_app, serve, wsgi_app
-from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
-from .instrumentation import Handle, instrument, uninstrument
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
+    from .recording.endpoint import Server, aiohttp_handler, asgi_app, serve, wsgi_app
+    from .recording.instrument import Handle, instrument, uninstrument
 
 __all__ = [
     "ConfigError",
@@ -22,3 +26,23 @@ __all__ = [
     "uninstrument",
     "wsgi_app",
 ]
+
+# Each public name is loaded on its first use (PEP 562): the command line and the sidecar import this package too, and
+# must not load SQLAlchemy for it.
+_MODULES = {
+    "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
+    "recording.endpoint": ("Server", "aiohttp_handler", "asgi_app", "serve", "wsgi_app"),
+    "recording.instrument": ("Handle", "instrument", "uninstrument"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

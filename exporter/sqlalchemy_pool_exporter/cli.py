@@ -18,7 +18,7 @@ from .errors import BundleError, ConfigError, EndpointError, ThresholdError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .config import Config
+    from .sidecar.config import Config
 
 # What a shell and an init system tell apart: a mistake of whoever calls, or one of the machine's.
 _WRONG_CONFIGURATION = 2
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         return _write_rules(options)
     if options.command == "dashboards":
         return _write_dashboards(options)
-    from .config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
+    from .sidecar.config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
 
     overrides = {
         "web.listen_address": options.listen_address,
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check(read: Callable[[], Config]) -> int:
     config = read()
     if config.web.config_file:
-        from .webconfig import WebConfig  # noqa: PLC0415 - see _run()
+        from .sidecar.web.config import WebConfig  # noqa: PLC0415 - see _run()
 
         WebConfig(config.web.config_file)
     sys.stdout.write("the configuration is valid\n")
@@ -84,14 +84,14 @@ def _check(read: Callable[[], Config]) -> int:
 
 
 def _ask(read: Callable[[], Config]) -> int:
-    from .healthcheck import check  # noqa: PLC0415 - see _run()
+    from .sidecar.healthcheck import check  # noqa: PLC0415 - see _run()
 
     sys.stdout.write(f"{check(read().web)}\n")
     return 0
 
 
 def _serve(read: Callable[[], Config]) -> int:
-    from .sidecar import Sidecar  # noqa: PLC0415 - see _run()
+    from .sidecar.main import Sidecar  # noqa: PLC0415 - see _run()
 
     _set_up_log(read())
     asyncio.run(Sidecar(read, os.environ).run())
@@ -99,7 +99,8 @@ def _serve(read: Callable[[], Config]) -> int:
 
 
 def _write_rules(options: argparse.Namespace) -> int:
-    from . import bundled, rules  # noqa: PLC0415 - see _run()
+    from . import bundled  # noqa: PLC0415 - see _run()
+    from .alerting import rules  # noqa: PLC0415 - see _run()
 
     source = rules.source()
     if options.list:

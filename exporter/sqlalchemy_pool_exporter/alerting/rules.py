@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From ``config/alerts.yml`` and thresholds to a file of Prometheus' rules.
+
+The source has every threshold once, under ``thresholds``, and ``${name}`` in the rules wherever its value belongs. What
+is rendered is text, not YAML, so that the result is as readable as the source.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sqlalchemy_pool_exporter import bundled
+from sqlalchemy_pool_exporter.errors import ThresholdError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+FILE = "sqlalchemy-pool.rules.yml"
+
+# As Prometheus writes them: 1h30m, 5m, 250ms.
+_DURATION = re.compile(r"(?=.)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?", re.ASCII)
+_LABEL = r"[a-zA-Z_][a-zA-Z0-9_]*"
+_LABELS = re.compile(rf"{_LABEL}(, *{_LABEL})*")
+_PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+_HEADER = "# Rendered from config/alerts.yml by `sqlalchemy-pool-exporter rules`; change it there."
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """One value that the rules leave to their user; the default says which kind of value it takes."""
+
+    name: str
+    default: str
+    help: str
+    one_of: tuple[float, ...] = ()
+    most: float = math.inf
+
+    @property
+    def expects(self) -> str:
+        """Say in words which values it takes."""
+        if self.one_of:
+            return f"one of {', '.join(f'{number:g}' for number in self.one_of)}"
+        if _number(self.default) is not None:
+            return "a number from 0" + f" to {self.most:g}" * math.isfinite(self.most)
+        return (
+            "a duration such as 90s or 1h30m"
+            if _is_duration(self.default)
+            else "names of labels, with commas"
+        )
+
+    def accepts(self, text: str) -> bool:
+        """Tell whether it can have this value."""
+        if _number(self.default) is not None:
+            number = _number(text)
+            return number is not None and number <= self.most and (not self.one_of or number in self.one_of)
+        if _is_duration(self.default):
+            # A window of nothing is an error to Prometheus; to wait for nothing is not.
+            return _is_duration(text) and (self.name.endswith("_for") or re.search("[1-9]", text) is not None)
+        return _LABELS.fullmatch(text) is not None
+
+    def written(self, text: str) -> str:
+        """Return a value as it stands in the rules: one of a list as the exposition writes it."""
+        return f"{float(text):g}" if self.one_of else text.strip()
+
+
+def source() -> str:
+    """Return the rules that come with the package, thresholds and all.
+
+    Raises:
+        BundleError: the package was not installed from a wheel.
+    """
+    return bundled.text("alerts.yml")
+
+
+def thresholds(text: str) -> dict[str, Threshold]:
+    """Return the thresholds of a source by name, in its order."""
+    declared: dict[str, Any] = yaml.safe_load(text)["thresholds"]
+    return {
+        name: Threshold(
+            name,
+            str(given["value"]),
+            given["help"],
+            tuple(given.get("one_of", ())),
+            given.get("most", math.inf),
+        )
+        for name, given in declared.items()
+    }
+
+
+def render(text: str, values: Mapping[str, str] | None = None) -> str:
+    """Return the rules of a source with ``values`` for the thresholds named, and the defaults for the others.
+
+    Raises:
+        ThresholdError: a name is unknown or a value is none; the message lists every fault.
+    """
+    known, values = thresholds(text), values or {}
+    if faults := [fault for name, value in values.items() if (fault := _fault(known, name, value))]:
+        raise ThresholdError(
+            "\n  ".join([f"thresholds: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults])
+        )
+    licence, _, _ = text.partition("\n")
+    groups = text[text.index("\ngroups:\n") + 1 :]
+
+    def value_of(match: re.Match[str]) -> str:
+        threshold = known[match[1]]
+        return threshold.written(values.get(threshold.name, threshold.default))
+
+    return f"{licence}\n{_HEADER}\n{_PLACEHOLDER.sub(value_of, groups)}"
+
+
+def parse(settings: Sequence[str]) -> dict[str, str]:
+    """Return what ``NAME=VALUE`` settings say, the last of each name.
+
+    Raises:
+        ThresholdError: one of them is none.
+    """
+    values = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ThresholdError(f"expected NAME=VALUE, got {setting!r}")
+        values[name.strip()] = value.strip()
+    return values
+
+
+def listing(text: str) -> str:
+    """Return the thresholds as lines for a terminal: name, default and meaning."""
+    known = thresholds(text)
+    width = max(map(len, known))
+    return "".join(f"{name:<{width}}  {known[name].default:<8} {known[name].help}\n" for name in known)
+
+
+def _fault(known: Mapping[str, Threshold], name: str, value: str) -> str | None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        remedy = f"did you mean {close[0]!r}?" if close else "`rules --list` names them"
+        return f"{name}: unknown threshold, {remedy}"
+    if not known[name].accepts(value):
+        return f"{name}: expected {known[name].expects}, got {value!r}"
+    return None
+
+
+def _number(text: str) -> float | None:
+    """Return the number that PromQL would read, if it is one from 0."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _is_duration(text: str) -> bool:
+    return _DURATION.fullmatch(text) is not None

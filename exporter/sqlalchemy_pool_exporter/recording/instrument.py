@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``instrument()``: which pool is meant, what it is called, and the handle that undoes it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+import weakref
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Self
+
+from prometheus_client import REGISTRY
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
+
+from sqlalchemy_pool_exporter.errors import TargetError
+from sqlalchemy_pool_exporter.segment import block as segment
+from sqlalchemy_pool_exporter.segment.store import Segments, after_fork, segments_in
+
+from . import collector
+from .collector import collector_of
+from .hooks import Hooks, hooks_of
+from .recorder import Recorder
+from .sqlalchemy_pool import configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+# The mutable state: who is instrumented, by name. Recorders live as long as their pools do.
+_recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
+_fork_is_watched = False
+_process = os.getpid()
+
+
+class Handle:
+    """An instrumented pool, and those that replace it when its engine is disposed of.
+
+    It does not keep the pool alive: the series of a pool that is collected go with it.
+    """
+
+    __slots__ = ("__weakref__", "_hooks", "_name", "_recorder", "_registry")
+
+    def __init__(self, recorder: Recorder, registry: CollectorRegistry) -> None:
+        self._name = recorder.name
+        self._recorder: Callable[[], Recorder | None] = weakref.ref(recorder)
+        self._registry = registry
+        self._hooks: weakref.WeakSet[Hooks] = weakref.WeakSet()
+
+    @property
+    def name(self) -> str:
+        """The value of the label ``pool``."""
+        return self._name
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is not instrumented any more."""
+        return self._recorder() is None
+
+    def close(self) -> None:
+        """Restore the pool exactly: no wrapper, no listener, its series gone. Does nothing the second time."""
+        with _lock:
+            recorder = self._recorder()
+            if recorder is not None:
+                for hooks in list(self._hooks):
+                    hooks.detach()
+                recorder.stop()
+                self._recorder = _nothing
+                with contextlib.suppress(TypeError):  # what was given is no registry
+                    collector_of(self._registry).remove(recorder)
+                if _recorders.get(self._name) is recorder:
+                    del _recorders[self._name]
+
+    def notice_fork(self) -> None:
+        """Leave the parent's numbers alone, if this is a forked child whose fork hooks have not come to ours yet."""
+        if _process != os.getpid():
+            _after_fork()
+
+    def follow(self, pool: Pool) -> None:
+        """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""
+        with _lock:
+            recorder = self._recorder()
+            if recorder is not None:
+                try:
+                    recorder.configure(configuration(pool))
+                except Exception as error:  # noqa: BLE001 - recording never raises
+                    recorder.fault(error)
+                self._attach(pool, recorder, is_new=True)
+
+    def _attach(self, pool: Pool, recorder: Recorder, *, is_new: bool = False) -> None:
+        hooks = Hooks(pool, recorder, self)
+        try:
+            hooks.attach(is_new=is_new)
+        except BaseException:
+            hooks.detach()
+            raise
+        self._hooks.add(hooks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} pool={self._name!r}{' closed' if self.closed else ''}>"
+
+
+def _nothing() -> None:
+    return None
+
+
+def instrument(
+    target: Engine | AsyncEngine | Pool,
+    *,
+    name: str | None = None,
+    registry: CollectorRegistry = REGISTRY,
+    directory: str | os.PathLike[str] | None = None,
+    group_readable: bool | None = None,
+) -> Handle:
+    """Make a connection pool visible.
+
+    Connections that are out already, and callers that wait already, are counted from now on. A second call for the
+    same pool returns the same handle, whatever its arguments.
+
+    Args:
+        target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``.
+        name: the value of the label ``pool``. By default the pool's ``logging_name``, else database and host of the
+            engine's URL, else the class of the pool; never a credential. A name that is taken gets a suffix.
+        registry: where the metrics appear.
+        directory: where a sidecar finds the numbers of this process; by default what the environment variable
+            ``SQLALCHEMY_POOL_EXPORTER_DIR`` says, else they stay in memory. If it cannot be used they stay in memory,
+            too, and a warning is logged.
+        group_readable: let the group of the file in there read it, for a sidecar of another user; by default what
+            ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE`` says, else no.
+
+    Returns:
+        A handle; ``close()`` undoes everything. It need not be kept.
+
+    Raises:
+        TargetError: ``target`` is none of these, ``name`` no text, or ``registry`` nothing to register with.
+    """
+    pool, engine = _resolve(target)
+    if name is not None and (not isinstance(name, str) or not name):
+        message = f"name must be a string that is not empty, got {type(name).__qualname__}"
+        raise TargetError(message)
+    if not hasattr(registry, "register"):  # a restricted registry has none, either
+        message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
+        raise TargetError(message)
+    with _lock:
+        present = hooks_of(pool)
+        if present is not None:
+            handle: Handle = present.handle
+            return handle
+        _watch_forks()
+        _warn_without_gil()
+        segments = segments_in(directory, group_readable=group_readable)
+        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
+        handle = Handle(recorder, registry)
+        # Before it is attached: another thread may fork in between.
+        _recorders[recorder.name] = recorder
+        try:
+            handle._attach(pool, recorder)
+            collector_of(registry).add(recorder)
+        except BaseException:
+            handle.close()
+            raise
+        return handle
+
+
+def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
+    """Undo ``instrument(target)``; do nothing if it is not instrumented.
+
+    Raises:
+        TargetError: ``target`` is neither an engine nor a pool.
+    """
+    pool, _ = _resolve(target)
+    present = hooks_of(pool)
+    if present is not None:
+        present.handle.close()
+
+
+def _resolve(target: object) -> tuple[Pool, Engine | None]:
+    # AsyncEngine is told by what it wraps: importing sqlalchemy.ext.asyncio would cost every application.
+    engine = getattr(target, "sync_engine", target)
+    if isinstance(engine, Engine):
+        return engine.pool, engine
+    if isinstance(target, Pool):
+        return target, None
+    message = f"instrument() takes an Engine, an AsyncEngine or a Pool, got {type(target).__qualname__}: "
+    # Not repr(): people pass URLs, with the password in them.
+    hint = "pass the engine that create_engine() returns" if isinstance(target, str) else _describe(target)
+    raise TargetError(message + hint)
+
+
+def _describe(target: object) -> str:
+    if isinstance(target, type):
+        return f"the class {target.__qualname__} and not an instance of it"
+    if hasattr(target, "get_bind"):
+        return "pass the engine the session is bound to, session.get_bind()"
+    return f"pass the engine (an object of {type(target).__module__}.{type(target).__qualname__} has no pool)"
+
+
+def _default_name(pool: Pool, engine: Engine | None) -> str:
+    logging_name = getattr(pool, "_orig_logging_name", None)
+    if logging_name:
+        return str(logging_name)
+    if engine is None:
+        return type(pool).__name__
+    url = engine.url
+    database = PurePath(_public(url.database)).name or url.get_backend_name()
+    host = _public(url.host)
+    return f"{database}@{host}" if host else database
+
+
+def _public(part: str | None) -> str:
+    # Whatever else people write there comes after one of these, and can be a password.
+    return re.split(r"[?#;&=\s]", str(part or ""))[0].rpartition("@")[2]
+
+
+def _unique(name: str) -> str:
+    # A file name can hold bytes that no exposition can.
+    name = name.encode("utf-8", "replace").decode()
+    if name not in _recorders:
+        return name
+    number = 2
+    while f"{name}-{number}" in _recorders:
+        number += 1
+    unique = f"{name}-{number}"
+    _logger.warning(
+        "a pool named %r is instrumented already; this one is %r (pass name= to choose another)", name, unique
+    )
+    return unique
+
+
+def _new_recorder(pool: Pool, name: str, segments: Segments) -> Recorder:
+    limits = configuration(pool)
+    dialect: Any = pool._dialect
+    info = {
+        "pool_class": type(pool).__name__,
+        "dialect": str(getattr(dialect, "name", "")),
+        "driver": str(getattr(dialect, "driver", "")),
+    }
+    rows = segment.rows_for(limits[segment.SIZE] + limits[segment.MAX_OVERFLOW])
+    return Recorder(name, info=info, configuration=limits, segments=segments, rows=rows)
+
+
+def _watch_forks() -> None:
+    global _fork_is_watched  # noqa: PLW0603 - once for each process, and not at import
+    if not _fork_is_watched and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+        _fork_is_watched = True
+
+
+def _after_fork() -> None:
+    global _lock, _process  # noqa: PLW0603 - another thread of the parent may have held it
+    if _process == os.getpid():
+        return  # a fork hook of the application's disposed of an engine before ours came
+    _process = os.getpid()
+    _lock = threading.RLock()
+    collector.after_fork()
+    after_fork()
+    for recorder in list(_recorders.values()):
+        recorder.restart()
+
+
+def _warn_without_gil() -> None:
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        warnings.warn(
+            "without the GIL, counts of simultaneous checkouts can be lost", RuntimeWarning, stacklevel=3
+        )

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sidecar's aiohttp application: metrics, health, reload and a landing page."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import html
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from aiohttp import web
+from prometheus_client.metrics_core import Metric
+
+from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.negotiation import CONTENT_TYPES, Format, accepts_gzip, choose_format
+from sqlalchemy_pool_exporter.sidecar.config import Web
+
+from . import auth as webauth
+from . import server as listener
+from .offload import in_thread
+
+if TYPE_CHECKING:
+    from .config import WebConfig
+
+_DEFAULTS = Web()
+_GZIP_LEVEL = 3
+# Different answers (format, filter, encoding) that may wait for one collection; a scraper asks for one.
+_MAX_ANSWERS = 32
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>SQLAlchemy Pool Exporter</title>
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 0; color: #222; }}
+header {{ background: #e6522c; color: #fff; padding: 1px 1.5rem; }}
+main {{ padding: 0 1.5rem; }}
+li {{ margin: .5rem 0; }}
+</style>
+</head>
+<body>
+<header><h1>SQLAlchemy Pool Exporter</h1></header>
+<main>
+<p>Prometheus metrics of SQLAlchemy connection pools. {version}</p>
+<ul>
+{links}
+</ul>
+</main>
+</body>
+</html>
+"""
+# The page needs its own style and nothing else; a header of the web configuration file takes the place of these.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+_Reload = Callable[[], Awaitable[object]]
+
+
+class Collectable(Protocol):
+    """What a scrape needs of a registry; ``prometheus_client.CollectorRegistry`` is one."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families as they are now; called in a thread, never in two at once."""
+        ...
+
+
+class Link(NamedTuple):
+    """A line of the landing page."""
+
+    path: str
+    text: str
+    description: str
+
+
+async def start(
+    app: web.Application, settings: Web = _DEFAULTS, *, web_config: WebConfig | None = None
+) -> listener.Endpoint:
+    """Serve ``app`` as ``settings`` say and return the handle, whose ``close()`` ends it.
+
+    ``web_config`` adds TLS, basic auth and rate limit. Raises EndpointError at once if the address cannot be had.
+    An application can be started once.
+    """
+    if web_config is not None:
+        webauth.guard(app, web_config)
+    return await listener.listen(app, settings, web_config)
+
+
+def application(  # noqa: PLR0913 - two objects, and what the exporter may add to them
+    registry: Collectable,
+    settings: Web = _DEFAULTS,
+    *,
+    version: str = "",
+    ready: Callable[[], bool] = lambda: True,
+    reload: _Reload | None = None,
+    links: Sequence[Link] = (),
+) -> web.Application:
+    """Return the application that serves ``registry``; routes of the caller's may be added before it is started.
+
+    ``ready`` decides what ``/-/ready`` answers. ``reload`` is awaited by ``/-/reload``, where the settings enable
+    that; it may raise ConfigError, whose message is the answer. ``links`` are added to the landing page.
+    """
+    landing = _landing_page(settings.telemetry_path, version, links)
+    pages = _Pages(registry, settings, landing, ready, reload)
+    app = web.Application()
+    app.router.add_get(settings.telemetry_path, pages.metrics)
+    app.router.add_get("/", pages.landing)
+    app.router.add_get("/-/healthy", pages.healthy)
+    app.router.add_get("/-/ready", pages.ready)
+    app.router.add_post("/-/reload", pages.reload)
+    app.router.add_put("/-/reload", pages.reload)
+    return app
+
+
+class _Wanted(NamedTuple):
+    """What one scrape asks for; an empty ``names`` is everything."""
+
+    format: Format
+    names: frozenset[str]
+    gzipped: bool
+
+
+class _OverloadError(Exception):
+    """Too many different scrapes wait for one collection."""
+
+
+class Exposition:
+    """Collects and writes out, in threads: one collection and one writing at a time.
+
+    Who arrives while a collection is under way waits for the next and shares it with everybody who waits: a scrape
+    never shows values from before it was asked for, and a hundred scrapers cost two collections, not a hundred.
+
+    Mutable state: ``_next``, the collection that has not begun. It belongs to the event loop's thread.
+    """
+
+    def __init__(self, registry: Collectable) -> None:
+        self._registry = registry
+        self._collecting, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._next: _Collection | None = None
+
+    async def answer(self, wanted: _Wanted) -> bytes:
+        """Return the exposition; if the caller is cancelled it goes on for those who share it."""
+        if self._next is None:
+            self._next = _Collection(asyncio.create_task(self._collect()))
+        collection = self._next
+        if wanted not in collection.answers:
+            if len(collection.answers) >= _MAX_ANSWERS:
+                raise _OverloadError
+            answer = asyncio.create_task(self._write(collection.families, wanted))
+            answer.add_done_callback(_retrieve)
+            collection.answers[wanted] = answer
+        return await asyncio.shield(collection.answers[wanted])
+
+    async def _collect(self) -> list[Metric]:
+        async with self._collecting:
+            self._next = None  # from here on it is too late to share it
+            return await in_thread(lambda: list(self._registry.collect()))
+
+    async def _write(self, families: asyncio.Future[list[Metric]], wanted: _Wanted) -> bytes:
+        collected = await asyncio.shield(families)
+        async with self._writing:
+            return await in_thread(lambda: _written(collected, wanted))
+
+
+class _Collection:
+    def __init__(self, families: asyncio.Task[list[Metric]]) -> None:
+        self.families = families
+        self.answers: dict[_Wanted, asyncio.Task[bytes]] = {}
+        families.add_done_callback(_retrieve)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take note of an error for which nobody waits any more, or asyncio reports it as never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+class _Pages:
+    def __init__(
+        self,
+        registry: Collectable,
+        settings: Web,
+        landing: str,
+        ready: Callable[[], bool],
+        reload: _Reload | None,
+    ) -> None:
+        self._exposition = Exposition(registry)
+        self._settings, self._landing, self._ready, self._reload = settings, landing, ready, reload
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        wanted = _Wanted(
+            choose_format(",".join(request.headers.getall("Accept", ()))),
+            frozenset(request.query.getall("name[]", ())),
+            accepts_gzip(",".join(request.headers.getall("Accept-Encoding", ()))),
+        )
+        seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings)
+        clock = asyncio.timeout(seconds)
+        try:
+            async with clock:
+                body = await self._exposition.answer(wanted)
+        except TimeoutError:
+            if not clock.expired():  # it was the collector's own
+                raise
+            what = f"503: the metrics were not collected within {seconds:g} seconds\n"
+            raise web.HTTPServiceUnavailable(text=what) from None
+        except _OverloadError:
+            raise web.HTTPServiceUnavailable(text="503: too many different scrapes at once\n") from None
+        headers = {"Content-Type": CONTENT_TYPES[wanted.format], "Vary": "Accept, Accept-Encoding"}
+        if wanted.gzipped:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, headers=headers)
+
+    async def landing(self, _request: web.Request) -> web.Response:
+        return web.Response(text=self._landing, content_type="text/html", headers=_PAGE_HEADERS)
+
+    async def healthy(self, _request: web.Request) -> web.Response:
+        return web.Response(text="healthy\n")
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        if not self._ready():
+            raise web.HTTPServiceUnavailable(text="not ready\n")
+        return web.Response(text="ready\n")
+
+    async def reload(self, _request: web.Request) -> web.Response:
+        if self._reload is None or not self._settings.enable_lifecycle:
+            raise web.HTTPForbidden(text="403: reloading over HTTP is off, see web.enable_lifecycle\n")
+        try:
+            await self._reload()
+        except ConfigError as exc:  # lists paths and lines, never values
+            raise web.HTTPInternalServerError(
+                text=f"not reloaded, the old configuration stays: {exc}\n"
+            ) from exc
+        return web.Response(text="reloaded\n")
+
+
+def budget(header: str, settings: Web) -> float:
+    """Return the seconds a scrape may take, by what Prometheus said in ``header`` and by the settings."""
+    try:
+        said = float(header)
+    except ValueError:
+        said = 0.0
+    if not (math.isfinite(said) and said > 0):
+        return settings.scrape_timeout_seconds
+    left = max(
+        said - settings.scrape_timeout_offset_seconds, said / 2
+    )  # the offset is for timeouts well above it
+    return min(left, settings.scrape_timeout_seconds)
+
+
+def _written(families: Iterable[Metric], wanted: _Wanted) -> bytes:
+    shown = families if not wanted.names else _named(families, wanted.names)
+    body = exposition.openmetrics(shown) if wanted.format == "openmetrics" else exposition.text(shown)
+    return gzip.compress(body, _GZIP_LEVEL, mtime=0) if wanted.gzipped else body
+
+
+def _named(families: Iterable[Metric], names: frozenset[str]) -> Iterable[Metric]:
+    """Yield the families called so, and of the others the samples called so."""
+    for family in families:
+        if family.name in names:
+            yield family
+        elif samples := [sample for sample in family.samples if sample.name in names]:
+            part = Metric(family.name, family.documentation, family.type, family.unit)
+            part.samples = samples
+            yield part
+
+
+def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> str:
+    everything = (
+        Link(telemetry_path, "Metrics", "for Prometheus"),
+        *links,
+        Link("/-/healthy", "Health", "answers as long as the exporter runs"),
+        Link("/-/ready", "Readiness", "answers once it has something to show"),
+    )
+    items = (
+        f'<li><a href="{html.escape(link.path)}">{html.escape(link.text)}</a>: {html.escape(link.description)}</li>'
+        for link in everything
+    )
+    said = f"Version {html.escape(version)}." if version else ""
+    return _PAGE.format(version=said, links="\n".join(items))

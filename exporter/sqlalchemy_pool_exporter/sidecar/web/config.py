@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``web.config_file``: TLS, basic auth, headers and rate limit, in the format of Prometheus' exporter-toolkit.
+
+The format is https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md, so that one file
+serves all exporters of a host. Where this differs on purpose: a bad new file does not break the endpoint but leaves the
+old one in force, and what Python's ``ssl`` cannot do is refused (see ``webtls``). HTTP/2 is allowed and never spoken.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.sidecar import schema
+from sqlalchemy_pool_exporter.sidecar.config import Secret
+
+from . import tls as webtls
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Header → the values it may have, where they are few. The list is the toolkit's; names are spelled as there.
+_HEADERS: Mapping[str, tuple[str, ...]] = {
+    "Content-Security-Policy": (),
+    "Strict-Transport-Security": (),
+    "X-Content-Type-Options": ("nosniff",),
+    "X-Frame-Options": ("deny", "sameorigin"),
+    "X-XSS-Protection": (),
+}
+
+# 22 characters of salt, the last of which has only two bits, and 31 of hash.
+_BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+_MIN_COST, _MAX_COST = 4, 18
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+class Duration(float):
+    """Seconds, written as Go writes durations."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read ``1s``, ``1m30s``, ``250ms`` or ``0``."""
+        if text != "0" and not re.fullmatch(f"(?:{_DURATION.pattern})+", text):
+            raise ValueError("expected a duration with its unit, such as 1s or 250ms, or 0")
+        return cls(sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
+
+
+class HTTPSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``http_server_config`` as written."""
+
+    http2: bool = True
+    headers: dict[str, str] = {}
+
+
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """``rate_limit``: a token each ``interval`` seconds, ``burst`` at most; no limit if the interval is 0."""
+
+    interval: Duration = Duration(0)
+    burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class WebFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The file as written."""
+
+    tls_server_config: webtls.TLSSettings = webtls.TLSSettings()
+    http_server_config: HTTPSettings = HTTPSettings()
+    basic_auth_users: dict[str, Secret] = {}
+    rate_limit: RateLimit = RateLimit()
+
+
+class Policy(NamedTuple):
+    """The file as it is applied. ``users`` maps names to bcrypt hashes, both as bytes."""
+
+    tls: webtls.TLS | None
+    users: Mapping[bytes, bytes]
+    headers: Mapping[str, str]
+    rate_limit: RateLimit
+
+
+class WebConfig:
+    """A web configuration file that is re-read whenever it, or a file it names, has changed.
+
+    The content is compared, at every handshake and every request, as the toolkit does: time stamps of a file system are
+    too coarse to tell two writes apart, and reading four small files costs less than parsing one request.
+
+    Mutable state: ``_policy`` (in force), ``_seen`` (digest of each file at the last attempt), ``failures``, ``ok``.
+    It belongs to the event loop's thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file at ``path``; ConfigError lists every fault."""
+        self._path = path
+        self._seen: dict[Path, bytes] = {}
+        self._policy = self._load()
+        self.failures = 0  # how often a new content was refused
+        self.ok = True  # False while what is in force is older than the file
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self._path)!r} ok={self.ok} failures={self.failures}>"
+
+    @property
+    def policy(self) -> Policy:
+        """What is in force, as of the last look at the files."""
+        return self._policy
+
+    def current(self) -> Policy:
+        """Look at the files and return what is to be applied now.
+
+        Never raises: a bad new content is logged and counted, once.
+        """
+        if all(_digest(path) == digest for path, digest in self._seen.items()):
+            return self._policy
+        try:
+            policy = self._load()
+            self._check_scheme(policy)
+        except ConfigError as exc:
+            self.failures += 1
+            self.ok = False
+            logger.error("web configuration not reloaded, the old one stays in force: %s", exc)  # noqa: TRY400
+        else:
+            self._policy, self.ok = policy, True
+            logger.info("web configuration reloaded from %r", str(self._path))
+        return self._policy
+
+    def _check_scheme(self, policy: Policy) -> None:
+        if (policy.tls is None) != (self._policy.tls is None):
+            what = "cannot be added or removed while running, since every client would have to change; restart for it"
+            raise ConfigError(f"{self._path}: tls_server_config: {what}")
+
+    def _load(self) -> Policy:
+        self._seen = {}
+        reading = schema.Reading(schema.read_text(self._path, self._read), WebFile, texts=_TEXTS, loose=True)
+        directory = self._path.parent
+        settings = reading.value.tls_server_config
+        tls = webtls.build(reading, settings, "tls_server_config", lambda name: self._read(directory / name))
+        users, headers = _users(reading), _headers(reading)
+        return Policy(tls, users, headers, reading.check(str(self._path)).rate_limit)
+
+    def _read(self, path: Path) -> bytes:
+        self._seen[path] = b""
+        content = _content(path)
+        self._seen[path] = hashlib.sha256(content).digest()
+        return content
+
+
+_TEXTS = {
+    Secret: schema.Text(Secret, "text"),
+    Duration: schema.Text(Duration.parse, "a duration such as 1s or 250ms"),
+}
+
+
+def _content(path: Path) -> bytes:
+    # Without blocking: a pipe would be waited for, and everybody else with it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(schema.MAX_BYTES + 1)
+    if len(content) > schema.MAX_BYTES:
+        raise OSError(errno.EFBIG, f"longer than {schema.MAX_BYTES} bytes", str(path))
+    return content
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(_content(path)).digest()
+    except (OSError, ValueError):
+        return b""
+
+
+def _users(reading: schema.Reading[WebFile]) -> Mapping[bytes, bytes]:
+    users = reading.value.basic_auth_users
+    for name, secret in users.items():
+        path = schema.join("basic_auth_users", name)
+        match = _BCRYPT.fullmatch(secret.reveal())
+        if ":" in name:
+            reading.blame(path, "no browser or scraper can send a user name with a colon")
+        if match is None:
+            reading.blame(path, "expected a password hashed with bcrypt, as `htpasswd -nBC 10 ''` makes it")
+        elif not _MIN_COST <= int(match[1]) <= _MAX_COST:
+            what = f"the cost of the hash must be from {_MIN_COST} to {_MAX_COST}; each step doubles the time it takes"
+            reading.blame(path, what)
+    return {name.encode(): secret.reveal().encode() for name, secret in users.items()}
+
+
+def _headers(reading: schema.Reading[WebFile]) -> Mapping[str, str]:
+    headers = reading.value.http_server_config.headers
+    for name, value in headers.items():
+        path = schema.join("http_server_config.headers", name)
+        if name not in _HEADERS:
+            reading.blame(path, f"cannot be set; can be: {', '.join(_HEADERS)}")
+        elif value and _HEADERS[name] and value not in _HEADERS[name]:
+            reading.blame(path, f"expected {' or '.join(_HEADERS[name])}")
+        elif not value.isprintable() or not value.isascii():
+            reading.blame(path, "has a character that a header cannot have")
+    return {name: value for name, value in headers.items() if value}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staged on real PostgreSQL, watched by a real Prometheus: each incident has its alerts, in time, and no others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_pool_exporter.alerting import rules
+from tests.support.incident_list import INCIDENTS
+from tests.support.incidents import seconds, thresholds
+
+if TYPE_CHECKING:
+    from tests.support.incidents import Incident, Played
+
+pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus")]
+# Two scrapes, two evaluations, a probe, and a machine with other work.
+GRACE = 15.0
+
+
+def _seconds(name: str) -> float:
+    """Return how long a threshold is in this run."""
+    value = thresholds().get(name) or rules.thresholds(rules.source())[name].default
+    return float(value) if name.endswith("_seconds") else seconds(value)
+
+
+@pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: incident.name)
+def test_the_alerts_of_an_incident_fire_in_time(incident: Incident, incidents: Played) -> None:
+    """Each that is expected fires, not before its ``for`` has passed, and within the time that its rule states."""
+    fired, began = incidents.fired(incident.name), incidents.began[incident.name]
+    after = {tier: fired[tier][0] - began if tier in fired else None for tier in incident.expected}
+    due = {tier: sum(map(_seconds, parts)) + GRACE for tier, parts in incident.expected.items()}
+    late = {tier: (when, due[tier]) for tier, when in after.items() if when is None or when > due[tier]}
+    assert {} == late
+    there = (incidents.hired if incident.is_configured else incidents.began)[incident.name]
+    held_back = {
+        tier: (when, _seconds(parts[-1]))
+        for tier, parts in incident.expected.items()
+        if (when := fired[tier][0] - there) < _seconds(parts[-1])
+    }
+    assert {} == held_back
+
+
+@pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: incident.name)
+def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
+    """Nothing fires but what is expected and what has a reason to, and nothing before there is one."""
+    fired = incidents.fired(incident.name)
+    there = (incidents.hired if incident.is_configured else incidents.began)[incident.name]
+    assert set(fired) <= {*incident.expected, *incident.allowed}
+    assert {} == {tier: times[0] - there for tier, times in fired.items() if times[0] < there}
+
+
+def test_alerts_of_what_is_over_are_over(incidents: Played) -> None:
+    """After the restart, when the database is back, nothing fires any more."""
+    fired = incidents.fired("restart")
+    assert fired
+    assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > incidents.end - 15.0}
+
+
+def test_the_healthy_run_was_full(incidents: Played) -> None:
+    """Each of its workers had all connections in use at times, most of them on average, and callers who waited."""
+    window, at = f"[{incidents.end - incidents.began['healthy'] - 20:.0f}s]", incidents.end - 15.0
+
+    def of_workers(expr: str) -> list[float]:
+        return [sample.value for sample in incidents.prometheus.query(expr, time=at)]
+
+    ratio = 'instance_pool_worker:sqlalchemy_pool_in_use:ratio{job="healthy"}'
+    assert [1.0, 1.0] == of_workers(f"max_over_time({ratio}{window})")
+    assert all(mean > 0.6 for mean in of_workers(f"avg_over_time({ratio}{window})"))
+    waited = 'sqlalchemy_pool_checkout_wait_seconds_bucket{job="healthy",le="%s"}'
+    (shortly,), (at_all,) = (of_workers(waited % bound) for bound in ("0.01", "+Inf"))
+    assert 0.0 < shortly < at_all

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboards as files: made by their generator, good by the linter's rules, and true to the catalogue."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import promql_parser as promql
+import pytest
+import yaml
+
+from dashboards.source import generate
+from sqlalchemy_pool_exporter import bundled
+from sqlalchemy_pool_exporter.cli import main
+from sqlalchemy_pool_exporter.metrics import (
+    APPLICATION_METRICS,
+    DATABASE_METRICS,
+    EXPORTER_METRICS,
+    POOL_METRICS,
+    PREFIX,
+    RELOAD_METRICS,
+    SIDECAR_METRICS,
+    Metric,
+)
+from tests.support import grafana
+from tests.support.linter import RULES
+from tests.support.sidecar import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.grafana import Board, Expr
+
+pytestmark = pytest.mark.newest
+ROOT = Path(__file__).parents[2]
+ALL = (
+    *POOL_METRICS,
+    *EXPORTER_METRICS,
+    *APPLICATION_METRICS,
+    *SIDECAR_METRICS,
+    *RELOAD_METRICS,
+    *DATABASE_METRICS,
+)
+METRICS = {metric.name: metric for metric in ALL}
+SUFFIXES = ("_bucket", "_count", "_sum")
+# Metrics that no dashboard shows and no rule uses, each with the reason.
+EXCUSED: dict[str, str] = {}
+
+TIERS = ["Health", "Problems", "Performance", "Maintenance"]
+GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # of the panels that it has, those we use
+VARIABLES = {
+    "overview": ["datasource", "job", "instance", "pool"],
+    "pool": ["datasource", "job", "instance", "pool", "worker"],
+    "database": ["datasource", "job", "instance", "database"],
+}
+
+every_board = pytest.mark.parametrize("name", grafana.NAMES)
+
+
+@every_board
+def test_committed_file_is_what_the_generator_writes(name: str) -> None:
+    """Nobody has edited it by hand, nor forgotten ``python -m dashboards.source.generate``."""
+    assert generate.text(generate.BOARDS[name]()) == (grafana.DIRECTORY / f"{name}.json").read_text("utf-8")
+
+
+def test_bundled_files_are_the_repositorys() -> None:
+    """The installed package has each dashboard, and no other."""
+    assert {
+        f"{name}.json": (grafana.DIRECTORY / f"{name}.json").read_text("utf-8")
+        for name in sorted(grafana.NAMES)
+    } == bundled.texts("dashboards")
+
+
+@every_board
+@pytest.mark.parametrize("rule", RULES)
+def test_linter(rule: str, name: str) -> None:
+    """Each rule of grafana/dashboard-linter holds, without exclusions."""
+    assert [] == list(RULES[rule](grafana.load(name)))
+
+
+def _first(board: Board, kind: str) -> dict[str, Any]:
+    return next(panel for panel in grafana.panels(board) if panel["type"] == kind)
+
+
+def _variable(board: Board, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in board["templating"]["list"] if one["name"] == name)
+    return found
+
+
+def _expr(expr: str) -> Callable[[Board], None]:
+    return lambda board: _first(board, "timeseries")["targets"][0].update(expr=expr)
+
+
+def _set(variable: str, /, **changes: Any) -> Callable[[Board], None]:
+    return lambda board: _variable(board, variable).update(changes)
+
+
+def _panel(kind: str, /, **changes: Any) -> Callable[[Board], None]:
+    return lambda board: _first(board, kind).update(changes)
+
+
+def _remove(name: str) -> Callable[[Board], None]:
+    return lambda board: board["templating"]["list"].remove(_variable(board, name))
+
+
+GOOD = 'job=~"$job", instance=~"$instance"'
+# What breaks which rule: every rule is here, or it might be one that cannot fail.
+BREAKS: list[tuple[str, Callable[[Board], Any]]] = [
+    ("template-datasource-rule", _set("datasource", name="prometheus")),
+    ("template-datasource-rule", _set("datasource", label="Prometheus")),
+    ("template-datasource-rule", _remove("datasource")),
+    (
+        "template-datasource-rule",
+        lambda board: board["templating"]["list"].append({**_variable(board, "datasource")}),
+    ),
+    ("template-job-rule", _remove("job")),
+    ("template-job-rule", _set("job", multi=False)),
+    ("template-job-rule", _set("job", label="job")),
+    ("template-job-rule", _set("job", type="custom")),
+    ("template-job-rule", _set("job", datasource={"uid": "abc"})),
+    ("template-instance-rule", _remove("instance")),
+    ("template-instance-rule", _set("instance", allValue=".*")),
+    ("template-label-promql-rule", _set("pool", query="label_values(up{, pool)")),
+    ("template-label-promql-rule", _set("pool", query="labels(up, pool)")),
+    ("template-on-time-change-reload-rule", _set("pool", refresh=1)),
+    ("panel-datasource-rule", _panel("stat", datasource={"type": "prometheus", "uid": "abc"})),
+    (
+        "panel-datasource-rule",
+        lambda board: _first(board, "table")["targets"][0].update(datasource={"uid": "abc"}),
+    ),
+    ("panel-title-description-rule", _panel("heatmap", title="")),
+    ("panel-title-description-rule", _panel("heatmap", description=" ")),
+    ("panel-units-rule", lambda board: _first(board, "stat")["fieldConfig"]["defaults"].pop("unit")),
+    (
+        "panel-units-rule",
+        lambda board: _first(board, "stat")["fieldConfig"]["defaults"].update(unit="seconds"),
+    ),
+    (
+        "panel-units-rule",
+        lambda board: _first(board, "table")["fieldConfig"]["overrides"].append(
+            {"matcher": {"id": "byName", "options": "x"}, "properties": [{"id": "unit", "value": "furlongs"}]}
+        ),
+    ),
+    ("panel-no-targets-rule", _panel("stat", targets=[])),
+    ("target-logql-rule", _panel("stat", datasource={"type": "loki", "uid": "${datasource}"})),
+    ("target-logql-auto-rule", _expr('count_over_time({job="a"}[$__auto])')),
+    ("target-promql-rule", _expr("sum(")),
+    ("target-promql-rule", _expr("")),
+    ("target-rate-interval-rule", _expr(f"rate(a_total{{{GOOD}}}[5m])")),
+    ("target-rate-interval-rule", _expr(f"increase(a_total{{{GOOD}}}[$__range])")),
+    ("target-rate-interval-rule", _expr(f"max_over_time(rate(a_total{{{GOOD}}}[$__rate_interval])[1h:])")),
+    ("target-job-rule", _expr('a{instance=~"$instance"}')),
+    ("target-job-rule", _expr('a{job="$job", instance=~"$instance"}')),
+    ("target-job-rule", _expr(f"a{{{GOOD}}} / on (job) b")),
+    ("target-instance-rule", _expr('a{job=~"$job"}')),
+    ("target-instance-rule", _expr('a{job=~"$job", instance=~"$job"}')),
+    ("target-counter-agg-rule", _expr(f"sum(a_total{{{GOOD}}})")),
+    ("target-counter-agg-rule", _expr(f"max_over_time(a_total{{{GOOD}}}[$__rate_interval])")),
+    ("uneditable-dashboard", lambda board: board.update(editable=True)),
+    ("uneditable-dashboard", lambda board: board.pop("editable")),
+]
+
+
+@pytest.mark.parametrize(("rule", "spoil"), BREAKS, ids=[f"{rule}-{n}" for n, (rule, _) in enumerate(BREAKS)])
+def test_linter_can_fail(rule: str, spoil: Callable[[Board], Any]) -> None:
+    """Each rule reports a dashboard that breaks it."""
+    board = grafana.load("pool")
+    spoil(board)
+    assert list(RULES[rule](board))
+
+
+def test_every_rule_is_proven() -> None:
+    """No rule is without a dashboard that breaks it."""
+    assert {rule for rule, _ in BREAKS} == set(RULES)
+
+
+@every_board
+def test_identity(name: str) -> None:
+    """Its uid stays, since links and bookmarks hold it, and Grafana 10 knows its schema and its panels."""
+    board = grafana.load(name)
+    assert f"sqlalchemy-pool-{name}" == board["uid"]
+    assert 36 <= board["schemaVersion"] <= 38  # Grafana 9 and 10: newer ones bring it up to their own
+    assert GRAFANA_10 >= {panel["type"] for panel in grafana.panels(board)}
+    assert not {"apiVersion", "kind", "spec", "__inputs", "__requires"} & board.keys()
+    assert "id" not in board
+
+
+@every_board
+def test_numbers(name: str) -> None:
+    """Panels have numbers of their own, and so have the queries of each."""
+    board = grafana.load(name)
+    numbers = [panel["id"] for panel in board["panels"]]
+    assert sorted(set(numbers)) == numbers
+    for panel in grafana.panels(board):
+        refs = [target["refId"] for target in panel["targets"]]
+        assert sorted(set(refs)) == refs
+
+
+@every_board
+def test_layout(name: str) -> None:
+    """Rows are the tiers in their order, nothing lies on anything else or beyond the edge, and no line has a gap."""
+    board = grafana.load(name)
+    assert TIERS == [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
+    boxes = [panel["gridPos"] for panel in board["panels"]]
+    for box in boxes:
+        assert 0 <= box["x"] < box["x"] + box["w"] <= 24
+    for one, other in combinations(boxes, 2):
+        assert (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        ), (one, other)
+    for y in {box["y"] for box in boxes}:
+        assert 24 == sum(box["w"] for box in boxes if box["y"] == y), y
+
+
+@every_board
+def test_titles_are_unique_and_descriptions_say_what_is_good_and_bad(name: str) -> None:
+    """Whoever has never seen the panel can tell from it whether something is wrong."""
+    found = grafana.panels(grafana.load(name))
+    assert len(found) == len({panel["title"] for panel in found})
+    for panel in found:
+        assert re.search(r"Good: .*Bad: |Neither good nor bad", panel["description"]), panel["title"]
+
+
+@every_board
+def test_variables(name: str) -> None:
+    """They are what the queries use; an absent label `worker` matches All of its variable."""
+    board = grafana.load(name)
+    assert VARIABLES[name] == [one["name"] for one in board["templating"]["list"]]
+    for one in grafana.variables(board):
+        assert (True, True) == (one["multi"], one["includeAll"])
+        assert (".*" if one["name"] == "worker" else ".+") == one["allValue"]
+    used = {
+        found
+        for target in grafana.targets(board)
+        for found in re.findall(r"\$(\w+)", target.expr)
+        if not found.startswith("__")
+    }
+    assert set(VARIABLES[name]) - {"datasource"} == used
+
+
+@every_board
+def test_annotations_and_links(name: str) -> None:
+    """Alerts that fire are marked, those of a whole service too; the other boards get the variables and the time."""
+    board = grafana.load(name)
+    (annotation,) = board["annotations"]["list"]
+    assert (True, "${datasource}") == (annotation["enable"], annotation["datasource"]["uid"])
+    (selector,) = grafana.selectors(grafana.parsed(annotation["expr"]))
+    matchers = {one.name: one.value for one in selector.matchers.matchers}
+    assert {
+        "alertname": "SQLAlchemyPool.+",
+        "alertstate": "firing",
+        "job": "$job|",
+        "instance": "$instance|",
+    } == matchers
+    (link,) = board["links"]
+    assert ("dashboards", board["tags"], True, True) == (
+        link["type"],
+        link["tags"],
+        link["includeVars"],
+        link["keepTime"],
+    )
+
+
+def test_drill_down() -> None:
+    """A pool's name in the overview leads to that pool, and an alert's to its runbook."""
+    overview, pool = grafana.load("overview"), grafana.load("pool")
+    links = {
+        override["matcher"]["options"]: one["value"][0]["url"]
+        for panel in grafana.panels(overview)
+        for override in panel["fieldConfig"]["overrides"]
+        for one in override["properties"]
+        if one["id"] == "links"
+    }
+    assert links.keys() == {"pool", "alertname"}
+    path, _, arguments = links["pool"].partition("?")
+    assert f"/d/{pool['uid']}" == path
+    assert {
+        "var-job=${__data.fields.job}",
+        "var-pool=${__data.fields.pool}",
+        "${datasource:queryparam}",
+        "${instance:queryparam}",
+        "${__url_time_range}",
+    } == set(arguments.split("&"))
+    assert links["alertname"].endswith("/docs/runbooks/${__value.raw}.md")
+
+
+def _metric(name: str) -> Metric | None:
+    for suffix in ("", *SUFFIXES):
+        metric = METRICS.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if metric is not None and (metric.kind == "histogram") == bool(suffix):
+            return metric
+    return None
+
+
+def _labels(name: str) -> set[str]:
+    """Return the labels that the series of a name have."""
+    if name == "ALERTS":
+        return {"job", "instance", "pool", "database", "worker", "alertname", "alertstate", "severity"}
+    metric = _metric(name)
+    assert metric is not None, f"no metric of the catalogue is called {name!r}"
+    labels = {"job", "instance", *metric.labels}
+    if metric in DATABASE_METRICS:
+        labels.add("database")
+    if metric.is_about_pool:
+        labels.add("pool")
+        # Of the sidecar's states, but for the capacity, which is that of all workers.
+        if metric.kind == "gauge" and metric.key != "capacity":
+            labels.add("worker")
+    if name.endswith("_bucket"):
+        labels.add("le")
+    return labels
+
+
+def _used(node: Expr) -> list[str]:
+    modifier = getattr(node, "modifier", None)
+    if modifier is None:
+        return []
+    if isinstance(node, promql.AggregateExpr):
+        return list(modifier.labels)
+    return list(modifier.matching.labels) if modifier.matching is not None else []
+
+
+@every_board
+def test_metrics_and_labels_exist(name: str) -> None:
+    """Every name in a query is in the catalogue, and its series have the labels that are asked for."""
+    board = grafana.load(name)
+    exprs = [target.expr for target in grafana.targets(board)]
+    for one in grafana.variables(board):
+        asked, label = grafana.variable_selector(one["query"])
+        assert label in _labels(str(grafana.parsed(asked).name))
+        exprs.append(asked)
+    for expr in exprs:
+        for node, _ in grafana.walk(grafana.parsed(expr)):
+            below = set[str]().union(*(_labels(str(one.name)) for one in grafana.selectors(node)))
+            assert below >= set(_used(node)), (expr, str(node))
+        for selector in grafana.selectors(grafana.parsed(expr)):
+            metric = _metric(str(selector.name))
+            for matcher in selector.matchers.matchers:
+                assert matcher.name in _labels(str(selector.name)), (expr, matcher.name)
+                if metric and metric.values and metric.labels[0] == matcher.name:
+                    assert any(re.fullmatch(matcher.value, value) for value in metric.values), expr
+
+
+@pytest.mark.parametrize(
+    ("name", "exists"),
+    [
+        (f"{PREFIX}checkouts_total", True),
+        (f"{PREFIX}checkouts_total_sum", False),
+        (f"{PREFIX}hold_seconds_bucket", True),
+        (f"{PREFIX}hold_seconds", False),
+        (f"{PREFIX}sizes", False),
+    ],
+)
+def test_a_wrong_name_is_found(name: str, exists: bool) -> None:
+    """The check above knows which series a metric has."""
+    assert exists == (_metric(name) is not None)
+
+
+@every_board
+def test_legends_name_labels_that_are_there(name: str) -> None:
+    """No series is called by an empty name: what stands in a legend is what its query keeps."""
+    for panel in grafana.panels(grafana.load(name)):
+        for target in panel["targets"]:
+            kept = {
+                label
+                for node, _ in grafana.walk(grafana.parsed(target["expr"]))
+                if isinstance(node, promql.AggregateExpr) and node.modifier is not None
+                for label in node.modifier.labels
+            }
+            assert kept >= set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])), target
+
+
+def test_every_metric_is_shown() -> None:
+    """Nothing is measured for nobody: each metric is in a dashboard or a rule, or is excused."""
+    exprs = [target.expr for name in grafana.NAMES for target in grafana.targets(grafana.load(name))]
+    shown = _names(exprs)
+    for path in (ROOT / "config" / "prometheus" / "rules").glob("*.rules.yml"):
+        groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
+        shown |= _names([rule["expr"] for group in groups for rule in group["rules"]])
+    missing = METRICS.keys() - {metric.name for name in shown if (metric := _metric(name))}
+    assert EXCUSED.keys() == missing
+
+
+def _names(exprs: list[str]) -> set[str]:
+    return {str(one.name) for expr in exprs for one in grafana.selectors(grafana.parsed(expr))}
+
+
+def test_command(tmp_path: Path) -> None:
+    """`dashboards --out` writes what the wheel carries, and says which files those are."""
+    done = run("dashboards", "--out", tmp_path / "new" / "boards")
+    assert (0, "") == (done.returncode, done.stderr)
+    written = [Path(line) for line in done.stdout.splitlines()]
+    assert [tmp_path / "new" / "boards" / f"{name}.json" for name in sorted(grafana.NAMES)] == written
+    for path in written:
+        assert (grafana.DIRECTORY / path.name).read_bytes() == path.read_bytes()
+
+
+def test_command_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says which file and why, in a line, and ends with status 1."""
+    (tmp_path / "file").touch()
+    assert 1 == main(["dashboards", "--out", str(tmp_path / "file")])
+    said = capsys.readouterr()
+    assert "" == said.out
+    assert re.fullmatch(r"sqlalchemy-pool-exporter: cannot write '.*/file/database\.json': .+\n", said.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [(["--help"], 0, "dashboards"), (["dashboards", "--help"], 0, "--out DIR"), (["dashboards"], 2, "--out")],
+)
+def test_command_help(
+    arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line names the command, and the command its option, which it needs."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert status == ended.value.code
+    assert said in "".join(capsys.readouterr())

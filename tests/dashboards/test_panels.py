@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every query of the dashboards, asked of a real Prometheus that watched real pools in every trouble."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import grafana, pg
+from tests.support.board_run import IN_APP, INTERVAL, RATE_INTERVAL, SIDECAR, Run, check_panels, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.incidents import Played
+
+pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("prometheus")]
+SECONDS = 65.0
+
+# What only one way of being scraped has; no dashboard can show it for the other.
+OF_SIDECAR = {
+    "Workers A",
+    "Workers B",
+    "What the exporter could not see A",
+    "Configuration is the file's A",
+    "Configuration read A",
+    "$worker",
+}
+OF_APPLICATION = {"What the exporter could not see D", "Segments shared A"}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with (
+        pg.running() as server,
+        watched(server, tmp_path_factory.mktemp("boards"), SECONDS) as run,
+    ):
+        yield run
+
+
+def _titles(silent: list[str]) -> set[str]:
+    return {line.split(": ")[1] for line in silent}
+
+
+@pytest.mark.parametrize("chosen", [{}, {"job": [SIDECAR, IN_APP], "pool": ["orders", "tickets", "mail"]}])
+def test_every_query_has_series(seen: Run, chosen: dict[str, str | list[str]]) -> None:
+    """With everything chosen, and with several values of a variable, no panel and no variable is empty."""
+    assert [] == check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen)
+
+
+def test_one_worker(seen: Run) -> None:
+    """A worker can be chosen; its states are shown, and counters of all."""
+    chosen: dict[str, str | list[str]] = {"job": SIDECAR, "worker": "000"}
+    silent = check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen, names=["pool"])
+    assert [] == silent
+
+
+def test_sidecar_alone(seen: Run) -> None:
+    """What a sidecar shows fills everything but what only an application can say of itself."""
+    silent = check_panels(seen.prometheus, seen.start, seen.end, chosen={"job": SIDECAR})
+    assert OF_APPLICATION == _titles(silent)
+
+
+def test_application_alone(seen: Run) -> None:
+    """An application that is scraped itself fills overview and pool, without the label `worker`."""
+    silent = check_panels(
+        seen.prometheus, seen.start, seen.end, chosen={"job": IN_APP}, names=["overview", "pool"]
+    )
+    assert OF_SIDECAR == _titles(silent)
+
+
+def test_incidents(incidents: Played) -> None:
+    """While every incident that has an alert plays, seen through sidecars, nothing is empty either."""
+    silent = check_panels(incidents.prometheus, incidents.start, incidents.end)
+    assert OF_APPLICATION == _titles(silent)
+
+
+def test_an_empty_panel_is_found(seen: Run) -> None:
+    """The check reports every query where there is nothing to see."""
+    silent = check_panels(seen.prometheus, seen.start, seen.end, chosen={"job": "none"}, names=["pool"])
+    board = grafana.load("pool")
+    # The jobs themselves can still be chosen, and the annotation takes alerts that have no job.
+    assert len(grafana.targets(board)) + len(grafana.variables(board)) - 1 <= len(silent)
+
+
+def _asked(seen: Run, name: str, title: str, **chosen: str | list[str]) -> list[list[float]]:
+    """Return the values of a panel's queries, one list for each query."""
+    board = grafana.load(name)
+    return [
+        [
+            value
+            for one in seen.prometheus.query_range(
+                grafana.interpolated(target.expr, chosen, board, rate_interval=RATE_INTERVAL),
+                seen.start,
+                seen.end,
+                INTERVAL,
+            )
+            for _, value in one.points
+        ]
+        for target in grafana.targets(board)
+        if target.panel["title"] == title
+    ]
+
+
+@pytest.mark.parametrize("job", [SIDECAR, IN_APP])
+def test_one_process_is_held_against_its_own_capacity(seen: Run, job: str) -> None:
+    """Both with a sidecar and without: six connections at most, all in use at times, and never more."""
+    _, limit = _asked(seen, "pool", "In use against capacity, by process", job=job)
+    assert {6.0} == set(limit)
+    (fullest,) = _asked(seen, "overview", "Fullest process", job=job)
+    assert 1.0 == max(fullest)
+
+
+def test_parts_of_a_wait_are_all_of_it(seen: Run) -> None:
+    """Queue, connecting and pings together are the mean wait, as Prometheus has it from the histogram."""
+    board = grafana.load("pool")
+    chosen: dict[str, str | list[str]] = {"job": SIDECAR, "pool": "orders"}
+    rate = 'sum(rate(sqlalchemy_pool_checkout_wait_seconds_{}{{job="shop", pool="orders"}}[4s]))'
+    mean = f"{rate.format('sum')} / {rate.format('count')}"
+    parts = [
+        f"({grafana.interpolated(target.expr, chosen, board, rate_interval=RATE_INTERVAL)})"
+        for target in grafana.targets(board)
+        if target.panel["title"] == "Where a checkout's time goes"
+    ]
+    assert 3 == len(parts)
+    (error,) = seen.prometheus.query_range(
+        f"abs({' + '.join(parts)} - {mean})", seen.start + 5, seen.end, INTERVAL
+    )
+    # A phase is counted when it ends, and may end within the second before its wait does.
+    errors = sorted(value for _, value in error.points)
+    assert errors[len(errors) // 2] < 1e-6
+
+
+def test_ceiling_is_of_all_that_use_the_database(seen: Run) -> None:
+    """Two processes that are left behind the sidecar, and one that is scraped itself, with two pools of six each."""
+    ceiling, _, allowed = _asked(seen, "database", "What the pools could ask for")
+    assert 3 * 2 * 6 == ceiling[-1]
+    assert 4 * 2 * 6 == max(ceiling)
+    assert {200.0 - 3.0} == set(allowed)

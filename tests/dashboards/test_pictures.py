@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures in the documentation: there, small, labelled, and drawn from whatever the dashboards ask."""
+
+from __future__ import annotations
+
+import re
+from math import nan
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support import grafana
+from tools.draw import CELL, HEAD, LABEL, WIDTH, Line, draw
+
+pytestmark = pytest.mark.newest
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class Made:
+    """Made-up answers: two series for each query, with a hole and a value that is none."""
+
+    start, end = 1_000_000.0, 1_000_060.0
+
+    def over_time(self, expr: str) -> list[Line]:
+        times = [self.start + second for second in range(60) if second not in range(20, 25)]
+        labels = (
+            [{"le": le, "job": "a"} for le in ("0.5", "+Inf")] if "_bucket" in expr else [{"job": "a"}, {}]
+        )
+        return [
+            Line(one, [(when, nan if when == times[3] else (when % 10) * (at + 1)) for when in times])
+            for at, one in enumerate(labels)
+        ]
+
+    def at_end(self, _expr: str) -> list[Line]:
+        return [Line({"job": "a", "pool": pool}, [(self.end, 1.5)]) for pool in ("b", "c")]
+
+
+class Nothing(Made):
+    """A Prometheus that has nothing."""
+
+    def over_time(self, _expr: str) -> list[Line]:
+        return []
+
+    def at_end(self, _expr: str) -> list[Line]:
+        return []
+
+
+def test_draw(tmp_path: Path) -> None:
+    """A dashboard with panels of every type is as wide and high as its grid, and the picture says what it is."""
+    board = grafana.load("pool")
+    draw(board, Made(), "Job: All", tmp_path / "board.png")
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
+    with Image.open(tmp_path / "board.png") as image:
+        assert (WIDTH, HEAD + CELL * rows) == image.size
+        assert LABEL == image.info["Description"]
+
+
+def test_draw_nothing(tmp_path: Path) -> None:
+    """Empty panels are drawn as empty."""
+    board = grafana.load("pool")
+    board["panels"] = list({panel["type"]: panel for panel in board["panels"]}.values())
+    draw(board, Nothing(), "", tmp_path / "board.png")
+
+
+@pytest.mark.parametrize("name", grafana.NAMES)
+def test_committed_picture(name: str) -> None:
+    """It is there, labelled, small enough to load, and shown in the documentation."""
+    path = DOCS / "images" / f"{name}.png"
+    assert path.stat().st_size < 300_000
+    with Image.open(path) as image:
+        assert LABEL == image.info["Description"]
+    assert re.search(rf"!\[.+\]\(images/{name}\.png\)", (DOCS / "dashboards.md").read_text("utf-8"))

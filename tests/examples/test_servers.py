@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples under real servers of several processes, on a real PostgreSQL, seen through the real sidecar."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from tests.support.sidecar import SECONDS, Sidecar
+from tests.support.witness import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.pg import Server as DatabaseServer
+
+ROOT = Path(__file__).parents[2]
+WORKERS = 2
+
+GUNICORN = ("gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
+WSGI, ASGI = "examples.servers.wsgi:app", "examples.servers.asgi:app"
+# The arguments, the driver, and how many processes have a pool: a parent that imports the application has one, too.
+SERVERS = {
+    "gunicorn sync": ((*GUNICORN, WSGI), "psycopg", WORKERS),
+    "gunicorn sync preload": ((*GUNICORN, "--preload", WSGI), "psycopg", WORKERS + 1),
+    "gunicorn gthread": (
+        (*GUNICORN, "--worker-class", "gthread", "--threads", "2", WSGI),
+        "psycopg",
+        WORKERS,
+    ),
+    "gunicorn gthread preload": (
+        (*GUNICORN, "--worker-class", "gthread", "--threads", "2", "--preload", WSGI),
+        "psycopg",
+        WORKERS + 1,
+    ),
+    "gunicorn uvicorn": (
+        (*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker", ASGI),
+        "asyncpg",
+        WORKERS,
+    ),
+    "gunicorn uvicorn preload": (
+        (*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker", "--preload", ASGI),
+        "asyncpg",
+        WORKERS + 1,
+    ),
+    "uvicorn": (("uvicorn", "--workers", str(WORKERS), "--port", "0", ASGI), "asyncpg", WORKERS),
+}
+
+MORE = ("gunicorn gthread", "gunicorn uvicorn preload")  # what differs from the others in nothing new
+
+
+class Server:
+    """A server in a process group of its own; what it says is shown if a test fails."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._said: list[str] = []
+        self._has_said = threading.Condition()
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            sys.stdout.write(line)
+            with self._has_said:
+                self._said.append(line)
+                self._has_said.notify_all()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait until it says something."""
+        with self._has_said:
+            match = self._has_said.wait_for(lambda: re.search(pattern, "".join(self._said)), SECONDS)
+        assert match, f"it did not say {pattern!r}"
+        return match
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(SECONDS)
+        finally:
+            # Whatever it left behind; gone already, if it ended in order.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._listening.join()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+def _ask(url: str) -> int:
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - of our own server
+        return int(answer.read())
+
+
+class Tally:
+    """What the test itself counts."""
+
+    def __init__(self, ask: Callable[[], int]) -> None:
+        self._ask = ask
+        self.by_process: Counter[int] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.by_process.total()
+
+    def ask_until(self, condition: Callable[[set[int]], bool]) -> None:
+        """Have the processes work until the set of those that did is as it should be."""
+        seen: set[int] = set()
+        deadline = time.monotonic() + SECONDS
+        while not condition(seen):
+            assert time.monotonic() < deadline, seen
+            process = self._ask()
+            seen.add(process)
+            self.by_process[process] += 1
+
+
+def _holds(tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, live: int) -> None:
+    """Hold what the sidecar says against the tally and the server."""
+    samples = sidecar.samples()
+
+    def value(key: str, **labels: str) -> float:
+        return samples["sqlalchemy_pool_" + key, frozenset({"pool": "orders", **labels}.items())]
+
+    assert value("checkouts_total") == value("checkins_total") == tally.total
+    assert value("hold_seconds_count") == tally.total
+    workers = {dict(labels)["worker"] for key, labels in samples if key == "sqlalchemy_pool_connections"}
+    assert len(workers) == live
+    assert value("capacity") == 3 * live
+    states = [
+        value("connections", worker=worker, state=state) for worker in workers for state in ("in_use", "idle")
+    ]
+    assert eventually(lambda: database.count(name) == sum(states))
+    assert sidecar.value("exporter_workers", state="live") == live
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[pytest.mark.soak] if what in MORE else []) for what in SERVERS]
+)
+def test_server(
+    what: str,
+    server: DatabaseServer,
+    application_name: str,
+    tmp_path: Path,
+) -> None:
+    """Each worker has a lease of its own, one that is killed loses no count, and the sums are the tally."""
+    arguments, driver, live = SERVERS[what]
+    environment = {
+        "DATABASE_URL": server.url(f"postgresql+{driver}", application_name=application_name),
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
+    }
+    with Sidecar("--directory", tmp_path) as sidecar, Server(*arguments, **environment) as served:
+        url = served.wait_for(r"(?:Listening at|running on).*(http://[0-9.:]+)")[1]
+        if what == "uvicorn":  # which listens only then
+            served.wait_for(rf"(?s)(startup complete.*){{{WORKERS}}}")
+        tally = Tally(lambda: _ask(url))
+        tally.ask_until(lambda seen: len(seen) == WORKERS)
+        _holds(tally, sidecar, server, application_name, live)
+        killed = min(tally.by_process)
+        os.kill(killed, signal.SIGKILL)
+        tally.ask_until(lambda seen: len(seen - {killed}) == WORKERS)
+        assert eventually(lambda: sidecar.value("exporter_workers", state="live") == live)
+        _holds(tally, sidecar, server, application_name, live)
+    assert _files_in(tmp_path) == live
+
+
+def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
+    """The same of Celery's prefork pool, whose parent imports the tasks, and of the one that replaces it in a restart.
+
+    None of its processes is killed: the one that waits for the next task holds billiard's semaphore, and then nobody
+    gets one any more, instrumented or not.
+    """
+    broker, segments = tmp_path / "broker", tmp_path / "segments"
+    for directory in (segments, broker / "queue", broker / "control", broker / "results"):
+        directory.mkdir(parents=True)
+    environment = {
+        "DATABASE_URL": server.url("postgresql+psycopg", application_name=application_name),
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(segments),
+        "CELERY_DIRECTORY": str(broker),
+    }
+    worker = f"celery --app examples.servers.tasks worker --concurrency {WORKERS} --loglevel INFO"
+    with Sidecar("--directory", segments) as sidecar, Client(environment) as client:
+        tally = Tally(client.ask)
+        for _ in range(2):
+            with Server(*worker.split(), "--without-gossip", "--without-mingle", **environment) as served:
+                served.wait_for(r" ready\.")
+                tally.ask_until(lambda seen: len(seen) == WORKERS)
+                _holds(tally, sidecar, server, application_name, WORKERS + 1)
+    assert _files_in(segments) == WORKERS + 1
+
+
+def _files_in(directory: Path) -> int:
+    return len(list(directory.glob("worker-*")))
+
+
+class Client:
+    """Sends tasks, from a process of its own: the application is one of many there can be."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        program = (
+            "import sys\nfrom examples.servers.tasks import work\n"
+            "for line in sys.stdin: print(work.delay().get(timeout=60), flush=True)"
+        )
+        without = {"SQLALCHEMY_POOL_EXPORTER_DIR": ""}  # its pool is none of the workers'
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, **environment, **without},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.communicate(timeout=SECONDS)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The in-application endpoint: a server of its own, and mounts for the application's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from sqlalchemy.pool import QueuePool
+
+from sqlalchemy_pool_exporter import (
+    EndpointError,
+    Server,
+    aiohttp_handler,
+    asgi_app,
+    instrument,
+    serve,
+    wsgi_app,
+)
+from tests.support.fakes import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINE = 'sqlalchemy_pool_checkouts_total{pool="shown"} 1.0'
+
+
+@pytest.fixture
+def registry() -> Iterator[CollectorRegistry]:
+    """A registry that shows one pool."""
+    registry = CollectorRegistry()
+    pool = QueuePool(connect)
+    with instrument(pool, name="shown", registry=registry):
+        pool.connect().close()
+        yield registry
+
+
+@pytest.fixture
+def endpoint(registry: CollectorRegistry) -> Iterator[Server]:
+    """A running server for it."""
+    with serve(0, "127.0.0.1", registry=registry) as server:
+        yield server
+
+
+def ask(
+    server: Server, method: str = "GET", path: str = "/metrics", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    response = connection.getresponse()
+    answer = response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+    connection.close()
+    return answer
+
+
+def test_serves_the_metrics(endpoint: Server) -> None:
+    """The text format is served by default, at the URL the server tells."""
+    status, headers, body = ask(endpoint)
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain; version=")
+    assert LINE in body.decode()
+    assert endpoint.url == f"http://127.0.0.1:{endpoint.port}/metrics"
+    assert endpoint.url in repr(endpoint)
+
+
+def test_openmetrics_and_gzip(endpoint: Server) -> None:
+    """A scraper that asks for OpenMetrics, compressed, gets it."""
+    _, headers, body = ask(
+        endpoint, Accept="application/openmetrics-text; version=1.0.0", Accept_Encoding="gzip"
+    )
+    assert headers["content-type"].startswith("application/openmetrics-text")
+    assert headers["content-encoding"] == "gzip"
+    assert list(parse_openmetrics(gzip.decompress(body).decode()))
+
+
+def test_name_filter(endpoint: Server) -> None:
+    """``name[]`` chooses families."""
+    _, _, body = ask(endpoint, path="/metrics?name[]=sqlalchemy_pool_checkouts_total")
+    assert [line for line in body.decode().splitlines() if not line.startswith("#")] == [LINE]
+
+
+def test_head_landing_page_and_errors(endpoint: Server) -> None:
+    """HEAD has no body, the landing page links to the metrics, other paths and methods are refused."""
+    status, headers, body = ask(endpoint, "HEAD")
+    assert (status, body) == (200, b"")
+    assert headers["content-type"].startswith("text/plain; version=")
+    page = ask(endpoint, path="/")[2]
+    assert b'href="/metrics"' in page
+    assert str(len(page)) == ask(endpoint, "HEAD", "/")[1]["content-length"]
+    assert ask(endpoint, path="/nothing")[0] == 404
+    assert [ask(endpoint, "POST", path)[0] for path in ("/metrics", "/")] == [405, 405]
+
+
+def test_taken_port(endpoint: Server) -> None:
+    """A taken port is an error at once that names it."""
+    with pytest.raises(EndpointError, match=rf"cannot listen on '127.0.0.1', port {endpoint.port}: .*in use"):
+        serve(endpoint.port, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("port", "host"),
+    [
+        (0, "192.0.2.1"),
+        (70000, "127.0.0.1"),
+        (-1, "127.0.0.1"),
+        ("10079", "127.0.0.1"),
+        (None, "127.0.0.1"),
+        (0, "no.such.host.invalid"),
+    ],
+)
+def test_impossible_address(port: Any, host: str) -> None:
+    """An address that is not this machine's, or no address at all, is an error at once."""
+    with pytest.raises(EndpointError, match="cannot listen"):
+        serve(port, host)
+
+
+def test_ipv6(registry: CollectorRegistry) -> None:
+    """It listens on IPv6 where the machine has it."""
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    try:
+        server = serve(0, "::1", registry=registry)
+    except EndpointError:
+        pytest.skip("no IPv6 address")
+    with server:
+        assert server.url == f"http://[::1]:{server.port}/metrics"
+
+
+def test_stops_cleanly(registry: CollectorRegistry) -> None:
+    """After close() the port is free, the thread is gone, and closing again does nothing."""
+    before = set(threading.enumerate())
+    server = serve(0, "127.0.0.1", registry=registry)
+    assert set(threading.enumerate()) - before
+    server.close()
+    server.close()
+    assert set(threading.enumerate()) <= before
+    assert "closed" in repr(server)
+    serve(server.port, "127.0.0.1", registry=registry).close()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        # The last is a finalizer that runs when the threads stand still already.
+        "",
+        "atexit.register(serve(0, '127.0.0.1').close)",
+        "class Owner:\n    server = serve(0, '127.0.0.1')\n    def __del__(self): self.server.close()\nowner = Owner()",
+    ],
+    ids=["never closed", "closed at exit", "closed by a finalizer"],
+)
+def test_the_interpreter_ends(end: str) -> None:
+    """A process that serves ends at once, silently, whether and wherever it closes its server."""
+    program = f"import atexit\nfrom sqlalchemy_pool_exporter import serve\nserve(0, '127.0.0.1')\n{end}\nprint('last')"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert (0, "last\n", "") == (result.returncode, result.stdout, result.stderr)
+
+
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no thread for it, it is an error, and the port is not kept."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(EndpointError, match=r"cannot serve on '127\.0\.0\.1', port 0: can't start"):
+        serve(0, "127.0.0.1")
+    gc.collect()  # which complains of a socket that is open
+
+
+def test_silent_client_stops_nobody(endpoint: Server) -> None:
+    """A client that connects and says nothing does not keep others from being answered."""
+    with socket.create_connection(("127.0.0.1", endpoint.port)):
+        assert ask(endpoint)[0] == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_forked_child_does_not_keep_the_port(registry: CollectorRegistry) -> None:
+    """A child of a process that serves does not hold the port when its parent lets it go."""
+    server = serve(0, "127.0.0.1", registry=registry)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - the child
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    server.close()
+    try:
+        serve(server.port, "127.0.0.1", registry=registry).close()
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
+
+
+def test_scrapes_beside_checkouts(registry: CollectorRegistry) -> None:
+    """Checkouts go on while the metrics are read, and each of them is counted."""
+    pool = QueuePool(connect)
+    with (
+        instrument(pool, name="busy", registry=registry) as handle,
+        serve(0, "127.0.0.1", registry=registry) as server,
+    ):
+        stop = time.monotonic() + 0.5
+        done = [0] * 4
+
+        def work(at: int) -> None:
+            while time.monotonic() < stop:
+                pool.connect().close()
+                done[at] += 1
+
+        threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < stop:
+            assert ask(server)[0] == 200
+        for thread in threads:
+            thread.join()
+        body = ask(server)[2].decode()
+        assert f'sqlalchemy_pool_checkouts_total{{pool="{handle.name}"}} {float(sum(done))}' in body
+
+
+def test_wsgi_mount(registry: CollectorRegistry) -> None:
+    """The WSGI application keeps to the protocol."""
+    environ: dict[str, Any] = {"SCRIPT_NAME": "", "PATH_INFO": "/metrics", "QUERY_STRING": ""}
+    setup_testing_defaults(environ)
+    started: list[str] = []
+
+    def start_response(status: str, _headers: Any, _exc_info: Any = None) -> Any:
+        started.append(status)
+
+    body: Any = validator(wsgi_app(registry))(environ, start_response)
+    assert LINE in b"".join(body).decode()
+    body.close()
+    assert started == ["200 OK"]
+
+
+def test_asgi_mount(registry: CollectorRegistry) -> None:
+    """The ASGI application answers a request."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"", "headers": []}
+    asyncio.run(asgi_app(registry)(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert LINE in sent[1]["body"].decode()
+
+
+def test_aiohttp_mount(registry: CollectorRegistry) -> None:
+    """The handler serves the metrics from an aiohttp application, filtered and compressed if asked to."""
+    from aiohttp import ClientSession, web  # noqa: PLC0415 - only here
+
+    async def scenario() -> tuple[str, str, str]:
+        application = web.Application()
+        application.router.add_get("/metrics", aiohttp_handler(registry))
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+        async with ClientSession() as session, session.get(url) as response:
+            body = await response.text()
+        async with (
+            ClientSession() as session,
+            session.get(url, params={"name[]": "sqlalchemy_pool_size"}) as response,
+        ):
+            filtered = await response.text()
+        await runner.cleanup()
+        return response.headers["Content-Type"], body, filtered
+
+    content_type, body, filtered = asyncio.run(scenario())
+    assert content_type.startswith("text/plain; version=")
+    assert LINE in body
+    assert "checkouts" not in filtered
+    assert "sqlalchemy_pool_size" in filtered

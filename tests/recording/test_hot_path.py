@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkout and a return cost, in calls and in memory: figures that no busy machine changes.
+
+And that the recording is done as one where it says so, which is told from its bytecode.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import gc
+import inspect
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import CodeType, MemberDescriptorType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool.base import _ConnectionRecord
+
+import sqlalchemy_pool_exporter
+from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording import checkout, ping, recorder
+from sqlalchemy_pool_exporter.recording import connection_row as place
+from sqlalchemy_pool_exporter.segment import block as segment
+from tests.support.witness import Exposition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType, ModuleType
+
+    from sqlalchemy.engine import Engine
+
+PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
+MODULES = (checkout, ping, recorder)
+
+
+class Link(sqlite3.Connection):
+    """A connection to SQLite that closes without a warning when it is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:", check_same_thread=False)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def engine_of(**options: Any) -> Engine:
+    """Return an engine with a QueuePool over SQLite, and one connection idle in it."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, creator=Link, **options)
+    engine.connect().close()
+    return engine
+
+
+# -- calls
+
+
+def calls_of(act: Callable[[], object]) -> Counter[str]:
+    """Return the calls that an act makes, of Python's functions and of C's; of several runs, the one with the fewest.
+
+    A wait of more than half a millisecond is looked up among the buckets by one more call.
+    """
+    return min((_calls_of(act) for _ in range(10)), key=Counter.total)
+
+
+def _calls_of(act: Callable[[], object]) -> Counter[str]:
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, what: str, argument: Any) -> None:
+        if what == "call":
+            calls[frame.f_code.co_qualname] += 1
+        elif what == "c_call":
+            calls[argument.__qualname__] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize(("pre_ping", "most"), [(False, 7), (True, 12)])
+def test_calls_of_a_checkout_and_return(pre_ping: bool, most: int) -> None:
+    """A checkout and its return make seven calls more: two hooks, a slot taken and given, the time thrice.
+
+    With a pre-ping it is five more: its hook, whose connection it is, and the time twice. The application's own calls
+    are all still there, and no others.
+    """
+    engine = engine_of(pool_pre_ping=pre_ping)
+
+    def cycle() -> None:
+        engine.pool.connect().close()
+
+    bare = calls_of(cycle)
+    instrument(engine, registry=CollectorRegistry())
+    instrumented = calls_of(cycle)
+    assert not bare - instrumented
+    added = instrumented - bare
+    assert added.total() <= most, added
+    if not pre_ping:
+        assert [name for name in added if "." in name and "<locals>" in name] == [
+            "connect_hook.<locals>.connect",
+            "return_hook.<locals>._do_return_conn",
+        ]
+
+
+@pytest.mark.parametrize("moment", ["after dispose", "after closing"])
+def test_calls_afterwards(moment: str) -> None:
+    """A pool that replaces another costs the same, and one that is instrumented no more costs nothing."""
+    engine = engine_of()
+
+    def cycle() -> None:
+        engine.pool.connect().close()
+
+    bare = calls_of(cycle)
+    handle = instrument(engine, registry=CollectorRegistry())
+    instrumented = calls_of(cycle)
+    if moment == "after dispose":
+        engine.dispose()
+        engine.connect().close()
+        assert instrumented == calls_of(cycle)
+    else:
+        handle.close()
+        assert bare == calls_of(cycle)
+
+
+def test_calls_once_latecomers_are_served() -> None:
+    """A pool instrumented with connections out costs one listener more, and not SQLAlchemy's slow path for ever."""
+    engine = engine_of()
+    with engine.connect():
+        now = [1000.0]
+
+        def clock() -> float:
+            return now[0]
+
+        pool: Any = engine.pool
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "sqlalchemy_pool_exporter.recording.instrument.Recorder",
+                lambda *args, **options: recorder.Recorder(*args, **options, clock=clock),
+            )
+            instrument(engine, registry=CollectorRegistry())
+        assert pool.dispatch.checkout
+    now[0] += 10_000
+    engine.connect().close()
+    assert not pool.dispatch.checkout
+
+
+@pytest.mark.parametrize("act", ["checkout", "overflow", "ping"])
+def test_work_does_not_grow(act: str) -> None:
+    """With 500 connections open, and as many in the table, the calls are those with one."""
+    engine = engine_of(pool_size=1, max_overflow=-1, pool_pre_ping=act == "ping")
+    instrument(engine, registry=CollectorRegistry())
+
+    def cycle() -> None:
+        if act == "overflow":
+            first, second = engine.pool.connect(), engine.pool.connect()
+            second.close()
+            first.close()
+        else:
+            engine.pool.connect().close()
+
+    few = calls_of(cycle)
+    held = [engine.pool.connect() for _ in range(500)]
+    held.pop().close()
+    many = calls_of(cycle)
+    assert few == many
+
+
+def test_a_scrape_grows_with_what_is_open_and_not_with_the_table() -> None:
+    """A scrape of an idle pool with a table for thousands makes the calls of one with a table for few."""
+    counts = []
+    for options in ({"pool_size": 5}, {"pool_size": 5, "max_overflow": -1}):
+        engine, registry = engine_of(**options), CollectorRegistry()
+        instrument(engine, name="p", registry=registry)
+        engine.connect().close()
+        counts.append(calls_of(partial(_scrape, registry)).total())
+    few, many = counts
+    assert many <= few
+
+
+def _scrape(registry: CollectorRegistry) -> None:
+    for _ in registry.collect():
+        pass
+
+
+# -- straight lines
+
+# None of these calls anything, given a memoryview of doubles, floats, and attributes in slots; and after none of them
+# CPython 3.11 to 3.13 looks whether another thread, a signal handler or the garbage collector wants to run. It does on
+# entering a function (RESUME), after every call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11,
+# POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in Python/ceval.c and Python/bytecodes.c.
+QUIET = re.compile(
+    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
+    r"|BINARY_(OP|SUBSCR)|COMPARE_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
+)
+# Of a recorder, a place or SQLAlchemy's record: each is a slot, or a plain attribute, so looking it up runs no code.
+SLOTS = {
+    name
+    for owner in (recorder.Recorder, place.Place, _ConnectionRecord)
+    for name, member in vars(owner).items()
+    if isinstance(member, MemberDescriptorType)
+} | {place.HOLDER}
+CONSTANTS = {name for name, value in vars(segment).items() if isinstance(value, int | float)}
+
+
+def stretches(module: ModuleType) -> list[tuple[int, int]]:
+    """Return the first and last line of each stretch that is marked as a straight line."""
+    marks = [
+        (number, "end of straight line" in line)
+        for number, line in enumerate(inspect.getsource(module).splitlines(), 1)
+        if re.match(r"\s*# (end of )?straight line", line)
+    ]
+    assert [is_end for _, is_end in marks] == [False, True] * (len(marks) // 2), "each has an end"
+    return [(first, last) for (first, _), (last, _) in zip(marks[::2], marks[1::2], strict=True)]
+
+
+def instructions(module: ModuleType, first: int, last: int) -> list[dis.Instruction]:
+    """Return the instructions that come from these lines, in their order."""
+    found = [
+        instruction
+        for code in _codes(compile(inspect.getsource(module), str(module.__file__), "exec"))
+        for instruction in dis.get_instructions(code)
+        if instruction.positions
+        and instruction.positions.lineno is not None
+        and first <= instruction.positions.lineno <= last
+    ]
+    assert found, f"no code in lines {first} to {last}"
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+ALL_STRETCHES = [(module, *lines) for module in MODULES for lines in stretches(module)]
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "last"),
+    ALL_STRETCHES,
+    ids=[f"{m.__name__.rpartition('.')[2]}-{a}" for m, a, _ in ALL_STRETCHES],
+)
+def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> None:
+    """Nothing else runs between the first and the last store of a stretch that says so."""
+    code = instructions(module, first, last)
+    loud = [(each.positions, each.opname) for each in code if not QUIET.fullmatch(each.opname)]
+    assert loud == []
+    backwards = [each.opname for each in code if each.opcode in dis.hasjrel and each.argval <= each.offset]
+    assert backwards == []
+    attributes = {each.argval for each in code if each.opname in {"LOAD_ATTR", "STORE_ATTR"}}
+    assert attributes <= SLOTS | CONSTANTS
+    names = {each.argval for each in code if each.opname == "LOAD_GLOBAL"}
+    assert all(
+        isinstance(getattr(module, name), int | float) or getattr(module, name) is segment for name in names
+    )
+    # The marks are comments: a formatter or an edit could have moved them away from what they are for.
+    assert [each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR"}]
+
+
+def test_there_are_straight_lines() -> None:
+    """The hooks of checkout and return, and whatever counts, are marked."""
+    assert len(stretches(checkout)) >= 2
+    assert len(stretches(recorder)) >= 5
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
+    """Every ``+=`` on shared state reads, adds and stores with nothing in between, marked or not."""
+    found = 0
+    for statement in ast.walk(ast.parse(inspect.getsource(module))):
+        if not isinstance(statement, ast.AugAssign) or isinstance(statement.target, ast.Name):
+            continue
+        found += 1
+        code = instructions(module, statement.lineno, statement.end_lineno or statement.lineno)
+        reads = [at for at, each in enumerate(code) if each.opname in {"BINARY_SUBSCR", "LOAD_ATTR"}]
+        loud = [each.opname for each in code[min(reads) :] if not QUIET.fullmatch(each.opname)]
+        assert loud == [], f"line {statement.lineno}"
+    assert found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
+    """A statement that stores what it made of the same place stands on one line: a debugger stops between two."""
+    found = 0
+    for statement in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(statement, ast.AugAssign):
+            changes = True
+        elif isinstance(statement, ast.Assign):
+            places = {ast.unparse(target) for target in statement.targets if not isinstance(target, ast.Name)}
+            changes = any(place in ast.unparse(statement.value) for place in places)
+        else:
+            continue
+        if changes:
+            found += 1
+            assert statement.lineno == statement.end_lineno, f"line {statement.lineno}"
+    assert found
+
+
+def test_the_allowed_instructions_are_tested() -> None:
+    """A call or a loop in a stretch would be found."""
+    source = "def f(block, x):\n    block[0] = float(x)\n    for each in block:\n        block[1] = each\n"
+    found = {
+        each.opname
+        for code in _codes(compile(source, "f", "exec"))
+        for each in dis.get_instructions(code)
+        if not QUIET.fullmatch(each.opname)
+    }
+    assert {"CALL", "FOR_ITER", "JUMP_BACKWARD", "RESUME"} <= found
+
+
+# -- what is loaded
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
+def test_nothing_heavy_is_imported(driver: str) -> None:
+    """Importing the package and instrumenting an engine loads neither the sidecar nor what it needs."""
+    program = f"""
+import sys
+import sqlalchemy
+if "aio" in {driver!r}:
+    from sqlalchemy.ext.asyncio import create_async_engine as create_engine
+else:
+    from sqlalchemy import create_engine
+engine = create_engine("{driver}://")
+import prometheus_client
+before = set(sys.modules)
+import sqlalchemy_pool_exporter
+registry = prometheus_client.CollectorRegistry()
+with sqlalchemy_pool_exporter.instrument(engine, registry=registry):
+    prometheus_client.generate_latest(registry)
+print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
+print(*sorted(name for name in set(sys.modules) - before if name.startswith("sqlalchemy")))
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    loaded, modules = result.stdout.splitlines()
+    assert set(loaded.split()) <= {"sqlalchemy_pool_exporter", "prometheus_client", "greenlet"}
+    assert {"aiohttp", "asyncpg", "yaml", "msgspec", "bcrypt"}.isdisjoint(loaded.split())
+    mine = {name.partition(".")[2] for name in modules.split() if name.startswith("sqlalchemy_pool_exporter")}
+    assert mine.isdisjoint({"config", "probe", "web", "sidecar", "cli", "schema"})
+    assert not [name for name in modules.split() if name.startswith("sqlalchemy.")]
+
+
+# -- memory
+
+
+def _taken(make: Callable[[int], object], number: int) -> float:
+    """Return the bytes that each of several things takes that is made in our code."""
+    kept = [make(0)]
+    gc.collect()
+    tracemalloc.start(8)
+    try:
+        kept += [make(each) for each in range(1, number + 1)]
+        gc.collect()
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{PACKAGE}/*")])
+        return sum(trace.size for trace in ours.traces) / number
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        # A table of 1024 waiters and 64 connections is 10 kB, and one for any number of connections 140 kB.
+        ({"poolclass": QueuePool}, 30_000),
+        ({"poolclass": QueuePool, "pool_size": 100, "max_overflow": 0}, 35_000),
+        ({"poolclass": NullPool}, 160_000),
+    ],
+)
+def test_memory_of_a_pool(options: dict[str, Any], most: int) -> None:
+    """An instrumented pool takes a fixed amount, which depends on its limits alone."""
+    registry = CollectorRegistry()
+    engines = [create_engine("sqlite://", **options) for _ in range(11)]
+    taken = _taken(lambda each: instrument(engines[each], name=f"p{each}", registry=registry), 10)
+    assert 8_000 < taken < most
+
+
+def test_memory_of_a_connection() -> None:
+    """An open connection takes less than a kilobyte, none of which is left when it is closed."""
+    engine = engine_of(pool_size=1, max_overflow=-1)
+    instrument(engine, registry=CollectorRegistry())
+    held: list[Any] = []
+    assert 0 < _taken(lambda _: held.append(engine.pool.connect()), 500) < 1_000
+    tracemalloc.start(8)
+    try:
+        sizes = []
+        for _ in range(4):
+            held += [engine.pool.connect() for _ in range(100)]
+            while held:
+                held.pop().close()
+            gc.collect()
+            ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{PACKAGE}/*")])
+            sizes.append(sum(trace.size for trace in ours.traces))
+    finally:
+        tracemalloc.stop()
+    assert [after - before < 1_000 for before, after in pairwise(sizes[1:])] == [True] * 2
+
+
+def test_tables_that_are_full_are_told() -> None:
+    """More connections than the table has rows for are counted as untracked, and found again when they are fewer."""
+    engine, registry = engine_of(pool_size=1, max_overflow=-1), CollectorRegistry()
+    handle = instrument(engine, registry=registry)
+    held = [engine.pool.connect() for _ in range(4100)]
+    exposition = Exposition(registry)
+    assert exposition.value("untracked_connections", handle.name) == 4
+    assert exposition.value("connections", handle.name, state="in_use") == 4096
+    while held:
+        held.pop().close()
+    exposition = Exposition(registry)
+    idle = exposition.value("connections", handle.name, state="idle")
+    assert exposition.value("untracked_connections", handle.name) + idle == 1
+    assert exposition.value("connections", handle.name, state="in_use") == 0
+    assert exposition.value("checkins_total", handle.name) == 4100
+    assert not exposition.get("exporter_recording_faults_total", handle.name)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is published: the wheel, the source distribution, what is installed with them, and under which licences."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from email import message_from_string
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.sidecar import Sidecar
+from tests.support.witness import eventually
+from tools.licences import ALLOWED, faults
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+pytestmark = pytest.mark.newest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOOLS = Path(sys.executable).parent
+# Of each kind of file that must not be missing, or creep in.
+IN_SDIST = (
+    "config/alerts.yml",
+    "config/prometheus/rules/sqlalchemy-pool.rules.yml",
+    "dashboards/overview.json",
+    "helm/sqlalchemy-pool-exporter/Chart.yaml",
+    "helm/sqlalchemy-pool-exporter/templates/deployment.yaml",
+    "examples/helm/orders/Chart.yaml",
+    "requirements/exporter.lock",
+    "tests/conftest.py",
+    "docs/install.md",
+    "Dockerfile",
+    "Makefile",
+    "LICENSE",
+    "CHANGELOG.md",
+)
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build both distributions from the checkout."""
+    directory = tmp_path_factory.mktemp("dist")
+    build(ROOT, directory)
+    return directory
+
+
+def build(source: Path, directory: Path, *options: str) -> None:
+    """Build what is in a directory."""
+    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-d", directory, *options]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+
+
+def the(directory: Path, pattern: str) -> Path:
+    """Return the one file of that pattern."""
+    (path,) = directory.glob(pattern)
+    return path
+
+
+def metadata(wheel: Path) -> Message:
+    """Return the metadata of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_string(archive.read(name).decode())
+
+
+def check(tool: str, *arguments: str | Path) -> tuple[int, str]:
+    """Run a tool of the environment."""
+    said = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
+    return said.returncode, said.stdout + said.stderr
+
+
+def test_wheel_contents(dist: Path) -> None:
+    """The wheel has the package, with its bundled files as they are in the repository, and nothing else."""
+    sources = {
+        **{f"bundled/dashboards/{path.name}": path for path in (ROOT / "dashboards").glob("*.json")},
+        "bundled/alerts.yml": ROOT / "config" / "alerts.yml",
+        "bundled/exporter.yaml": ROOT / "config" / "exporter.yaml",
+        **{
+            path.name: path
+            for path in (ROOT / "exporter" / "sqlalchemy_pool_exporter").iterdir()
+            if path.is_file()
+        },
+    }
+    with zipfile.ZipFile(the(dist, "*.whl")) as archive:
+        packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    assert {f"sqlalchemy_pool_exporter/{name}": path.read_bytes() for name, path in sources.items()} == packed
+
+
+def test_checkers(dist: Path) -> None:
+    """What the index and the checkers of wheels want is there."""
+    assert 0 == check("check-wheel-contents", the(dist, "*.whl"))[0]
+    status, said = check("twine", "check", "--strict", the(dist, "*.whl"), the(dist, "*.tar.gz"))
+    assert (0, 2) == (status, said.count("PASSED"))
+
+
+def test_source_distribution_builds_the_wheel(dist: Path, tmp_path: Path) -> None:
+    """The source distribution has what the repository has, and makes the same wheel, byte for byte."""
+    with tarfile.open(the(dist, "*.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = the(tmp_path, "sqlalchemy_pool_exporter-*")
+    assert [] == [name for name in IN_SDIST if not (source / name).exists()]
+    assert [] == [path for path in source.rglob("*") if path.name in (".venv", "__pycache__", ".git", ".ci")]
+    build(source, tmp_path, "-t", "wheel")
+    assert the(dist, "*.whl").read_bytes() == the(tmp_path, "*.whl").read_bytes()
+
+
+def test_metadata(dist: Path) -> None:
+    """The metadata says what it is, for whom, under which licence, and where to turn to."""
+    said = metadata(the(dist, "*.whl"))
+    assert (PROJECT["name"], PROJECT["version"]) == (said["Name"], said["Version"])
+    assert ("Apache-2.0", "LICENSE") == (said["License-Expression"], said["License-File"])
+    assert ">=3.11" == said["Requires-Python"]
+    assert {"Homepage", "Documentation", "Changelog", "Issues"} == {
+        url.partition(",")[0] for url in said.get_all("Project-URL", [])
+    }
+    assert all(said[name] for name in ("Summary", "Keywords", "Author", "Description-Content-Type"))
+    assert len(str(said.get_payload())) > 1000
+
+
+def test_version_has_one_place() -> None:
+    """The version is written in pyproject.toml, told by the installed package, and in no other file of it."""
+    assert PROJECT["version"] == version(PROJECT["name"])
+    places = [
+        path.name
+        for path in (ROOT / "exporter").rglob("*.py")
+        if re.search(rf"['\"]{re.escape(PROJECT['version'])}['\"]", path.read_text())
+    ]
+    assert [] == places
+
+
+def component(*licences: Any) -> dict[str, Any]:
+    """Return an SBOM of one component."""
+    return {"components": [{"name": "thing", "version": "1.0", "licenses": list(licences)}]}
+
+
+@pytest.mark.parametrize(
+    ("licence", "refused"),
+    [
+        ({"license": {"id": "MIT"}}, None),
+        ({"expression": "Apache-2.0 AND BSD-2-Clause"}, None),
+        ({"license": {"name": "License :: OSI Approved :: Apache Software License"}}, None),
+        ({"license": {"id": "GPL-3.0-only"}}, "GPL-3.0-only"),
+        ({"expression": "MIT AND LGPL-3.0-only"}, "LGPL-3.0-only"),
+        ({"expression": "MIT OR GPL-2.0-only"}, "MIT OR GPL-2.0-only"),
+        ({"license": {"name": "BSD License"}}, "BSD License"),
+        ({"license": {"name": "ours"}}, "ours"),
+    ],
+)
+def test_licences(licence: dict[str, Any], refused: str | None) -> None:
+    """A licence that is known and permissive may be shipped; one that is unknown, vague or copyleft may not."""
+    found = [f"thing 1.0: {refused} is not among those that may be shipped"] if refused else []
+    assert found == faults(component(licence))
+    assert all(ALLOWED.values())
+
+
+def test_no_licence() -> None:
+    """What says no licence may not be shipped, and one bad of two is bad."""
+    assert ["thing 1.0: says no licence"] == faults(component())
+    assert 1 == len(faults(component({"license": {"id": "MIT"}}, {"license": {"id": "AGPL-3.0-only"}})))
+
+
+def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
+    """Installed from the wheel alone, every command works."""
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", f"{the(dist, '*.whl')}[sidecar]"]
+    subprocess.run(install, check=True, capture_output=True, cwd=tmp_path)
+    command = tmp_path / "venv" / "bin" / "sqlalchemy-pool-exporter"
+
+    def said(*arguments: str) -> str:
+        return subprocess.run(
+            [command, *arguments], check=True, capture_output=True, text=True, cwd=tmp_path
+        ).stdout
+
+    assert f"sqlalchemy-pool-exporter {PROJECT['version']}\n" == said("--version")
+    assert "the configuration is valid\n" == said("check-config")
+    said("rules", "--out", "rules")
+    said("dashboards", "--out", "dashboards")
+    rules = (tmp_path / "rules" / "sqlalchemy-pool.rules.yml").read_text()
+    assert (ROOT / "config" / "prometheus" / "rules" / "sqlalchemy-pool.rules.yml").read_text() == rules
+    assert {path.name for path in (ROOT / "dashboards").glob("*.json")} == {
+        path.name for path in (tmp_path / "dashboards").iterdir()
+    }
+    with Sidecar(program=command) as sidecar:
+        assert eventually(lambda: 200 == sidecar.get("/metrics")[0])
+        assert "200 OK\n" == said("healthcheck", "--listen-address", sidecar.url.rpartition("//")[2])
+        assert 0 == sidecar.end()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation refers to is there: files, headings, commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, EXPORTER_METRICS, POOL_METRICS
+
+pytestmark = pytest.mark.newest
+
+ROOT = Path(__file__).parents[2]
+HOME = "https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter"
+PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "helm") for page in (ROOT / name).rglob("*.md"))]
+
+
+def links(text: str) -> list[str]:
+    """Return where the links of a page lead, those into our own repository on the web as paths from its root."""
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    own = re.compile(rf"{re.escape(HOME)}/(?:blob|tree)/main/")
+    return [own.sub("/", link) for link in found]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link to a file or a heading of ours finds it."""
+    dead = []
+    for link in links(page.read_text("utf-8")):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ROOT / path[1:] if path.startswith("/") else page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            dead.append(link)
+    assert [] == dead
+
+
+def test_dead_links_are_found() -> None:
+    """The two halves of the test above see what they look for."""
+    assert ["a.md#b", "/docs/rules.md"] == links(f"[a](a.md#b) [c]({HOME}/blob/main/docs/rules.md)")
+    assert {"a-b-c", "d"} == anchors("# A `b`: c\n```\n# no\n```\n## D")
+
+
+def test_commands_exist() -> None:
+    """Every target of make that a page names is one."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = {
+        target
+        for page in PAGES
+        for command in re.findall(r"`make ([a-z -]+?)[`A-Z]", page.read_text("utf-8"))
+        for target in command.split()
+    }
+    assert {"test", "lint", "types", "dist"} <= named
+    assert set() == named - targets - {"test-newest", "test-oldest"}
+
+
+def test_every_generator_is_listed() -> None:
+    """Whoever changes a file that is written by a program finds the program in CONTRIBUTING.md."""
+    listed = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    generators = [
+        path for name in ("tools", "dashboards/source") for path in (ROOT / name).glob("generate*.py")
+    ]
+    assert len(generators) >= 5
+    for path in generators:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        command = "make chart" if module == "tools.generate_chart" else f"python -m {module}"
+        assert f"`{command}`" in listed, module
+
+
+def test_what_an_application_beside_a_sidecar_drops() -> None:
+    """The relabelling of the documentation drops every metric of a pool and keeps those of the exporter itself."""
+    (pattern,) = re.findall(
+        r'regex: "(.*?)", action: drop', (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    )
+    kept = [
+        metric
+        for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
+        if not re.fullmatch(pattern, metric.name)
+    ]
+    assert [*EXPORTER_METRICS, *APPLICATION_METRICS] == kept

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs elsewhere: workflows with as few rights as they need, pinned actions, and hooks of our own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.newest
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TOOLS = Path(sys.executable).parent
+# Job → the rights that it may have beside reading this repository.
+RIGHTS = {
+    "attest": {"id-token", "attestations"},
+    "publish": {"id-token"},
+    "image": {"packages", "id-token", "attestations"},
+    "chart": {"packages", "id-token", "attestations"},
+}
+workflows = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    """Return the jobs of a workflow."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
+    return found
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the steps of all jobs of a workflow."""
+    for job in jobs(path).values():
+        yield from job["steps"]
+
+
+def test_there_are_some() -> None:
+    """The workflows are those that the documentation names."""
+    assert ["ci.yml", "release.yml"] == [path.name for path in WORKFLOWS]
+
+
+@workflows
+def test_rights(path: Path) -> None:
+    """A workflow has no right, and a job only those that it is known to need; nothing of a fork runs with any."""
+    workflow = yaml.safe_load(path.read_text())
+    assert {} == workflow["permissions"]
+    assert "pull_request_target" not in path.read_text()
+    for name, job in workflow["jobs"].items():
+        writes = {right for right, kind in job["permissions"].items() if kind == "write"}
+        assert RIGHTS.get(name, set()) == writes
+        assert {"contents"} >= set(job["permissions"]) - writes
+        assert job["timeout-minutes"] <= 60
+
+
+@workflows
+def test_actions_are_pinned(path: Path) -> None:
+    """An action is that of one commit, and the line says of which release it is; a checkout keeps no credentials."""
+    used = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
+    assert used
+    pinned = re.compile(r"(- )?uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [] == [line for line in used if not pinned.fullmatch(line)]
+    checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout@")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@workflows
+def test_nothing_is_put_into_scripts(path: Path) -> None:
+    """No expression stands in a script, where it could be one itself; no secret but the run's own token is used."""
+    assert [] == [step["run"] for step in steps(path) if "${{" in step.get("run", "")]
+    assert "secrets." not in path.read_text()
+
+
+def test_zizmor() -> None:
+    """A checker of workflows finds nothing, however strict."""
+    command: list[str | Path] = [
+        TOOLS / "zizmor",
+        "--offline",
+        "--pedantic",
+        "--no-progress",
+        "--quiet",
+        "--color",
+        "never",
+        ROOT / ".github",
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (0, "") == (
+        said.returncode,
+        said.stdout.replace("No findings to report. Good job!", "").strip(),
+    ), said.stderr
+
+
+def test_nothing_untested_is_published() -> None:
+    """Whatever publishes comes after the test of what was built, which is compared with what was tested."""
+    needs = {
+        name: job.get("needs") for name, job in jobs(ROOT / ".github" / "workflows" / "release.yml").items()
+    }
+
+    def before(name: str) -> set[str]:
+        first = needs[name]
+        return {first, *before(first)} if first else set()
+
+    assert {"attest", "publish", "image", "chart"} == {name for name in needs if "test" in before(name)}
+    assert "attest" in before("publish")
+    assert "cmp .venv/wheel/*.whl built/*.whl" in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
+def test_hooks_are_of_this_repository() -> None:
+    """The configuration of pre-commit is valid, and its hooks are targets of the Makefile."""
+    path = ROOT / ".pre-commit-config.yaml"
+    subprocess.run([TOOLS / "pre-commit", "validate-config", path], check=True)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for repository in yaml.safe_load(path.read_text())["repos"]:
+        assert "local" == repository["repo"]
+        for hook in repository["hooks"]:
+            make, target = hook["entry"].split()
+            assert "make" == make
+            assert target in targets

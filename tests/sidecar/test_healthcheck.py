@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container's health check says of a real exporter, with whatever guards its endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+import yaml
+
+from sqlalchemy_pool_exporter.errors import EndpointError
+from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.healthcheck import check
+from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
+from tests.support.sidecar import Sidecar, run
+from tests.support.wire import Numbers, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HASH = "$2b$04$kCjsxeFfl8nLbVTYpdAVsOe1N7UfwNtDHVMVKRDtlE1gCWu/YPMCi"
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> dict[str, str]:
+    """Return a `tls_server_config` of a server whose certificate nobody trusts, and a CA for its clients."""
+    ca = trustme.CA()
+    leaf = ca.issue_cert("elsewhere.example")
+    leaf.private_key_pem.write_to_path(tmp_path / "server.key")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    ca.cert_pem.write_to_path(tmp_path / "ca.crt")
+    return {"cert_file": "server.crt", "key_file": "server.key"}
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Return the port of a server that accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+async def answer(path: Path) -> str:
+    """Check an exporter that serves with a web configuration file."""
+    async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+        asked = Web(listen_address=Address("127.0.0.1", endpoint.port), config_file=path)
+        return await asyncio.to_thread(check, asked)
+
+
+def guarded(path: Path, content: dict[str, Any]) -> str:
+    """Check an exporter that serves with a web configuration file of this content."""
+    path.write_text(yaml.safe_dump(content))
+    return asyncio.run(answer(path))
+
+
+def test_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An exporter without TLS that has a web configuration file is well, and its log is not littered."""
+    assert "200 OK" == guarded(tmp_path / "web.yaml", {})
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize("version", ["TLS12", "TLS13"])
+def test_tls(tmp_path: Path, tls: dict[str, str], version: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An exporter with TLS is well, whatever its certificate says."""
+    content = {"tls_server_config": {**tls, "min_version": version, "max_version": version}}
+    assert "200 OK" == guarded(tmp_path / "web.yaml", content)
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize("version", ["TLS12", "TLS13"])
+def test_client_certificate(tmp_path: Path, tls: dict[str, str], version: str) -> None:
+    """An exporter that asks for a client certificate, and so refuses, is well."""
+    wanted = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}
+    content = {"tls_server_config": {**tls, **wanted, "min_version": version, "max_version": version}}
+    assert "hangs up on a client without certificate" == guarded(tmp_path / "web.yaml", content)
+
+
+def test_password(tmp_path: Path) -> None:
+    """An exporter that asks for a password is well, and the check needs none."""
+    assert "401 Unauthorized" == guarded(tmp_path / "web.yaml", {"basic_auth_users": {"scraper": HASH}})
+
+
+def test_rate_limit(tmp_path: Path) -> None:
+    """An exporter that is asked too often is well."""
+    assert "429 Too Many Requests" == guarded(tmp_path / "web.yaml", {"rate_limit": {"interval": "1h"}})
+
+
+def test_nobody_listens(silent: int) -> None:
+    """Nobody there, somebody who says nothing, and somebody else are not well, and the reason is said."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
+        check(Web(listen_address=Address("127.0.0.1", port)))
+    with pytest.raises(EndpointError, match="timed out"):
+        check(Web(listen_address=Address("127.0.0.1", silent)), timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "/-/healthy answers 503 No"),
+        (b"SSH-2.0\r\n", "SSH-2.0"),
+    ],
+)
+def test_something_else_answers(said: bytes, fault: str) -> None:
+    """Whoever else has the port, or an exporter that says it is not well, is not taken for one that is."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(EndpointError, match=fault):
+            check(Web(listen_address=Address("127.0.0.1", listening.getsockname()[1])), timeout=5)
+        thread.join()
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1"])  # noqa: S104 - what a container is told
+def test_command(host: str) -> None:
+    """The command's exit status is 0 as long as the exporter runs, and 1 after it."""
+    with Sidecar() as sidecar:
+        address = f"{host}:{sidecar.url.rpartition(':')[2]}"
+        alive = run("healthcheck", SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS=address)
+        assert (0, "200 OK\n", "") == (alive.returncode, alive.stdout, alive.stderr)
+        sidecar.end()
+    dead = run("healthcheck", "--listen-address", address)
+    assert (1, "") == (dead.returncode, dead.stdout)
+    assert dead.stderr.startswith(f"sqlalchemy-pool-exporter: no answer from '{address}': ")

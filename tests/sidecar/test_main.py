@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sqlalchemy-pool-exporter`` as it is run: start, scrape, reload, end, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.sidecar import OPENMETRICS, Sidecar, run
+from tests.support.witness import eventually
+from tests.support.workers import Worker
+
+if TYPE_CHECKING:
+    from tests.support.pg import Server
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "segments"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def config(tmp_path: Path, directory: Path) -> Path:
+    config = tmp_path / "exporter.yaml"
+    config.write_text(f"segments: {{directory: {directory}}}\n")
+    return config
+
+
+@pytest.mark.requires("promtool")
+def test_serve(directory: Path) -> None:
+    """Live and forked workers are in one scrape, which promtool has nothing to say against, in both formats."""
+    with Worker(directory) as worker, Sidecar("--directory", directory) as sidecar:
+        worker.do("pool", "orders")
+        worker.do("pool", "unlimited", -1)
+        worker.do("cycle", "orders", 3)
+        worker.do("hold", "orders", 1)
+        child = worker.do("fork", "orders", 2)
+        try:
+            assert sidecar.value("checkouts_total", pool="orders") == 6
+            assert sidecar.value("connections", pool="orders", worker="000", state="in_use") == 1
+            assert sidecar.value("connections", pool="orders", worker="001", state="in_use") == 0
+            assert sidecar.value("exporter_workers", state="live") == 2
+            assert sidecar.value("capacity", pool="orders") == 6
+            assert sidecar.value("capacity", pool="unlimited") is None
+            for accept in ("text/plain", OPENMETRICS):
+                status, text = sidecar.get(accept=accept)
+                assert status == 200
+                assert text.endswith("# EOF\n") == (accept == OPENMETRICS)
+                # It reads the text format alone; what the other has beyond it is its end and its exemplars.
+                lint = subprocess.run(
+                    ["promtool", "check", "metrics"],
+                    input=sidecar.get(accept="text/plain")[1] if accept == OPENMETRICS else text,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert (lint.returncode, lint.stdout, lint.stderr) == (0, "", "")
+        finally:
+            os.kill(child, signal.SIGKILL)
+        worker.kill()
+        assert eventually(lambda: sidecar.value("exporter_workers", state="gone") == 2)
+        assert sidecar.value("checkouts_total", pool="orders") == 6
+        assert sidecar.value("connections", pool="orders", worker="000", state="in_use") is None
+        assert sidecar.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop(directory: Path, number: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end it in order, without a word of a traceback."""
+    with Sidecar("--directory", directory) as sidecar:
+        assert sidecar.end(number) == 0
+        assert "Traceback" not in "".join(sidecar.log)
+
+
+def test_restart_counts_on(directory: Path) -> None:
+    """Another sidecar says what the one before said, though every worker is gone."""
+    with Worker(directory) as worker:
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 5)
+    for _ in range(2):
+        with Sidecar("--directory", directory) as sidecar:
+            assert sidecar.value("checkouts_total", pool="orders") == 5
+
+
+# -- reload
+
+
+def test_sighup(directory: Path, config: Path) -> None:
+    """A good configuration takes effect; a bad one is named and the old one stays, which a metric says."""
+    with Worker(directory) as worker, Sidecar("--config", config) as sidecar:
+        worker.do("pool", "orders")
+        assert sidecar.value("size", pool="orders", worker="000") == 2
+        text = config.read_text()
+        config.write_text(text + "metrics: {worker_label: false}\n")
+        sidecar.send(signal.SIGHUP)
+        sidecar.wait_for("configuration reloaded")
+        assert sidecar.value("size", pool="orders") == 2
+        config.write_text(text + "metrics: {worker_label: perhaps}\n")
+        sidecar.send(signal.SIGHUP)
+        said = sidecar.wait_for("not reloaded, the old configuration stays: .*(?:\n .*)*")
+        assert "metrics.worker_label" in said
+        assert sidecar.value("exporter_config_last_reload_successful") == 0
+        assert sidecar.value("size", pool="orders") == 2
+        config.write_text(text)
+        sidecar.send(signal.SIGHUP)
+        assert eventually(lambda: sidecar.value("exporter_config_last_reload_successful") == 1)
+        assert sidecar.value("size", pool="orders", worker="000") == 2
+
+
+def test_reload_forgets_no_count(directory: Path, config: Path) -> None:
+    """What was counted in a file that was deleted since is there after a reload, too."""
+    with Worker(directory) as worker, Sidecar("--config", config) as sidecar:
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 3)
+        assert sidecar.value("checkouts_total", pool="orders") == 3
+        (directory / "worker-000").unlink()
+        config.write_text(config.read_text() + "metrics: {worker_label: false}\n")
+        sidecar.send(signal.SIGHUP)
+        sidecar.wait_for("configuration reloaded")
+        assert sidecar.value("checkouts_total", pool="orders") == 3
+
+
+def test_reload_over_http(directory: Path, config: Path) -> None:
+    """POST /-/reload is off unless it is enabled; then it answers with what is wrong."""
+    with Sidecar("--config", config) as sidecar:
+        assert sidecar.get("/-/reload", method="POST")[0] == 403
+    config.write_text(config.read_text() + "web: {enable_lifecycle: true}\n")
+    with Sidecar("--config", config) as sidecar:
+        assert sidecar.get("/-/reload", method="POST") == (200, "reloaded\n")
+        config.write_text("web: {colour: red}\n")
+        status, text = sidecar.get("/-/reload", method="POST")
+        assert status == 500
+        assert "web.colour" in text
+        assert sidecar.value("exporter_config_last_reload_successful") == 0
+
+
+# -- what it says when it cannot
+
+
+def test_port_taken(directory: Path) -> None:
+    """A taken port is one line and exit status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run("serve", "--directory", directory, "--listen-address", address)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"sqlalchemy-pool-exporter: cannot listen on '{address}'")
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_wrong_configuration(config: Path, command: str) -> None:
+    """Every fault is listed, with its path, and the exit status is 2."""
+    config.write_text(
+        "web: {colour: red, max_request_bytes: many}\n"
+        "databases:\n  - name: orders\n    dsn: postgresql://u:hunter2@h/d\n    interval_seconds: -1\n"
+    )
+    ended = run(command, "--config", config)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    for fault in ("web.colour", "web.max_request_bytes", "databases[0].interval_seconds"):
+        assert fault in ended.stderr
+    assert "hunter2" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_missing_configuration(tmp_path: Path) -> None:
+    """A file that is not there is a wrong configuration."""
+    ended = run("serve", "--config", tmp_path / "missing.yaml")
+    assert ended.returncode == 2
+    assert "missing.yaml" in ended.stderr
+
+
+def test_missing_secret(config: Path) -> None:
+    """A database whose DSN is in a variable that is not set is named, with the variable."""
+    config.write_text("databases: [{name: orders, dsn_env: NOT_SET_ANYWHERE}]\n")
+    ended = run("serve", "--config", config)
+    assert ended.returncode == 2
+    assert "'orders'" in ended.stderr
+    assert "NOT_SET_ANYWHERE" in ended.stderr
+
+
+def test_check_config(config: Path) -> None:
+    """A good configuration is said to be one, and nothing is started."""
+    ended = run("check-config", "--config", config)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "the configuration is valid\n", "")
+
+
+def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) -> None:
+    """What the web configuration file says is checked, too."""
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}\n")
+    ended = run("check-config", "--config", config, "--web-config-file", tmp_path / "web.yml")
+    assert ended.returncode == 2
+    assert "tls_server_config" in ended.stderr
+
+
+def test_the_example_configuration() -> None:
+    """config/exporter.yaml is a valid configuration."""
+    example = Path(__file__).parents[2] / "config" / "exporter.yaml"
+    assert run("check-config", "--config", example).returncode == 0
+
+
+def test_help() -> None:
+    """--help names the commands, and that of a command its options."""
+    assert "serve" in run("--help").stdout
+    assert "--web.listen-address" in run("serve", "--help").stdout
+    assert run("--version").stdout.startswith("sqlalchemy-pool-exporter ")
+    assert run().returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [("msgspec", "check-config"), ("yaml", "serve"), ("aiohttp", "serve")]
+)
+def test_missing_extra(module: str, command: str) -> None:
+    """Without the sidecar's libraries it says which one is missing and how to get them."""
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from sqlalchemy_pool_exporter.cli import main; sys.exit(main([{command!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"sqlalchemy-pool-exporter: {module!r} is missing: pip install 'sqlalchemy-pool-exporter[sidecar]'\n",
+    )
+
+
+def test_json_log(directory: Path, config: Path) -> None:
+    """With log.format json each line is one object."""
+    config.write_text(config.read_text() + "log: {format: json}\n")
+    with Sidecar("--config", config) as sidecar:
+        assert sidecar.end() == 0
+        lines = [json.loads(line) for line in sidecar.log if line]
+    assert [line["msg"].partition(" ")[0] for line in lines] == ["listening", "stopping"]
+    assert {line["level"] for line in lines} == {"info"}
+
+
+# -- databases
+
+
+def test_databases(server: Server, config: Path, application_name: str) -> None:
+    """A database that answers is up, one that is down is not, and neither is what a scrape waits for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # Takes connections and never says a word: the slowest way to be down.
+        config.write_text(
+            json.dumps(
+                {
+                    "databases": [
+                        {"name": "up", "dsn": server.dsn(application_name)},
+                        {
+                            "name": "silent",
+                            "dsn_env": "SILENT_DSN",
+                            "interval_seconds": 300,
+                            "timeout_seconds": 300,
+                        },
+                        {"name": "down", "dsn": "postgresql://nobody@127.0.0.1:1/nothing"},
+                    ]
+                }
+            )
+        )
+        dsn = f"postgresql://nobody:hunter2@127.0.0.1:{silent.getsockname()[1]}/nothing?sslmode=disable"
+        with Sidecar("--config", config, SILENT_DSN=dsn) as sidecar:
+            assert eventually(lambda: sidecar.value("database_up", database="up") == 1)
+            assert eventually(lambda: sidecar.value("database_up", database="down") == 0)
+            samples = sidecar.samples()
+            assert samples[("sqlalchemy_pool_database_up", frozenset({("database", "up")}))] == 1
+            assert sidecar.value("database_max_connections", database="up")
+            # Its first probe is still under way: nothing is known, and nothing waits for it.
+            assert sidecar.value("database_up", database="silent") in (None, 0)
+            assert sidecar.end() == 0
+            assert "hunter2" not in "".join(sidecar.log)

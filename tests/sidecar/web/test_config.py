@@ -1,0 +1,1059 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web configuration file: real TLS, real passwords, real changes of files under a running endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import bcrypt
+import pytest
+import trustme
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.sidecar.config import Secret
+from sqlalchemy_pool_exporter.sidecar.web import tls as webtls
+from sqlalchemy_pool_exporter.sidecar.web.auth import BasicAuth, RateLimiter
+from sqlalchemy_pool_exporter.sidecar.web.config import Duration, RateLimit, WebConfig
+from tests.support.wire import HANG, Numbers, ask, dial, emptied, rest, serving, settings, talk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.wire import Reply
+
+PASSWORD = "correct horse"  # noqa: S105 - of these tests
+COST = 4  # the cheapest there is
+
+
+class Files:
+    """A directory with a web configuration file and what it names, made anew for each test."""
+
+    def __init__(self, directory: Path, ca: trustme.CA) -> None:
+        self.directory = directory
+        self.path = directory / "web.yaml"
+        self.ca = ca
+
+    def write(self, content: Any) -> Path:
+        """Write the configuration file."""
+        self.path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), "utf-8")
+        return self.path
+
+    def issue(self, name: str = "localhost") -> trustme.LeafCert:
+        """Write a server certificate for ``name`` as server.crt and server.key, and return it."""
+        leaf = self.ca.issue_cert(name, "localhost", common_name=name)
+        leaf.private_key_pem.write_to_path(self.directory / "server.key")
+        (self.directory / "server.crt").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        return leaf
+
+    def with_tls(self, **options: Any) -> Path:
+        """Write a configuration with TLS."""
+        self.issue()
+        return self.write(
+            {"tls_server_config": {"cert_file": "server.crt", "key_file": "server.key", **options}}
+        )
+
+    def client(self, leaf: trustme.LeafCert | None = None) -> ssl.SSLContext:
+        """Return what a client needs to talk to the server, with its own certificate if ``leaf`` is given."""
+        context = ssl.create_default_context()
+        self.ca.configure_trust(context)
+        if leaf is not None:
+            leaf.configure_cert(context)
+        return context
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    """Return an authority for server certificates."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def files(tmp_path: Path, ca: trustme.CA) -> Files:
+    """Return an empty directory for a configuration."""
+    return Files(tmp_path, ca)
+
+
+def hashed(password: str | bytes = PASSWORD, *, cost: int = COST, prefix: str = "2b") -> str:
+    """Return the bcrypt hash of ``password``."""
+    raw = password if isinstance(password, bytes) else password.encode()
+    return bcrypt.hashpw(raw, bcrypt.gensalt(cost)).decode().replace("$2b$", f"${prefix}$", 1)
+
+
+def basic(user: str | bytes, password: str | bytes) -> dict[str, str]:
+    """Return the header of a user."""
+    parts = [part if isinstance(part, bytes) else part.encode() for part in (user, password)]
+    return {"Authorization": "Basic " + base64.b64encode(b":".join(parts)).decode()}
+
+
+def faults(path: Path) -> list[str]:
+    """Return the lines of the error that ``path`` is."""
+    with pytest.raises(ConfigError) as caught:
+        WebConfig(path)
+    return [re.sub(r"^\s*line \d+: ", "", line).strip() for line in str(caught.value).splitlines()[1:]]
+
+
+async def peer(endpoint: Any, context: ssl.SSLContext) -> tuple[str, ssl.SSLObject]:
+    """Connect, and return the common name of the server's certificate and the TLS connection."""
+    reader, writer = await dial(endpoint, tls=context)
+    tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+    certificate: Any = tls.getpeercert()
+    subject = dict(pair for (pair,) in certificate["subject"])
+    writer.write(b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert (await rest(reader, writer)).startswith(b"HTTP/1.1 200")
+    return subject["commonName"], tls
+
+
+# --------------------------------------------------------------------- TLS
+
+
+def test_https(files: Files) -> None:
+    """With a certificate the endpoint speaks TLS, 1.3 unless told otherwise, and its URL says so."""
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(files.with_tls())) as endpoint:
+            assert endpoint.url == f"https://127.0.0.1:{endpoint.port}"
+            assert (await ask(endpoint, tls=files.client())).status == 200
+            _, tls = await peer(endpoint, files.client())
+            assert tls.version() == "TLSv1.3"
+
+    asyncio.run(scenario())
+
+
+def test_http_on_the_https_port(files: Files) -> None:
+    """Who speaks plain HTTP to the TLS port is cut off, and nothing of it reaches the log as an error."""
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(files.with_tls())) as endpoint:
+            received = await talk(endpoint, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"HTTP" not in received
+            await emptied(endpoint)
+            assert (await ask(endpoint, tls=files.client())).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_handshakes_that_never_end(files: Files) -> None:
+    """Connections that do not say hello are cut off in time, and make room for a scrape before that."""
+
+    async def scenario() -> None:
+        options = settings(header_timeout_seconds=0.2, max_connections_in_flight=3)
+        async with serving(Numbers(), options, web_config=WebConfig(files.with_tls())) as endpoint:
+            crowd = [await dial(endpoint) for _ in range(10)]
+            assert (await ask(endpoint, tls=files.client())).status == 200
+            assert endpoint.connections <= 3
+            for reader, writer in crowd:
+                assert await rest(reader, writer) == b""
+            await emptied(endpoint)
+
+    asyncio.run(scenario())
+
+
+def test_inline_certificate(files: Files) -> None:
+    """Certificate and key can stand in the file itself."""
+    leaf = files.issue("inline.example.org")
+    chain = "".join(blob.bytes().decode() for blob in leaf.cert_chain_pems)
+    path = files.write({"tls_server_config": {"cert": chain, "key": leaf.private_key_pem.bytes().decode()}})
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            assert (await peer(endpoint, files.client()))[0] == "inline.example.org"
+
+    asyncio.run(scenario())
+
+
+def test_certificates_without_memory_files(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system without files in memory a temporary one serves, and is gone afterwards."""
+    temporary = files.directory / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.delattr(os, "memfd_create")
+    assert WebConfig(files.with_tls()).current().tls is not None
+    assert list(temporary.iterdir()) == []
+
+
+def test_certificate_is_replaced_while_running(files: Files) -> None:
+    """A renewed certificate serves the next connection; one without its key does not, and does no harm."""
+    path = files.with_tls()
+
+    async def scenario() -> None:
+        web_config = WebConfig(path)
+        async with serving(Numbers(), web_config=web_config) as endpoint:
+            assert (await peer(endpoint, files.client()))[0] == "localhost"
+            old_key = (files.directory / "server.key").read_bytes()
+            files.issue("renewed.example.org")
+            new_key = (files.directory / "server.key").read_bytes()
+            (files.directory / "server.key").write_bytes(old_key)  # as between two writes
+            assert (await peer(endpoint, files.client()))[0] == "localhost"
+            assert (web_config.ok, web_config.failures) == (False, 1)
+            (files.directory / "server.key").write_bytes(new_key)
+            assert (await peer(endpoint, files.client()))[0] == "renewed.example.org"
+            assert (web_config.ok, web_config.failures) == (True, 1)
+            (files.directory / "server.crt").unlink()
+            assert (await peer(endpoint, files.client()))[0] == "renewed.example.org"
+            assert (web_config.ok, web_config.failures) == (False, 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("policy", "certificate", "admitted"),
+    [
+        ("NoClientCert", None, True),
+        ("VerifyClientCertIfGiven", None, True),
+        ("VerifyClientCertIfGiven", "ours", True),
+        ("VerifyClientCertIfGiven", "foreign", False),
+        ("RequireAndVerifyClientCert", None, False),
+        ("RequireAndVerifyClientCert", "ours", True),
+        ("RequireAndVerifyClientCert", "foreign", False),
+    ],
+)
+@pytest.mark.parametrize("inline", [False, True])
+def test_client_certificates(
+    files: Files, policy: str, certificate: str | None, *, admitted: bool, inline: bool
+) -> None:
+    """A client certificate is asked for and verified as the policy says."""
+    clients = {"ours": trustme.CA(), "foreign": trustme.CA()}
+    authority = clients["ours"].cert_pem
+    authority.write_to_path(files.directory / "clients.crt")
+    trust = {"client_ca": authority.bytes().decode()} if inline else {"client_ca_file": "clients.crt"}
+    path = files.with_tls(client_auth_type=policy, **(trust if policy != "NoClientCert" else {}))
+    leaf = clients[certificate].issue_cert("prometheus.example.org") if certificate else None
+    assert admitted is _admitted(files, path, leaf)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "admitted"),
+    [
+        (["prometheus.example.org"], True),
+        (["other.example.org", "10.1.2.3"], True),
+        (["0:0:0:0:0:0:0:1"], True),
+        (["prometheus@example.org"], True),
+        (["PROMETHEUS.example.org"], False),
+        (["*.example.org", "example.org"], False),
+        ([], False),
+    ],
+)
+def test_allowed_names_of_clients(files: Files, allowed: list[str], *, admitted: bool) -> None:
+    """Of verified clients only those get in of whom a name, address or e-mail is listed, to the letter."""
+    clients = trustme.CA()
+    clients.cert_pem.write_to_path(files.directory / "clients.crt")
+    path = files.with_tls(
+        client_auth_type="RequireAndVerifyClientCert",
+        client_ca_file="clients.crt",
+        client_allowed_sans=allowed,
+    )
+    leaf = clients.issue_cert("prometheus.example.org", "10.1.2.3", "::1", "prometheus@example.org")
+    assert admitted is _admitted(files, path, leaf)
+
+
+def _admitted(files: Files, path: Path, leaf: trustme.LeafCert | None) -> bool:
+    async def scenario() -> bool:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            try:
+                reply = await talk(
+                    endpoint,
+                    b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                    tls=files.client(leaf),
+                )
+            except (ssl.SSLError, ConnectionError):
+                return False
+            await emptied(endpoint)
+            return reply.startswith(b"HTTP/1.1 200")
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("certificate", "admitted"),
+    [
+        ({"subjectAltName": (("URI", "spiffe://example.org/prometheus"),)}, True),
+        ({"subjectAltName": (("IP Address", "10.0.0.1"),)}, True),
+        ({"subjectAltName": (("DirName", "spiffe://example.org/prometheus"),)}, False),
+        ({"subjectAltName": ()}, False),
+        ({"subject": ((("commonName", "10.0.0.1"),),)}, False),
+    ],
+)
+def test_kinds_of_names(certificate: dict[str, Any], *, admitted: bool) -> None:
+    """URIs count as names; the common name and directory names do not."""
+    allowed = frozenset({"spiffe://example.org/prometheus", "10.0.0.1"})
+    assert admitted is webtls.TLS(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), allowed).admits(certificate)
+
+
+def _handshake(files: Files, path: Path, **client: Any) -> ssl.SSLObject | None:
+    context = files.client()
+    for name, value in client.items():
+        if callable(getattr(context, name)):
+            getattr(context, name)(value)
+        else:
+            setattr(context, name, value)
+
+    async def scenario() -> ssl.SSLObject | None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            try:
+                return (await peer(endpoint, context))[1]
+            except (ssl.SSLError, ConnectionError):
+                return None
+
+    return asyncio.run(scenario())
+
+
+def test_versions(files: Files) -> None:
+    """A client that has no version within the bounds is refused; others get the highest."""
+    newest = files.with_tls(min_version="TLS13")
+    assert _handshake(files, newest, maximum_version=ssl.TLSVersion.TLSv1_2) is None
+    assert (tls := _handshake(files, newest)) is not None
+    assert tls.version() == "TLSv1.3"
+    older = files.with_tls(max_version="TLS12")
+    assert (tls := _handshake(files, older)) is not None
+    assert tls.version() == "TLSv1.2"
+
+
+GCM_256, GCM_128 = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"
+
+
+@pytest.mark.parametrize(
+    ("suites", "prefer_server", "client", "expected"),
+    [
+        ([GCM_128], True, "ECDHE+AESGCM", "ECDHE-ECDSA-AES128-GCM-SHA256"),
+        ([GCM_128], True, "ECDHE-ECDSA-AES256-GCM-SHA384", None),
+        (
+            [GCM_256, GCM_128],
+            True,
+            "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384",
+            "ECDHE-ECDSA-AES256-GCM-SHA384",
+        ),
+        (
+            [GCM_256, GCM_128],
+            False,
+            "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384",
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+        ),
+    ],
+)
+def test_cipher_suites(
+    files: Files, suites: list[str], client: str, expected: str | None, *, prefer_server: bool
+) -> None:
+    """Of the suites listed the server's favourite is taken, or the client's if so configured; of others none."""
+    path = files.with_tls(
+        max_version="TLS12", cipher_suites=suites, prefer_server_cipher_suites=prefer_server
+    )
+    tls = _handshake(files, path, set_ciphers=client)
+    assert expected == (None if tls is None else (tls.cipher() or ("",))[0])
+
+
+def test_every_cipher_suite_is_known_to_openssl(files: Files) -> None:
+    """Each suite of the format that is not of TLS 1.3 has the name OpenSSL gives to the same suite."""
+    suites = [*webtls._CIPHERS]
+    context = WebConfig(files.with_tls(cipher_suites=suites)).current().tls
+    assert context is not None
+    names = {cipher["name"] for cipher in context.context.get_ciphers() if cipher["protocol"] != "TLSv1.3"}
+    assert names == set(webtls._CIPHERS.values())
+
+
+def test_suites_of_tls_1_3_alone(files: Files) -> None:
+    """With suites of TLS 1.3 only, nothing is left to a client of TLS 1.2."""
+    path = files.with_tls(cipher_suites=["TLS_AES_128_GCM_SHA256"])
+    assert _handshake(files, path, maximum_version=ssl.TLSVersion.TLSv1_2) is None
+    assert _handshake(files, path) is not None
+
+
+@pytest.mark.parametrize(
+    ("curve", "client", "expected"),
+    [
+        ("CurveP256", "prime256v1", True),
+        ("CurveP384", "secp384r1", True),
+        ("CurveP521", "secp521r1", True),
+        ("X25519", "X25519", True),
+        ("CurveP384", "prime256v1", False),
+    ],
+)
+def test_curve(files: Files, curve: str, client: str, *, expected: bool) -> None:
+    """The curve configured is the one that is used; a client that has not got it is refused."""
+    path = files.with_tls(curve_preferences=[curve])
+    assert expected is (_handshake(files, path, set_ecdh_curve=client) is not None)
+
+
+CERTIFICATE = {"cert_file": "server.crt", "key_file": "server.key"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"cert_file": "server.crt"}, ["key_file: missing: TLS needs one of key and key_file"]),
+        ({"key_file": "server.key"}, ["cert_file: missing: TLS needs one of cert and cert_file"]),
+        (
+            {"client_ca_file": "server.crt"},
+            [
+                "cert_file: missing: TLS needs one of cert and cert_file",
+                "key_file: missing: TLS needs one of key and key_file",
+                "client_ca_file: has no effect without a client_auth_type that verifies",
+            ],
+        ),
+        ({**CERTIFICATE, "cert": "x"}, ["cert: is given beside cert_file; keep one of them"]),
+        ({**CERTIFICATE, "key": "x"}, ["key: is given beside key_file; keep one of them"]),
+        (
+            {**CERTIFICATE, "cert_file": "none.crt"},
+            ["cert_file: cannot read 'none.crt': No such file or directory"],
+        ),
+        ({**CERTIFICATE, "cert_file": "."}, ["cert_file: cannot read '.': "]),
+        ({**CERTIFICATE, "cert_file": "pipe"}, ["cert_file: cannot read 'pipe': not a regular file"]),
+        (
+            {**CERTIFICATE, "cert_file": "a\0b"},
+            ["cert_file: cannot read 'a\\x00b': not a path"],
+        ),
+        ({**CERTIFICATE, "cert_file": "web.yaml"}, ["cert_file: refused by OpenSSL: "]),
+        ({**CERTIFICATE, "key_file": "other.key"}, ["cert_file: refused by OpenSSL: KEY_VALUES_MISMATCH"]),
+        (
+            {**CERTIFICATE, "key_file": "encrypted.key"},
+            ["cert_file: the key is encrypted, and the format has no option for its passphrase"],
+        ),
+        (
+            {**CERTIFICATE, "client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "server.key"},
+            ["client_ca_file: refused by OpenSSL: "],
+        ),
+        (
+            {**CERTIFICATE, "client_auth_type": "Always"},
+            ["client_auth_type: expected one of , NoClientCert, "],
+        ),
+        (
+            {**CERTIFICATE, "client_auth_type": "RequireAnyClientCert"},
+            [
+                "client_auth_type: Python's ssl cannot take a client certificate without verifying it; use Require"
+            ],
+        ),
+        (
+            {**CERTIFICATE, "client_auth_type": "RequestClientCert", "client_ca": "x"},
+            [
+                "client_auth_type: Python's ssl cannot take a client certificate without verifying it; use Require"
+            ],
+        ),
+        (
+            {**CERTIFICATE, "client_allowed_sans": ["a"]},
+            ["client_allowed_sans: has no effect without a client_auth"],
+        ),
+        (
+            {**CERTIFICATE, "min_version": "TLS10"},
+            ["min_version: is obsolete, and refused by today's OpenSSL"],
+        ),
+        (
+            {**CERTIFICATE, "min_version": "TLS13", "max_version": "TLS12"},
+            ["min_version: is above max_version"],
+        ),
+        (
+            {**CERTIFICATE, "min_version": "TLS14"},
+            ["min_version: expected one of TLS10, TLS11, TLS12, TLS13"],
+        ),
+        (
+            {**CERTIFICATE, "cipher_suites": ["TLS_NULL"]},
+            ["cipher_suites[0]: expected one of TLS_AES_128_GCM"],
+        ),
+        (
+            {**CERTIFICATE, "cipher_suites": ["TLS_AES_128_GCM_SHA256"], "max_version": "TLS12"},
+            ["cipher_suites: are all of TLS 1.3, which max_version excludes"],
+        ),
+        (
+            {**CERTIFICATE, "curve_preferences": ["X25519", "CurveP256"]},
+            ["curve_preferences: Python's ssl can be told one curve only; give one, or none for its default"],
+        ),
+        (
+            {**CERTIFICATE, "curve_preferences": ["CurveP257"]},
+            ["curve_preferences[0]: expected one of CurveP256"],
+        ),
+        ({**CERTIFICATE, "cert_filse": "x"}, ["cert_filse: unknown key, did you mean 'cert_file'?"]),
+    ],
+)
+def test_faults_of_tls(files: Files, options: dict[str, Any], expected: list[str]) -> None:
+    """What is missing, contradictory, unreadable or beyond Python's ssl is refused, each with the reason."""
+    files.issue()
+    os.mkfifo(files.directory / "pipe")
+    key = ec.generate_private_key(ec.SECP256R1())
+    for name, encryption in (
+        ("other.key", serialization.NoEncryption()),
+        ("encrypted.key", serialization.BestAvailableEncryption(b"x")),
+    ):
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        (files.directory / name).write_bytes(pem)
+    found = faults(files.write({"tls_server_config": options}))
+    assert len(found) == len(expected), found
+    for fault, text in zip(found, expected, strict=True):
+        assert fault.startswith(f"tls_server_config.{text}")
+
+
+def test_clients_whom_the_system_trusts(files: Files) -> None:
+    """As with the toolkit, without an authority of clients the system's decide; most certificates are not theirs."""
+    path = files.with_tls(client_auth_type="VerifyClientCertIfGiven")
+    assert _admitted(files, path, None) is True
+    assert _admitted(files, path, trustme.CA().issue_cert("prometheus.example.org")) is False
+
+
+def test_options_that_do_not_switch_tls_on(files: Files) -> None:
+    """As with the toolkit, TLS is on with a certificate, a key or something of clients; a version alone is not that."""
+    assert (
+        WebConfig(files.write({"tls_server_config": {"min_version": "TLS13", "cert_file": ""}})).current().tls
+        is None
+    )
+
+
+def test_tls_is_not_switched_while_running(files: Files) -> None:
+    """A change that would take TLS away keeps it, and is told as a fault; so is one that would bring it."""
+    web_config = WebConfig(files.with_tls())
+    files.write("")
+    assert web_config.current().tls is not None
+    assert (web_config.ok, web_config.failures) == (False, 1)
+    plain = WebConfig(files.write(""))
+    files.with_tls()
+    assert plain.current().tls is None
+    assert (plain.ok, plain.failures) == (False, 1)
+
+
+# --------------------------------------------------------------- passwords
+
+
+def users(**hashes: str) -> dict[str, Any]:
+    """Return a configuration with users."""
+    return {"basic_auth_users": hashes}
+
+
+def asked(path: Path, *headers: dict[str, str], target: str = "/metrics") -> list[Reply]:
+    """Return the answers to requests with ``headers``, one after the other."""
+
+    async def scenario() -> list[Reply]:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            return [await ask(endpoint, target, headers=one) for one in headers]
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("prefix", ["2a", "2b", "2y"])
+def test_password(files: Files, prefix: str) -> None:
+    """The right password opens, whichever program made the hash; none, a wrong one and an unknown user do not."""
+    path = files.write(users(prometheus=hashed(prefix=prefix)))
+    replies = asked(
+        path, {}, basic("prometheus", PASSWORD), basic("prometheus", "wrong"), basic("nobody", PASSWORD)
+    )
+    assert [reply.status for reply in replies] == [401, 200, 401, 401]
+    for reply in replies:
+        assert ("www-authenticate" in reply.headers) is (reply.status == 401)
+        assert PASSWORD.encode() not in reply.body
+    assert replies[0].headers["www-authenticate"].startswith("Basic realm=")
+
+
+def test_hash_of_htpasswd(files: Files) -> None:
+    """The hash that the toolkit's documentation shows is a hash."""
+    path = files.write(users(a="$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"))
+    assert WebConfig(path).current().users
+
+
+@pytest.mark.parametrize("target", ["/", "/metrics", "/-/healthy", "/-/ready", "/-/reload", "/nowhere"])
+def test_every_path_is_guarded(files: Files, target: str) -> None:
+    """Without the password no path tells even whether it exists."""
+    (reply,) = asked(files.write(users(prometheus=hashed())), {}, target=target)
+    assert reply.status == 401
+
+
+@pytest.mark.parametrize(
+    ("password", "status"),
+    [
+        (b"x" * 72, 200),
+        (b"x" * 73, 401),
+        (b"x" * 4000, 401),
+        (b"", 401),
+        (b"a\0b", 401),
+        (b"\xff\xfe", 401),
+        ("größe".encode(), 401),
+        (b"x:" * 10, 401),
+    ],
+)
+def test_odd_passwords(files: Files, password: bytes, status: int) -> None:
+    """A password of any length and any bytes is right or wrong, never an error."""
+    (reply,) = asked(files.write(users(prometheus=hashed(b"x" * 72))), basic("prometheus", password))
+    assert status == reply.status
+
+
+def test_a_password_too_long_costs_nothing(files: Files, checks: list[tuple[bytes, str]]) -> None:
+    """A password that bcrypt cannot have made is refused without asking it, whoever the user is."""
+    path = files.write(users(prometheus=hashed()))
+    replies = asked(path, basic("prometheus", "x" * 73), basic("nobody", "x" * 73))
+    assert [reply.status for reply in replies] == [401, 401]
+    assert checks == []
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("größe", "naïve"), ("a", "with:colon"), ("a b", " spaces "), ("a", "")]
+)
+def test_names_and_passwords_of_any_text(files: Files, user: str, password: str) -> None:
+    """Names and passwords are text in UTF-8; a password may have colons."""
+    (reply,) = asked(files.write({"basic_auth_users": {user: hashed(password)}}), basic(user, password))
+    assert reply.status == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Basic",
+        "Basic ",
+        "Basic !!!",
+        "Basic ====",
+        "Bearer abc",
+        "Basic bm9jb2xvbg==",
+        "basic\tx",
+        "Digest a=b",
+    ],
+)
+def test_headers_that_are_none(files: Files, authorization: str) -> None:
+    """What is not the header of basic auth is 401 like no header at all."""
+    (reply,) = asked(files.write(users(prometheus=hashed())), {"Authorization": authorization})
+    assert reply.status == 401
+
+
+def test_scheme_in_any_case(files: Files) -> None:
+    """The name of the scheme is taken in any case."""
+    header = basic("prometheus", PASSWORD)["Authorization"].replace("Basic", "bAsIc")
+    (reply,) = asked(files.write(users(prometheus=hashed())), {"Authorization": header})
+    assert reply.status == 200
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str]]:
+    """Return the checks that bcrypt is asked for: hash, and the thread that asks."""
+    seen: list[tuple[bytes, str]] = []
+    real = bcrypt.checkpw
+
+    def checkpw(password: bytes, hashed_password: bytes) -> bool:
+        seen.append((hashed_password, threading.current_thread().name))
+        return real(password, hashed_password)
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    return seen
+
+
+def test_a_scrape_does_not_cost_a_bcrypt(files: Files, checks: list[tuple[bytes, str]]) -> None:
+    """What was right or wrong once is known from then on; what is checked is checked beside the event loop."""
+    path = files.write(users(prometheus=hashed()))
+    right, wrong, unknown = (
+        basic("prometheus", PASSWORD),
+        basic("prometheus", "no"),
+        basic("nobody", PASSWORD),
+    )
+    replies = asked(path, right, right, wrong, wrong, unknown, unknown, right)
+    assert [reply.status for reply in replies] == [200, 200, 401, 401, 401, 401, 200]
+    assert len(checks) == 3
+    assert threading.current_thread().name not in {thread for _, thread in checks}
+
+
+def test_guessing_does_not_push_out_what_is_right(files: Files, checks: list[tuple[bytes, str]]) -> None:
+    """After any number of guesses the scraper's password is still known, and memory is bounded."""
+
+    async def scenario() -> None:
+        auth = BasicAuth()
+        known = {b"prometheus": hashed().encode()}
+        assert await auth.admits(known, basic("prometheus", PASSWORD)["Authorization"])
+        for i in range(300):
+            assert not await auth.admits(known, basic("prometheus", f"guess {i}")["Authorization"])
+        before = len(checks)
+        assert await auth.admits(known, basic("prometheus", PASSWORD)["Authorization"])
+        assert len(checks) == before == 301
+        assert len(auth._wrong) <= 100
+
+    asyncio.run(scenario())
+    assert files.path.exists() is False
+
+
+def test_an_unknown_user_costs_what_a_known_one_does(files: Files, checks: list[tuple[bytes, str]]) -> None:
+    """A name that does not exist costs one bcrypt of a cost that is in use, the same at every attempt."""
+    path = files.write(users(cheap=hashed(cost=4), dear=hashed(cost=6)))
+    asked(path, *(basic(f"nobody{i}", f"{attempt}") for i in range(12) for attempt in range(2)))
+    costs = [int(hash_[4:6]) for hash_, _ in checks]
+    assert len(costs) == 24
+    assert set(costs) == {4, 6}  # the odds of one cost alone are 1 in 2048
+    assert costs[0::2] == costs[1::2]
+
+
+def test_simultaneous_logins_cost_one_check(files: Files, checks: list[tuple[bytes, str]]) -> None:
+    """The same credentials, sent many times at once, are checked once."""
+    path = files.write(users(prometheus=hashed(cost=6)))
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            headers = basic("prometheus", PASSWORD)
+            replies = await asyncio.gather(*(ask(endpoint, headers=headers) for _ in range(20)))
+            assert {reply.status for reply in replies} == {200}
+
+    asyncio.run(scenario())
+    assert len(checks) == 1
+
+
+def test_users_are_changed_while_running(files: Files) -> None:
+    """A new password is valid and the old one invalid at the next request, on a connection that stays open too."""
+    path = files.write(users(prometheus=hashed("old")))
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            assert (await ask(endpoint, headers=basic("prometheus", "old"))).status == 200
+            files.write(users(prometheus=hashed("new")))
+            assert (await ask(endpoint, headers=basic("prometheus", "old"))).status == 401
+            assert (await ask(endpoint, headers=basic("prometheus", "new"))).status == 200
+            files.write("")
+            assert (await ask(endpoint)).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_change_keeps_the_old(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that becomes wrong leaves what was in force, is logged and counted once, and nothing of it is repeated."""
+    path = files.write(users(prometheus=hashed()))
+
+    async def scenario() -> None:
+        web_config = WebConfig(path)
+        async with serving(Numbers(), web_config=web_config) as endpoint:
+            files.write("basic_auth_users: {prometheus: hunter2}\n")
+            for _ in range(3):
+                assert (await ask(endpoint)).status == 401
+                assert (await ask(endpoint, headers=basic("prometheus", PASSWORD))).status == 200
+            assert (web_config.ok, web_config.failures) == (False, 1)
+            path.unlink()
+            assert (await ask(endpoint)).status == 401
+            assert (web_config.ok, web_config.failures) == (False, 2)
+            assert f"{web_config!r}" == f"<WebConfig {str(path)!r} ok=False failures=2>"
+            files.write(users(prometheus=hashed("new")))
+            assert (await ask(endpoint, headers=basic("prometheus", "new"))).status == 200
+            assert (web_config.ok, web_config.failures) == (True, 2)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scenario())
+    assert caplog.text.count("web configuration not reloaded") == 2
+    assert caplog.text.count("web configuration reloaded") == 1
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ({"a": "doe"}, "basic_auth_users.a: expected a password hashed with bcrypt"),
+        ({"a": None, "b": "doe"}, "basic_auth_users.b: expected a password hashed with bcrypt"),
+        ({"a": "$2b$10$short"}, "basic_auth_users.a: expected a password hashed with bcrypt"),
+        ({"a": "$2x$10$" + "a" * 53}, "basic_auth_users.a: expected a password hashed with bcrypt"),
+        ({"a": "$2b$10$" + "9" * 53}, "basic_auth_users.a: expected a password hashed with bcrypt"),
+        ({"a": "$2b$19$" + "." * 53}, "basic_auth_users.a: the cost of the hash must be from 4 to 18"),
+        ({"a": "$2b$03$" + "." * 53}, "basic_auth_users.a: the cost of the hash must be from 4 to 18"),
+        ({"a:b": "$2b$10$" + "." * 53}, "basic_auth_users.(key): no browser or scraper can send a user name"),
+        ({"a": ["$2b$10$" + "." * 53]}, "basic_auth_users.a: expected text, got a list"),
+        (["a"], "basic_auth_users: expected a mapping, got a list"),
+    ],
+)
+def test_faults_of_users(files: Files, entry: object, fault: str) -> None:
+    """What is no hash of bcrypt, or one that no scrape could wait for, is refused."""
+    (found,) = faults(files.write({"basic_auth_users": entry}))
+    assert found.startswith(fault)
+
+
+# ------------------------------------------------------------- rate limit
+
+
+def test_rate_limiter() -> None:
+    """The bucket is full at first, fills up with a token each interval, and holds no more than the burst."""
+    now = [100.0]
+    limiter = RateLimiter(RateLimit(interval=Duration(2.0), burst=3), lambda: now[0])
+    assert [limiter.allows() for _ in range(5)] == [True, True, True, False, False]
+    now[0] += 1.9
+    assert limiter.allows() is False
+    now[0] += 0.2
+    assert [limiter.allows(), limiter.allows()] == [True, False]
+    now[0] += 1000
+    assert [limiter.allows() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("interval", "burst", "allowed"), [(0.0, 0, True), (0.0, 5, True), (1.0, 0, False)])
+def test_limits_at_the_edge(interval: float, burst: int, *, allowed: bool) -> None:
+    """No interval is no limit; a burst of nothing lets nothing through: both as with the toolkit."""
+    limiter = RateLimiter(RateLimit(interval=Duration(interval), burst=burst), lambda: 0.0)
+    assert [limiter.allows() for _ in range(100)] == [allowed] * 100
+
+
+def test_rate_limit(files: Files) -> None:
+    """Beyond the burst requests get 429, whoever asks and for whatever; a changed limit holds at once."""
+    path = files.write({"rate_limit": {"interval": "1h", "burst": 2}, **users(prometheus=hashed())})
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            headers = basic("prometheus", PASSWORD)
+            assert (await ask(endpoint, headers=headers)).status == 200
+            assert (await ask(endpoint)).status == 401
+            limited = await ask(endpoint, "/", headers=headers)
+            assert (limited.status, limited.headers["retry-after"]) == (429, "3600")
+            files.write({"rate_limit": {"interval": 0, "burst": 2}})
+            assert (await ask(endpoint)).status == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("1s", 1),
+        ("1h2m3.5s", 3723.5),
+        ("250ms", 0.25),
+        (".5s", 0.5),
+        ("5us", 5e-6),
+        ("5µs", 5e-6),
+    ],
+)
+def test_duration(text: str, seconds: float) -> None:
+    """Durations are written as Go writes them."""
+    assert Duration.parse(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "1", "-1s", "1 s", "1d", "s", "1s2", "nan", "1e3s", "٣s"])
+def test_no_duration(files: Files, text: str) -> None:
+    """A number without a unit, a sign, and anything else is refused."""
+    (fault,) = faults(files.write({"rate_limit": {"interval": text}}))
+    assert fault == "rate_limit.interval: expected a duration with its unit, such as 1s or 250ms, or 0"
+
+
+# ---------------------------------------------------------------- headers
+
+
+def test_headers(files: Files) -> None:
+    """The headers of the file are on every answer, errors included; blank ones are not; the page's own give way."""
+    headers = {
+        "X-Frame-Options": "deny",
+        "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+        "X-Content-Type-Options": "nosniff",
+        "X-XSS-Protection": 1,
+        "Content-Security-Policy": "default-src 'self'",
+    }
+    path = files.write({"http_server_config": {"http2": False, "headers": headers}, **users(a=hashed())})
+
+    async def scenario() -> None:
+        async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
+            for target, status in (("/", 200), ("/metrics", 200), ("/nowhere", 404)):
+                reply = await ask(endpoint, target, headers=basic("a", PASSWORD))
+                assert status == reply.status
+                assert {name: reply.headers[name.lower()] for name in headers} == {
+                    **headers,
+                    "X-XSS-Protection": "1",
+                }
+            assert (await ask(endpoint)).headers["x-frame-options"] == "deny"
+            files.write({"http_server_config": {"headers": {"X-Frame-Options": "", "X-XSS-Protection": ""}}})
+            assert "x-frame-options" not in (await ask(endpoint)).headers
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("headers", "fault"),
+    [
+        (
+            {"Server": "x"},
+            "Server: cannot be set; can be: Content-Security-Policy, Strict-Transport-Security",
+        ),
+        ({"x-frame-options": "deny"}, "x-frame-options: cannot be set"),
+        ({"X-Frame-Options": "allow"}, "X-Frame-Options: expected deny or sameorigin"),
+        ({"X-Content-Type-Options": "sniff"}, "X-Content-Type-Options: expected nosniff"),
+        (
+            {"X-XSS-Protection": "a\r\nSet-Cookie: b"},
+            "X-XSS-Protection: has a character that a header cannot have",
+        ),
+        ({"X-XSS-Protection": "é"}, "X-XSS-Protection: has a character that a header cannot have"),
+    ],
+)
+def test_faults_of_headers(files: Files, headers: dict[str, str], fault: str) -> None:
+    """Only the headers of the format can be set, to the values it allows, and none can smuggle in another."""
+    (found,) = faults(files.write({"http_server_config": {"headers": headers}}))
+    assert found.startswith(f"http_server_config.headers.{fault}")
+
+
+# ----------------------------------------------------------- the whole file
+
+
+def test_every_fault_at_once(files: Files) -> None:
+    """Faults of all sections are told together, in the order of the lines."""
+    path = files.write(
+        """\
+        tls_server_config:
+          cert_file: none.crt
+          min_version: TLS9
+        http_server_config:
+          headers: {Server: x}
+          http3: true
+        basic_auth_users: {prometheus: secret}
+        rate_limit: {interval: 1, burst: -1}
+        auth_excluded_paths: [/-/healthy]
+        """
+    )
+    with pytest.raises(ConfigError) as caught:
+        WebConfig(path)
+    assert [
+        line.strip().partition(": e")[0].partition(": c")[0] for line in str(caught.value).splitlines()
+    ] == [
+        f"{path}: 9 faults",
+        "line 1: tls_server_config.key_file: missing: TLS needs one of key and key_file",
+        "line 2: tls_server_config.cert_file",
+        "line 3: tls_server_config.min_version",
+        "line 5: http_server_config.headers.Server",
+        "line 6: http_server_config.http3: unknown key, did you mean 'http2'?",
+        "line 7: basic_auth_users.prometheus",
+        "line 8: rate_limit.burst",
+        "line 8: rate_limit.interval",
+        (
+            "line 9: auth_excluded_paths: unknown key; known are tls_server_config, http_server_config, "
+            "basic_auth_users, rate_limit"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "tls_server_config:\nrate_limit: {interval: 0, burst: 0}\n"])
+def test_a_file_that_asks_for_nothing(files: Files, text: str) -> None:
+    """An empty file is plain HTTP for everybody."""
+    (reply,) = asked(files.write(text), {})
+    assert reply.status == 200
+
+
+def test_paths_are_relative_to_the_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the exporter was started does not matter."""
+    path = files.with_tls()
+    monkeypatch.chdir("/")
+    assert WebConfig(path).current().tls is not None
+
+
+def test_no_secret_is_shown(files: Files) -> None:
+    """Neither key nor hash stands in an error, its traceback, or the representation of what was read."""
+    leaf = files.issue()
+    key = leaf.private_key_pem.bytes().decode()
+    hash_ = hashed()
+    text = yaml.safe_dump({"tls_server_config": {"cert": "x", "key": key}, **users(a=hash_, b="hunter2")})
+    with pytest.raises(ConfigError) as caught:
+        WebConfig(files.write(text))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert all(secret not in shown for secret in (key.splitlines()[1], hash_, "hunter2"))
+    settings_ = webtls.TLSSettings(key=Secret(key))
+    assert key.splitlines()[1] not in repr(settings_)
+
+
+def test_an_encrypted_key_asks_nobody(files: Files) -> None:
+    """With a terminal at hand, too, no passphrase is asked for: that would be waited for for ever."""
+    files.issue()
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
+    )
+    (files.directory / "server.key").write_bytes(pem)
+    path = files.write({"tls_server_config": CERTIFICATE})
+    program = (
+        "import pathlib, sys; from sqlalchemy_pool_exporter.webconfig import WebConfig; "
+        "WebConfig(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=HANG, check=False
+    )
+    assert done.returncode == 1
+    assert "the key is encrypted" in done.stderr
+    assert "pass phrase" not in done.stdout + done.stderr
+
+
+_TREES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from(["server.crt", "server.key", ".", "TLS12", "X25519", "1s", "/dev/null", hashed()]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"),
+                    *(
+                        "cert",
+                        "key",
+                        "cert_file",
+                        "key_file",
+                        "client_ca",
+                        "client_ca_file",
+                        "client_auth_type",
+                    ),
+                    *(
+                        "client_allowed_sans",
+                        "min_version",
+                        "max_version",
+                        "cipher_suites",
+                        "curve_preferences",
+                    ),
+                    *(
+                        "prefer_server_cipher_suites",
+                        "http2",
+                        "headers",
+                        "X-Frame-Options",
+                        "interval",
+                        "burst",
+                    ),
+                ]
+            )
+            | st.text(max_size=5),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Files:
+    """Return a directory with a certificate for all examples of a property."""
+    files = Files(tmp_path_factory.mktemp("fuzz"), ca)
+    files.issue()
+    return files
+
+
+@hypothesis_settings(deadline=None)
+@given(tree=_TREES)
+@example(tree={"tls_server_config": {"cert": "\ud800", "key": "\udfff"}})
+@example(tree={"tls_server_config": {"cert": "é", "key": "\0", "client_ca": "\u1234"}})
+@example(tree={"basic_auth_users": {"\ud800": "x", "": hashed()}})
+def test_any_tree(tree: object, shared: Files) -> None:
+    """Any YAML is a policy or a ConfigError, and a running endpoint survives it either way."""
+    running = WebConfig(shared.write(""))
+    shared.write(tree)
+    running.current()
+    try:
+        WebConfig(shared.path)
+    except ConfigError as exc:
+        assert str(shared.path) in str(exc)  # noqa: PT017 - one of two outcomes
+        assert running.ok is False
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    content=st.binary(max_size=60)
+    | st.text(st.sampled_from("-:?&*!|>{}[],# \n\tabc0'\""), max_size=60).map(str.encode)
+)
+def test_any_bytes(content: bytes, shared: Files) -> None:
+    """Any content is a policy or a ConfigError."""
+    shared.path.write_bytes(content)
+    try:
+        WebConfig(shared.path)
+    except ConfigError as exc:
+        assert str(shared.path) in str(exc)  # noqa: PT017 - one of two outcomes

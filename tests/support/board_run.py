@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Prometheus that has watched real pools in every trouble, and whether the dashboards' queries show it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import psycopg
+
+from tests.support import grafana
+from tests.support.prometheus import Prometheus, scraping
+from tests.support.sidecar import Sidecar, run
+from tests.support.witness import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from tests.support.pg import Server
+
+ROOT = Path(__file__).parents[2]
+INTERVAL = 1  # seconds between two scrapes
+RATE_INTERVAL = f"{4 * INTERVAL}s"  # as Grafana has it for steps of up to three scrapes
+SIDECAR, IN_APP = "shop", "kiosk"  # the jobs: seen through the sidecar, and scraped itself
+OF_SHOP, OF_KIOSK = "orders,reports,mail", "tickets,visits,news"  # their pools
+# What has to fire within a minute, for the sake of its table. The rules' own tests are elsewhere.
+THRESHOLDS = {
+    "leaked_for": "0s",
+    "starvation_window": "10s",
+    "starvation_for": "0s",
+    "starvation_timeout_for": "0s",
+}
+
+
+class Run(NamedTuple):
+    """What was watched: from and until which Unix time, and by which Prometheus."""
+
+    prometheus: Prometheus
+    start: float
+    end: float
+
+
+class Worker:
+    """A process of ``tests.board_worker``."""
+
+    def __init__(self, url: str, directory: Path, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.support.board_worker", url, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "SQLALCHEMY_POOL_EXPORTER_DIR": str(directory)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # SQLAlchemy tells of each leak, with its stack
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@contextmanager
+def watched(server: Server, directory: Path, seconds: float) -> Iterator[Run]:
+    """Have two workers behind a sidecar and one that is scraped itself play for so long, and yield what was seen."""
+    url = server.url("postgresql+psycopg", application_name="NAME").replace("NAME", "%s")
+    shared, own = directory / "shared", directory / "own"
+    for path in (shared, own):
+        path.mkdir(parents=True)
+    _limit_idle_sessions(server)
+    with ExitStack() as stack:
+        config = directory / "exporter.yaml"
+        config.write_text(json.dumps(_config(server, shared)))
+        sidecar = stack.enter_context(Sidecar("--config", config))
+        first = stack.enter_context(Worker(url, shared, OF_SHOP))
+        stack.enter_context(Worker(url, shared, OF_SHOP, "--calm"))
+        lost = stack.enter_context(Worker(url, shared, OF_SHOP, "--calm"))
+        alone = stack.enter_context(Worker(url, own, OF_KIOSK, "--serve"))
+        done = run(
+            "rules", "--out", directory, *(f"--set={name}={value}" for name, value in THRESHOLDS.items())
+        )
+        assert done.returncode == 0, done.stderr
+        of_sidecar, of_application = sidecar.url.removeprefix("http://"), f"127.0.0.1:{alone.port}"
+        scrapes = scraping(
+            {SIDECAR: [of_sidecar], IN_APP: [of_application]},
+            interval=f"{INTERVAL}s",
+            rules=[Path(line) for line in done.stdout.splitlines()],
+            instances={of_sidecar: f"{SIDECAR}-1", of_application: f"{IN_APP}-1"},
+        )
+        prometheus = stack.enter_context(Prometheus(scrapes, directory / "prometheus"))
+        assert eventually(lambda: len(prometheus.query("sqlalchemy_pool_exporter_build_info")) == 2, 60)
+        start = time.time()
+        time.sleep(seconds - 5)
+        lost.kill()
+        time.sleep(5)
+        assert first.port == 0
+        yield Run(prometheus, start, time.time())
+
+
+def _limit_idle_sessions(server: Server) -> None:
+    """Have the server cut idle sessions, after longer than anything here lasts; it says so in its metrics."""
+    with psycopg.connect(server.dsn("the administrator"), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET idle_session_timeout = '10min'")
+        connection.execute("ALTER SYSTEM SET idle_in_transaction_session_timeout = '2min'")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def _config(server: Server, shared: Path) -> dict[str, object]:
+    return {
+        "segments": {"directory": str(shared)},
+        "databases": [
+            {
+                "name": "main",
+                "dsn": server.dsn("the probe"),
+                "pools": ["orders", "reports", "tickets", "visits"],
+                "interval_seconds": 1,
+                "timeout_seconds": 1,
+            }
+        ],
+    }
+
+
+def check_panels(
+    prometheus: Prometheus,
+    start: float,
+    end: float,
+    *,
+    chosen: Mapping[str, str | list[str]] | None = None,
+    names: Collection[str] = grafana.NAMES,
+    step: float = INTERVAL,
+    rate_interval: str = RATE_INTERVAL,
+) -> list[str]:
+    """Return which queries of the dashboards' panels, variables and annotations found no numbers in a time.
+
+    An empty list is what one wants. ``chosen`` are the variables that are not at All; ``rate_interval`` is to be four
+    times the interval of the scrapes at least.
+    """
+    silent = []
+    for name in names:
+        board = grafana.load(name)
+        asked = [(str(target), target.expr, target.is_instant) for target in grafana.targets(board)]
+        asked += [(one["name"], one["expr"], False) for one in board["annotations"]["list"]]
+        for title, template, is_instant in asked:
+            expr = grafana.interpolated(template, chosen or {}, board, rate_interval=rate_interval)
+            # One number in the range is enough: what happens at times is absent at others.
+            values = (
+                [sample.value for sample in prometheus.query(expr, time=end)]
+                if is_instant
+                else [
+                    value for one in prometheus.query_range(expr, start, end, step) for _, value in one.points
+                ]
+            )
+            if all(map(math.isnan, values)):
+                silent.append(f"{name}: {title}: {expr}")
+        for one in grafana.variables(board):
+            selector, label = grafana.variable_selector(one["query"])
+            selector = grafana.interpolated(selector, chosen or {}, board, rate_interval=rate_interval)
+            if not any(labels.get(label) for labels in prometheus.series(selector, start, end)):
+                silent.append(f"{name}: ${one['name']}: {one['query']}")
+    return silent

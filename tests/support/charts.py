@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helm itself, as a library, and Kubernetes' schemas, for the tests of the chart."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "sqlalchemy-pool-exporter"
+EXAMPLE = ROOT / "examples" / "helm" / "orders"
+OPERATOR = "monitoring.coreos.com/v1"
+
+Manifest = dict[str, Any]
+
+
+def chart(path: Path = CHART) -> Any:
+    """Load a chart."""
+    import helm_python  # noqa: PLC0415 - not there with the oldest dependencies, as the one below
+
+    return helm_python.Chart.load(path)
+
+
+def refusal(values: dict[str, Any]) -> str:
+    """Return what Helm says of values that it refuses."""
+    import helm_python  # noqa: PLC0415 - as above
+
+    try:
+        chart().render(values=values, name="pools")
+    except helm_python.HelmError as error:
+        return str(error)
+    raise AssertionError(f"Helm accepts {values}")
+
+
+def lint(path: Path, **options: Any) -> list[str]:
+    """Return what a strict lint says of a chart, but for what is only good advice."""
+    import helm_python  # noqa: PLC0415 - as above
+
+    report: Any = helm_python.lint(path, strict=True, **options)
+    found: list[str] = [message["error"] for message in report["messages"] if message["severity"] > 1]
+    return [*found, *report["errors"]]
+
+
+def render(values: dict[str, Any] | None = None, path: Path = CHART) -> list[Manifest]:
+    """Return the manifests of a release called pools in the namespace shop."""
+    rendered = chart(path).render(values=values or {}, name="pools", namespace="shop")
+    return list(manifests(rendered))
+
+
+def manifests(rendered: dict[str, str]) -> Iterator[Manifest]:
+    """Yield the manifests of what Helm rendered, file by file."""
+    for name, text in rendered.items():
+        if not name.endswith(".txt"):
+            yield from filter(None, yaml.safe_load_all(text))
+
+
+def of(kind: str, found: list[Manifest]) -> Manifest:
+    """Return the one manifest of a kind."""
+    (manifest,) = (manifest for manifest in found if manifest["kind"] == kind)
+    return manifest
+
+
+def kinds(found: list[Manifest]) -> set[str]:
+    """Return the kinds there are."""
+    return {manifest["kind"] for manifest in found}
+
+
+def example(directory: Path) -> Path:
+    """Copy the example to a directory, with the chart beside it as its dependency, and return it."""
+    import helm_python  # noqa: PLC0415 - as above
+
+    for source in (CHART, EXAMPLE):
+        shutil.copytree(source, directory / source.relative_to(ROOT))
+    copy = directory / EXAMPLE.relative_to(ROOT)
+    helm_python.dependency_build(copy)
+    return copy
+
+
+def validate(manifest: Manifest, version: str) -> None:
+    """Hold a manifest against Kubernetes' schema of a version; what the schema does not know is wrong too."""
+    _validate(json.dumps(manifest, sort_keys=True), version)
+
+
+@functools.cache  # the same manifest comes with many values, and each time takes 60 ms
+def _validate(manifest: str, version: str) -> None:
+    import kubernetes_validate  # noqa: PLC0415 - as above
+
+    kubernetes_validate.validate(json.loads(manifest), version, strict=True)

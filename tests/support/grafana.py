@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The committed dashboards as the tests read them: panels, queries, variables, and what Grafana asks Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import promql_parser as promql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DIRECTORY = Path(__file__).parents[2] / "dashboards"
+NAMES = ("overview", "pool", "database")
+
+Board = dict[str, Any]
+Panel = dict[str, Any]
+Expr = Any  # the parser's nodes have no common type worth the name
+
+
+class Target(NamedTuple):
+    """One query of a panel."""
+
+    panel: Panel
+    ref: str
+    expr: str
+    is_instant: bool
+
+    def __str__(self) -> str:
+        return f"{self.panel.get('title')} {self.ref}"
+
+
+def load(name: str) -> Board:
+    """Return a committed dashboard."""
+    board: Board = json.loads((DIRECTORY / f"{name}.json").read_text("utf-8"))
+    return board
+
+
+def panels(board: Board) -> list[Panel]:
+    """Return the panels, also of collapsed rows, without the rows."""
+    found = []
+    for panel in board["panels"]:
+        if panel["type"] != "row":
+            found.append(panel)
+        found += panel.get("panels", ())
+    return found
+
+
+def targets(board: Board) -> list[Target]:
+    """Return the queries of all panels."""
+    return [
+        Target(panel, target["refId"], target["expr"], target.get("instant", False))
+        for panel in panels(board)
+        for target in panel.get("targets") or ()
+    ]
+
+
+def variables(board: Board, kind: str = "query") -> list[dict[str, Any]]:
+    """Return the variables of a kind."""
+    return [variable for variable in board["templating"]["list"] if variable["type"] == kind]
+
+
+def interpolated(
+    expr: str, chosen: Mapping[str, str | list[str]], board: Board, *, rate_interval: str, span: str = "1h"
+) -> str:
+    """Return a query as Grafana sends it.
+
+    ``chosen`` has a value, or several, for each variable that is not left at All. Several come as ``(a|b)``, and each
+    value of a variable that takes several is quoted for a regular expression.
+    """
+    values = {variable["name"]: variable.get("allValue") or ".*" for variable in variables(board)}
+    for name, choice in chosen.items():
+        if name in values:
+            quoted = [_quoted(one) for one in ([choice] if isinstance(choice, str) else choice)]
+            values[name] = quoted[0] if len(quoted) == 1 else f"({'|'.join(quoted)})"
+    values |= {"__rate_interval": rate_interval, "__interval": rate_interval, "__range": span}
+    # Whatever it does not know it leaves as it is, and Prometheus says so.
+    return re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda found: values.get(found[1] or found[2], found[0]), expr)
+
+
+def _quoted(value: str) -> str:
+    # Twice, as it stands in a string of PromQL.
+    return re.sub(r"[\\^$*+?.()|{}\[\]]", lambda found: "\\\\" + found[0], value)
+
+
+def parsed(expr: str, rate_interval: str = "4711s") -> Expr:
+    """Parse a query whose variables stand in strings, but for those of time; ValueError if it is none."""
+    for name in ("__rate_interval", "__interval", "__range"):
+        expr = re.sub(
+            rf"\$(?:{name}\b|\{{{name}\}})", rate_interval if name == "__rate_interval" else "1h", expr
+        )
+    return promql.parse(expr)
+
+
+def variable_selector(query: str) -> tuple[str, str]:
+    """Return the selector (empty if there is none) and the label of ``label_values(…)``."""
+    match = re.fullmatch(r"label_values\((?:(.+), *)?([a-zA-Z_]\w*)\)", query)
+    if match is None:
+        raise ValueError(f"not a query of label values: {query!r}")
+    return match[1] or "", match[2]
+
+
+def walk(node: Expr, parents: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
+    """Yield a node and all below it, each with those above it, the outermost first."""
+    yield node, parents
+    for child in _children(node):
+        yield from walk(child, (*parents, node))
+
+
+def _children(node: Expr) -> Iterator[Expr]:
+    for name in ("lhs", "rhs", "expr", "param", "vector_selector"):
+        if (child := getattr(node, name, None)) is not None:
+            yield child
+    yield from getattr(node, "args", ())
+
+
+def selectors(node: Expr) -> list[promql.VectorSelector]:
+    """Return the selectors of a query."""
+    return [one for one, _ in walk(node) if isinstance(one, promql.VectorSelector)]

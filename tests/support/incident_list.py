@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The incidents that are staged, with what must be said of each, what may be, and why."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from tests.support.incidents import Incident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.incidents import Database, Stage
+
+# Seconds of quiet before an incident, and of an incident: as long as the slowest alert in it takes, and some more.
+QUIET: Final = 20.0
+LONG: Final = 65.0
+
+_FULL: Final = {
+    ("NearCapacity", "warning"): "the pool is full while callers wait",
+    ("NearCapacity", "critical"): "the pool is full while callers wait",
+    ("WaitBudgetBurn", "warning"): "who waits in the queue waits longer than the objective",
+    ("WaitBudgetBurn", "critical"): "who waits in the queue waits longer than the objective",
+}
+# A busy machine takes a quarter of a second for what should be ten milliseconds.
+_CONNECTING: Final = {
+    ("WaitBudgetBurn", "warning"): "checkouts connect anew, and wait for that as long as it takes",
+    ("WaitBudgetBurn", "critical"): "checkouts connect anew, and wait for that as long as it takes",
+}
+
+
+def _healthy(stage: Stage, begin: Callable[[], object]) -> None:
+    """Five callers for four connections, each of which needs one 60 % of its time."""
+    begin()
+    stage.load(5, seconds=0.1, pause=0.07)
+    time.sleep(QUIET + LONG)
+
+
+def _slow(stage: Stage, begin: Callable[[], object]) -> None:
+    """Queries that took 20 ms take 400, so twelve callers want more than three connections can do."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.load(12, seconds=0.4)
+    time.sleep(LONG)
+
+
+def _leak(stage: Stage, begin: Callable[[], object]) -> None:
+    """Each caller forgets to close, every two seconds."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.load(1, "forget", pause=2.0)
+    time.sleep(LONG / 2)
+
+
+def _kept(stage: Stage, begin: Callable[[], object]) -> None:
+    """Each caller keeps every connection that it gets."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.load(4, "keep", pause=0.5)
+    time.sleep(LONG)
+
+
+def _bursts(stage: Stage, begin: Callable[[], object]) -> None:
+    """Callers come together, do a query each, and leave the pool idle for longer than the server allows."""
+    begin()
+    stage.load(3, pause=3.5)
+    time.sleep(LONG)
+
+
+def _restart(stage: Stage, begin: Callable[[], object]) -> None:
+    """The server is away for a while, and comes back."""
+    stage.load(3)
+    time.sleep(QUIET)
+    begin()
+    stage.database.stop()
+    time.sleep(20.0)
+    stage.database.start()
+    time.sleep(50.0)
+
+
+def _busy(stage: Stage, begin: Callable[[], object]) -> None:
+    """As many callers as connections, all the time."""
+    begin()
+    stage.load(10, seconds=0.05, pause=0.2)
+    time.sleep(LONG)
+
+
+def _five(stage: Stage, begin: Callable[[], object]) -> None:
+    """Five callers in each worker, some of which want a connection at once."""
+    begin()
+    stage.load(5, seconds=0.05, pause=0.1)
+    time.sleep(LONG)
+
+
+def _hardly_used(stage: Stage, begin: Callable[[], object]) -> None:
+    """Two callers in each worker."""
+    begin()
+    stage.load(2)
+    time.sleep(LONG)
+
+
+def _crowd(stage: Stage, begin: Callable[[], object]) -> None:
+    """Every pool fills up."""
+    begin()
+    stage.load(20, seconds=1.0, pause=0.2)
+    time.sleep(LONG)
+
+
+def _handler(stage: Stage, begin: Callable[[], object]) -> None:
+    """A handler that reads a row awaits something slow before it gives the connection back."""
+    stage.load(1)
+    time.sleep(QUIET)
+    begin()
+    stage.load(1, "wait", seconds=25.0)
+    time.sleep(LONG / 2)
+
+
+def _kill(stage: Stage, begin: Callable[[], object]) -> None:
+    """One worker is killed, and nobody starts another."""
+    # Long enough that three workers are what is usual, although there were none while all started.
+    stage.load(2)
+    time.sleep(stage.starting_seconds + LONG / 2)
+    begin()
+    stage.kill_one()
+    time.sleep(LONG / 2)
+
+
+def _replace(stage: Stage, begin: Callable[[], object]) -> None:
+    """One worker is killed, and another takes its place."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.kill_one()
+    stage.hire(1)
+    stage.load(2)
+    time.sleep(LONG / 2)
+
+
+def _break(stage: Stage, begin: Callable[[], object]) -> None:
+    """Whatever the exporter lives on goes wrong: its configuration, its directory, all that it watches."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.break_exporter()
+    for _ in range(len(stage.workers)):
+        stage.kill_one()
+    time.sleep(LONG / 2)
+
+
+def _end(stage: Stage, begin: Callable[[], object]) -> None:
+    """The sidecar is killed."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    stage.sidecar.end(signal.SIGKILL)
+    time.sleep(LONG / 2)
+
+
+def _create_role(database: Database) -> None:
+    """Make a role that the reserve is out of reach for."""
+    with psycopg.connect(database.url(""), autocommit=True) as connection:
+        connection.execute("CREATE ROLE app LOGIN")
+
+
+INCIDENTS: Final = [
+    Incident(
+        "healthy",
+        "full but sufficient: nothing fires",
+        _healthy,
+        pool={"pool_size": 4, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": 50},
+        settings={"idle_session_timeout": "60s", "idle_in_transaction_session_timeout": "60s"},
+    ),
+    Incident(
+        "slow",
+        "slow queries beyond what the pool can do",
+        _slow,
+        expected={
+            ("Starvation", "warning"): ("starvation_window", "starvation_for"),
+            ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
+            ("NearCapacity", "warning"): ("capacity_window", "capacity_for"),
+            ("WaitBudgetBurn", "critical"): ("wait_fast_window", "wait_fast_for"),
+        },
+        allowed=_FULL,
+        pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 1.0, "pool_pre_ping": True},
+    ),
+    Incident(
+        "leak",
+        "checkouts that nobody returns, found by the garbage collector",
+        _leak,
+        expected={("LeakedCheckouts", "warning"): ("leaked_for",)},
+        pool={"pool_size": 3, "pool_pre_ping": True},
+    ),
+    Incident(
+        "kept",
+        "checkouts that nobody returns, kept in a cache until the pool is empty",
+        _kept,
+        expected={
+            ("Stuck", "critical"): ("stuck_seconds", "stuck_for"),
+            ("Stuck", "warning"): ("stuck_seconds", "stuck_for"),
+            ("Starvation", "warning"): ("starvation_window", "starvation_for"),
+            ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
+            ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
+        },
+        allowed=_FULL,
+        pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 2.0, "pool_pre_ping": True},
+    ),
+    Incident(
+        "idlekill",
+        "the server ends idle connections, and the pool does not test them",
+        _bursts,
+        expected={
+            ("StaleConnections", "warning"): ("stale_for",),
+            ("NoPrePing", "warning"): ("idle_limit_for",),
+        },
+        allowed=_CONNECTING,
+        pool={"pool_size": 3},
+        settings={"idle_session_timeout": "2s"},
+        is_configured=True,
+    ),
+    Incident(
+        "idleping",
+        "the server ends idle connections, pre-ping finds them, and recycle is too late",
+        _bursts,
+        expected={
+            ("StaleConnections", "info"): ("stale_for",),
+            ("RecycleAboveIdleLimit", "warning"): ("idle_limit_for",),
+        },
+        allowed=_CONNECTING,
+        pool={"pool_size": 3, "pool_pre_ping": True, "pool_recycle": 3600},
+        settings={"idle_session_timeout": "2s"},
+        is_configured=True,
+    ),
+    Incident(
+        "restart",
+        "the database is away for ten minutes and comes back",
+        _restart,
+        expected={
+            ("ConnectErrors", "critical"): ("connect_window", "connect_critical_for"),
+            ("ConnectErrors", "warning"): ("connect_window", "connect_warning_for"),
+            ("ProbeFailing", "warning"): ("probe_for",),
+        },
+        pool={"pool_size": 3, "pool_pre_ping": True},
+    ),
+    Incident(
+        "churn",
+        "a pool smaller than its load, with overflow that is opened and thrown away",
+        _five,
+        expected={("OverflowChurn", "warning"): ("churn_window", "churn_for")},
+        allowed=_CONNECTING,
+        pool={"pool_size": 1, "max_overflow": 9, "pool_pre_ping": True},
+        is_configured=True,
+    ),
+    Incident(
+        "recycle",
+        "recycle set too low",
+        _busy,
+        expected={
+            ("NeedlessRecycling", "info"): ("recycle_for",),
+            ("RecycleStorm", "warning"): ("storm_window", "storm_for"),
+        },
+        allowed=_CONNECTING,
+        pool={"pool_size": 10, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": 2},
+        is_configured=True,
+    ),
+    Incident(
+        "ceiling",
+        "pools larger than max_connections, and hardly used: told before it happens",
+        _hardly_used,
+        expected={
+            ("FleetCeiling", "critical"): ("ceiling_for",),
+            ("FleetCeiling", "warning"): ("ceiling_for",),
+        },
+        pool={"pool_size": 20, "max_overflow": 0, "pool_pre_ping": True},
+        settings={"max_connections": "20"},
+        is_configured=True,
+    ),
+    Incident(
+        "refused",
+        "pools larger than max_connections, and filled",
+        _crowd,
+        expected={
+            ("FleetCeiling", "critical"): ("ceiling_for",),
+            ("FleetCeiling", "warning"): ("ceiling_for",),
+            ("ConnectErrors", "critical"): ("connect_window", "connect_critical_for"),
+            ("ConnectErrors", "warning"): ("connect_window", "connect_warning_for"),
+            ("DatabaseNearMax", "critical"): ("database_for",),
+            ("DatabaseNearMax", "warning"): ("database_for",),
+        },
+        allowed=_CONNECTING,
+        pool={"pool_size": 20, "max_overflow": 0, "pool_pre_ping": True},
+        settings={"max_connections": "20"},
+        is_configured=True,
+        role="app",
+        prepare=_create_role,
+    ),
+    Incident(
+        "handler",
+        "a handler awaits something slow while it holds a connection",
+        _handler,
+        expected={
+            ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
+            ("IdleInTransaction", "warning"): ("transaction_warning_seconds", "transaction_for"),
+        },
+        pool={"pool_size": 5, "pool_pre_ping": True},
+        driver="asyncpg",
+    ),
+    Incident(
+        "killed",
+        "a worker is killed and not replaced",
+        _kill,
+        expected={("WorkerGone", "warning"): ("worker_for",)},
+        pool={"pool_size": 2, "pool_pre_ping": True},
+        workers=3,
+    ),
+    Incident(
+        "replaced",
+        "a worker is killed and replaced: nothing fires",
+        _replace,
+        pool={"pool_size": 2, "pool_pre_ping": True},
+    ),
+    Incident(
+        "broken",
+        "the exporter's configuration is wrong, its directory has a file of somebody else's, all workers are killed",
+        _break,
+        expected={
+            ("ReloadFailed", "warning"): ("reload_for",),
+            ("ExporterFailing", "warning"): ("exporter_failing_for",),
+            ("WorkerGone", "critical"): ("worker_for",),
+        },
+        allowed={
+            (
+                "WorkerGone",
+                "warning",
+            ): "two workers were what is usual, unless starting took longer than they lived"
+        },
+        pool={"pool_size": 2, "pool_pre_ping": True},
+    ),
+    Incident(
+        "down",
+        "the sidecar is killed",
+        _end,
+        expected={("ExporterDown", "warning"): ("exporter_down_for",)},
+        pool={"pool_size": 2, "pool_pre_ping": True},
+    ),
+]
+
+# Tiers that no incident stages, and why.
+UNSTAGED: Final = {
+    (
+        "WaitBudgetBurn",
+        "warning",
+    ): "burns six hours, which are twelve minutes here; `slow` has the faster one",
+    ("NearCapacity", "critical"): "may fire in `slow` and `kept`; a moment between two holders is not 99 %",
+    ("OldConnections", "info"): "a day is 48 minutes here",
+    ("IdleInTransaction", "critical"): "half an hour is a minute here; `handler` has the warning",
+}

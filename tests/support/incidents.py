@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Incidents staged on real servers, all at once, before a real Prometheus with our rules.
+
+Each incident has a PostgreSQL, worker processes and a sidecar of its own, so that none disturbs another; Prometheus
+tells them apart by ``job``, and pool and database are called like it. Time is shortened in the one place that the rules
+have for it: every duration among the thresholds is divided by ``FASTER``, so that a minute is two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy_pool_exporter.alerting import rules
+from tests.support.postgres_keeper import _account, _free_port, _programs
+from tests.support.prometheus import Prometheus, scraping
+from tests.support.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ROOT = Path(__file__).parents[2]
+FASTER = 30
+SECONDS = 60.0  # no measurement: how long a loaded machine may take before the run gives up
+
+# What is no time, or the time of something that is not made faster here.
+_UNCHANGED = {"wait_objective_seconds"}
+# Two workers of ten connections are the fleet that has a storm.
+_SMALLER = {"storm_connections": "16"}
+
+Tier = tuple[str, str]  # the alert without its prefix, and the severity
+
+
+def thresholds() -> dict[str, str]:
+    """Return every threshold as this run has it."""
+    values = dict(_SMALLER)
+    for name, threshold in rules.thresholds(rules.source()).items():
+        if name.endswith("_seconds") and name not in _UNCHANGED:
+            values[name] = f"{float(threshold.default) / FASTER:g}"
+        elif "duration" in threshold.expects:
+            values[name] = f"{round(1000 * seconds(threshold.default) / FASTER)}ms"
+    return values
+
+
+def seconds(duration: str) -> float:
+    """Return the seconds of a duration as Prometheus writes them."""
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+)(ms|[smhd])", duration))
+
+
+class Database:
+    """A PostgreSQL server with settings of its own, which can be restarted."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._account = _account()
+        if self._account:
+            os.chown(directory, self._account["user"], self._account["group"])
+        self._bin = _programs(directory, self._account)
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "shared_buffers": "16MB",
+            "autovacuum": "off",
+            "fsync": "off",
+            **settings,
+        }
+        self.port = _free_port()
+        initdb = self._spawn(
+            "initdb", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-locale", "--no-sync"
+        )
+        assert initdb.wait(SECONDS) == 0, self._log.read_text()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "log"
+
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [self._bin / program, "-D", self._directory / "data", *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env={"PATH": os.defpath, "LC_ALL": "C"},
+                **self._account,
+            )
+
+    def url(self, driver: str, role: str = "postgres") -> str:
+        """Return what SQLAlchemy connects to; without a driver, what asyncpg does."""
+        scheme = f"postgresql+{driver}" if driver else "postgresql"
+        return f"{scheme}://{role}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        self._process = self._spawn("postgres", "-p", str(self.port), *options)
+        state = self._directory / "data" / "postmaster.pid"
+        deadline = time.monotonic() + SECONDS
+        while not (state.exists() and "ready" in state.read_text()):
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End its sessions and it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+class Worker:
+    """A worker process of an application; see ``incident_worker``."""
+
+    def __init__(self, name: str, url: str, pool: Mapping[str, Any], directory: Path) -> None:
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.support.incident_worker",
+                json.dumps({"url": url, "name": name, "pool": pool}),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "SQLALCHEMY_POOL_EXPORTER_DIR": str(directory)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def load(self, **load: Any) -> None:
+        """Have it go on with another load."""
+        assert self._process.stdin is not None
+        print(json.dumps(load), file=self._process.stdin, flush=True)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+class Stage:
+    """Where one incident plays: its server, its workers, its sidecar."""
+
+    def __init__(self, incident: Incident, exit_stack: ExitStack) -> None:
+        self._incident, self._exit_stack = incident, exit_stack
+        self._directory = Path(exit_stack.enter_context(TemporaryDirectory(prefix="pool-incident-")))
+        self._directory.chmod(0o755)
+        for part in ("database", "pools"):
+            (self._directory / part).mkdir()
+        self.database = exit_stack.enter_context(Database(self._directory / "database", incident.settings))
+        incident.prepare(self.database)
+        config = self._directory / "exporter.yaml"
+        name, dsn = incident.name, self.database.url("")
+        config.write_text(
+            json.dumps(
+                {
+                    "segments": {"directory": str(self._directory / "pools")},
+                    "databases": [{"name": name, "dsn": dsn, "interval_seconds": 1, "timeout_seconds": 1}],
+                }
+            )
+        )
+        self.sidecar = exit_stack.enter_context(Sidecar("--config", config))
+        self.workers: list[Worker] = []
+        self._created = time.monotonic()
+        self.starting_seconds = 0.0  # from the sidecar's first scrape until it saw all workers
+
+    def hire(self, count: int | None = None) -> None:
+        """Start as many workers as the incident has, or so many more, and wait until the sidecar sees them."""
+        incident = self._incident
+        url = self.database.url(incident.driver, incident.role)
+        for _ in range(incident.workers if count is None else count):
+            worker = Worker(incident.name, url, incident.pool, self._directory / "pools")
+            self.workers.append(self._exit_stack.enter_context(worker))
+        deadline = time.monotonic() + SECONDS
+        while self.sidecar.value("exporter_workers", state="live") != len(self.workers):
+            assert time.monotonic() < deadline, f"the workers of {incident.name} do not start"
+            time.sleep(0.2)
+        self.starting_seconds = self.starting_seconds or time.monotonic() - self._created
+
+    def break_exporter(self) -> None:
+        """Have the sidecar read a wrong configuration, and find a file in its directory that is nobody's."""
+        (self._directory / "exporter.yaml").write_text("databases: {}")
+        (self._directory / "pools" / "worker-900").write_bytes(b"not ours" * 1024)
+        self.sidecar.send(signal.SIGHUP)
+
+    def kill_one(self) -> None:
+        """Kill a worker."""
+        self.workers.pop().kill()
+
+    def load(self, callers: int, act: str = "query", *, seconds: float = 0.02, pause: float = 0.1) -> None:
+        """Put a load on each worker."""
+        for worker in self.workers:
+            worker.load(callers=callers, act=act, seconds=seconds, pause=pause)
+
+
+def _nothing(_database: Database) -> None:
+    """Leave a server as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What goes wrong, and what is to be said of it.
+
+    Args:
+        name: of its job, its pool and its database.
+        what: in words.
+        play: puts load on the stage; it calls what it is given at the moment from which alerts are due, and returns
+            when all is over.
+        expected: alerts that must fire, each with the thresholds that add up to the longest it may take.
+        allowed: alerts that may fire, each with the reason.
+        settings: of the server.
+        pool: arguments of ``create_engine()``.
+        driver: what SQLAlchemy connects with, in the name of ``role``.
+        workers: how many processes have the pool.
+        is_configured: the fault is in the configuration, and so there from when the workers start.
+        prepare: does something to the server first.
+    """
+
+    name: str
+    what: str
+    play: Callable[[Stage, Callable[[], object]], None]
+    expected: Mapping[Tier, tuple[str, ...]] = field(default_factory=dict)
+    allowed: Mapping[Tier, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    pool: Mapping[str, Any] = field(default_factory=dict)
+    driver: str = "psycopg"
+    role: str = "postgres"
+    workers: int = 2
+    is_configured: bool = False
+    prepare: Callable[[Database], None] = _nothing
+
+
+class Played:
+    """What a run left behind: Prometheus, still there to be asked, and when things were, in Unix time.
+
+    ``start`` and ``end`` are the run's; ``hired`` is when an incident's first worker was started, ``began`` when it
+    began.
+    """
+
+    def __init__(self, prometheus: Prometheus, start: float) -> None:
+        self.prometheus = prometheus
+        self.start = start
+        self.end = start
+        self.hired: dict[str, float] = {}
+        self.began: dict[str, float] = {}
+
+    def fired(self, name: str) -> dict[Tier, list[float]]:
+        """Return the alerts that fired for an incident, each with the Unix times at which it did."""
+        fired: dict[Tier, set[float]] = {}
+        for label in ("job", "database"):
+            query = f'ALERTS{{alertstate="firing",{label}="{name}"}}'
+            for series in self.prometheus.query_range(query, self.start, self.end, 1.0):
+                tier = series.labels["alertname"].removeprefix("SQLAlchemyPool"), series.labels["severity"]
+                fired.setdefault(tier, set()).update(when for when, _ in series.points)
+        return {tier: sorted(times) for tier, times in fired.items()}
+
+
+@contextmanager
+def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
+    """Play all incidents at once; the value is what came of them, while Prometheus still runs."""
+    rendered = directory / rules.FILE
+    rendered.write_text(rules.render(rules.source(), thresholds()), "utf-8")
+    with ExitStack() as stack:
+        with ExitStack() as stages_stack, ThreadPoolExecutor(len(incidents)) as executor:
+            lock = threading.Lock()
+
+            def stage_of(incident: Incident) -> Stage:
+                own = ExitStack()
+                with lock:
+                    stages_stack.push(own)
+                return Stage(incident, own)
+
+            stages = list(executor.map(stage_of, incidents))
+            targets = {
+                incident.name: [stage.sidecar.url.removeprefix("http://")]
+                for incident, stage in zip(incidents, stages, strict=True)
+            }
+            prometheus = stack.enter_context(
+                Prometheus(scraping(targets, rules=[rendered]), directory / "prometheus")
+            )
+            played = Played(prometheus, time.time())
+
+            def hire(incident: Incident, stage: Stage) -> None:
+                played.hired[incident.name] = time.time()
+                stage.hire()
+
+            def act(incident: Incident, stage: Stage) -> None:
+                incident.play(stage, lambda: played.began.setdefault(incident.name, time.time()))
+
+            # Nobody plays while others still start: thirty processes that start are an incident of their own.
+            list(executor.map(hire, incidents, stages))
+            list(executor.map(act, incidents, stages))
+            played.end = time.time()
+        yield played

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A probe that fails again and again, and what its process keeps of that.
+
+Run as ``python -m tests.support.probe_failures KIND``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import random
+import socket
+import sys
+import tracemalloc
+from pathlib import Path
+
+from sqlalchemy_pool_exporter.sidecar.probe.probe import Probe, Target
+
+KINDS = ("refused", "hangs up", "talks nonsense", "no socket", "unusable DSN")
+FIRST, LAST = 100, 1100
+
+
+class Naps:
+    """Stands in for the delays between probes, which would take hours: all but two last a turn of the loop."""
+
+    def __init__(self) -> None:
+        self.count, self.shortest = 0, float("inf")
+        self.begun = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.count, self.shortest = self.count + 1, min(self.shortest, seconds)
+        if self.count in (FIRST, LAST):
+            self.begun.set()
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, says: bytes) -> None:
+    """Hang up on a client once it has said something."""
+    with contextlib.suppress(OSError):
+        await reader.read(1)
+        writer.write(says)
+        await writer.drain()
+    writer.close()
+
+
+async def main(kind: str) -> dict[str, object]:
+    """Fail, and return what there is in use after a hundred failures and after a thousand more."""
+    says = b"HTTP/1.1 400 Bad Request\r\n\r\n" if kind == "talks nonsense" else b""
+    listener = await asyncio.start_server(
+        lambda reader, writer: serve(reader, writer, says=says), "127.0.0.1", 0
+    )
+    port = listener.sockets[0].getsockname()[1]
+    deaf = socket.socket()
+    deaf.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else gets the port
+    host = {"refused": f"127.0.0.1:{deaf.getsockname()[1]}", "no socket": "%2Fnowhere"}
+    dsn = f"postgresql://watcher:password@{host.get(kind, f'127.0.0.1:{port}')}/postgres"
+    if kind == "unusable DSN":
+        dsn += "?sslmode=odd"
+    naps = Naps()
+    probe = Probe(
+        Target("orders", dsn, timeout_seconds=20.0),
+        sleep=naps.sleep,
+        uniform=random.Random(7).uniform,  # noqa: S311 - the same delays each time
+    )
+    tracemalloc.start()
+    descriptors, memory = [], []
+    for _ in range(2):
+        task = asyncio.create_task(probe.run())
+        await naps.begun.wait()
+        naps.begun.clear()
+        task.cancel()
+        await asyncio.wait([task])
+        for _ in range(20):  # let the loop close what it still has
+            await asyncio.sleep(0.001)
+        gc.collect()
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))  # noqa: ASYNC240 - of the kernel's
+        memory.append(tracemalloc.get_traced_memory()[0])
+    return {
+        "descriptors": descriptors,
+        "bytes": memory,
+        "probes": probe.snapshot.probes,
+        "failures": sum(probe.snapshot.failures.values()),
+        "shortest": naps.shortest,
+    }
+
+
+if __name__ == "__main__":
+    json.dump(asyncio.run(main(sys.argv[1])), sys.stdout)

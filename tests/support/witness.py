@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests hold the metrics against: the pool itself, SQLAlchemy's own pool log, and the server."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Self
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.pool import QueuePool
+
+from sqlalchemy_pool_exporter.metrics import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.pool import Pool
+
+# Phrases of SQLAlchemy's pool log, by what they tell.
+_PHRASES = {
+    "Created new connection": "connects",
+    "Error on connect()": "connect_errors",
+    "Closing connection": "closes",
+    "Hard-closing connection": "closes",
+    "exceeded timeout; recycling": "recycle",
+    "invalidated due to pool invalidation": "pool_invalidated",
+    "invalidated due to local soft invalidation": "soft_invalidated",
+    "Soft Invalidate connection": "soft",
+    "Invalidate connection": "hard",
+    "pre-ping on connection %s failed": "ping_failures",
+    "checked out from pool": "checkouts",
+}
+
+
+class PoolLog(logging.Handler):
+    """Counts what SQLAlchemy's pool log says of one pool, told by its ``logging_name``."""
+
+    def __init__(self, logging_name: str) -> None:
+        super().__init__(logging.DEBUG)
+        self._suffix = f".{logging_name}"
+        self.counts: Counter[str] = Counter()
+        self._logger = logging.getLogger("sqlalchemy.pool")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.endswith(self._suffix):
+            return
+        # The message is not formatted: the connections in its arguments would be touched.
+        message = record.msg if isinstance(record.msg, str) else str(record.msg)
+        if message.startswith("%s connection %r"):
+            message = f"{record.args[0]} connection"  # type: ignore[index]
+        elif message.startswith("%sInvalidate"):
+            message = message.replace("%s", str(record.args[0]), 1)  # type: ignore[index]
+        for phrase, event in _PHRASES.items():
+            if phrase in message:
+                self.counts[event] += 1
+                break
+
+    def __enter__(self) -> Self:
+        self._level, self._propagate = self._logger.level, self._logger.propagate
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+        self._logger.propagate = self._propagate
+
+
+class Exposition:
+    """The samples of one scrape, read back from the text that Prometheus would get."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.text = generate_latest(registry).decode()
+        self.samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+        }
+
+    def get(self, key: str, pool: str, **labels: str) -> float | None:
+        """Return the value of ``sqlalchemy_pool_<key>`` of a pool, or None if there is no such series."""
+        return self.samples.get((PREFIX + key, frozenset({"pool": pool, **labels}.items())))
+
+    def value(self, key: str, pool: str, **labels: str) -> float:
+        """Return the value of a series that must be there."""
+        value = self.get(key, pool, **labels)
+        assert value is not None, f"no series {key} {labels} of {pool}"
+        return value
+
+    def counters(self, pool: str) -> dict[str, float]:
+        """Return every counter of a pool that is not 0, as ``name`` or ``name.label``, and its histograms' counts."""
+        found = {}
+        for (name, labels), value in self.samples.items():
+            of = dict(labels)
+            if of.pop("pool", None) == pool and name.endswith(("_total", "_count")) and value:
+                label = "".join(f".{text}" for text in of.values())
+                found[name.removeprefix(PREFIX).removesuffix("_total") + label] = value
+        return found
+
+
+def pool_state(pool: Pool) -> dict[str, float]:
+    """Return what a QueuePool says of itself, in the names of the metrics."""
+    assert isinstance(pool, QueuePool)
+    return {
+        "in_use": pool.checkedout(),
+        "idle and empty": pool.checkedin(),
+        "overflow": max(0, pool.overflow()),
+    }
+
+
+def metric_state(exposition: Exposition, pool: str) -> dict[str, float]:
+    """Return the same, of the metrics."""
+    return {
+        "in_use": exposition.value("connections", pool, state="in_use"),
+        "idle and empty": exposition.value("connections", pool, state="idle")
+        + exposition.value("empty_slots", pool),
+        "overflow": exposition.value("overflow_connections", pool),
+    }
+
+
+def assert_log_agrees(exposition: Exposition, pool: str, log: PoolLog) -> None:
+    """Assert that the counters equal what SQLAlchemy's pool log said."""
+    counters = exposition.counters(pool)
+
+    def closes(*reasons: str) -> float:
+        return sum(counters.get(f"closes.{reason}", 0) for reason in reasons)
+
+    ours = {
+        "connects": counters.get("connects", 0),
+        "connect_errors": counters.get("connect_errors", 0),
+        "recycle": closes("recycle"),
+        "pool_invalidated": closes("pool_invalidated"),
+        "soft": counters.get("invalidations.soft", 0),
+        "hard": counters.get("invalidations.hard", 0),
+        "ping_failures": counters.get("ping_failures", 0),
+    }
+    assert {key: float(log.counts[key]) for key in ours} == ours
+    # What the garbage collector closes is not logged; what it makes SQLAlchemy close is.
+    closed = sum(value for key, value in counters.items() if key.startswith("closes."))
+    assert closed - closes("gc", "dispose") <= log.counts["closes"] <= closed
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait until a condition holds, and return its value; the server notices a closed socket a little later."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value or time.monotonic() > deadline:
+            return value
+        time.sleep(0.01)

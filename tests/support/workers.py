@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes for the tests: real ones, told what to do line by line, and killed like real ones.
+
+Run as a program this is such a worker; ``Worker`` starts one and speaks to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from prometheus_client import REGISTRY
+from sqlalchemy.pool import NullPool, Pool, QueuePool
+
+from sqlalchemy_pool_exporter import instrument, uninstrument
+from tests.support.fakes import FakeConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DIRECTORY = "SQLALCHEMY_POOL_EXPORTER_DIR"
+
+
+class Worker:
+    """A process with pools, whose segment is in a directory."""
+
+    def __init__(self, directory: Path, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.workers"],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, DIRECTORY: str(directory), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def do(self, action: str, *arguments: Any) -> Any:
+        """Have the worker do something, and return what came of it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([action, *arguments]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, f"the worker ended instead of doing {action}"
+        return json.loads(answer)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
+
+class _Actions:
+    """What a worker can be told to do."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+        self._held: list[Any] = []
+
+    def pool(self, name: str, size: int = 2, max_overflow: int = 1) -> None:
+        """Instrument a pool; of size -1, one without limits."""
+        pool = (
+            NullPool(FakeConnection)  # type: ignore[arg-type]
+            if size < 0
+            else QueuePool(FakeConnection, pool_size=size, max_overflow=max_overflow)  # type: ignore[arg-type]
+        )
+        instrument(pool, name=name)
+        self._pools[name] = pool
+
+    def cycle(self, name: str, times: int) -> None:
+        """Check out and return."""
+        for _ in range(times):
+            self._pools[name].connect().close()
+
+    def hold(self, name: str, times: int) -> None:
+        """Check out and keep."""
+        self._held += [self._pools[name].connect() for _ in range(times)]
+
+    def uninstrument(self, name: str) -> None:
+        """Instrument it no more."""
+        uninstrument(self._pools.pop(name))
+
+    def sample(self, name: str, pool: str) -> float | None:
+        """Return a metric of its own registry."""
+        return REGISTRY.get_sample_value(f"sqlalchemy_pool_{name}", {"pool": pool})
+
+    def fork(self, name: str, times: int) -> int:
+        """Fork a child that checks out and returns, says that it did, and stays; return its pid."""
+        done, said = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self.cycle(name, times)
+            os.write(said, b".")
+            signal.pause()
+        os.close(said)
+        assert os.read(done, 1), "the child ended before it was done"
+        os.close(done)
+        return pid
+
+
+def main() -> None:
+    """Do what standard input says, until it ends."""
+    actions = _Actions()
+    for line in sys.stdin:
+        action, *arguments = json.loads(line)
+        do: Callable[..., Any] = getattr(actions, action)
+        sys.stdout.write(json.dumps(do(*arguments)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what the chart takes from elsewhere: ``python -m tools.generate_chart``.
+
+Rules and dashboards are copied, since Helm sees only what is in the chart's directory; the part of the schema of values
+that is the exporter's configuration comes from its types, and the README's table from the comments in values.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS, Log, Metrics, Web
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "helm" / "sqlalchemy-pool-exporter"
+BEGIN, END = "<!-- values:start -->\n", "<!-- values:end -->"
+# The chart's own business, or a secret.
+_NOT_VALUES = {
+    "Web": {"listen_address", "config_file"},
+    "Database": {"dsn", "dsn_file", "dsn_env"},
+}
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+
+
+def files() -> dict[Path, str]:
+    """Return what every generated file of the chart is to hold."""
+    sources = [ROOT / "config" / "alerts.yml", *sorted((ROOT / "dashboards").glob("*.json"))]
+    copies = {
+        CHART / "files" / source.relative_to(ROOT / ("config" if source.suffix == ".yml" else "")): source
+        for source in sources
+    }
+    return {
+        **{target: source.read_text() for target, source in copies.items()},
+        CHART / "values.schema.json": schema(),
+        CHART / "README.md": readme(),
+    }
+
+
+def schema() -> str:
+    """Return values.schema.json with the definitions of the exporter's configuration renewed."""
+    whole = json.loads((CHART / "values.schema.json").read_text())
+    for model in (Web, Log, Metrics, Database, DatabaseTLS):
+        whole["$defs"][model.__name__] = definition(model)
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def definition(model: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the schema of a section of the configuration, closed, without what the chart decides."""
+    left_out = _NOT_VALUES.get(model.__name__, set())
+    fields = [field for field in msgspec.structs.fields(model) if field.name not in left_out]
+    properties = {field.name: _property(field.type) for field in fields}
+    required = [field.name for field in fields if field.required]
+    if model is Database:
+        properties["dsnSecret"] = {"$ref": "#/$defs/secretKey"}
+        required.append("dsnSecret")
+    closed = {"type": "object", "additionalProperties": False, "properties": properties}
+    return closed | ({"required": required} if required else {})
+
+
+def _property(annotation: Any) -> dict[str, Any]:
+    if typing.get_origin(annotation) is Annotated:
+        base, *metas = typing.get_args(annotation)
+        found = _property(base)
+        for meta in metas:
+            # Go's regular expressions cannot look ahead. The schema lets more pass there; the exporter does not.
+            pattern = meta.pattern and re.sub(r"\(\?!.*?\)", "", meta.pattern)
+            limits = {
+                "minimum": meta.ge,
+                "maximum": meta.le,
+                "pattern": pattern,
+                "description": meta.description,
+            }
+            found |= {key: value for key, value in limits.items() if value is not None}
+        return found
+    base, *rest = typing.get_args(annotation) or (annotation,)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return _property(next(kind for kind in (base, *rest) if kind is not types.NoneType))
+    if typing.get_origin(annotation) is Literal:
+        return {"enum": [base, *rest]}
+    if typing.get_origin(annotation) is tuple:
+        return {"type": "array", "items": _property(base)}
+    if issubclass(annotation, msgspec.Struct):
+        return {"$ref": f"#/$defs/{annotation.__name__}"}
+    return {"type": _TYPES[annotation]}
+
+
+def readme() -> str:
+    """Return the chart's README with the table of values renewed."""
+    before, _, rest = (CHART / "README.md").read_text().partition(BEGIN)
+    rows = "".join(
+        f"| `{key}` | {comment} | {_default(value)} |\n"
+        for key, comment, value in values((CHART / "values.yaml").read_text())
+    )
+    return f"{before}{BEGIN}| value | meaning | default |\n| --- | --- | --- |\n{rows}{END}{rest.partition(END)[2]}"
+
+
+def values(text: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield the values that have a comment: dotted key, comment, default."""
+    lines = text.splitlines()
+
+    def comment(line: int) -> str:
+        above: list[str] = []
+        while line and lines[line - 1].lstrip().startswith("# "):
+            line -= 1
+            above.insert(0, lines[line].lstrip().removeprefix("# "))
+        return " ".join(above)
+
+    def walk(node: yaml.MappingNode, path: str) -> Iterator[tuple[str, str, Any]]:
+        for key, value in node.value:
+            name = f"{path}{key.value}"
+            said = comment(key.start_mark.line)
+            if said:
+                yield name, said, yaml.safe_load(yaml.serialize(value))
+            elif isinstance(value, yaml.MappingNode) and value.value:
+                yield from walk(value, f"{name}.")
+            else:
+                raise ValueError(f"values.yaml: {name} has no comment")
+
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)  # noqa: S101 - for the type checker
+    yield from walk(root, "")
+
+
+def _default(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the tables of alerts and thresholds, ``rules.md`` and ``runbooks/README.md``, from ``config/alerts.yml``.
+
+Run it after changing a rule or a threshold; a test fails until that is done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sqlalchemy_pool_exporter.alerting import rules
+
+DOCS = Path(__file__).parents[1] / "docs"
+SOURCE = DOCS.parent / "config" / "alerts.yml"
+SEVERITIES = ("info", "warning", "critical")
+
+
+def pages() -> dict[Path, str]:
+    """Return the pages with generated parts, made anew."""
+    source = SOURCE.read_text("utf-8")
+    parts = {
+        "alerts": alerts(source, "runbooks/"),
+        "recorded": recorded(source),
+        "thresholds": thresholds(source),
+    }
+    index = {"alerts": alerts(source, "")}
+    return {
+        page: _renewed(page.read_text("utf-8"), of_page)
+        for page, of_page in ((DOCS / "rules.md", parts), (DOCS / "runbooks" / "README.md", index))
+    }
+
+
+def alerts(source: str, runbooks: str) -> str:
+    """Return a Markdown table of the alerts, each with its tiers and when they fire."""
+    tiers: dict[str, list[dict[str, Any]]] = {}
+    for rule in _rules(source):
+        if "alert" in rule:
+            tiers.setdefault(rule["alert"], []).append(rule)
+    lines = ["| alert | severity, after | what is the case |", "| --- | --- | --- |"]
+    for name, of_name in tiers.items():
+        of_name.sort(key=lambda rule: SEVERITIES.index(rule["labels"]["severity"]))
+        after = "<br>".join(f"{rule['labels']['severity']}, {rule['for']}" for rule in of_name)
+        summaries = "<br>".join(dict.fromkeys(rule["annotations"]["summary"] for rule in of_name))
+        lines.append(f"| [`{name}`]({runbooks}{name}.md) | {after} | {summaries} |")
+    return "\n".join(lines) + "\n"
+
+
+def recorded(source: str) -> str:
+    """Return a Markdown table of the recording rules."""
+    lines = ["| recorded | from |", "| --- | --- |"]
+    for rule in _rules(source):
+        if "record" in rule:
+            expr = " ".join(rule["expr"].split()).replace("( ", "(").replace(" )", ")")
+            lines.append(f"| `{rule['record']}` | `{expr}` |")
+    return "\n".join(lines) + "\n"
+
+
+def thresholds(source: str) -> str:
+    """Return a Markdown table of the thresholds."""
+    lines = ["| threshold | default | meaning |", "| --- | --- | --- |"]
+    lines += [
+        f"| `{threshold.name}` | {threshold.default} | {threshold.help} |"
+        for threshold in rules.thresholds(source).values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rules(source: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load(rules.render(source))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def _renewed(text: str, parts: dict[str, str]) -> str:
+    for name, content in parts.items():
+        start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}{content}{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    for written, renewed in pages().items():
+        written.write_text(renewed, "utf-8")
