@@ -73,8 +73,14 @@ class Answer(NamedTuple):
 
 def answer(status: int, headers: dict[str, str], body: bytes) -> Answer:
     found = {name.lower(): value for name, value in headers.items()}
-    wanted = (found.get(name) for name in ("content-type", "content-encoding", "vary", "content-length"))
-    return Answer(status, *wanted, body)
+    return Answer(
+        status,
+        found.get("content-type"),
+        found.get("content-encoding"),
+        found.get("vary"),
+        found.get("content-length"),
+        body,
+    )
 
 
 def over_http(port: int, requests: list[Request]) -> list[Answer]:

@@ -26,7 +26,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy_pool_exporter.metrics import SEGMENT_ERRORS
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
-from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.format import FILES, file_name
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.witness import Exposition
 

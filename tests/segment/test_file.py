@@ -33,8 +33,10 @@ from sqlalchemy_pool_exporter.segment.block import (
     FIRST_COUNTER,
 )
 from sqlalchemy_pool_exporter.segment.directory import Reader
-from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name, is_held
-from sqlalchemy_pool_exporter.segment.store import Segments
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.format import FILES, file_name
+from sqlalchemy_pool_exporter.segment.lock import is_held
+from sqlalchemy_pool_exporter.segment.store import BlockStore
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.fakes import FakeConnection
 from tests.support.witness import Exposition, eventually
@@ -125,14 +127,14 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
             second.do("pool", "orders")
             second.do("cycle", "orders", 5)
             (worker,) = Reader(directory).read().workers
-            (block,) = worker.blocks
+            (pool,) = worker.pools
     assert names(directory) == ["worker-000"]
     assert counted(directory, "orders") == {"000": 14}
     assert worker.is_live
     # One connection, idle: its row says since when it is connected, and held since never.
-    connected = block.snapshot.connections[::4]
+    connected = pool.snapshot.connections[::4]
     assert [at > 0 for at in connected if at] == [True]
-    assert not any(block.snapshot.connections[1::4])
+    assert not any(pool.snapshot.connections[1::4])
 
 
 def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
@@ -146,10 +148,10 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     lease.close()
     leases(directory)
     (worker,) = Reader(directory).read().live
-    (block_now,) = worker.blocks
-    assert not block_now.snapshot.is_active
-    assert block_now.snapshot.connections == []
-    assert block_now.snapshot.counts[DETACHES - FIRST_COUNTER] == 3.0
+    (pool,) = worker.pools
+    assert not pool.snapshot.is_active
+    assert pool.snapshot.connections == []
+    assert pool.snapshot.counts[DETACHES - FIRST_COUNTER] == 3.0
 
 
 def test_liveness_is_the_lock_and_not_taken(directory: Path, leases: Callable[..., Lease]) -> None:
@@ -356,7 +358,7 @@ def test_other_limits(directory: Path, leases: Callable[..., Lease]) -> None:
     # Neither is made a second time.
     fourth = leases(directory)
     assert len(fourth.block("orders", INFO, 200)) > len(fourth.block("orders", INFO, 64))
-    assert len(Reader(directory).read().workers[0].blocks) == 2
+    assert len(Reader(directory).read().workers[0].pools) == 2
 
 
 def test_a_pool_collected_after_its_successor_was_made(directory: Path, leases: Callable[..., Lease]) -> None:
@@ -382,7 +384,7 @@ def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
         lease.block(f"pool {number}", INFO, 200_000)
     with pytest.raises(SegmentError, match="worker-000 has no room for another pool: it holds 10"):
         lease.block("pool 10", INFO, 200_000)
-    assert len(Reader(directory).read().workers[0].blocks) == 10
+    assert len(Reader(directory).read().workers[0].pools) == 10
 
 
 def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistry) -> None:
@@ -391,8 +393,8 @@ def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistr
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
     uninstrument(pool)
-    (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.snapshot.is_active
+    (shown,) = Reader(directory).read().workers[0].pools
+    assert not shown.snapshot.is_active
     assert counted(directory, "again") == {"000": 1}
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
@@ -408,8 +410,8 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
         pool.connect().close()
         del pool
         gc.collect()
-    (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.snapshot.is_active
+    (shown,) = Reader(directory).read().workers[0].pools
+    assert not shown.snapshot.is_active
     assert counted(directory, "collected") == {"000": 3}
 
 
@@ -620,7 +622,7 @@ def test_no_descriptor_left(
     Lease(directory).close()
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        segments = Segments(directory)
+        segments = BlockStore(directory)
     assert opened == 1
     assert segments.is_shared is False
     assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["Too many open files"]
@@ -628,7 +630,7 @@ def test_no_descriptor_left(
 
 def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A worker whose file is deleted goes on, says so once, and takes a new one at its next start."""
-    segments = Segments(directory)
+    segments = BlockStore(directory)
     block = segments.block("orders", INFO, 64)
     assert segments.is_shared is True
     (directory / "worker-000").unlink()
@@ -636,13 +638,13 @@ def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture
     assert [segments.is_shared, segments.is_shared] == [False, False]
     (message,) = (record.getMessage() for record in caplog.records)
     assert "worker-000' was deleted" in message
-    assert Segments(directory).is_shared is True
+    assert BlockStore(directory).is_shared is True
     assert names(directory) == ["worker-000"]
 
 
 def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A new pool is a moment to notice, too: who has no endpoint of his own would never be told."""
-    segments = Segments(directory)
+    segments = BlockStore(directory)
     segments.block("orders", INFO, 64)
     (directory / "worker-000").unlink()
     segments.block("billing", INFO, 64)[DETACHES] += 1.0
