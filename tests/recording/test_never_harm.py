@@ -701,7 +701,7 @@ class Sabotage:
         self._build(lambda recorder: setattr(recorder, "block", _Block(recorder.block, self, how)))
 
     def break_waiters(self) -> None:
-        self._build(lambda recorder: setattr(recorder, "waiters", _Waiters(self)))
+        self._build(lambda recorder: setattr(recorder.waiters, "free", _Waiters(self)))
 
     def break_method(self, name: str) -> None:
         original = getattr(Recorder, name)
@@ -798,7 +798,7 @@ METHODS = sorted(
     for name, member in vars(Recorder).items()
     if inspect.isfunction(member)
     and not name.startswith("__")
-    and name not in {"fault", "enter", "_gone", "read", "stop", "forget", "restart", "_release_places"}
+    and name not in {"fault", "acquire_waiter", "_record_collected", "read", "stop", "restart"}
 )
 
 
