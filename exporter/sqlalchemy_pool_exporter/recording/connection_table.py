@@ -129,6 +129,11 @@ class ConnectionTable:
             row.connection_id = id(connection)
             self.by_id[row.connection_id] = row
 
+    def find(self, connection: object) -> ConnectionRow | None:
+        """Return the row in the index under a connection; the caller asks its record whether it is this one."""
+        row = self.by_id.get(id(connection))
+        return None if row is None or row.is_released else row
+
     def forget_connection(self, row: ConnectionRow) -> None:
         """Let a row be found no more by the connection that its record had."""
         # The address of a connection that is gone can be another's by now.

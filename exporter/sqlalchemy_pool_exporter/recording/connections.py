@@ -102,11 +102,9 @@ class ConnectionHooks:
 
     @never_raises
     def _closing(self, connection: object, *, terminate: bool) -> _Closing | None:
-        row = self.recorder.connections.by_id.get(id(connection))
-        if row is None or row.is_released:
-            return None
-        record = row()
-        if not holds(record, connection):
+        row = self.recorder.connections.find(connection)
+        record = row and row()
+        if row is None or not holds(record, connection):
             return None
         # A record whose first connection could not be set up is given up.
         for_good = not terminate or not is_set_up(record)
