@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: one read-only connection, a log of changes only, a retry after each failure, and an end without a trace.
 
-The probe's sleep is replaced by one that lasts until the test finishes it, so these tests use a clock only to bound a hang.
+Each sleep of the probe lasts until the test finishes it, so these tests use a clock only to bound a hang.
 """
 
 from __future__ import annotations
@@ -268,15 +268,15 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServ
 @pytest.mark.parametrize("kind", probe_failures.KINDS)
 def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
     """Neither descriptors nor memory grow with failed probes, and each is followed by a delay."""
-    # In a process of its own, as the sidecar is one: what it keeps is to be the probe's and nobody else's.
+    # In a process of its own, so that everything it keeps is the probe's.
     program = [sys.executable, "-m", "tests.support.probe_failures", kind]
     root = Path(__file__).parents[3]
     done = subprocess.run(program, cwd=root, capture_output=True, check=True, text=True, timeout=HANG)
     said = json.loads(done.stdout)
-    (early, late), (before, after) = said["descriptors"], said["bytes"]
-    assert early == late
-    assert after - before < 48 * 1024  # bytes after a thousand; caches fill
-    assert (said["probes"], said["failures"]) == (probe_failures.LAST, probe_failures.LAST)
+    assert len(set(said["descriptors"])) == 1
+    growth = [after - before for before, after in itertools.pairwise(said["bytes"])]
+    assert min(growth) < 24 * 1024  # bytes for 500 failures; caches fill
+    assert (said["probes"], said["failures"]) == (1100, 1100)
     assert said["shortest"] >= BACKOFF[0] / 2
 
 
