@@ -9,12 +9,12 @@ import signal
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
-from sqlalchemy_pool_exporter.recording.collector import add_value, family
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .collector import FleetCollector
@@ -167,11 +167,10 @@ class Sidecar:
         statuses = [probe.status for probe, _ in list(self._probes.values())]
         yield from probe_families(statuses, time.monotonic())
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
-        values = (float(current), self._reloaded_at)
-        for metric, value in zip(RELOAD_METRICS, values, strict=True):
-            reloaded: Any = family(metric)
-            add_value(reloaded, [], value)
-            yield reloaded
+        builder = Builder(RELOAD_METRICS)
+        builder.add((), [("exporter_config_last_reload_successful", float(current))])
+        builder.add((), [("exporter_config_last_reload_success_timestamp_seconds", self._reloaded_at)])
+        yield from builder.families()
 
 
 @dataclass(frozen=True, slots=True)
