@@ -7,8 +7,7 @@ import re
 import subprocess
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -19,10 +18,13 @@ from sqlalchemy_pool_exporter.alerting import rules
 from sqlalchemy_pool_exporter.errors import ThresholdError
 from tests.support import sidecar
 from tests.support.incident_list import INCIDENTS, UNSTAGED
+from tests.support.paths import ROOT
 from tools import generate_metrics, generate_rules
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = pytest.mark.newest  # text, and a program that is no dependency
-ROOT = Path(__file__).parents[2]
 
 
 def load(text: str) -> Any:

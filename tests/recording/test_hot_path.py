@@ -34,7 +34,7 @@ from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import checkout, ping, recorder
 from sqlalchemy_pool_exporter.recording import connection_row as place
 from sqlalchemy_pool_exporter.segment import block as segment
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

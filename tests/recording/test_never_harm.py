@@ -58,7 +58,9 @@ from sqlalchemy_pool_exporter import TargetError, instrument, serve, uninstrumen
 from sqlalchemy_pool_exporter.recording import instrument as instrumentation
 from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from sqlalchemy_pool_exporter.segment.block import FAULTS
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.fakes import FakeConnection
+from tests.support.samples import Exposition, RegistrySamples
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,31 +221,17 @@ def _told(error: BaseException | None, depth: int = 0) -> list[object]:
     ]
 
 
-class Socket:
+class Socket(FakeConnection):
     """A connection that is collected as soon as nobody refers to it, which those of SQLite are not."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.serial = database, next(database.serials)
         database.open.add(self.serial)
 
-    def rollback(self) -> None:
-        """Have nothing to roll back."""
-
     def close(self) -> None:
         self.database.open.discard(self.serial)
 
     __del__ = close
-
-
-class Numbers(Exposition):
-    """The samples of one scrape, without the text, which takes its time."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in registry.collect()
-            for sample in family.samples
-        }
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -739,7 +727,7 @@ class Sabotage:
             lines = transcript(incident, instrumented=sabotaged)
             self.times = 0
             assert BARE[incident] == lines, incident.__name__
-            faults += Numbers(registry).value("exporter_recording_faults_total", engines.pop()[1])
+            faults += RegistrySamples(registry).value("exporter_recording_faults_total", engines.pop()[1])
         return int(faults)
 
 
@@ -1318,12 +1306,12 @@ class Scene:
         self.held.append(self.pool.connect())
         self.held.clear()
 
-    def settle(self) -> Numbers:
+    def settle(self) -> RegistrySamples:
         """Let go of everything, and return the numbers."""
         self.held.clear()
         self.database.connect_fails = None
         gc.collect()
-        return Numbers(self.registry)
+        return RegistrySamples(self.registry)
 
     def assert_true(self, where: str | None) -> None:
         """Assert that nothing is in use or pending, that nothing is lost, and that it goes on as ever."""
@@ -1348,9 +1336,9 @@ class Scene:
         assert {key: expected[key] for key in state} == state, where
         for _ in range(4):  # and some more, whose records come to lie where those were that are gone
             self.held += [self.pool.connect(), self.pool.connect()]
-            assert metric_state(Numbers(self.registry), name) == pool_state(self.pool), where
+            assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
             self.held.clear()
-        assert metric_state(Numbers(self.registry), name) == pool_state(self.pool), where
+        assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
 
 
 ACTS = ("checkout", "overflow", "timeout", "refused", "invalidate", "detach", "leak")
@@ -1440,7 +1428,7 @@ def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) 
     for scene, where, raised in each_moment(act, finalizer, max_overflow=9):
         assert raised is None, where
         scene.assert_true(where)
-        counted = Numbers(scene.registry).counters(scene.handle.name)
+        counted = RegistrySamples(scene.registry).counters(scene.handle.name)
         assert "exporter_recording_faults" not in counted, where
         assert counted["checkouts"] == counted["checkins"] + counted.get("detaches", 0), where
 
@@ -1740,7 +1728,7 @@ async def _cancelled_at(moment: int) -> bool:
     cancelled = canceller.remaining <= 0
     held.clear()
     gc.collect()
-    numbers = Numbers(registry)
+    numbers = RegistrySamples(registry)
     kept = numbers.value("connections", name, state="idle") + numbers.value("empty_slots", name)
     assert (0, 0, pool.checkedin()) == (
         numbers.value("pending_checkouts", name),
@@ -1787,10 +1775,7 @@ import gc, os, signal, sys, threading, time
 from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy_pool_exporter import instrument
-
-class Connection:
-    def rollback(self): pass
-    def close(self): pass
+from tests.support.fakes import FakeConnection as Connection
 
 registry = CollectorRegistry()
 

@@ -37,7 +37,8 @@ from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name, is_he
 from sqlalchemy_pool_exporter.segment.store import Segments
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.fakes import FakeConnection
-from tests.support.witness import Exposition, eventually
+from tests.support.samples import Exposition
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:

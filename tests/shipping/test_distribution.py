@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.sidecar import Sidecar
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tools.licences import ALLOWED, faults
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.newest
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOOLS = Path(sys.executable).parent
 # Of each kind of file that must not be missing, or creep in.

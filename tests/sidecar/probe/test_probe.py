@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -30,6 +29,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     backoff,
 )
 from tests.support import probe_failures
+from tests.support.paths import ROOT
 from tests.support.probed_server import HANG, SECRET, ProbedServer, as_async, count_sessions, eventually
 from tests.support.running_probe import (
     ManualSleep,
@@ -270,7 +270,7 @@ def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
     """Neither descriptors nor memory grow with failed probes, and each is followed by a delay."""
     # In a process of its own, so that everything it keeps is the probe's.
     program = [sys.executable, "-m", "tests.support.probe_failures", kind]
-    root = Path(__file__).parents[3]
+    root = ROOT
     done = subprocess.run(program, cwd=root, capture_output=True, check=True, text=True, timeout=HANG)
     said = json.loads(done.stdout)
     assert len(set(said["descriptors"])) == 1
