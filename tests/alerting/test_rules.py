@@ -19,7 +19,7 @@ from sqlalchemy_pool_exporter.errors import ThresholdError
 from tests.support import sidecar
 from tests.support.incident_list import INCIDENTS, UNSTAGED
 from tests.support.paths import ROOT
-from tools import generate_metrics, generate_rules
+from tools import generate_rules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def run(*arguments: str | Path) -> None:
 
 def test_the_rendered_rules_are_the_sources() -> None:
     """What is committed for those who load a file is what the command writes without a setting."""
-    assert generate_metrics.rendered_rules() == RENDERED.read_text("utf-8")
+    assert generate_rules.rendered_rules() == RENDERED.read_text("utf-8")
 
 
 def test_the_page_of_the_documentation_is_generated() -> None:
