@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,14 +18,14 @@ from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from tests.support.fakes import connect
-from tests.support.witness import Exposition
+from tests.support.paths import ROOT
+from tests.support.samples import Exposition
 from tools import generate_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
 from tests.support.pool_incidents import quietly
 from tests.support.programs import PROLOGUE, run
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.witness import metric_state, pool_state
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 

@@ -19,9 +19,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database, Link
-from tests.support.moments import Numbers
 from tests.support.pool_incidents import CANCELLED
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition, RegistrySamples
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -103,7 +102,7 @@ async def _cancelled_at(moment: int) -> bool:
     cancelled = canceller.remaining <= 0
     held.clear()
     gc.collect()
-    numbers = Numbers(registry)
+    numbers = RegistrySamples(registry)
     kept = numbers.value("connections", name, state="idle") + numbers.value("empty_slots", name)
     assert (0, 0, pool.checkedin()) == (
         numbers.value("pending_checkouts", name),

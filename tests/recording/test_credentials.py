@@ -19,10 +19,11 @@ from sqlalchemy.pool import (
 
 from sqlalchemy_pool_exporter import TargetError, instrument, serve
 from tests.support.database import Database, Link
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 

@@ -15,8 +15,8 @@ from sqlalchemy_pool_exporter.recording import instrument as instrumentation
 from sqlalchemy_pool_exporter.recording.connection_table import ConnectionTable
 from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from sqlalchemy_pool_exporter.segment.block import FAULTS
-from tests.support.moments import Numbers
 from tests.support.pool_incidents import INCIDENTS, listeners_raise, transcript
+from tests.support.samples import RegistrySamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +95,7 @@ class Sabotage:
             lines = transcript(incident, instrumented=sabotaged)
             self.times = 0
             assert BARE[incident] == lines, incident.__name__
-            faults += Numbers(registry).value("exporter_recording_faults_total", engines.pop()[1])
+            faults += RegistrySamples(registry).value("exporter_recording_faults_total", engines.pop()[1])
         return int(faults)
 
 

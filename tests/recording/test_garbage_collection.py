@@ -18,10 +18,11 @@ from sqlalchemy.pool import (
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database, Socket
-from tests.support.moments import Numbers, Scene, checks_out_again, each_moment
+from tests.support.moments import Scene, checks_out_again, each_moment
 from tests.support.pool_incidents import POOLS, quietly
 from tests.support.programs import run
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.samples import Exposition, RegistrySamples
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +132,7 @@ def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) 
     for scene, where, raised in each_moment(act, finalizer, max_overflow=9):
         assert raised is None, where
         scene.assert_true(where)
-        counted = Numbers(scene.registry).counters(scene.handle.name)
+        counted = RegistrySamples(scene.registry).counters(scene.handle.name)
         assert "exporter_recording_faults" not in counted, where
         assert counted["checkouts"] == counted["checkins"] + counted.get("detaches", 0), where
 

@@ -19,7 +19,7 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database, Socket
 from tests.support.diary import PACKAGE
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 

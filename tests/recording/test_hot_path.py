@@ -40,7 +40,7 @@ from sqlalchemy_pool_exporter.recording import (
     slots,
 )
 from sqlalchemy_pool_exporter.segment import block
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

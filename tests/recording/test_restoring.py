@@ -18,7 +18,8 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from tests.support.database import Database
 from tests.support.pool_incidents import POOLS, attributes, quietly, snapshot
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter import Handle

@@ -18,7 +18,8 @@ from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.pool_incidents import CANCELLED
 from tests.support.programs import PROLOGUE, run
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable

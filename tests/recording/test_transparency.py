@@ -33,7 +33,7 @@ from tests.support.pool_incidents import (
     returns,
     transcript,
 )
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from tests.support.diary import Diary
-
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 

@@ -28,7 +28,7 @@ from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -37,7 +37,8 @@ from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name, is_he
 from sqlalchemy_pool_exporter.segment.store import Segments
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.fakes import FakeConnection
-from tests.support.witness import Exposition, eventually
+from tests.support.samples import Exposition
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
     assert counted(directory, "orders") == {"000": 14}
     assert worker.is_live
     # One connection, idle: its row says since when it is connected, and held since never.
-    connected = block.copied.connections[::4]
+    connected = block.snapshot.connections[::4]
     assert [at > 0 for at in connected if at] == [True]
-    assert not any(block.copied.connections[1::4])
+    assert not any(block.snapshot.connections[1::4])
 
 
 def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
@@ -147,9 +148,9 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     leases(directory)
     (worker,) = Reader(directory).read().live
     (block_now,) = worker.blocks
-    assert not block_now.is_active
-    assert block_now.copied.connections == []
-    assert block_now.counts[DETACHES - FIRST_COUNTER] == 3.0
+    assert not block_now.snapshot.is_active
+    assert block_now.snapshot.connections == []
+    assert block_now.snapshot.counts[DETACHES - FIRST_COUNTER] == 3.0
 
 
 def test_liveness_is_the_lock_and_not_taken(directory: Path, leases: Callable[..., Lease]) -> None:
@@ -392,7 +393,7 @@ def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistr
     pool.connect().close()
     uninstrument(pool)
     (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.is_active
+    assert not block.snapshot.is_active
     assert counted(directory, "again") == {"000": 1}
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
@@ -409,7 +410,7 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
         del pool
         gc.collect()
     (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.is_active
+    assert not block.snapshot.is_active
     assert counted(directory, "collected") == {"000": 3}
 
 

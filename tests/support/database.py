@@ -12,6 +12,8 @@ from sqlalchemy.pool import (
     QueuePool,
 )
 
+from tests.support.fakes import FakeConnection
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,15 +69,12 @@ class Database:
         return create_engine("sqlite://", creator=self.connect, pool_logging_name="diary", **options)
 
 
-class Socket:
+class Socket(FakeConnection):
     """A connection that is collected as soon as nobody refers to it, which those of SQLite are not."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.serial = database, next(database.serials)
         database.open.add(self.serial)
-
-    def rollback(self) -> None:
-        """Have nothing to roll back."""
 
     def close(self) -> None:
         self.database.open.discard(self.serial)

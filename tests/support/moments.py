@@ -15,22 +15,12 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
 from tests.support.diary import PACKAGE
-from tests.support.witness import Exposition, metric_state, pool_state
+from tests.support.samples import RegistrySamples
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
-
-
-class Numbers(Exposition):
-    """The samples of one scrape, without the text, which takes its time."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in registry.collect()
-            for sample in family.samples
-        }
 
 
 _CALLS = {
@@ -148,12 +138,12 @@ class Scene:
         self.held.append(self.pool.connect())
         self.held.clear()
 
-    def settle(self) -> Numbers:
+    def settle(self) -> RegistrySamples:
         """Let go of everything, and return the numbers."""
         self.held.clear()
         self.database.connect_fails = None
         gc.collect()
-        return Numbers(self.registry)
+        return RegistrySamples(self.registry)
 
     def assert_true(self, where: str | None) -> None:
         """Assert that nothing is in use or pending, that nothing is lost, and that it goes on as ever."""
@@ -178,9 +168,9 @@ class Scene:
         assert {key: expected[key] for key in state} == state, where
         for _ in range(4):  # and some more, whose records come to lie where those were that are gone
             self.held += [self.pool.connect(), self.pool.connect()]
-            assert metric_state(Numbers(self.registry), name) == pool_state(self.pool), where
+            assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
             self.held.clear()
-        assert metric_state(Numbers(self.registry), name) == pool_state(self.pool), where
+        assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
 
 
 ACTS = ("checkout", "overflow", "timeout", "refused", "invalidate", "detach", "leak")

@@ -13,10 +13,7 @@ import gc, os, signal, sys, threading, time
 from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy_pool_exporter import instrument
-
-class Connection:
-    def rollback(self): pass
-    def close(self): pass
+from tests.support.fakes import FakeConnection as Connection
 
 registry = CollectorRegistry()
 

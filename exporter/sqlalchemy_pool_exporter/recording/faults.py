@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .recorder import Recorder
+    class CountsFaults(Protocol):
+        """A recorder, as far as it is needed here."""
+
+        def fault(self, error: Exception) -> None:
+            """Count a fault."""
 
     class HasRecorder(Protocol):
         """What records with a recorder."""
 
         @property
-        def recorder(self) -> Recorder:
+        def recorder(self) -> CountsFaults:
             """The recorder that counts the faults."""
 
     P = ParamSpec("P")

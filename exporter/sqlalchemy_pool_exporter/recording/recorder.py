@@ -22,7 +22,6 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
-from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.block import (
     ACTIVE,
     CHECKINS_UNTIMED,
@@ -51,6 +50,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import IN_POOL, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
@@ -58,8 +58,9 @@ from .faults import is_from_signal_handler
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
     from sqlalchemy_pool_exporter.segment.store import Segments
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
@@ -128,9 +129,9 @@ class Recorder:
             self.block[field] = value
         self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
 
-    def read(self) -> layout.Reading:
-        """Return what the block says now."""
-        return layout.Reading(layout.copy(self.block), now=self.clock(), wall=time.time())
+    def values(self) -> Iterator[tuple[str, Value]]:
+        """Yield the key and value of every metric that applies to the pool now."""
+        return Snapshot.of(self.block).values(now=self.clock(), wall=time.time())
 
     def disposed_or_replaced(self, state: float) -> None:
         """Take the connections that are open now out of the account of ``pool_size``.
