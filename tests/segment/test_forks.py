@@ -19,7 +19,7 @@ from tests.support.segments import (
     live,
     names,
 )
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.format import file_name
+from tests.support.samples import Exposition
 from tests.support.segments import (
     QUEUE,
     Process,
@@ -23,7 +24,6 @@ from tests.support.segments import (
     descriptors,
     workers,
 )
-from tests.support.witness import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable

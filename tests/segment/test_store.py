@@ -22,13 +22,13 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
+from tests.support.samples import Exposition
 from tests.support.segments import (
     a_pool,
     as_nobody,
     live,
     names,
 )
-from tests.support.witness import Exposition
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:

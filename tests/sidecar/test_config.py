@@ -26,12 +26,12 @@ from sqlalchemy_pool_exporter.sidecar.config import (
     resolve_dsn,
     texts,
 )
+from tests.support.paths import ROOT
 from tools import generate_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "exporter.yaml"
 SECRET = "hunter2-correct-horse"  # noqa: S105 - what must not be seen
 

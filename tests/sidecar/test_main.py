@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.sidecar import OPENMETRICS, Sidecar, run
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.pg import Server
 
 
@@ -204,7 +206,7 @@ def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) 
 
 def test_the_example_configuration() -> None:
     """config/exporter.yaml is a valid configuration."""
-    example = Path(__file__).parents[2] / "config" / "exporter.yaml"
+    example = ROOT / "config" / "exporter.yaml"
     assert run("check-config", "--config", example).returncode == 0
 
 

@@ -18,7 +18,7 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.fakes import FakeConnection
-from tests.support.witness import Exposition
+from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

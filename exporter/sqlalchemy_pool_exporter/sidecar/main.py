@@ -19,7 +19,9 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .collector import FleetCollector
 from .config import Config, Database, resolve_dsn
-from .probe import probe
+from .probe.dsn import Target, Tls
+from .probe.families import families as probe_families
+from .probe.probe import Probe
 from .web import app as web
 from .web.config import WebConfig
 
@@ -46,7 +48,7 @@ class Sidecar:
         self._config = load()
         self._reader: Reader | None = None
         self._fleet = self._fleet_of(self._config)
-        self._probes: dict[probe.Target, tuple[probe.Probe, asyncio.Task[None]]] = {}
+        self._probes: dict[Target, tuple[Probe, asyncio.Task[None]]] = {}
         self._targets = _targets(self._config, env)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         self._web_config: WebConfig | None = None
@@ -146,7 +148,7 @@ class Sidecar:
         except ConfigError as error:
             _logger.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400 - the message says all
 
-    async def _watch(self, targets: list[probe.Target]) -> None:
+    async def _watch(self, targets: list[Target]) -> None:
         """Have exactly these databases probed, and those that are probed already without a break."""
         leaving = {target: running for target, running in self._probes.items() if target not in targets}
         for target, (_, task) in leaving.items():
@@ -155,15 +157,15 @@ class Sidecar:
         await asyncio.gather(*(task for _, task in leaving.values()), return_exceptions=True)
         for target in targets:
             if target not in self._probes:
-                watching = probe.Probe(target)
-                self._probes[target] = watching, asyncio.create_task(watching.run())
+                probe = Probe(target)
+                self._probes[target] = probe, asyncio.create_task(probe.run())
 
     def collect(self) -> Iterator[Family]:
         """Yield all families; called in a thread."""
         if self._fleet is not None:
             yield from self._fleet.collect()
-        snapshots = [watching.snapshot for watching, _ in list(self._probes.values())]
-        yield from probe.families(snapshots, time.monotonic())
+        statuses = [probe.status for probe, _ in list(self._probes.values())]
+        yield from probe_families(statuses, time.monotonic())
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
         builder = Builder(RELOAD_METRICS)
         builder.add((), [("exporter_config_last_reload_successful", float(current))])
@@ -182,20 +184,20 @@ class _DSN:
         return resolve_dsn(self.database, self.env).reveal()
 
 
-def _targets(config: Config, env: Mapping[str, str]) -> list[probe.Target]:
+def _targets(config: Config, env: Mapping[str, str]) -> list[Target]:
     return [_target(database, env) for database in config.databases]
 
 
-def _target(database: Database, env: Mapping[str, str]) -> probe.Target:
+def _target(database: Database, env: Mapping[str, str]) -> Target:
     tls = database.tls
     dsn = _DSN(database, env)
     dsn()  # one that is missing is a fault of the configuration now, and only later the database's
-    return probe.Target(
+    return Target(
         database.name,
         dsn,
         interval_seconds=database.interval_seconds,
         timeout_seconds=database.timeout_seconds,
-        tls=None if tls.mode is None else probe.Tls(tls.mode, tls.ca_file, tls.cert_file, tls.key_file),
+        tls=None if tls.mode is None else Tls(tls.mode, tls.ca_file, tls.cert_file, tls.key_file),
         application_names_limit=database.application_names_limit,
         pools=database.pools,
     )
