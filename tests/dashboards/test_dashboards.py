@@ -307,7 +307,7 @@ def _labels(name: str) -> set[str]:
     labels = {"job", "instance", *metric.labels}
     if metric in DATABASE_METRICS:
         labels.add("database")
-    if metric.is_about_pool:
+    if metric in POOL_METRICS:
         labels.add("pool")
         # Of the sidecar's states, but for the capacity, which is that of all workers.
         if metric.kind == "gauge" and metric.key != "capacity":

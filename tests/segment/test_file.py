@@ -130,9 +130,9 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
     assert counted(directory, "orders") == {"000": 14}
     assert worker.is_live
     # One connection, idle: its row says since when it is connected, and held since never.
-    connected = block.copied.connections[::4]
+    connected = block.snapshot.connections[::4]
     assert [at > 0 for at in connected if at] == [True]
-    assert not any(block.copied.connections[1::4])
+    assert not any(block.snapshot.connections[1::4])
 
 
 def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
@@ -147,9 +147,9 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     leases(directory)
     (worker,) = Reader(directory).read().live
     (block_now,) = worker.blocks
-    assert not block_now.is_active
-    assert block_now.copied.connections == []
-    assert block_now.counts[DETACHES - FIRST_COUNTER] == 3.0
+    assert not block_now.snapshot.is_active
+    assert block_now.snapshot.connections == []
+    assert block_now.snapshot.counts[DETACHES - FIRST_COUNTER] == 3.0
 
 
 def test_liveness_is_the_lock_and_not_taken(directory: Path, leases: Callable[..., Lease]) -> None:
@@ -392,7 +392,7 @@ def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistr
     pool.connect().close()
     uninstrument(pool)
     (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.is_active
+    assert not block.snapshot.is_active
     assert counted(directory, "again") == {"000": 1}
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
@@ -409,7 +409,7 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
         del pool
         gc.collect()
     (block,) = Reader(directory).read().workers[0].blocks
-    assert not block.is_active
+    assert not block.snapshot.is_active
     assert counted(directory, "collected") == {"000": 3}
 
 

@@ -53,12 +53,14 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import HOLDER, PLACE, Again, Place, unmark, was_collected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
     from sqlalchemy_pool_exporter.segment.store import Segments
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
@@ -136,9 +138,9 @@ class Recorder:
             self.block[field] = value
         self._size = configuration[segment.SIZE] if configuration[segment.HAS_OVERFLOW] else math.nan
 
-    def read(self) -> segment.Reading:
-        """Return what the block says now."""
-        return segment.Reading(segment.copy(self.block), now=self.clock(), wall=time.time())
+    def values(self) -> Iterator[tuple[str, Value]]:
+        """Yield the key and value of every metric that applies to the pool now."""
+        return Snapshot.of(self.block).values(now=self.clock(), wall=time.time())
 
     def retire(self, how: float) -> None:
         """Take the connections that are open now out of the account of ``pool_size``: their pool is disposed of."""

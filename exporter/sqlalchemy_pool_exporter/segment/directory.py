@@ -19,7 +19,6 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,10 +42,13 @@ from .file import (
     is_unfinished,
     read_used,
 )
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from .snapshot import Counts
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -65,11 +67,9 @@ _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 # No file system's clock is coarser.
 _GRAIN_NS: Final = 2_000_000_000
 
-# Arrays, and no floats before they are added up: those were most of what a scrape allocated.
-Counts = Sequence[float]
 # By the labels they are shown with: the pool, or the pool and the worker.
 CountsByLabels = dict[tuple[str, ...], list[float]]
-_RowsByLabels = dict[tuple[str, ...], list[Counts]]
+_RowsByLabels = dict[tuple[str, ...], "list[Counts]"]
 # What is wrong with a file or the directory, by its name and the kind of error.
 _Complaints = dict[tuple[str, str], str]
 
@@ -87,13 +87,7 @@ class Block(NamedTuple):
 
     pool: str
     info: dict[str, str]
-    copied: segment.Copy
-    counts: Counts  # the fields that only grow
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the worker has this pool now."""
-        return bool(self.copied.fields[segment.ACTIVE])
+    snapshot: Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +219,9 @@ class Reader:
         said: dict[str, list[dict[str, str]]] = {}
         for worker in workers:
             for block in worker.blocks:
-                if block.copied.fields[segment.HAS_OVERFLOW]:
+                if block.snapshot.fields[segment.HAS_OVERFLOW]:
                     self._with_overflow.add(block.pool)
-                if not (worker.is_live and block.is_active):
+                if not (worker.is_live and block.snapshot.is_active):
                     self._infos.setdefault(block.pool, [block.info])
                 elif block.info not in said.setdefault(block.pool, []):
                     said[block.pool].append(block.info)
@@ -260,7 +254,7 @@ def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -
     for worker in workers:
         for block in worker.blocks:
             labels = (block.pool, worker.number) if per_worker else (block.pool,)
-            every.setdefault(labels, []).append(block.counts)
+            every.setdefault(labels, []).append(block.snapshot.counts)
 
 
 def _total(rows: list[Counts]) -> list[float]:
@@ -341,7 +335,7 @@ def _checked(header: Header | None) -> Header:
 def _blocks(data: bytes) -> Iterator[Block]:
     for at, rows in blocks_in(data):
         pool, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
-        yield Block(pool, info, _copy(data, at + DOUBLES_AT, rows), _counts(data, at + DOUBLES_AT))
+        yield Block(pool, info, _snapshot(data, at + DOUBLES_AT, rows))
 
 
 @lru_cache(FILES)
@@ -356,17 +350,17 @@ def _description(text: bytes) -> tuple[str, dict[str, str]]:
     return pool, info
 
 
-def _copy(data: bytes, begin: int, rows: int) -> segment.Copy:
-    """Return of a block what says how the pool is: the tables, and no counts."""
+def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
     fields = list(_STATE.unpack_from(data, begin))
     waiters, connections = fields[segment.WAITERS_USED], fields[segment.CONNECTIONS_USED]
     # Comparisons with NaN are false.
     if not (0.0 <= waiters <= segment.WAITERS and 0.0 <= connections <= rows):
         raise SegmentError("tables of an impossible length")
-    return segment.Copy(
+    return Snapshot(
         fields,
         _table(data, begin + 8 * segment.WAITERS_AT, int(waiters), 1),
         _table(data, begin + 8 * segment.CONNECTIONS_AT, int(connections), segment.ROW),
+        _counts(data, begin),
     )
 
 
@@ -374,6 +368,7 @@ def _counts(data: bytes, begin: int) -> Counts:
     counts = data[begin + 8 * segment.FIRST_COUNTER : begin + 8 * segment.FIELDS]
     if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
         raise SegmentError("a count that is no number")
+    # An array, and no floats before they are added up: those were most of what a scrape allocated.
     return array("d", counts)
 
 

@@ -8,16 +8,17 @@ import logging
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
-from sqlalchemy_pool_exporter.recording.collector import add_value, family
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .collector import FleetCollector
-from .probe import probe
+from .probe.families import families as probe_families
+from .probe.probe import Probe
 from .web import app as web
 from .web.config import WebConfig
 
@@ -45,7 +46,7 @@ class Sidecar:
         self._config, self._load = config, load
         self._reader: Reader | None = None
         self._fleet = self._make_fleet(config)
-        self._probes: dict[Database, tuple[probe.Probe, asyncio.Task[None]]] = {}
+        self._probes: dict[Database, tuple[Probe, asyncio.Task[None]]] = {}
         self._reload_succeeded, self._reloaded_at = True, time.time()
         self._web_config: WebConfig | None = None
         self._stop, self._reloading = asyncio.Event(), asyncio.Lock()
@@ -152,19 +153,17 @@ class Sidecar:
         await asyncio.gather(*(task for _, task in leaving.values()), return_exceptions=True)
         for database in databases:
             if database not in self._probes:
-                started = probe.Probe(database)
-                self._probes[database] = started, asyncio.create_task(started.run())
+                probe = Probe(database)
+                self._probes[database] = probe, asyncio.create_task(probe.run())
 
     def collect(self) -> Iterator[Family]:
         """Yield all metric families; called in a thread."""
         if self._fleet is not None:
             yield from self._fleet.collect()
-        snapshots = [running.snapshot for running, _ in list(self._probes.values())]
-        yield from probe.families(snapshots, time.monotonic())
+        statuses = [probe.status for probe, _ in list(self._probes.values())]
+        yield from probe_families(statuses, time.monotonic())
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
-        values = (float(current), self._reloaded_at)
-        for metric, value in zip(RELOAD_METRICS, values, strict=True):
-            reloaded: Any = family(metric)
-            add_value(reloaded, [], value)
-            yield reloaded
-
+        builder = Builder(RELOAD_METRICS)
+        builder.add((), [("exporter_config_last_reload_successful", float(current))])
+        builder.add((), [("exporter_config_last_reload_success_timestamp_seconds", self._reloaded_at)])
+        yield from builder.families()
