@@ -86,6 +86,12 @@ def target(dsn: str, **options: Any) -> Database:
     return Database(name="orders", dsn=DSN(dsn), **{"timeout_seconds": 15.0} | options)
 
 
+def database_of_file(path: Path, dsn: str) -> Database:
+    """Return a database whose DSN, which may be malformed, is written to a file and read at each connect."""
+    path.write_text(dsn)
+    return Database(name="orders", dsn_file=path, timeout_seconds=15.0)
+
+
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a coroutine as a test, and close the connections that it opened."""
 
