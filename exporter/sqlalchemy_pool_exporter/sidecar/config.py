@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, PlainSerializer, WithJsonSchema
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ListenAddress = Annotated[
     Address,
     parsed(Address, Address.parse),
+    PlainSerializer(str),
     WithJsonSchema({"type": "string", "expects": "host:port, :port or [ipv6]:port"}),
 ]
 Seconds = Annotated[float, Field(ge=0.01, le=3600)]

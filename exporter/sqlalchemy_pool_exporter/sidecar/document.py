@@ -85,9 +85,7 @@ class Document:
         node: Any = self._root
         line = 0 if node is None else node.start_mark.line + 1
         for part in location:
-            marked, node = next(
-                ((mark, child) for key, mark, child in _children(node) if key == part), (None, None)
-            )
+            marked, node = _child(node, part)
             if marked is None:
                 break
             line = marked.start_mark.line + 1
@@ -185,12 +183,13 @@ def reason_of(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "not a path"
 
 
-def _children(node: Any) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
-    """Yield key or index, the node that has the line, and the value."""
+def _child(node: Any, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """Return the node that has the line of a part of ``node``, and the node of its value."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
     if isinstance(node, yaml.MappingNode):
-        yield from ((key.value, key, child) for key, child in node.value if isinstance(key, yaml.ScalarNode))
-    elif isinstance(node, yaml.SequenceNode):
-        yield from ((i, child, child) for i, child in enumerate(node.value))
+        return next(((key, child) for key, child in node.value if key.value == part), (None, None))
+    return None, None
 
 
 def _construct(node: yaml.Node) -> Any:

@@ -156,13 +156,16 @@ def report(source: str, issues: Sequence[ConfigIssue]) -> ConfigError:
     unread = {issue.location for issue in issues if issue.is_unread}
     found = sorted(
         {
-            (issue.line, issue.place, dotted(issue.location), issue.what)
+            (issue.line, issue.place, issue.location, issue.what)
             for issue in issues
             if not any(issue.location[:i] in unread for i in range(len(issue.location)))
         }
     )
     count = f"{len(found)} fault{'s' * (len(found) > 1)}"
-    lines = [": ".join(filter(None, parts[1:])) for parts in found[:_MAX_SHOWN]]
+    lines = [
+        ": ".join(filter(None, (place, dotted(location), what)))
+        for _, place, location, what in found[:_MAX_SHOWN]
+    ]
     if len(found) > _MAX_SHOWN:
         lines.append(f"and {len(found) - _MAX_SHOWN} more")
     # An issue may be the whole report of another file.
