@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
-    from sqlalchemy_pool_exporter.sidecar.web.server import Endpoint
+    from sqlalchemy_pool_exporter.sidecar.web.server import Listener
 
 HANG = 30.0  # seconds; no measurement, only the end of a test that would never end
 
@@ -94,7 +94,7 @@ async def serving(
     *,
     web_config: WebConfig | None = None,
     **application: Any,
-) -> AsyncIterator[Endpoint]:
+) -> AsyncIterator[Listener]:
     """Serve ``registry`` and end it in any case."""
     options = options or settings()
     app = web.application(registry, options, **application)
@@ -107,7 +107,7 @@ async def serving(
 
 
 async def ask(
-    endpoint: Endpoint,
+    endpoint: Listener,
     path: str = "/metrics",
     *,
     method: str = "GET",
@@ -120,7 +120,7 @@ async def ask(
     return parsed(await talk(endpoint, "\r\n".join(head).encode("latin-1"), tls=tls))
 
 
-async def talk(endpoint: Endpoint, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
+async def talk(endpoint: Listener, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
     """Send bytes and return whatever comes until the other side closes."""
     async with asyncio.timeout(HANG):
         reader, writer = await dial(endpoint, tls=tls)
@@ -129,7 +129,7 @@ async def talk(endpoint: Endpoint, sent: bytes, *, tls: ssl.SSLContext | None = 
 
 
 async def dial(
-    endpoint: Endpoint, *, tls: ssl.SSLContext | None = None
+    endpoint: Listener, *, tls: ssl.SSLContext | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to ``endpoint``."""
     name = "localhost" if tls is not None else None
@@ -157,7 +157,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def emptied(endpoint: Endpoint) -> None:
+async def emptied(endpoint: Listener) -> None:
     """Wait until no connection is left."""
     await until(lambda: not endpoint.connections)
 

@@ -278,7 +278,7 @@ def test_scrape_timeout_without_header() -> None:
 )
 def test_budget_of_a_scrape(header: str, expected: float) -> None:
     """The timeout sent, less the offset, never more than configured, never nothing; nonsense is ignored."""
-    assert expected == web.budget(header, Web())
+    assert expected == web.scrape_timeout(header, Web())
 
 
 def test_scrapes_share_and_are_never_stale() -> None:
@@ -520,8 +520,8 @@ def test_the_handle() -> None:
         async with serving(Numbers()) as endpoint:
             assert endpoint.port > 0
             assert endpoint.url == f"http://127.0.0.1:{endpoint.port}"
-            assert repr(endpoint) == f"<Endpoint {endpoint.url} connections=0 requests=0>"
-        assert repr(endpoint) == f"<Endpoint {endpoint.url} closed>"
+            assert repr(endpoint) == f"<Listener {endpoint.url} connections=0 requests=0>"
+        assert repr(endpoint) == f"<Listener {endpoint.url} closed>"
 
     asyncio.run(scenario())
 
