@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import textwrap
 import traceback
 from pathlib import Path
@@ -164,9 +165,7 @@ def test_precedence(given_file: Callable[[str], Path], monkeypatch: pytest.Monke
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS", "127.0.0.1:2")
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL", "warning")
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_DIR", "")
-    config = load(
-        path, {"web.listen_address": "[::1]:3", "log.level": None, "web.enable_lifecycle": "true"}
-    )
+    config = load(path, {"web.listen_address": "[::1]:3", "log.level": None, "web.enable_lifecycle": "true"})
     assert config.web.listen_address == Address("::1", 3)
     assert config.web.telemetry_path == "/file"
     assert config.web.enable_lifecycle is True
@@ -441,6 +440,95 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert load(path).log.level == "error"
 
 
+# -------------------------------------------------- what is accepted, runs
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (
+            "dsn: 'postgresql://u:pa#ss@h/db'",
+            "dsn: special characters in the user or the password must be percent",
+        ),
+        (
+            "dsn: 'postgresql://u:pa@ss@h/db'",
+            "dsn: special characters in the user or the password must be percent",
+        ),
+        (
+            "dsn: 'postgresql://u:pa/ss@h/db'",
+            "dsn: special characters in the user or the password must be percent",
+        ),
+        (
+            "dsn: 'postgresql://u:pa?s=s@h/db'",
+            "dsn: special characters in the user or the password must be perc",
+        ),
+        (
+            "dsn: 'postgresql://u@h:port/db'",
+            "dsn: special characters in the user or the password must be percent-"
+            "encoded, and a port must be a number",
+        ),
+        ("dsn: 'postgresql://u@h:99999/db'", "dsn: a port must be from 1 to 65535"),
+        ("dsn: 'postgresql://u@h,,i/db'", "dsn: a host is empty"),
+        (
+            "dsn: 'postgresql://u@h/db?sslmode=odd'",
+            "dsn: expected one of disable, allow, prefer, require, verify-ca",
+        ),
+        ("dsn: 'postgresql://u@h/db?sslmode'", "dsn: a parameter is not written as name=value"),
+        ("dsn: 'postgresql:///db?host=h,i&port=1,2,3'", "dsn: has another number of ports than of hosts"),
+        ("dsn: 'postgresql://u:a%00b@h/db'", "dsn: has a NUL, which no server takes"),
+        ("dsn_env: NOT_SET", "dsn_env: database 'a': environment variable 'NOT_SET' is not set"),
+        ("dsn_file: missing", "dsn_file: database 'a': cannot read "),
+        ("dsn_env: A, tls: {mode: verify-ca}", "tls.mode: verify-ca needs a ca_file"),
+        ("dsn_env: A, tls: {mode: require, ca_file: missing}", "tls.ca_file: database 'a': cannot read "),
+        ("dsn_env: A, tls: {mode: require, ca_file: exporter.yaml}", "tls.ca_file: database 'a': "),
+        (
+            "dsn_env: A, tls: {mode: require, cert_file: missing, key_file: missing}",
+            "tls.cert_file: database 'a': cannot read ",
+        ),
+    ],
+)
+def test_what_would_fail_at_every_connect(
+    given_file: Callable[[str], Path], options: str, fault: str
+) -> None:
+    """What no connect could ever use is a fault of the configuration, and not a probe that fails for ever."""
+    (found,) = faults(given_file(f"databases: [{{name: a, {options}}}]"))
+    assert found.startswith(f"line 1: databases[0].{fault}")
+
+
+def test_tls_that_the_documentation_allows(given_file: Callable[[str], Path]) -> None:
+    """`require` may have a CA file: the certificate is verified then, and the host name is not."""
+    path = given_file(DATABASE % "tls: {mode: require, ca_file: ca.crt}")
+    trustme.CA().cert_pem.write_to_path(path.parent / "ca.crt")
+    context = load(path).databases[0].connect_arguments()["ssl"]
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lines"),
+    [
+        ("pools: [orders, reports]", "pools: [billing, orders]", [2, 3]),
+        ("", "pools: [a]", [3]),
+        ("pools: [a]", "pools: [c]", []),
+        ("pools: [b]", "", [2]),
+    ],
+)
+def test_a_pool_of_two_databases(
+    given_file: Callable[[str], Path], first: str, second: str, lines: list[int]
+) -> None:
+    """A pool connects to one database; without pools a database has the one called like it."""
+    path = given_file(
+        f"databases:\n- {{name: a, dsn_env: A, {first}}}\n- {{name: b, dsn_env: A, {second}}}\n"
+    )
+    if not lines:
+        assert load(path).databases
+        return
+    assert faults(path) == [
+        f"line {line}: databases[{line - 2}].pools: names a pool of another database; "
+        "its connections would be counted at both"
+        for line in lines
+    ]
+
+
 # ----------------------------------------------------------------- secrets
 
 
@@ -481,9 +569,7 @@ def test_dsn_is_read_anew(tmp_path: Path) -> None:
         ({"dsn_file": Path("/nowhere/dsn")}, "dsn_file: cannot read '/nowhere/dsn': No such file"),
     ],
 )
-def test_dsn_that_cannot_be_had(
-    options: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dsn_that_cannot_be_had(options: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing or wrong DSN is an error that names where it should be, and nothing of what is there."""
     monkeypatch.setenv("EMPTY", " ")
     monkeypatch.setenv("BAD", f"mysql://u:{SECRET}@h/db")

@@ -76,7 +76,8 @@ class Web(Section):
         DEFAULT_ADDRESS, description="Address to listen on; `:10079` is every interface, IPv6 and IPv4."
     )
     config_file: FilePath | None = Field(
-        None, description="File with TLS, basic auth and rate limit, in the format of Prometheus' exporter-toolkit."
+        None,
+        description="File with TLS, basic auth and rate limit, in the format of Prometheus' exporter-toolkit.",
     )
     telemetry_path: TelemetryPath = Field("/metrics", description="Path of the metrics.")
     enable_lifecycle: bool = Field(
@@ -94,10 +95,12 @@ class Web(Section):
         16_384, ge=512, le=1_048_576, description="Largest request, head and body together."
     )
     header_timeout_seconds: Seconds = Field(
-        5.0, description="Time for the TLS handshake, and from the first byte of a request until it is complete."
+        5.0,
+        description="Time for the TLS handshake, and from the first byte of a request until it is complete.",
     )
     keepalive_timeout_seconds: Seconds = Field(
-        120.0, description="Time an idle connection is kept; longer than the scrape interval saves handshakes."
+        120.0,
+        description="Time an idle connection is kept; longer than the scrape interval saves handshakes.",
     )
     write_timeout_seconds: Seconds = Field(
         10.0, description="Time a client may stop reading before its connection is cut."
@@ -107,7 +110,10 @@ class Web(Section):
         description="Longest scrape; 503 after that. Prometheus' `X-Prometheus-Scrape-Timeout-Seconds` lowers it.",
     )
     scrape_timeout_offset_seconds: float = Field(
-        0.25, ge=0, le=60, description="Taken off the timeout that Prometheus sends, for the way of the answer."
+        0.25,
+        ge=0,
+        le=60,
+        description="Taken off the timeout that Prometheus sends, for the way of the answer.",
     )
     shutdown_timeout_seconds: Seconds = Field(
         5.0, description="Time for scrapes under way to finish when the exporter is stopped."
@@ -159,7 +165,8 @@ class DatabaseTLS(Section):
     """TLS of one database's connection."""
 
     mode: Literal["disable", "require", "verify-ca", "verify-full"] | None = Field(
-        None, description="As libpq's `sslmode`; without it what the DSN says, else TLS if the server offers it."
+        None,
+        description="As libpq's `sslmode`; without it what the DSN says, else TLS if the server offers it.",
     )
     ca_file: FilePath | None = Field(
         None, description="Certificates to verify the server by; without it the system's."
@@ -347,7 +354,6 @@ def load(path: Path | None = None, overrides: Mapping[str, str | None] | None = 
     if issues or config is None:
         raise report(str(sources.path or "configuration"), issues)
     return config
-
 
 
 def _pools(database: Mapping[str, Any]) -> tuple[str, ...]:

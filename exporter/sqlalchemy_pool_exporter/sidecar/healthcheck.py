@@ -79,7 +79,9 @@ def _web_of(file: Path) -> Mapping[str, str]:
     if not document.is_yaml:
         found = {name: re.search(_LINE.format(name), text) for name in ("listen_address", "config_file")}
         web = {name: match[1] for name, match in found.items() if match}
-    return {key: value for key, value in web.items() if isinstance(value, str)} if isinstance(web, dict) else {}
+    return (
+        {key: value for key, value in web.items() if isinstance(value, str)} if isinstance(web, dict) else {}
+    )
 
 
 def check(endpoint: Endpoint, timeout: float = TIMEOUT_SECONDS) -> str:
@@ -97,7 +99,9 @@ def check(endpoint: Endpoint, timeout: float = TIMEOUT_SECONDS) -> str:
         if may_speak_tls:
             with contextlib.suppress(_PlainHTTPError):
                 context = _unverified_context()
-                return _ask_tls(http.client.HTTPSConnection(host, address.port, timeout=timeout, context=context))
+                return _ask_tls(
+                    http.client.HTTPSConnection(host, address.port, timeout=timeout, context=context)
+                )
         return _ask(http.client.HTTPConnection(host, address.port, timeout=timeout))
     except (OSError, http.client.HTTPException) as error:
         raise EndpointError(f"no answer from {str(address)!r}: {error}") from error

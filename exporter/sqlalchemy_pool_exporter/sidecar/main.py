@@ -146,7 +146,9 @@ class Sidecar:
 
     async def _probe_exactly(self, databases: Sequence[Database]) -> None:
         """Stop the probes of other databases, start those that are missing, and leave the rest undisturbed."""
-        leaving = {database: running for database, running in self._probes.items() if database not in databases}
+        leaving = {
+            database: running for database, running in self._probes.items() if database not in databases
+        }
         for database, (_, task) in leaving.items():
             del self._probes[database]
             task.cancel()

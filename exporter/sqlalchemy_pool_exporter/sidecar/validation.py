@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence  # noqa: TC003 - pydantic resolves annotations
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
@@ -30,7 +30,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 
-from .document import ConfigIssue, Location, Unusable, Untyped, dotted, read_bytes
+from .document import ConfigIssue, Location, Untyped, Unusable, dotted, read_bytes
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Section")
@@ -284,7 +284,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
 
 
 def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return typing.cast("Mapping[str, Any]", schema.get("properties", {}).get(key) or schema["additionalProperties"])
+    return typing.cast(
+        "Mapping[str, Any]", schema.get("properties", {}).get(key) or schema["additionalProperties"]
+    )
 
 
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", tuple: "array"}

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import os
 import shutil
 import ssl
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
+from asyncpg import connect_utils
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS
@@ -64,6 +71,76 @@ def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
 def test_a_usable_dsn_is_taken(dsn: str) -> None:
     """Hosts, ports, lists, sockets and encoded passwords are all fine."""
     assert DSN(dsn).reveal() == dsn
+
+
+_TEXT = st.text(st.sampled_from("aZ09-._~%:@/?#[],&=;+ é\\|'\"") | st.characters(codec="utf-8"), max_size=8)
+_NAMES = st.text(st.sampled_from("abz09-."), min_size=1, max_size=8)
+_PORTS = st.sampled_from(["", ":", ":1", ":5432", ":65535", ":0", ":65536", ":x", ":+1"])
+_HOSTS = st.sampled_from(["h", "db.example", "127.0.0.1", "[::1]", "%2Frun", "h%C3%A9", "", "[::1", "a b"])
+_QUERIES = st.sampled_from(
+    [
+        *(
+            "",
+            "?",
+            "?a=b",
+            "?a",
+            "?a=",
+            "?user=me",
+            "?user=%6de&password=x",
+            "?dbname=d",
+            "?database=e&dbname=f",
+        ),
+        *(
+            "?host=h",
+            "?host=h,i",
+            "?host=/run",
+            "?host=h:1,[::2]:3",
+            "?host=h,i&port=1,2",
+            "?host=h,i&port=7",
+        ),
+        *("?host=h:2&port=1,2", "?port=1", "?port=1,2", "?port=x", "?host=", "?host=,", "?sslmode=require"),
+        *("?sslmode=odd", "?target_session_attrs=primary", "?target_session_attrs=odd", "?gsslib=odd"),
+        *("?user=a@b", "?host=[h", "?host=::1", "?host=[::1]x"),
+    ]
+)
+
+
+@st.composite
+def _dsns(draw: st.DrawFn) -> str:
+    """Draw texts that are DSNs, or nearly so."""
+    user, password = draw(_TEXT), draw(_TEXT)
+    if draw(st.booleans()):
+        user, password = quote(user, safe=""), quote(password, safe="")
+    login = draw(st.sampled_from(["", f"{user}@", f"{user}:{password}@", f":{password}@"]))
+    hosts = ",".join(draw(st.lists(st.builds("".join, st.tuples(_HOSTS, _PORTS)), max_size=3)))
+    path = draw(st.sampled_from(["", "/", "/orders", "/a%20b", "//x", "/a@b"]) | _TEXT.map("/".__add__))
+    return f"postgresql://{login}{hosts}{path}{draw(_QUERIES)}"
+
+
+@given(text=_dsns())
+@hypothesis_settings(deadline=None, max_examples=500)
+def test_asyncpg_reads_a_dsn_as_we_do(text: str) -> None:
+    """Whatever is accepted has for asyncpg the hosts, ports, user and database that it has for us."""
+    try:
+        dsn = DSN(text)
+    except ValueError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PG")]:
+            patch.delenv(name)
+        patch.setenv("PGUSER", "default-user")
+        patch.setenv("PGPASSFILE", "/nowhere")
+        connecting = connect_utils._parse_connect_dsn_and_args
+        arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
+        addresses, parameters = connecting(**arguments | {"dsn": text})
+    expected = [
+        f"{host}/.s.PGSQL.{port or 5432}" if host.startswith("/") else (host, port or 5432)
+        for host, port in dsn.hosts
+    ]
+    if dsn.hosts:
+        assert addresses == expected
+    assert parameters.user == (dsn.user or "default-user")
+    assert parameters.database == (parameters.user if dsn.database is None else dsn.database)
 
 
 @scenario
@@ -182,10 +259,16 @@ def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
     crt, key, locked = (certificates / name for name in ("crt", "key", "locked.key"))
     nowhere = Path("/nowhere")
     for tls, message in (
-        (DatabaseTLS(mode="verify-full", ca_file=nowhere), "tls.ca_file: cannot read '/nowhere'.*No such file"),
+        (
+            DatabaseTLS(mode="verify-full", ca_file=nowhere),
+            "tls.ca_file: cannot read '/nowhere'.*No such file",
+        ),
         (DatabaseTLS(mode="require", ca_file=nonsense), "tls.ca_file: .*nonsense.*not usable"),
         (DatabaseTLS(mode="require", cert_file=crt, key_file=locked), "tls.cert_file: .*crt.*not usable"),
-        (DatabaseTLS(mode="require", cert_file=nowhere, key_file=key), "tls.cert_file: cannot read '/nowhere'"),
+        (
+            DatabaseTLS(mode="require", cert_file=nowhere, key_file=key),
+            "tls.cert_file: cannot read '/nowhere'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             tls.context()

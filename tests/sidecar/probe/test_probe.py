@@ -124,7 +124,9 @@ async def test_a_server_that_stops_and_starts_again(
     assert [down, "database 'orders': answers again"] * 2 == said
 
 
-@pytest.mark.parametrize("tls", [{}, {"mode": "disable"}, {"mode": "require"}], ids=["prefer", "disable", "require"])
+@pytest.mark.parametrize(
+    "tls", [{}, {"mode": "disable"}, {"mode": "require"}], ids=["prefer", "disable", "require"]
+)
 @scenario
 async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> None:
     """The timeout ends the probe, in each phase of the connection, and leaves no descriptor open."""

@@ -87,7 +87,9 @@ def _split(text: str) -> SplitResult:
 
 def _parameters(query: str) -> Mapping[str, str]:
     try:
-        parameters = {name: values[-1] for name, values in parse_qs(query, strict_parsing=bool(query)).items()}
+        parameters = {
+            name: values[-1] for name, values in parse_qs(query, strict_parsing=bool(query)).items()
+        }
     except ValueError:
         parameters = None
     if parameters is None:

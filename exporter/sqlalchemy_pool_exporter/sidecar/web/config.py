@@ -20,7 +20,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.document import MAX_BYTES, Document, read_text
-from sqlalchemy_pool_exporter.sidecar.secret import Secret
 from sqlalchemy_pool_exporter.sidecar.validation import (
     Context,
     Contradiction,
@@ -225,4 +224,3 @@ def _digest(path: Path) -> bytes:
         return hashlib.sha256(_content(path)).digest()
     except (OSError, ValueError):
         return b""
-

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .config import WebConfig
-    from .tls import TLS
+    from .tls import ServerTLS
 
 _logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Connection(web.RequestHandler):
         sock: socket.socket,
         limit: ConnectionLimit[Connection],
         settings: Web,
-        tls: TLS | None,
+        tls: ServerTLS | None,
     ) -> None:
         super().__init__(
             server,
@@ -178,7 +178,9 @@ class Connection(web.RequestHandler):
         )
         self.tls = tls
         self._socket, self._limit, self._settings = sock, limit, settings
-        self._open_transport: asyncio.Transport | None = None  # aiohttp forgets ``transport`` before it is closed
+        self._open_transport: asyncio.Transport | None = (
+            None  # aiohttp forgets ``transport`` before it is closed
+        )
         self._received, self._tail = 0, b""
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -356,9 +358,7 @@ def _every_interface(port: int) -> socket.socket | None:
     if not socket.has_dualstack_ipv6():
         return None
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
-        )
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
             return None

@@ -90,7 +90,9 @@ class ServerTLS(NamedTuple):
 
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
         """Tell whether a client with the verified ``certificate`` of ``getpeercert()`` may come in."""
-        if self.allowed_sans is None or not certificate:  # OpenSSL has seen to it that there is one if there must be
+        if (
+            self.allowed_sans is None or not certificate
+        ):  # OpenSSL has seen to it that there is one if there must be
             return True
         names = certificate.get("subjectAltName", ())
         return any(
@@ -157,9 +159,7 @@ class TLSServerConfig(Section):
         self._server_tls = ServerTLS(context, None if allowed is None else frozenset(map(_address, allowed)))
 
 
-def _read(
-    section: TLSServerConfig, context: Context, contents: dict[str, bytes]
-) -> Iterator[Contradiction]:
+def _read(section: TLSServerConfig, context: Context, contents: dict[str, bytes]) -> Iterator[Contradiction]:
     """Fill ``contents`` with certificate, key and authority, from the files or the section itself."""
     inline = {"cert": section.cert, "key": section.key.reveal(), "client_ca": section.client_ca}
     for option, text in inline.items():
