@@ -23,7 +23,6 @@ from sqlalchemy_pool_exporter.sidecar.document import MAX_BYTES
 from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
 from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, Address
 from tools import generate_configuration
-from tools.generate_configuration import Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -139,7 +138,7 @@ def test_example_of_the_documentation(given_file: Callable[[str], Path]) -> None
     assert faults(path) == [line.strip() for line in shown.splitlines()]
 
 
-def _options() -> list[Option]:
+def _options() -> list[generate_configuration.Option]:
     return list(generate_configuration.options_of(Config))
 
 
@@ -464,8 +463,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
         ),
         (
             "dsn: 'postgresql://u@h:port/db'",
-            "dsn: special characters in the user or the password must be percent-"
-            "encoded, and a port must be a number",
+            "dsn: special characters in the user or the password must be percent-encoded, and a port must be",
         ),
         ("dsn: 'postgresql://u@h:99999/db'", "dsn: a port must be from 1 to 65535"),
         ("dsn: 'postgresql://u@h,,i/db'", "dsn: a host is empty"),

@@ -51,7 +51,7 @@ UGLY = (
 @pytest.mark.parametrize("template", UGLY)
 def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
     """A password with characters that were not percent-encoded never becomes a host name, nor part of an error."""
-    with pytest.raises(ValueError, match="encode|expected a DSN|is empty|is not a URL") as caught:
+    with pytest.raises(ValueError, match=r"encode|expected a DSN|is empty|is not a URL") as caught:
         DSN(template.replace("{}", SECRET))
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
