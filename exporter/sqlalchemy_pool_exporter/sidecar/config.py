@@ -74,50 +74,51 @@ class Web(Section):
     """The HTTP endpoint and its limits."""
 
     listen_address: ListenAddress = Field(
-        DEFAULT_ADDRESS, description="Address to listen on; `:10079` is every interface, IPv6 and IPv4."
+        default=DEFAULT_ADDRESS,
+        description="Address to listen on; `:10079` is every interface, IPv6 and IPv4.",
     )
     config_file: FilePath | None = Field(
-        None,
+        default=None,
         description="File with TLS, basic auth and rate limit, in the format of Prometheus' exporter-toolkit.",
     )
-    telemetry_path: TelemetryPath = Field("/metrics", description="Path of the metrics.")
+    telemetry_path: TelemetryPath = Field(default="/metrics", description="Path of the metrics.")
     enable_lifecycle: bool = Field(
         default=False,
         description="Allow `POST /-/reload` and `PUT /-/reload`. SIGHUP reloads in any case.",
     )
     max_connections_in_flight: int = Field(
-        128,
+        default=128,
         ge=1,
         le=10_000,
         description="Connections at once. One more takes the place of the one that has waited longest without a "
         "request; while every one has a request in hand it waits.",
     )
     max_request_bytes: int = Field(
-        16_384, ge=512, le=1_048_576, description="Largest request, head and body together."
+        default=16_384, ge=512, le=1_048_576, description="Largest request, head and body together."
     )
     header_timeout_seconds: Seconds = Field(
-        5.0,
+        default=5.0,
         description="Time for the TLS handshake, and from the first byte of a request until it is complete.",
     )
     keepalive_timeout_seconds: Seconds = Field(
-        120.0,
+        default=120.0,
         description="Time an idle connection is kept; longer than the scrape interval saves handshakes.",
     )
     write_timeout_seconds: Seconds = Field(
-        10.0, description="Time a client may stop reading before its connection is cut."
+        default=10.0, description="Time a client may stop reading before its connection is cut."
     )
     scrape_timeout_seconds: Seconds = Field(
-        30.0,
+        default=30.0,
         description="Longest scrape; 503 after that. Prometheus' `X-Prometheus-Scrape-Timeout-Seconds` lowers it.",
     )
     scrape_timeout_offset_seconds: float = Field(
-        0.25,
+        default=0.25,
         ge=0,
         le=60,
         description="Taken off the timeout that Prometheus sends, for the way of the answer.",
     )
     shutdown_timeout_seconds: Seconds = Field(
-        5.0, description="Time for scrapes under way to finish when the exporter is stopped."
+        default=5.0, description="Time for scrapes under way to finish when the exporter is stopped."
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
@@ -137,16 +138,18 @@ class Log(Section):
     """The exporter's own log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
+        default="info", description="Least severe level that is logged."
     )
-    format: Literal["text", "json"] = Field("text", description="One line of text or one JSON object each.")
+    format: Literal["text", "json"] = Field(
+        default="text", description="One line of text or one JSON object each."
+    )
 
 
 class Segments(Section):
     """The shared directory into which the applications record."""
 
     directory: FilePath | None = Field(
-        None, description="Directory of the applications' segments; without it no pools are shown."
+        default=None, description="Directory of the applications' segments; without it no pools are shown."
     )
 
 
@@ -166,14 +169,14 @@ class DatabaseTLS(Section):
     """TLS of one database's connection."""
 
     mode: Literal["disable", "require", "verify-ca", "verify-full"] | None = Field(
-        None,
+        default=None,
         description="As libpq's `sslmode`; without it what the DSN says, else TLS if the server offers it.",
     )
     ca_file: FilePath | None = Field(
-        None, description="Certificates to verify the server by; without it the system's."
+        default=None, description="Certificates to verify the server by; without it the system's."
     )
-    cert_file: FilePath | None = Field(None, description="Client certificate.")
-    key_file: FilePath | None = Field(None, description="Key of the client certificate.")
+    cert_file: FilePath | None = Field(default=None, description="Client certificate.")
+    key_file: FilePath | None = Field(default=None, description="Key of the client certificate.")
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
         """Hold the files to the mode."""
@@ -210,21 +213,26 @@ class Database(Section):
 
     name: DatabaseName = Field(description="Value of the `database` label; unique.")
     dsn: DSNText | None = Field(
-        None, description="`postgresql://user:password@host/database`. Prefer one of the next two."
+        default=None, description="`postgresql://user:password@host/database`. Prefer one of the next two."
     )
-    dsn_file: FilePath | None = Field(None, description="File that holds the DSN, read at every connection.")
-    dsn_env: VariableName | None = Field(None, description="Environment variable that holds the DSN.")
+    dsn_file: FilePath | None = Field(
+        default=None, description="File that holds the DSN, read at every connection."
+    )
+    dsn_env: VariableName | None = Field(default=None, description="Environment variable that holds the DSN.")
     interval_seconds: float = Field(
-        15.0, ge=1, le=3600, description="Time between two probes; scrapes serve the last result."
+        default=15.0, ge=1, le=3600, description="Time between two probes; scrapes serve the last result."
     )
     timeout_seconds: float = Field(
-        5.0, ge=0.1, le=300, description="Longest probe, connecting included; not above the interval."
+        default=5.0, ge=0.1, le=300, description="Longest probe, connecting included; not above the interval."
     )
     application_names_limit: int = Field(
-        20, ge=0, le=1000, description="Application names with series of their own; the rest is `other`."
+        default=20,
+        ge=0,
+        le=1000,
+        description="Application names with series of their own; the rest is `other`.",
     )
     pools: tuple[PoolName, ...] = Field(
-        (),
+        default=(),
         description="Pools that connect to this server, by the value of their `pool` label, so that alerts and "
         "dashboards can hold one against the other; without any it is the one called like the database. A pool "
         "belongs to one database.",
@@ -294,7 +302,7 @@ class Config(Section):
     segments: Segments = Segments()
     metrics: Metrics = Metrics()
     databases: tuple[Database, ...] = Field(
-        (), description="PostgreSQL servers to probe.", json_schema_extra={"expects": "a list"}
+        default=(), description="PostgreSQL servers to probe.", json_schema_extra={"expects": "a list"}
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:

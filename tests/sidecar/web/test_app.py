@@ -16,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.config import Web
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
 from tests.support.scrapers import PROMETHEUS_3
 from tests.support.wire import HANG, Gated, Numbers, ask, dial, parsed, rest, serving, settings, talk, until

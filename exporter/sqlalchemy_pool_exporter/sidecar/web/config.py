@@ -99,7 +99,7 @@ class RateLimit(Section):
     """``rate_limit``: a token each ``interval`` seconds, ``burst`` at most; no limit if the interval is 0."""
 
     interval: GoDuration = Duration(0)
-    burst: int = Field(0, ge=0, le=1_000_000)
+    burst: int = Field(default=0, ge=0, le=1_000_000)
 
 
 class WebFile(Section):

@@ -122,7 +122,7 @@ class TLSServerConfig(Section):
     prefer_server_cipher_suites: bool = True
     curve_preferences: tuple[_Curve, ...] = ()
 
-    _server_tls: ServerTLS | None = PrivateAttr(None)
+    _server_tls: ServerTLS | None = PrivateAttr(default=None)
 
     @property
     def server_tls(self) -> ServerTLS | None:
