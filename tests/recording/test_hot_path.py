@@ -363,7 +363,7 @@ print(*sorted(name for name in set(sys.modules) - before if name.startswith("sql
     )
     loaded, modules = result.stdout.splitlines()
     assert set(loaded.split()) <= {"sqlalchemy_pool_exporter", "prometheus_client", "greenlet"}
-    assert {"aiohttp", "asyncpg", "yaml", "msgspec", "bcrypt"}.isdisjoint(loaded.split())
+    assert {"aiohttp", "asyncpg", "yaml", "pydantic", "bcrypt"}.isdisjoint(loaded.split())
     mine = {name.partition(".")[2] for name in modules.split() if name.startswith("sqlalchemy_pool_exporter")}
     assert mine.isdisjoint({"config", "probe", "web", "sidecar", "cli", "schema"})
     assert not [name for name in modules.split() if name.startswith("sqlalchemy.")]

@@ -16,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.config import Web
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
 from tests.support.scrapers import PROMETHEUS_3
 from tests.support.wire import HANG, Gated, Numbers, ask, dial, parsed, rest, serving, settings, talk, until
@@ -197,7 +198,7 @@ def test_scrape_timeout_without_header() -> None:
 )
 def test_budget_of_a_scrape(header: str, expected: float) -> None:
     """The timeout sent, less the offset, never more than configured, never nothing; nonsense is ignored."""
-    assert expected == web.budget(header, Web())
+    assert expected == web.scrape_timeout(header, Web())
 
 
 def test_scrapes_share_and_are_never_stale() -> None:
@@ -439,8 +440,8 @@ def test_the_handle() -> None:
         async with serving(Numbers()) as endpoint:
             assert endpoint.port > 0
             assert endpoint.url == f"http://127.0.0.1:{endpoint.port}"
-            assert repr(endpoint) == f"<Endpoint {endpoint.url} connections=0 requests=0>"
-        assert repr(endpoint) == f"<Endpoint {endpoint.url} closed>"
+            assert repr(endpoint) == f"<Listener {endpoint.url} connections=0 requests=0>"
+        assert repr(endpoint) == f"<Listener {endpoint.url} closed>"
 
     asyncio.run(scenario())
 

@@ -7,6 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.sidecar.web.seats import GRACE_SECONDS, Seat, Seats
+
 from tests.support.wire import HANG
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from sqlalchemy_pool_exporter.negotiation import Wanted
 from sqlalchemy_pool_exporter.sidecar.config import Web
 
 from . import auth as webauth
-from . import server as listener
-from .offload import in_thread
+from .daemon_thread import run_in_daemon_thread
+from .server import Listener, listen
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -81,7 +81,7 @@ class Link(NamedTuple):
 
 async def start(
     app: web.Application, settings: Web = _DEFAULTS, *, web_config: WebConfig | None = None
-) -> listener.Endpoint:
+) -> Listener:
     """Serve ``app`` as ``settings`` say and return the handle, whose ``close()`` ends it.
 
     ``web_config`` adds TLS, basic auth and rate limit. Raises EndpointError at once if the address cannot be had.
@@ -89,7 +89,7 @@ async def start(
     """
     if web_config is not None:
         webauth.guard(app, web_config)
-    return await listener.listen(app, settings, web_config)
+    return await listen(app, settings, web_config)
 
 
 def application(  # noqa: PLR0913 - two objects, and what the exporter may add to them
@@ -152,12 +152,12 @@ class Exposition:
     async def _collect(self) -> list[Metric]:
         async with self._collecting:
             self._next = None  # from here on it is too late to share it
-            return await in_thread(lambda: list(self._registry.collect()))
+            return await run_in_daemon_thread(lambda: list(self._registry.collect()))
 
     async def _write(self, families: asyncio.Future[list[Metric]], wanted: Wanted) -> bytes:
         collected = await asyncio.shield(families)
         async with self._writing:
-            return await in_thread(lambda: exposition.write(collected, wanted))
+            return await run_in_daemon_thread(lambda: exposition.write(collected, wanted))
 
 
 class _Collection:
@@ -191,7 +191,9 @@ class _Pages:
             ",".join(request.headers.getall("Accept-Encoding", ())),
             request.query.getall("name[]", ()),
         )
-        seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings)
+        seconds = scrape_timeout(
+            request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings
+        )
         clock = asyncio.timeout(seconds)
         try:
             async with clock:
@@ -228,7 +230,7 @@ class _Pages:
         return web.Response(text="reloaded\n")
 
 
-def budget(header: str, settings: Web) -> float:
+def scrape_timeout(header: str, settings: Web) -> float:
     """Return the seconds a scrape may take, by what Prometheus said in ``header`` and by the settings."""
     try:
         said = float(header)
