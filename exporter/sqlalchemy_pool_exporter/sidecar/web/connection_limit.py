@@ -42,10 +42,11 @@ class ConnectionLimit(Generic[C]):
         self._new: dict[C, float] = {}
         self._kept: dict[C, float] = {}
         self._busy: set[C] = set()
+        self._closing: set[C] = set()
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._kept) + len(self._busy)
+        return len(self._new) + len(self._kept) + len(self._busy) + len(self._closing)
 
     @property
     def busy(self) -> int:
@@ -54,16 +55,18 @@ class ConnectionLimit(Generic[C]):
 
     def connections(self) -> list[C]:
         """Return all connections."""
-        return [*self._new, *self._kept, *self._busy]
+        return [*self._new, *self._kept, *self._busy, *self._closing]
 
     async def add(self, connection: C) -> None:
         """Add a connection, as soon as there is room for it."""
         while len(self) >= self.maximum:
             self._changed.clear()
-            if not self._abort_due():
+            if not self._closing and not self._abort_due():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(GRACE_SECONDS / 4):
                         await self._changed.wait()
+            else:
+                await self._changed.wait()
         self._new[connection] = asyncio.get_running_loop().time()
 
     def set_busy(self, connection: C) -> None:
@@ -80,19 +83,24 @@ class ConnectionLimit(Generic[C]):
     def remove(self, connection: C) -> None:
         """Make the connection's place free; does nothing the second time."""
         self._discard(connection)
+        self._closing.discard(connection)
         self._changed.set()
 
     def abort_one(self) -> None:
         """Close the idle connection that is the first to go, however new it is."""
         for connection in (*self._new, *self._kept)[:1]:
-            self.remove(connection)
-            connection.abort()
+            self._abort(connection)
 
     async def emptied(self) -> None:
         """Wait until no connection is left."""
         while len(self):
             self._changed.clear()
             await self._changed.wait()
+
+    def _abort(self, connection: C) -> None:
+        self._discard(connection)
+        self._closing.add(connection)
+        connection.abort()
 
     def _discard(self, connection: C) -> bool:
         known = connection in self._busy or connection in self._new or connection in self._kept
@@ -111,7 +119,6 @@ class ConnectionLimit(Generic[C]):
             for connection, since in waiting.items():
                 if since > due:
                     break
-                self.remove(connection)
-                connection.abort()
+                self._abort(connection)
                 return True
         return False
