@@ -7,7 +7,6 @@ import platform
 import threading
 import time
 import weakref
-from functools import cache
 from typing import TYPE_CHECKING
 
 import sqlalchemy
@@ -88,8 +87,9 @@ class PoolCollector(Collector):
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
                 self._errors += 1
                 continue
-            if recorder.segments.is_shared is not None:
-                builder.add((name,), [("exporter_segment_shared", float(recorder.segments.is_shared))])
+            is_shared = recorder.store.is_shared
+            if is_shared is not None:
+                builder.add((name,), [("exporter_segment_shared", float(is_shared))])
             builder.add_info((name,), "info", recorder.info)
             builder.add((name,), values)
         builder.add_info((), "exporter_build_info", versions())
@@ -108,7 +108,6 @@ def collector_of(registry: CollectorRegistry) -> PoolCollector:
         return collector
 
 
-@cache  # of what is installed, and to ask takes longer than the rest of a scrape
 def versions() -> dict[str, str]:
     """Return the versions at work."""
     return {

@@ -20,7 +20,7 @@ from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.segment import block as segment
-from sqlalchemy_pool_exporter.segment.store import Segments, after_fork, segments_in
+from sqlalchemy_pool_exporter.segment.store import BlockStore, after_fork, store_in
 
 from . import collector
 from .collector import collector_of
@@ -164,8 +164,8 @@ def instrument(
             return handle
         _watch_forks()
         _warn_without_gil()
-        segments = segments_in(directory, group_readable=group_readable)
-        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
+        store = store_in(directory, group_readable=group_readable)
+        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), store)
         handle = Handle(recorder, registry)
         # Before it is attached: another thread may fork in between.
         _recorders[recorder.name] = recorder
@@ -243,7 +243,7 @@ def _unique(name: str) -> str:
     return unique
 
 
-def _new_recorder(pool: Pool, name: str, segments: Segments) -> Recorder:
+def _new_recorder(pool: Pool, name: str, store: BlockStore) -> Recorder:
     limits = configuration(pool)
     dialect: Any = pool._dialect
     info = {
@@ -252,7 +252,7 @@ def _new_recorder(pool: Pool, name: str, segments: Segments) -> Recorder:
         "driver": str(getattr(dialect, "driver", "")),
     }
     rows = segment.rows_for(limits[segment.SIZE] + limits[segment.MAX_OVERFLOW])
-    return Recorder(name, info=info, configuration=limits, segments=segments, rows=rows)
+    return Recorder(name, info=info, configuration=limits, store=store, rows=rows)
 
 
 def _watch_forks() -> None:

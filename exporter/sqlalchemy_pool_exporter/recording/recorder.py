@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy_pool_exporter.segment.snapshot import Value
-    from sqlalchemy_pool_exporter.segment.store import Segments
+    from sqlalchemy_pool_exporter.segment.store import BlockStore
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
@@ -92,7 +92,7 @@ class Recorder:
         "configuration",
         "info",
         "name",
-        "segments",
+        "store",
         "waiters",
     )
 
@@ -102,7 +102,7 @@ class Recorder:
         *,
         info: dict[str, str],
         configuration: dict[int, float],
-        segments: Segments,
+        store: BlockStore,
         rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,11 +111,11 @@ class Recorder:
         self.clock = clock
         self.waiters: list[int] = []
         self._rows: list[int] = []
-        self.segments = segments
+        self.store = store
         self._table_rows = rows
-        self.block = segments.block(name, info, rows)
+        self.block = store.block(name, info, rows)
         # Also when the pool is simply collected.
-        self._give_back = weakref.finalize(self, segments.give_back, name)
+        self._give_back = weakref.finalize(self, store.give_back, name)
         self._give_back.atexit = False
         self._places: dict[int, Place] = {}
         self.by_connection: dict[int, Place] = {}
@@ -158,7 +158,7 @@ class Recorder:
         self.waiters.clear()
         self._rows.clear()
         self._collecting.clear()
-        self.block = self.segments.block(self.name, self.info, self._table_rows)
+        self.block = self.store.block(self.name, self.info, self._table_rows)
         self.configure(self.configuration)
 
     def stop(self) -> None:
