@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
 
 METRICS = (
     Metric("sqlalchemy_pool_size", "gauge", "Size."),
@@ -105,7 +106,7 @@ def test_a_family_is_its_metric() -> None:
 def test_series_are_kept() -> None:
     """What was shown before is not made again; what is not shown any more is forgotten."""
     first = builder()
-    values = [("size", 1.0), ("closes_total", {"gc": 1.0})]
+    values: list[tuple[str, Value]] = [("size", 1.0), ("closes_total", {"gc": 1.0})]
     for owner in (("orders",), ("billing",)):
         first.add(owner, values)
     second = builder(first.series)

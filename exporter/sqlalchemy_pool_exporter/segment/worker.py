@@ -143,7 +143,7 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> W
         return last
     used = _checked(Header.read(descriptor)).used
     data = read_used(descriptor, used)
-    versions = _versions(data[FACTS_AT:HEADER_BYTES])
+    versions = _versions(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
     return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), versions)
 
 
@@ -169,7 +169,7 @@ def _pools(data: bytes) -> Iterator[WorkerPool]:
 @lru_cache(FILES)
 def _versions(facts: bytes) -> Versions | None:
     try:
-        said = json.loads(facts.rstrip(b"\0"))
+        said = json.loads(facts)
         versions = Versions(said["python"], said.get("sqlalchemy", ""))  # absent in files of older workers
         "".join(versions).encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
