@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.sidecar import SECONDS, Sidecar
-from tests.support.wait import eventually
+from tests.support.sidecar import Sidecar
+from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

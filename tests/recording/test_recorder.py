@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
-from sqlalchemy_pool_exporter.recording.connection_row import DISPOSED, IN_POOL, REPLACED, row_of
+from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     CHECKOUT_TIMEOUTS,
+    DISPOSED,
     EMPTY,
     HAS_OVERFLOW,
     MAX_OVERFLOW,
     NOT_APPLICABLE,
     PRE_PING,
     RECYCLE,
+    REPLACED,
     SCRATCH,
     SIZE,
     TIMEOUT,
@@ -29,7 +31,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS,
 )
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
-from sqlalchemy_pool_exporter.segment.store import Segments
+from sqlalchemy_pool_exporter.segment.store import BlockStore
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.recording.connection_row import ConnectionRow
@@ -64,7 +66,7 @@ class Bench:
                 PRE_PING: 0.0,
                 HAS_OVERFLOW: 1.0,
             },
-            segments=Segments(),
+            store=BlockStore(),
             rows=rows,
             clock=self.clock,
         )

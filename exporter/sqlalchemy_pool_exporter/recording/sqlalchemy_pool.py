@@ -182,7 +182,7 @@ def holder_of(record: Any) -> Any:
 
 def age_of(record: Any) -> float:
     """Return for how many seconds the connection of a record is open, by the wall clock."""
-    return max(0.0, time.time() - record.starttime)
+    return max(0.0, time.time() - float(record.starttime))
 
 
 def is_set_up(record: Any) -> bool:

@@ -52,7 +52,7 @@ class Untyped(str):
     @property
     def value(self) -> object:
         """What YAML makes of the text."""
-        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, str(self), (True, False))
+        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, str(self), (True, False))  # type: ignore[no-untyped-call]
         return _construct(yaml.ScalarNode(tag, str(self)))
 
 

@@ -122,7 +122,9 @@ class Listener:
             opening = loop.create_task(self._open(sock, connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            await asyncio.sleep(0)  # ``sock_accept`` does not yield while connections are queued: let requests be read
+            await asyncio.sleep(
+                0
+            )  # ``sock_accept`` does not yield while connections are queued: let requests be read
 
     def _connection(self, sock: socket.socket) -> Connection:
         tls = None if self._web_config is None else self._web_config.current().tls
