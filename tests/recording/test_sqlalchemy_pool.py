@@ -104,11 +104,11 @@ def test_the_installed_release_has_them() -> None:
     engine = create_engine("sqlite://", poolclass=QueuePool)
     pool: Any = engine.pool
     proxy: Any = pool.connect()
-    asyncio_pool: Any = AsyncAdaptedQueuePool(lambda: None)  # type: ignore[arg-type,return-value]
+    asyncio_pool: Any = AsyncAdaptedQueuePool(lambda: None)  # type: ignore[arg-type]
     owners: dict[str, Any] = {
         "pool": pool,
         "QueuePool": pool,
-        "SingletonThreadPool": SingletonThreadPool(lambda: None),  # type: ignore[arg-type,return-value]
+        "SingletonThreadPool": SingletonThreadPool(lambda: None),  # type: ignore[arg-type]
         "queue of threads": pool._pool,
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,
