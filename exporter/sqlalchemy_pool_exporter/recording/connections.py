@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 
 try:
     # An asyncio engine runs each call in a greenlet of its own, all of them in one thread.
-    from greenlet import getcurrent as current_caller
+    from greenlet import getcurrent as _current
 except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
-    from threading import current_thread as current_caller
+    from threading import current_thread as _current
 
 _OVERFLOW, _UNPOOLED = map(CLOSE_REASONS.index, ("overflow", "unpooled"))
+
+
+def current_caller() -> object:
+    """Return what tells this caller from all others: its greenlet, or its thread."""
+    return _current()
 
 
 class _Closing(NamedTuple):
