@@ -46,7 +46,7 @@ class PoolCollector(Collector):
         """Show a pool, from the next scrape on."""
         registry = self._registry()
         # Asked each time: an application that wants no default collectors unregisters all that it finds.
-        if registry is not None and self not in registry._collector_to_names:
+        if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
             registry.register(self)
         self._keep_alive(without=None)
         self._recorders[recorder.name] = weakref.ref(recorder)

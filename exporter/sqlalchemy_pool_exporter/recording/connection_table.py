@@ -68,7 +68,9 @@ class ConnectionTable:
         # Atomic: while a pool in traffic is being hooked, two threads can meet the same record for the first time.
         first = self.by_id.setdefault(row.record_id, row)
         if first is None or first.is_released or first() is not record:
-            # An interrupt left that one behind, for an object that had this address before.
+            # An interrupt left that one behind, for an object that had this address before. Taken out first, so that
+            # the new one comes last.
+            self.by_id.pop(row.record_id, None)
             first = self.by_id[row.record_id] = row
         if first is not row:
             row.mark_released()

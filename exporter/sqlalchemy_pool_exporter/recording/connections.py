@@ -30,13 +30,12 @@ try:
 except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
     from threading import current_thread as _current
 
+_OVERFLOW, _UNPOOLED = map(CLOSE_REASONS.index, ("overflow", "unpooled"))
+
 
 def current_caller() -> object:
-    """Return the greenlet or the thread that runs now."""
+    """Return what tells this caller from all others: its greenlet, or its thread."""
     return _current()
-
-
-_OVERFLOW, _UNPOOLED = map(CLOSE_REASONS.index, ("overflow", "unpooled"))
 
 
 class _Closing(NamedTuple):
@@ -50,10 +49,10 @@ class _Closing(NamedTuple):
 class ConnectionHooks:
     """Records how the physical connections of one pool object open and close."""
 
-    __slots__ = ("_pool", "_slow_path", "disposing", "recorder")
+    __slots__ = ("_slow_path", "disposing", "pool", "recorder")
 
     def __init__(self, pool: Pool, recorder: Recorder, slow_path: SlowPath) -> None:
-        self._pool = pool
+        self.pool = pool
         self._slow_path = slow_path
         self.recorder = recorder
         self.disposing: list[object] = []  # the mutable state: the callers that are inside dispose()
@@ -130,8 +129,8 @@ class ConnectionHooks:
         if not terminate:
             if current_caller() in self.disposing:
                 return DISPOSE
-            return _OVERFLOW if isinstance(self._pool, QueuePool | SingletonThreadPool) else _UNPOOLED
-        return why_terminated(self._pool, record) if row.close_reason is None else row.close_reason
+            return _OVERFLOW if isinstance(self.pool, QueuePool | SingletonThreadPool) else _UNPOOLED
+        return why_terminated(self.pool, record) if row.close_reason is None else row.close_reason
 
     # -- events
 

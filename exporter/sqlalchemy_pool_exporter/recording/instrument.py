@@ -163,7 +163,7 @@ def instrument(
         # Before it is attached: another thread may fork in between.
         INSTRUMENTED.recorders[recorder.name] = recorder
         try:
-            handle._attach(pool, recorder)
+            handle._attach(pool, recorder)  # noqa: SLF001 - not for the holder of the handle
             INSTRUMENTED.collector_of(registry).add(recorder)
         except BaseException:
             handle.close()

@@ -75,29 +75,38 @@ class PingTap:
 
     @classmethod
     def attach(cls, dialect: Any, recorder: Recorder) -> None:
-        """Time the pings of the pool that ``recorder`` records, among others' of the dialect."""
+        """Time the pings of the pool that ``recorder`` records, among those of other pools of the dialect."""
         name = next(name for name in PING_METHODS if hasattr(dialect, name))
         tap = dialect.__dict__.get(name)
         if not isinstance(tap, cls):
             tap = cls(dialect, name)
             setattr(dialect, name, tap)
-        others = [other for other in tap._recorders if other() not in {None, recorder}]
-        tap._recorders = [*others, weakref.ref(recorder)]
+        tap.add(recorder)
 
     @classmethod
     def detach(cls, dialect: Any, recorder: Recorder) -> None:
-        """Stop it; the last one restores the dialect."""
+        """Time those of this pool no more; the last one restores the dialect."""
         for name in PING_METHODS:
             tap = getattr(dialect, "__dict__", {}).get(name)
-            if not isinstance(tap, cls):
-                continue
-            tap._recorders = [other for other in tap._recorders if other() not in {None, recorder}]
-            if tap._recorders:
-                continue
-            if tap._was_set:
-                setattr(dialect, name, tap._original)
-            else:
-                delattr(dialect, name)
+            if isinstance(tap, cls) and not tap.remove(recorder):
+                tap.restore(dialect)
+
+    def add(self, recorder: Recorder) -> None:
+        """Time the pings of another pool."""
+        self.remove(recorder)
+        self._recorders = [*self._recorders, weakref.ref(recorder)]
+
+    def remove(self, recorder: Recorder) -> bool:
+        """Forget a pool, and those that were collected; return whether any is left."""
+        self._recorders = [other for other in self._recorders if other() not in {None, recorder}]
+        return bool(self._recorders)
+
+    def restore(self, dialect: Any) -> None:
+        """Put the dialect's own method back."""
+        if self._was_set:
+            setattr(dialect, self._name, self._original)
+        else:
+            delattr(dialect, self._name)
 
 
 def _pinged(recorder: Recorder, row: ConnectionRow, began: float, *, alive: bool | None) -> None:

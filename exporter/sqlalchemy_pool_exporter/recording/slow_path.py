@@ -42,10 +42,10 @@ _EARLIEST: Final = 0.001  # 0 and less say that there is no connection
 class SlowPath:
     """Records what the hot path does not, for one pool object."""
 
-    __slots__ = ("_checkout_listener", "_latecomers_until", "_pool", "pool_replaced", "recorder")
+    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "pool_replaced", "recorder")
 
     def __init__(self, pool: Pool, recorder: Recorder) -> None:
-        self._pool = pool
+        self.pool = pool
         self.recorder = recorder
         # The mutable state.
         self.pool_replaced = False
@@ -97,7 +97,7 @@ class SlowPath:
         is_detached = not has_connection(record) and row.has_connection
         if not since:
             if is_detached:
-                self._detached(row, was_out=False, collected=detaches_collected(self._pool))
+                self._detached(row, was_out=False, collected=detaches_collected(self.pool))
             return
         collected = was_collected(record)
         forget_holder(record)
@@ -107,7 +107,7 @@ class SlowPath:
             self.recorder.returned(since, collected=collected)
 
     def _detached(self, row: ConnectionRow, *, was_out: bool, collected: bool) -> None:
-        is_closed_next = collected and closes_collected(self._pool)
+        is_closed_next = collected and closes_collected(self.pool)
         self.recorder.detached(row, was_out=was_out, collected=collected, is_closed_next=is_closed_next)
 
     @never_raises
@@ -129,7 +129,7 @@ class SlowPath:
     def release_if_discarded(self, record: Any) -> None:
         """Free the row of a record that went back without a connection, if the pool did not keep it."""
         row = row_of(record)
-        if row is not None and row.is_empty and not keeps(self._pool, record):
+        if row is not None and row.is_empty and not keeps(self.pool, record):
             self.recorder.release_row(row)
 
     # -- a pool that is in use already
@@ -137,15 +137,13 @@ class SlowPath:
     def is_in_use(self, records: list[Any]) -> bool:
         """Return whether connections are out, or on their way to a caller; ``records`` are those of the pool."""
         # A caller on its way is in the pool's own count before there is a record for it.
-        return has_out(self._pool) or any(
-            record.in_use or not keeps(self._pool, record) for record in records
-        )
+        return has_out(self.pool) or any(record.in_use or not keeps(self.pool, record) for record in records)
 
     def adopt_present(self) -> None:
         """Give a row to each connection that is there."""
-        for record in records_of(self._pool):
+        for record in records_of(self.pool):
             # One that is neither is about to be handed out, or about to be collected.
-            if record.in_use or has_connection(record) or keeps(self._pool, record):
+            if record.in_use or has_connection(record) or keeps(self.pool, record):
                 self.adopt(record)
 
     def adopt(self, record: Any) -> ConnectionRow:
@@ -161,7 +159,7 @@ class SlowPath:
 
     def await_latecomers(self, listen: Callable[[str, Any], None]) -> None:
         """Listen for the callers that wait in the queue now: they have passed the place where our hook will be."""
-        self._latecomers_until = self.recorder.clock() + timeout_of(self._pool) + _LATECOMERS_SECONDS
+        self._latecomers_until = self.recorder.clock() + timeout_of(self.pool) + _LATECOMERS_SECONDS
         self._checkout_listener = (
             self._on_checkout
         )  # each look-up makes another object, and it is found by identity
@@ -171,7 +169,7 @@ class SlowPath:
     def _on_checkout(self, _connection: object, record: Any, proxy: object) -> None:
         recorder = self.recorder
         if recorder.clock() > self._latecomers_until:
-            unlisten(self._pool, "checkout", self._checkout_listener)
+            unlisten(self.pool, "checkout", self._checkout_listener)
             return
         # Another reference than the record's: the checkout may be on its way through our hook, which takes that one
         # for no new checkout.

@@ -182,7 +182,8 @@ def holder_of(record: Any) -> Any:
 
 def age_of(record: Any) -> float:
     """Return for how many seconds the connection of a record is open, by the wall clock."""
-    return max(0.0, time.time() - float(record.starttime))
+    seconds: float = time.time() - record.starttime
+    return max(0.0, seconds)
 
 
 def is_set_up(record: Any) -> bool:
