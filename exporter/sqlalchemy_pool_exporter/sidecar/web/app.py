@@ -200,7 +200,9 @@ class _Pages:
             frozenset(request.query.getall("name[]", ())),
             accepts_gzip(",".join(request.headers.getall("Accept-Encoding", ()))),
         )
-        seconds = scrape_timeout(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings)
+        seconds = scrape_timeout(
+            request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings
+        )
         clock = asyncio.timeout(seconds)
         try:
             async with clock:

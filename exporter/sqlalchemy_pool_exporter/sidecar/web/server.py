@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -122,7 +123,9 @@ class Listener:
             opening = loop.create_task(self._open(sock, connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            await asyncio.sleep(0)  # ``sock_accept`` does not yield while connections are queued: let requests be read
+            await asyncio.sleep(
+                0
+            )  # ``sock_accept`` does not yield while connections are queued: let requests be read
 
     def _connection(self, sock: socket.socket) -> Connection:
         tls = None if self._web_config is None else self._web_config.current().tls
@@ -141,6 +144,8 @@ class Listener:
         except OSError as error:  # TLS errors and timeouts among them
             self._limit.remove(connection)
             _logger.debug("TLS handshake failed: %s", error)
+            # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
+            error.__traceback__ = None
 
     async def _recover(self, error: OSError) -> None:
         """Free a descriptor: the usual reason that the kernel accepts no connection is that none is left."""
@@ -180,7 +185,9 @@ class Connection(web.RequestHandler):
         )
         self.tls = tls
         self._socket, self._limit, self._settings = sock, limit, settings
-        self._open_transport: asyncio.Transport | None = None  # aiohttp forgets ``transport`` before it is closed
+        self._open_transport: asyncio.Transport | None = (
+            None  # aiohttp forgets ``transport`` before it is closed
+        )
         self._received, self._tail = 0, b""
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -196,10 +203,11 @@ class Connection(web.RequestHandler):
     def abort_handshake(self) -> None:
         """Close the connection if its TLS handshake is not complete."""
         if self._open_transport is None and not self._aborted:
-            # asyncio shows the transport only after the handshake. Cancelling the handshake's task instead would leave
-            # asyncio's TLS buffers (256 KiB) in a reference cycle until the next full garbage collection.
+            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
+            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
             self._aborted = True
-            self._socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the client was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first request, unless the client's certificate is not allowed."""
@@ -358,9 +366,7 @@ def _every_interface(port: int) -> socket.socket | None:
     if not socket.has_dualstack_ipv6():
         return None
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
-        )
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
             return None
