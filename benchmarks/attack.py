@@ -196,7 +196,7 @@ async def _watched(pid: int, port: int, seconds: float, scrapers: tuple[Scraper,
     scraping = [asyncio.create_task(one.run(port, _client() if tls else None, until)) for one in scrapers]
     most = 0
     while not all(one.done() for one in scraping):
-        most = max(most, len(os.listdir(f"/proc/{pid}/fd")))
+        most = max(most, _descriptors(pid))
         await asyncio.sleep(0.1)
     await asyncio.gather(*scraping)
     return most
@@ -212,8 +212,8 @@ def _pools(directory: Path, number: int) -> Iterator[None]:
         stdout=subprocess.PIPE,
         text=True,
     ) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
+        if worker.stdout is None or worker.stdout.readline() != "ready\n":
+            raise SystemExit("the worker with the pools did not start")
         yield
         worker.communicate()
 
@@ -259,10 +259,13 @@ def _client() -> ssl.SSLContext:
     return context
 
 
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def _peak_mib(pid: int) -> float:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("ascii"))
-    assert found is not None
-    return int(found[1]) / 1024
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def _processor_seconds(pid: int) -> float:
@@ -308,10 +311,13 @@ def _connect(attack: Attack, port: int, poll: select.epoll, clients: dict[int, s
 def _idle_after_handshake(port: int) -> None:
     context = _client()
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS) as plain:
-            with context.wrap_socket(plain) as client:
-                client.settimeout(None)
-                client.recv(1)
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS) as plain,
+            context.wrap_socket(plain) as client,
+        ):
+            client.settimeout(None)
+            client.recv(1)
 
 
 if __name__ == "__main__":

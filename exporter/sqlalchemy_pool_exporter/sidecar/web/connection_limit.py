@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limit of open connections, and which connection is closed for a new one."""
+"""The limit of open connections, and the choice of the connection that is closed for a new one."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-# Time in which a new connection is safe from being closed. A scraper sends its request in this time, be it 50 ms away
-# from the sidecar; without it, clients that reconnect as fast as they are closed would have the scraper closed before
-# its request arrives.
-GRACE_SECONDS = float(os.environ.get("X_GRACE", "0.1"))
-_KEPT = int(os.environ.get("X_KEPT", "2"))
+# A connection is not closed for another in its first moments. A scraper sends its request within this time even if it
+# is 50 ms away; clients that reconnect as soon as they are closed would otherwise push it out before that.
+GRACE_SECONDS = 0.1
 
 
 class Abortable(Protocol):
     """A connection, as the limit sees it."""
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once; ``remove()`` follows when it is closed."""
         ...
 
 
@@ -29,12 +26,13 @@ C = TypeVar("C", bound=Abortable)
 class ConnectionLimit(Generic[C]):
     """At most ``maximum`` connections.
 
-    At the limit a new connection takes the place of an idle one: of the one that has waited longest without ever
-    sending a request, so that kept-alive scrapers stay. Kept-alive connections are closed only where they fill more
-    than half of the places. A connection whose request is being handled is never closed for another.
+    At the limit, an idle connection is closed for a new one: the one that has waited longest without having sent a
+    request. Connections that are kept alive after a request are closed only while they take more than half of the
+    places, or all that are idle. A connection whose request is being handled is never closed for another.
 
-    Mutable state: ``_new`` (no request yet), ``_kept`` (idle after a request), both with the time since when and the
-    longest waiting first, and ``_busy`` (a request is being handled). All belong to the event loop's thread.
+    Mutable state: every connection is in one of four collections. ``_new`` (no request yet) and ``_kept`` (idle after a
+    request) map to the loop time since when it is idle, the longest idle first; ``_busy`` has a request in hand;
+    ``_closing`` was aborted and still takes its descriptor. All belong to the event loop's thread.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -61,33 +59,31 @@ class ConnectionLimit(Generic[C]):
         """Add a connection, as soon as there is room for it."""
         while len(self) >= self.maximum:
             self._changed.clear()
-            if not self._closing and not self._abort_due():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_SECONDS / 4):
-                        await self._changed.wait()
-            else:
-                await self._changed.wait()
+            seconds = None if self._closing else self._abort_longest_idle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
         self._new[connection] = asyncio.get_running_loop().time()
 
     def set_busy(self, connection: C) -> None:
         """Note that a request of ``connection`` is being handled."""
-        if self._discard(connection):
+        if self._take_out(connection):
             self._busy.add(connection)
 
     def set_idle(self, connection: C) -> None:
         """Note that ``connection`` waits for its next request from now on."""
-        if self._discard(connection):
+        if self._take_out(connection):
             self._kept[connection] = asyncio.get_running_loop().time()
             self._changed.set()
 
     def remove(self, connection: C) -> None:
-        """Make the connection's place free; does nothing the second time."""
-        self._discard(connection)
+        """Note that ``connection`` is closed; does nothing the second time."""
+        self._take_out(connection)
         self._closing.discard(connection)
         self._changed.set()
 
     def abort_one(self) -> None:
-        """Close the idle connection that is the first to go, however new it is."""
+        """Close the connection that has been idle longest, if there is one."""
         for connection in (*self._new, *self._kept)[:1]:
             self._abort(connection)
 
@@ -97,28 +93,28 @@ class ConnectionLimit(Generic[C]):
             self._changed.clear()
             await self._changed.wait()
 
+    def _abort_longest_idle(self) -> float | None:
+        """Close one connection, or return the seconds until one may be closed; None if only a change can tell."""
+        idle = self._kept if len(self._kept) > self.maximum // 2 or not self._new else self._new
+        now = asyncio.get_running_loop().time()
+        for connection, since in idle.items():
+            if since + GRACE_SECONDS > now:
+                return since + GRACE_SECONDS - now
+            self._abort(connection)
+            break
+        return None
+
     def _abort(self, connection: C) -> None:
-        self._discard(connection)
+        self._take_out(connection)
         self._closing.add(connection)
         connection.abort()
 
-    def _discard(self, connection: C) -> bool:
-        known = connection in self._busy or connection in self._new or connection in self._kept
-        self._new.pop(connection, None)
-        self._kept.pop(connection, None)
-        self._busy.discard(connection)
-        return known
-
-    def _abort_due(self) -> bool:
-        """Close the idle connection that is the first to go, if one has had its time."""
-        due = asyncio.get_running_loop().time() - GRACE_SECONDS
-        candidates = [self._new]
-        if not _KEPT or len(self._kept) > self.maximum // _KEPT or not self._new:
-            candidates.append(self._kept)
-        for waiting in candidates:
-            for connection, since in waiting.items():
-                if since > due:
-                    break
-                self._abort(connection)
+    def _take_out(self, connection: C) -> bool:
+        """Remove an open connection from its collection; False if it is closing or closed."""
+        for idle in (self._new, self._kept):
+            if idle.pop(connection, None) is not None:
                 return True
+        if connection in self._busy:
+            self._busy.remove(connection)
+            return True
         return False

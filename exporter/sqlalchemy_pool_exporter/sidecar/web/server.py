@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -143,6 +144,8 @@ class Listener:
         except OSError as error:  # TLS errors and timeouts among them
             self._limit.remove(connection)
             _logger.debug("TLS handshake failed: %s", error)
+            # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
+            error.__traceback__ = None
 
     async def _recover(self, error: OSError) -> None:
         """Free a descriptor: the usual reason that the kernel accepts no connection is that none is left."""
@@ -200,10 +203,11 @@ class Connection(web.RequestHandler):
     def abort_handshake(self) -> None:
         """Close the connection if its TLS handshake is not complete."""
         if self._open_transport is None and not self._aborted:
-            # asyncio shows the transport only after the handshake. Cancelling the handshake's task instead would leave
-            # asyncio's TLS buffers (256 KiB) in a reference cycle until the next full garbage collection.
+            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
+            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
             self._aborted = True
-            self._socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the client was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first request, unless the client's certificate is not allowed."""
