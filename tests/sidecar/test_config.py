@@ -211,7 +211,7 @@ def test_a_configuration_is_a_value() -> None:
     """A configuration cannot be changed, and equal ones are equal."""
     config = load(SHIPPED)
     with pytest.raises(ValidationError, match="frozen"):
-        config.log.level = "debug"  # type: ignore[misc]
+        config.log.level = "debug"
     assert hash(config.web) == hash(Config().web)
 
 
