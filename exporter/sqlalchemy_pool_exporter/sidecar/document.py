@@ -52,7 +52,8 @@ class Untyped(str):
     @property
     def value(self) -> object:
         """What YAML makes of the text."""
-        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, str(self), (True, False))  # type: ignore[no-untyped-call]
+        resolver: Any = yaml.SafeLoader("")
+        tag = resolver.resolve(yaml.ScalarNode, str(self), (True, False))
         return _construct(yaml.ScalarNode(tag, str(self)))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.config import Address
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 
 from .connection_limit import ConnectionLimit
 
