@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
-from sqlalchemy_pool_exporter.recording.connection_row import DISPOSED, IN_POOL, REPLACED, row_of
+from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     CHECKOUT_TIMEOUTS,
+    DISPOSED,
     EMPTY,
     HAS_OVERFLOW,
     MAX_OVERFLOW,
     NOT_APPLICABLE,
     PRE_PING,
     RECYCLE,
+    REPLACED,
     SCRATCH,
     SIZE,
     TIMEOUT,
