@@ -18,7 +18,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
-    ModelWrapValidatorHandler,
     PlainValidator,
     ValidationError,
     ValidationInfo,
@@ -31,6 +30,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 from sqlalchemy_pool_exporter.errors import ConfigError
 
 from .document import ConfigIssue, Location, Untyped, Unusable, dotted, read_bytes
+
+if typing.TYPE_CHECKING:
+    from pydantic.functional_validators import ModelWrapValidatorHandler
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Section")
