@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.witness import Exposition
+    from tests.support.samples import Exposition
 
 
 @pytest.fixture
