@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_SEND_BUFFER_BYTES = 256 * 1024  # the kernel would let it grow to 4 MiB for each client that does not read
 _OUT_OF_DESCRIPTORS_PAUSE_SECONDS = 0.1
 _WARNING_INTERVAL_SECONDS = 60.0
 _SERVER_HEADER = "sqlalchemy-pool-exporter"  # aiohttp's own header names its version and Python's
+_TLS_HANDSHAKE_RECORD = b"\x16"
 _HEAD_END = b"\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -68,8 +70,7 @@ class Listener:
     def url(self) -> str:
         """The URL at which it answers on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        secure = self._web_config is not None and self._web_config.policy.tls is not None
-        return f"{'https' if secure else 'http'}://{Address(host, self.port)}"
+        return f"{'https' if self._is_tls else 'http'}://{Address(host, self.port)}"
 
     @property
     def connections(self) -> int:
@@ -80,6 +81,10 @@ class Listener:
     def requests(self) -> int:
         """The number of connections whose request is being handled."""
         return self._limit.busy
+
+    @property
+    def _is_tls(self) -> bool:
+        return self._web_config is not None and self._web_config.policy.tls is not None
 
     def __repr__(self) -> str:
         state = f"connections={self.connections} requests={self.requests}"
@@ -120,30 +125,32 @@ class Listener:
             except asyncio.CancelledError:
                 sock.close()
                 raise
-            opening = loop.create_task(self._open(sock, connection))
+            opening = loop.create_task(self._open(connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            await asyncio.sleep(
-                0
-            )  # ``sock_accept`` does not yield while connections are queued: let requests be read
+            # ``sock_accept`` does not yield while connections are queued; let requests be read.
+            await asyncio.sleep(0)
 
     def _connection(self, sock: socket.socket) -> Connection:
-        tls = None if self._web_config is None else self._web_config.current().tls
-        return Connection(cast("web.Server", self._runner.server), sock, self._limit, self.settings, tls)
+        return Connection(cast("web.Server", self._runner.server), sock, self._limit, self.settings)
 
-    async def _open(self, sock: socket.socket, connection: Connection) -> None:
+    async def _open(self, connection: Connection) -> None:
         tls: dict[str, Any] = {}
-        if connection.tls is not None:
-            tls = {
-                "ssl": connection.tls.context,
-                "ssl_handshake_timeout": self.settings.header_timeout_seconds,
-                "ssl_shutdown_timeout": self.settings.write_timeout_seconds,
-            }
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock, **tls)
+            await connection.first_byte(tls=self._is_tls)
+            if self._web_config is not None and (in_force := self._web_config.current().tls) is not None:
+                connection.tls = in_force
+                tls = {
+                    "ssl": in_force.context,
+                    "ssl_handshake_timeout": self.settings.header_timeout_seconds,
+                    "ssl_shutdown_timeout": self.settings.write_timeout_seconds,
+                }
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, connection.socket, **tls
+            )
         except OSError as error:  # TLS errors and timeouts among them
-            self._limit.remove(connection)
-            _logger.debug("TLS handshake failed: %s", error)
+            connection.close_unopened()
+            _logger.debug("a connection ended before its first request: %s", error)
             # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
             error.__traceback__ = None
 
@@ -170,7 +177,6 @@ class Connection(web.RequestHandler):
         sock: socket.socket,
         limit: ConnectionLimit[Connection],
         settings: Web,
-        tls: TLS | None,
     ) -> None:
         super().__init__(
             server,
@@ -183,8 +189,9 @@ class Connection(web.RequestHandler):
             lingering_time=1.0,  # no page reads a body; this lets the rest of one arrive before the close
             auto_decompress=False,
         )
-        self.tls = tls
-        self._socket, self._limit, self._settings = sock, limit, settings
+        self.socket = sock
+        self.tls: TLS | None = None  # known once the client has sent its first byte
+        self._limit, self._settings = limit, settings
         self._open_transport: asyncio.Transport | None = (
             None  # aiohttp forgets ``transport`` before it is closed
         )
@@ -192,6 +199,29 @@ class Connection(web.RequestHandler):
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
+
+    async def first_byte(self, *, tls: bool) -> None:
+        """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
+
+        Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
+        """
+        self._start_head_deadline()
+        readable: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self.socket, lambda: readable.done() or readable.set_result(None))
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(self.socket)
+        byte = self.socket.recv(1, socket.MSG_PEEK)
+        if not byte or (tls and byte != _TLS_HANDSHAKE_RECORD):
+            raise ConnectionAbortedError("no request" if not byte else "no TLS handshake")
+
+    def close_unopened(self) -> None:
+        """Release what a connection without a transport has."""
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        self.socket.close()
+        self._limit.remove(self)
 
     def abort(self) -> None:
         """Close the connection at once, without waiting for the client."""
@@ -207,7 +237,7 @@ class Connection(web.RequestHandler):
             # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
             self._aborted = True
             with suppress(OSError):  # the client was faster
-                self._socket.shutdown(socket.SHUT_RDWR)
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first request, unless the client's certificate is not allowed."""
@@ -294,6 +324,8 @@ class Connection(web.RequestHandler):
         return response
 
     def _start_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
         self._head_deadline = self._loop.call_later(self._settings.header_timeout_seconds, self.abort)
 
     def _refuse(self) -> None:
@@ -358,6 +390,7 @@ def bind(address: Address) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise EndpointError(f"cannot listen on {str(address)!r}: {reason}") from error
     listening.setblocking(False)  # noqa: FBT003 - as the standard library has it
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # connections inherit it
     return listening
 
 
