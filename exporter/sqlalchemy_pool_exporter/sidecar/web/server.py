@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's HTTP server: aiohttp's runner, with a limit of connections and deadlines for clients.
+"""The sidecar's HTTP server: listens, accepts connections up to a limit, and closes in order.
 
-aiohttp parses requests and writes answers. It accepts connections without limit, waits for ever for the head of a
-request and for a client that does not read, and its protocol sees a TLS connection only after the handshake.
+aiohttp's own sites accept connections without limit and see a TLS connection only after the handshake. Connections are
+accepted here, therefore, and handed to aiohttp's runner.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import asyncio
 import errno
 import logging
 import socket
-from contextlib import suppress
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -20,6 +18,7 @@ from aiohttp import web
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.sources import Address
 
+from .connection import SERVER_HEADER, Connection
 from .connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
@@ -28,16 +27,13 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .config import WebConfig
-    from .tls import ServerTLS
 
 _logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_SEND_BUFFER_BYTES = 256 * 1024  # the kernel would let it grow to 4 MiB for each client that does not read
 _OUT_OF_DESCRIPTORS_PAUSE_SECONDS = 0.1
 _WARNING_INTERVAL_SECONDS = 60.0
-_SERVER_HEADER = "sqlalchemy-pool-exporter"  # aiohttp's own header names its version and Python's
-_HEAD_END = b"\r\n\r\n"
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Listener:
@@ -68,8 +64,7 @@ class Listener:
     def url(self) -> str:
         """The URL at which it answers on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        secure = self._web_config is not None and self._web_config.policy.tls is not None
-        return f"{'https' if secure else 'http'}://{Address(host, self.port)}"
+        return f"{'https' if self._is_tls else 'http'}://{Address(host, self.port)}"
 
     @property
     def connections(self) -> int:
@@ -80,6 +75,10 @@ class Listener:
     def requests(self) -> int:
         """The number of connections whose request is being handled."""
         return self._limit.busy
+
+    @property
+    def _is_tls(self) -> bool:
+        return self._web_config is not None and self._web_config.policy.tls is not None
 
     def __repr__(self) -> str:
         state = f"connections={self.connections} requests={self.requests}"
@@ -120,30 +119,32 @@ class Listener:
             except asyncio.CancelledError:
                 sock.close()
                 raise
-            opening = loop.create_task(self._open(sock, connection))
+            opening = loop.create_task(self._open(connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            await asyncio.sleep(
-                0
-            )  # ``sock_accept`` does not yield while connections are queued: let requests be read
+            # ``sock_accept`` does not yield while connections are queued; let requests be read.
+            await asyncio.sleep(0)
 
     def _connection(self, sock: socket.socket) -> Connection:
-        tls = None if self._web_config is None else self._web_config.current().tls
-        return Connection(cast("web.Server", self._runner.server), sock, self._limit, self.settings, tls)
+        return Connection(cast("web.Server", self._runner.server), sock, self._limit, self.settings)
 
-    async def _open(self, sock: socket.socket, connection: Connection) -> None:
+    async def _open(self, connection: Connection) -> None:
         tls: dict[str, Any] = {}
-        if connection.tls is not None:
-            tls = {
-                "ssl": connection.tls.context,
-                "ssl_handshake_timeout": self.settings.header_timeout_seconds,
-                "ssl_shutdown_timeout": self.settings.write_timeout_seconds,
-            }
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock, **tls)
+            await connection.first_byte(tls=self._is_tls)
+            if self._web_config is not None and (in_force := self._web_config.current().tls) is not None:
+                connection.tls = in_force
+                tls = {
+                    "ssl": in_force.context,
+                    "ssl_handshake_timeout": self.settings.header_timeout_seconds,
+                    "ssl_shutdown_timeout": self.settings.write_timeout_seconds,
+                }
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, connection.socket, **tls
+            )
         except OSError as error:  # TLS errors and timeouts among them
-            self._limit.remove(connection)
-            _logger.debug("TLS handshake failed: %s", error)
+            connection.close_unopened()
+            _logger.debug("a connection ended before its first request: %s", error)
             # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
             error.__traceback__ = None
 
@@ -155,156 +156,6 @@ class Listener:
             _logger.warning("cannot accept a connection: %s", error.strerror)
         self._limit.abort_one()
         await asyncio.sleep(_OUT_OF_DESCRIPTORS_PAUSE_SECONDS)
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's protocol for one client, with deadlines and a budget of bytes for each request.
-
-    Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of these bytes), ``_busy`` (a
-    request is being handled), ``_client_finished`` (the client will send no more), and the two running deadlines.
-    """
-
-    def __init__(
-        self,
-        server: web.Server,
-        sock: socket.socket,
-        limit: ConnectionLimit[Connection],
-        settings: Web,
-        tls: ServerTLS | None,
-    ) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]
-            logger=_logger,
-            keepalive_timeout=settings.keepalive_timeout_seconds,
-            max_line_size=settings.max_request_bytes,
-            max_field_size=settings.max_request_bytes,
-            lingering_time=1.0,  # no page reads a body; this lets the rest of one arrive before the close
-            auto_decompress=False,
-        )
-        self.tls = tls
-        self._socket, self._limit, self._settings = sock, limit, settings
-        self._open_transport: asyncio.Transport | None = (
-            None  # aiohttp forgets ``transport`` before it is closed
-        )
-        self._received, self._tail = 0, b""
-        self._busy = self._client_finished = self._aborted = False
-        self._head_deadline: asyncio.TimerHandle | None = None
-        self._write_deadline: asyncio.TimerHandle | None = None
-
-    def abort(self) -> None:
-        """Close the connection at once, without waiting for the client."""
-        if self._open_transport is not None:
-            self._open_transport.abort()
-        else:
-            self.abort_handshake()
-
-    def abort_handshake(self) -> None:
-        """Close the connection if its TLS handshake is not complete."""
-        if self._open_transport is None and not self._aborted:
-            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
-            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
-            self._aborted = True
-            with suppress(OSError):  # the client was faster
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the deadline for the first request, unless the client's certificate is not allowed."""
-        self._open_transport = transport = cast("asyncio.Transport", transport)
-        refused = self.tls is not None and not self.tls.admits(transport.get_extra_info("peercert"))
-        if refused or self._aborted:
-            transport.abort()
-            return
-        # asyncio calls ``pause_writing`` when more than ``high`` bytes are unsent: here, as soon as the client does not
-        # keep up. Not 0, which asyncio's TLS takes as exceeded by an empty buffer.
-        transport.set_write_buffer_limits(high=1)
-        self._start_head_deadline()
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Count the bytes, then parse them."""
-        self._received += len(data)
-        self._tail = (self._tail + data)[-len(_HEAD_END) :]
-        if self._received > self._settings.max_request_bytes:
-            self._refuse()
-            return
-        if not self._busy and self._head_deadline is None:
-            self._start_head_deadline()
-        super().data_received(data)
-
-    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
-        """Keep the connection open while answers are due to a client that has closed its half, as ``nc`` does."""
-        self._client_finished = True
-        if self.tls is not None:
-            return False  # TLS connections have no half-closed state
-        return self._busy or bool(self._messages) or self._waiter is None
-
-    def begin_request(self) -> None:
-        """Note that the head of a request is complete and its handler begins."""
-        self._busy, self._received = True, 0
-        self._limit.set_busy(self)
-        if self._head_deadline is not None:
-            self._head_deadline.cancel()
-            self._head_deadline = None
-
-    def end_request(self) -> None:
-        """Note that the handler has returned; the answer is still to be written."""
-        self._busy = False
-        self._limit.set_idle(self)
-        if self._client_finished and not self._messages:
-            self.close()
-        if self._tail != _HEAD_END:  # a part of the next request, or a body, follows the head
-            self._start_head_deadline()
-
-    def pause_writing(self) -> None:
-        """Start the deadline for a client that does not read."""
-        super().pause_writing()
-        self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
-
-    def resume_writing(self) -> None:
-        """Stop the deadline: the client has read everything."""
-        super().resume_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.cancel()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the deadlines and make room for another connection."""
-        for deadline in (self._head_deadline, self._write_deadline):
-            if deadline is not None:
-                deadline.cancel()
-        self._limit.remove(self)
-        super().connection_lost(exc)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer a malformed request without repeating any part of it."""
-        _logger.debug("bad request: %s", type(exc).__name__)
-        if request.writer.output_size > 0:
-            message = "the answer has already begun"
-            raise ConnectionError(message)
-        response = web.Response(status=status, text=f"{status}: {HTTPStatus(status).phrase}\n")
-        response.headers["Server"] = _SERVER_HEADER
-        response.force_close()
-        return response
-
-    def _start_head_deadline(self) -> None:
-        self._head_deadline = self._loop.call_later(self._settings.header_timeout_seconds, self.abort)
-
-    def _refuse(self) -> None:
-        transport = self._open_transport
-        if transport is None or transport.is_closing():
-            return
-        if self._busy:
-            transport.abort()
-        else:
-            transport.write(_TOO_LARGE)
-            self.force_close()
 
 
 @web.middleware
@@ -325,7 +176,7 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
 
 async def set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
     """Name the program in the ``Server`` header, without versions."""
-    response.headers["Server"] = _SERVER_HEADER
+    response.headers["Server"] = SERVER_HEADER
 
 
 async def listen(app: web.Application, settings: Web, web_config: WebConfig | None) -> Listener:
@@ -358,6 +209,7 @@ def bind(address: Address) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise EndpointError(f"cannot listen on {str(address)!r}: {reason}") from error
     listening.setblocking(False)  # noqa: FBT003 - as the standard library has it
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # connections inherit it
     return listening
 
 

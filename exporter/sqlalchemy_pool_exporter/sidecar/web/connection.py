@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One client's connection: aiohttp's protocol, with deadlines and a budget of bytes for each request.
+
+aiohttp parses requests and writes answers. It waits for ever for the head of a request and for a client that does not
+read, and does not limit what a client sends beyond a request's head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from sqlalchemy_pool_exporter.sidecar.config import Web
+
+    from .connection_limit import ConnectionLimit
+    from .tls import ServerTLS
+
+_logger = logging.getLogger(__name__)
+
+SERVER_HEADER = "sqlalchemy-pool-exporter"  # aiohttp's own header names its version and Python's
+_TLS_HANDSHAKE_RECORD = b"\x16"
+_HEAD_END = b"\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol for one client, with deadlines and a budget of bytes for each request.
+
+    Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of these bytes), ``_busy`` (a
+    request is being handled), ``_client_finished`` (the client will send no more), and the two running deadlines.
+    """
+
+    def __init__(
+        self,
+        server: web.Server,
+        sock: socket.socket,
+        limit: ConnectionLimit[Connection],
+        settings: Web,
+    ) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]
+            logger=_logger,
+            keepalive_timeout=settings.keepalive_timeout_seconds,
+            max_line_size=settings.max_request_bytes,
+            max_field_size=settings.max_request_bytes,
+            lingering_time=1.0,  # no page reads a body; this lets the rest of one arrive before the close
+            auto_decompress=False,
+        )
+        self.socket = sock
+        self.tls: ServerTLS | None = None  # known once the client has sent its first byte
+        self._limit, self._settings = limit, settings
+        self._open_transport: asyncio.Transport | None = (
+            None  # aiohttp forgets ``transport`` before it is closed
+        )
+        self._received, self._tail = 0, b""
+        self._busy = self._client_finished = self._aborted = False
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
+
+    async def first_byte(self, *, tls: bool) -> None:
+        """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
+
+        Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
+        """
+        self._start_head_deadline()
+        readable: asyncio.Future[None] = self._loop.create_future()
+
+        def sent() -> None:
+            if not readable.done():  # it is cancelled when the connection is aborted
+                readable.set_result(None)
+
+        self._loop.add_reader(self.socket, sent)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(self.socket)
+        byte = self.socket.recv(1, socket.MSG_PEEK)
+        if not byte or (tls and byte != _TLS_HANDSHAKE_RECORD):
+            raise ConnectionAbortedError("no request" if not byte else "no TLS handshake")
+
+    def close_unopened(self) -> None:
+        """Release what a connection without a transport has."""
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        self.socket.close()
+        self._limit.remove(self)
+
+    def abort(self) -> None:
+        """Close the connection at once, without waiting for the client."""
+        if self._open_transport is not None:
+            self._open_transport.abort()
+        else:
+            self.abort_handshake()
+
+    def abort_handshake(self) -> None:
+        """Close the connection if its TLS handshake is not complete."""
+        if self._open_transport is None and not self._aborted:
+            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
+            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
+            self._aborted = True
+            with suppress(OSError):  # the client was faster
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the deadline for the first request, unless the client's certificate is not allowed."""
+        self._open_transport = transport = cast("asyncio.Transport", transport)
+        refused = self.tls is not None and not self.tls.admits(transport.get_extra_info("peercert"))
+        if refused or self._aborted:
+            transport.abort()
+            return
+        # asyncio calls ``pause_writing`` when more than ``high`` bytes are unsent: here, as soon as the client does not
+        # keep up. Not 0, which asyncio's TLS takes as exceeded by an empty buffer.
+        transport.set_write_buffer_limits(high=1)
+        self._start_head_deadline()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes, then parse them."""
+        self._received += len(data)
+        self._tail = (self._tail + data)[-len(_HEAD_END) :]
+        if self._received > self._settings.max_request_bytes:
+            self._refuse()
+            return
+        if not self._busy and self._head_deadline is None:
+            self._start_head_deadline()
+        super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
+        """Keep the connection open while answers are due to a client that has closed its half, as ``nc`` does."""
+        self._client_finished = True
+        if self.tls is not None:
+            return False  # TLS connections have no half-closed state
+        return self._busy or bool(self._messages) or self._waiter is None
+
+    def begin_request(self) -> None:
+        """Note that the head of a request is complete and its handler begins."""
+        self._busy, self._received = True, 0
+        self._limit.set_busy(self)
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def end_request(self) -> None:
+        """Note that the handler has returned; the answer is still to be written."""
+        self._busy = False
+        self._limit.set_idle(self)
+        if self._client_finished and not self._messages:
+            self.close()
+        if self._tail != _HEAD_END:  # a part of the next request, or a body, follows the head
+            self._start_head_deadline()
+
+    def pause_writing(self) -> None:
+        """Start the deadline for a client that does not read."""
+        super().pause_writing()
+        self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the deadline: the client has read everything."""
+        super().resume_writing()
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop the deadlines and make room for another connection."""
+        for deadline in (self._head_deadline, self._write_deadline):
+            if deadline is not None:
+                deadline.cancel()
+        self._limit.remove(self)
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a malformed request without repeating any part of it."""
+        _logger.debug("bad request: %s", type(exc).__name__)
+        if request.writer.output_size > 0:
+            message = "the answer has already begun"
+            raise ConnectionError(message)
+        response = web.Response(status=status, text=f"{status}: {HTTPStatus(status).phrase}\n")
+        response.headers["Server"] = SERVER_HEADER
+        response.force_close()
+        return response
+
+    def _start_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        self._head_deadline = self._loop.call_later(self._settings.header_timeout_seconds, self.abort)
+
+    def _refuse(self) -> None:
+        transport = self._open_transport
+        if transport is None or transport.is_closing():
+            return
+        if self._busy:
+            transport.abort()
+        else:
+            transport.write(_TOO_LARGE)
+            self.force_close()
