@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DSN is refused before any part of its password is used as something else; TLS modes mean what libpq means."""
+"""A malformed DSN is refused before its password can be taken for a host; TLS modes have libpq's meanings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UGLY = (
 
 @pytest.mark.parametrize("template", UGLY)
 def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
-    """A password with characters that were not percent-encoded never becomes a host name, nor part of an error."""
+    """A DSN whose password is not percent-encoded is refused, and no part of it is in the error."""
     with pytest.raises(ConfigError, match="database 'orders': dsn: ") as caught:
         Target("orders", template.replace("{}", SECRET))
     assert SECRET not in str(caught.value)
@@ -62,7 +62,7 @@ def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
     ],
 )
 def test_a_usable_dsn_is_taken(dsn: str) -> None:
-    """Hosts, ports, lists, sockets and encoded passwords are all fine."""
+    """Hosts, ports, lists of hosts, sockets and percent-encoded passwords are accepted."""
     assert Target("orders", dsn).dsn == dsn
 
 
@@ -70,7 +70,7 @@ def test_a_usable_dsn_is_taken(dsn: str) -> None:
 async def test_a_password_that_changes_is_read_again(
     server: ProbedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A DSN that is a function is asked at each connect; what it cannot give is a fault of the configuration."""
+    """Each connect calls a DSN that is a function; a malformed result is a failure with reason configuration."""
     dsns = iter([server.dsn("watcher", SECRET.upper()), f"postgresql://watcher:x/{SECRET}@y/z", server.dsn()])
     async with running(dataclasses.replace(target(server.dsn()), dsn=lambda: next(dsns))) as runner:
         await runner.probe_again()
@@ -83,7 +83,7 @@ async def test_a_password_that_changes_is_read_again(
 
 @contextlib.asynccontextmanager
 async def tls_proxy(server: ProbedServer, certificates: Path) -> AsyncIterator[int]:
-    """Terminate TLS before a server, as PostgreSQL itself negotiates it; the wheel's server has none."""
+    """Terminate TLS in front of a server, negotiated as by PostgreSQL; the wheel's server is built without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "crt", certificates / "key")
     tasks: set[asyncio.Task[None]] = set()
@@ -138,7 +138,7 @@ async def test_tls_modes_mean_what_libpq_means(  # noqa: PLR0917
     host: str,
     expected: str | None,
 ) -> None:
-    """Each mode connects where it should and refuses where it should, and says why."""
+    """Each mode accepts and refuses the same servers as in libpq, and a refusal names the cause."""
     tls = Tls(mode, ca_file=str(certificates / "ca.crt") if ca else None)
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@{host}:{port}/postgres"
@@ -170,7 +170,7 @@ async def _has_tls(server: ProbedServer) -> bool:
 
 @pytest.mark.requires("openssl")
 def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
-    """A file that is missing, no certificate, or locked is named in the error; so is a contradiction."""
+    """The error names a file that is missing, is no certificate or is encrypted; contradictions are errors too."""
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("not a certificate")
     crt, locked = str(certificates / "crt"), str(certificates / "locked.key")
@@ -195,7 +195,7 @@ def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
 async def test_tls_files_are_read_at_each_connect(
     server: ProbedServer, certificates: Path, tmp_path: Path
 ) -> None:
-    """A CA that is renewed on disk is used at the next connect, without a new probe."""
+    """The next connect of the same probe uses a CA file that was replaced."""
     ca = tmp_path / "ca.crt"
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@localhost:{port}/postgres"
