@@ -232,7 +232,9 @@ EXPORTER_METRICS: Final = (
     _pool(
         "exporter_build_info",
         "gauge",
-        "1, with the versions at work.",
+        "1, with the versions at work: of the exporter that answers the scrape, and of Python and SQLAlchemy in the "
+        "application. The sidecar has one sample for each pair of these two among the live workers, and an empty label "
+        "for what no worker tells.",
         labels=("version", "python", "sqlalchemy"),
     ),
     _pool(

@@ -27,6 +27,7 @@ from sqlalchemy_pool_exporter.metrics import (
 )
 from tests.support import grafana
 from tests.support.linter import RULES
+from tests.support.paths import ROOT
 from tests.support.sidecar import run
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from tests.support.grafana import Board, Expr
 
 pytestmark = pytest.mark.newest
-ROOT = Path(__file__).parents[2]
 ALL = (
     *POOL_METRICS,
     *EXPORTER_METRICS,

@@ -16,7 +16,6 @@ from tests.support.charts import (
     CHART,
     EXAMPLE,
     OPERATOR,
-    ROOT,
     chart,
     example,
     kinds,
@@ -26,6 +25,7 @@ from tests.support.charts import (
     render,
     validate,
 )
+from tests.support.paths import ROOT
 from tests.support.sidecar import run
 from tools.generate_chart import files, values
 
@@ -351,6 +351,9 @@ def test_configuration(given: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     for name in ("web.yaml", "w.yml"):
         (tmp_path / "web" / name).write_text("")
+    (tmp_path / "dsn").mkdir()
+    for database in yaml.safe_load(rendered).get("databases", []):  # from secrets, which the exporter reads
+        (tmp_path / "dsn" / database["name"]).write_text("postgresql://exporter@db.example/orders")
     path = tmp_path / "exporter.yaml"
     path.write_text(rendered.replace("/etc/sqlalchemy-pool-exporter", str(tmp_path)))
     said = run("check-config", "--config", path)

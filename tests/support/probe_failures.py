@@ -16,7 +16,8 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import Target
+from sqlalchemy_pool_exporter.sidecar.config import Database
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
 from sqlalchemy_pool_exporter.sidecar.probe.probe import Probe
 
 KINDS = ("refused", "hangs up", "talks nonsense", "no socket", "unusable DSN")
@@ -63,10 +64,10 @@ async def main(kind: str) -> dict[str, object]:
     host = {"refused": f"127.0.0.1:{deaf.getsockname()[1]}", "no socket": "%2Fnowhere"}
     dsn = f"postgresql://watcher:password@{host.get(kind, f'127.0.0.1:{port}')}/postgres"
     if kind == "unusable DSN":
-        dsn += "?sslmode=odd"
+        dsn += "?sslmode=verify-full&sslrootcert=/nowhere"
     sleep = CountedSleep()
     probe = Probe(
-        Target("orders", dsn, timeout_seconds=20.0),
+        Database(name="orders", dsn=DSN(dsn), timeout_seconds=15.0),
         sleep=sleep.sleep,
         uniform=random.Random(7).uniform,  # noqa: S311 - the same delays each time
     )

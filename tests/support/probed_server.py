@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -14,13 +13,12 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import pytest
 
+from tests.support import wait
 from tests.support.postgres_keeper import _account, _free_port, _programs
 
 if TYPE_CHECKING:
@@ -179,20 +177,19 @@ class Bouncer:
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(int(HANG / 0.02)):
-        if condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("the server does not come up")
+    assert wait.eventually(condition, seconds=HANG), "the server does not come up"
 
 
 async def eventually(value: Callable[[], Awaitable[object]], expected: object) -> None:
     """Wait until a value is as expected: a server notices some things late."""
-    for _ in range(int(HANG / 0.01)):
-        if (last := await value()) == expected:
-            return
-        await asyncio.sleep(0.01)
-    assert expected == last
+    last: object = None
+
+    async def agrees() -> bool:
+        nonlocal last
+        last = await value()
+        return last == expected
+
+    assert await wait.eventually_async(agrees, seconds=HANG), f"{last!r}, not {expected!r}"
 
 
 def as_async(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:

@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import Target
+from sqlalchemy_pool_exporter.sidecar.config import Database
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
 from sqlalchemy_pool_exporter.sidecar.probe.families import families
 from sqlalchemy_pool_exporter.sidecar.probe.probe import Probe, ProbeStatus
 from tests.support.probed_server import HANG, opened_connections
@@ -49,9 +50,9 @@ class ManualSleep:
 class RunningProbe:
     """A probe that waits for the test before each further probe."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, database: Database) -> None:
         self.sleep = ManualSleep()
-        self.probe = Probe(target, sleep=self.sleep.sleep, uniform=lambda _low, high: high)
+        self.probe = Probe(database, sleep=self.sleep.sleep, uniform=lambda _low, high: high)
 
     async def probe_again(self) -> ProbeStatus:
         """Finish the sleep, and return the status after the next probe."""
@@ -66,9 +67,9 @@ class RunningProbe:
 
 
 @contextlib.asynccontextmanager
-async def running(target: Target) -> AsyncIterator[RunningProbe]:
+async def running(database: Database) -> AsyncIterator[RunningProbe]:
     """Run a probe, which has probed once when the block begins, and cancel it at the end of the block."""
-    runner = RunningProbe(target)
+    runner = RunningProbe(database)
     task = asyncio.create_task(runner.probe.run())
     try:
         async with asyncio.timeout(HANG):
@@ -80,9 +81,15 @@ async def running(target: Target) -> AsyncIterator[RunningProbe]:
         assert task.cancelled()
 
 
-def target(dsn: str, **options: Any) -> Target:
-    """Return a target whose timeout is long enough for a slow machine."""
-    return Target("orders", dsn, **{"timeout_seconds": 20.0} | options)
+def target(dsn: str, **options: Any) -> Database:
+    """Return a database whose timeout is long enough for a slow machine."""
+    return Database(name="orders", dsn=DSN(dsn), **{"timeout_seconds": 15.0} | options)
+
+
+def database_of_file(path: Path, dsn: str) -> Database:
+    """Return a database whose DSN, which may be malformed, is written to a file and read at each connect."""
+    path.write_text(dsn)
+    return Database(name="orders", dsn_file=path, timeout_seconds=15.0)
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

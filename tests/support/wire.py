@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.config import Web
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
+from tests.support.wait import eventually_async
 
 if TYPE_CHECKING:
     import ssl
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
-    from sqlalchemy_pool_exporter.sidecar.web.server import Endpoint
+    from sqlalchemy_pool_exporter.sidecar.web.server import Listener
 
 HANG = 30.0  # seconds; no measurement, only the end of a test that would never end
 
@@ -94,7 +96,7 @@ async def serving(
     *,
     web_config: WebConfig | None = None,
     **application: Any,
-) -> AsyncIterator[Endpoint]:
+) -> AsyncIterator[Listener]:
     """Serve ``registry`` and end it in any case."""
     options = options or settings()
     app = web.application(registry, options, **application)
@@ -107,7 +109,7 @@ async def serving(
 
 
 async def ask(
-    endpoint: Endpoint,
+    endpoint: Listener,
     path: str = "/metrics",
     *,
     method: str = "GET",
@@ -120,7 +122,7 @@ async def ask(
     return parsed(await talk(endpoint, "\r\n".join(head).encode("latin-1"), tls=tls))
 
 
-async def talk(endpoint: Endpoint, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
+async def talk(endpoint: Listener, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
     """Send bytes and return whatever comes until the other side closes."""
     async with asyncio.timeout(HANG):
         reader, writer = await dial(endpoint, tls=tls)
@@ -129,7 +131,7 @@ async def talk(endpoint: Endpoint, sent: bytes, *, tls: ssl.SSLContext | None = 
 
 
 async def dial(
-    endpoint: Endpoint, *, tls: ssl.SSLContext | None = None
+    endpoint: Listener, *, tls: ssl.SSLContext | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to ``endpoint``."""
     name = "localhost" if tls is not None else None
@@ -152,12 +154,10 @@ async def rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> by
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition`` holds, which something outside of this event loop may bring about."""
-    async with asyncio.timeout(HANG):
-        while not condition():
-            await asyncio.sleep(0.005)
+    assert await eventually_async(condition, seconds=HANG)
 
 
-async def emptied(endpoint: Endpoint) -> None:
+async def emptied(endpoint: Listener) -> None:
     """Wait until no connection is left."""
     await until(lambda: not endpoint.connections)
 

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 import weakref
-from functools import cache
 from typing import TYPE_CHECKING
 
 import sqlalchemy
@@ -30,13 +28,13 @@ if TYPE_CHECKING:
 
 _METRICS = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
 
-# The mutable state: one collector for each registry that shows a pool.
-_collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()  # the finalizer of somebody who closes his handle can run under it
-
 
 class PoolCollector(Collector):
-    """Collects the pools that are shown in one registry."""
+    """Collects the pools that are shown in one registry.
+
+    The mutable state is those pools; ``add()`` and ``remove()`` are called under one lock, by ``instrument()`` and by
+    ``Handle.close()``.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = weakref.ref(registry)
@@ -46,21 +44,19 @@ class PoolCollector(Collector):
 
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
-        with _lock:
-            registry = self._registry()
-            # Asked each time: who wants none of the default collectors unregisters whatever is there.
-            if registry is not None and self not in registry._collector_to_names:
-                registry.register(self)
-            self._keep_alive(without=None)
-            self._recorders[recorder.name] = weakref.ref(recorder)
+        registry = self._registry()
+        # Asked each time: an application that wants no default collectors unregisters all that it finds.
+        if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
+            registry.register(self)
+        self._keep_alive(without=None)
+        self._recorders[recorder.name] = weakref.ref(recorder)
 
     def remove(self, recorder: Recorder) -> None:
         """Show a pool no more, nor those that were collected.
 
         The collector stays registered: a finalizer can get here while the registry's lock is held.
         """
-        with _lock:
-            self._keep_alive(without=recorder)
+        self._keep_alive(without=recorder)
 
     def _keep_alive(self, *, without: Recorder | None) -> None:
         self._recorders = {
@@ -88,8 +84,9 @@ class PoolCollector(Collector):
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
                 self._errors += 1
                 continue
-            if recorder.segments.is_shared is not None:
-                builder.add((name,), [("exporter_segment_shared", float(recorder.segments.is_shared))])
+            is_shared = recorder.store.is_shared
+            if is_shared is not None:
+                builder.add((name,), [("exporter_segment_shared", float(is_shared))])
             builder.add_info((name,), "info", recorder.info)
             builder.add((name,), values)
         builder.add_info((), "exporter_build_info", versions())
@@ -99,16 +96,6 @@ class PoolCollector(Collector):
         yield from builder.families()
 
 
-def collector_of(registry: CollectorRegistry) -> PoolCollector:
-    """Return the one collector of a registry."""
-    with _lock:
-        collector = _collectors.get(registry)
-        if collector is None:
-            collector = _collectors[registry] = PoolCollector(registry)
-        return collector
-
-
-@cache  # of what is installed, and to ask takes longer than the rest of a scrape
 def versions() -> dict[str, str]:
     """Return the versions at work."""
     return {
@@ -116,9 +103,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "sqlalchemy": sqlalchemy.__version__,
     }
-
-
-def after_fork() -> None:
-    """In a forked child: another thread of the parent may have held the lock."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()

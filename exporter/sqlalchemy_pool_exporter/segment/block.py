@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flight recorder's memory: one block of doubles for each pool, and what a reader sees in it.
+"""The memory of one pool: a block of doubles.
 
-A block is written by one process, one aligned eight-byte store at a time, through ``memoryview.cast("d")``; a
-reader never sees half a value. Everything that is a state (in use, idle, pending, ages) is derived from two tables
-of timestamps, so nothing is incremented on the way in and decremented on the way out, and nothing can drift.
-Counters and buckets only grow, and a total that is shown is a sum of them, never a difference: a reader in another
-process sees each grow, in whatever order the stores reach it.
+One process writes a block, one aligned eight-byte store at a time, through ``memoryview.cast("d")``, so a reader never
+sees half a value. Every state (in use, idle, pending, ages) is derived from two tables of timestamps: nothing is
+incremented on the way in and decremented on the way out, so nothing can drift. Counters and buckets only grow, and a
+total that is shown is a sum of them, never a difference: a reader in another process sees each grow, in whatever order
+the stores reach it.
 
 Layout of a block, in doubles::
 
@@ -40,10 +40,10 @@ def _fields() -> Callable[[int], int]:
 
 _take = _fields()
 
-# The first field is written by those who have nowhere else to write, and read by nobody.
+# Two fields take stores that have no other place, so that the hot path need not branch. They are never read.
 SCRATCH: Final = _take(1)
-UNTRACKED: Final = _take(1)  # written by those for whom the table of waiters has no slot, and read by nobody
-ACTIVE: Final = _take(1)  # 1 while a pool writes here; its counts stay when it does not any more
+UNTRACKED: Final = _take(1)  # of a checkout for which the table of waiters has no slot
+ACTIVE: Final = _take(1)  # 1 while a pool writes here; its counts stay afterwards
 WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader looks no further
 CONNECTIONS_USED: Final = _take(1)
 SIZE: Final = _take(1)
@@ -55,11 +55,9 @@ HAS_OVERFLOW: Final = _take(1)
 LAST_CHECKIN: Final = _take(1)
 UNTRACKED_PENDING: Final = _take(1)
 UNTRACKED_CONNECTIONS: Final = _take(1)
-# From here on everything only grows.
+# From here on every field only grows.
 FIRST_COUNTER: Final = _take(0)
-CHECKINS_UNTIMED: Final = _take(
-    1
-)  # returns of connections that were out already when the pool was instrumented
+CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out when the pool was instrumented
 CHECKOUT_TIMEOUTS: Final = _take(1)
 CHECKOUT_ERRORS: Final = _take(len(ERROR_REASONS))
 CLOSES: Final = _take(len(CLOSE_REASONS))
@@ -69,7 +67,7 @@ INVALIDATIONS: Final = _take(len(INVALIDATION_KINDS))
 DETACHES: Final = _take(1)
 LEAKED_CHECKOUTS: Final = _take(1)
 FAULTS: Final = _take(1)
-# A histogram is its buckets, not cumulative, the last of them for what exceeds every bound, and the sum behind them.
+# A histogram is its buckets (not cumulative, the last one beyond every bound) and behind them the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1
 WAIT: Final = _take(HISTOGRAM)
@@ -84,13 +82,13 @@ WAITERS: Final = 1024
 WAITERS_AT: Final = FIELDS
 CONNECTIONS_AT: Final = FIELDS + WAITERS
 ROW: Final = 4
-# Where in its row: connected_at is 0 in a free row and EMPTY in one whose connection is closed; held_since is 0
-# while idle, and negative if the checkout was not seen, so that its age is known to be at least that.
+# Places in a row. connected_at, at 0, is 0 in a free row and EMPTY in one whose connection is closed. held_since is 0
+# while the connection is idle, and negative if the checkout was not seen: the age is then known to be at least that.
 HELD_SINCE: Final = 1
-SITE: Final = 2
+SITE: Final = 2  # reserved for the place in the application that checked the connection out; always 0 now
 RETIRED: Final = 3
 EMPTY: Final = -1.0
-# Values of retired: its pool was disposed of and goes on, or is replaced.
+# Values of retired: the pool of the connection was disposed of and goes on, or it was replaced by another.
 DISPOSED: Final = 1.0
 REPLACED: Final = 2.0
 
@@ -127,7 +125,7 @@ def allocate(rows: int) -> memoryview[float]:
 
 
 def clear(block: memoryview[float]) -> None:
-    """Clear the state in a block that nobody writes any more, and keep what only grows and whether it applies."""
+    """Clear the state in a block that is not written any more; keep what only grows, and whether overflow applies."""
     has_overflow = block[HAS_OVERFLOW]
     for first, end in ((SCRATCH, FIRST_COUNTER), (FIELDS, len(block))):
         block[first:end] = memoryview(bytearray(8 * (end - first))).cast("d")

@@ -108,6 +108,11 @@ class Snapshot(NamedTuple):
         return bool(self.fields[ACTIVE])
 
     @property
+    def has_overflow(self) -> bool:
+        """Whether the pool can open connections beyond its size."""
+        return bool(self.fields[HAS_OVERFLOW])
+
+    @property
     def capacity(self) -> float:
         """How many connections can be out at once; NaN if nothing limits that."""
         return self.fields[SIZE] + self.fields[MAX_OVERFLOW]
@@ -123,7 +128,7 @@ class Snapshot(NamedTuple):
         if not math.isnan(self.capacity):
             yield "capacity", self.capacity
         yield from self.state(now=now, wall=wall)
-        yield from counters(self.counts, has_overflow=bool(self.fields[HAS_OVERFLOW]))
+        yield from counters(self.counts, has_overflow=self.has_overflow)
 
     def limits(self) -> Iterator[tuple[str, float]]:
         """Yield the limits that the pool has."""
@@ -155,7 +160,7 @@ class Snapshot(NamedTuple):
             if connected and not retired:
                 slots += 1.0
         yield "connections", {"in_use": float(len(in_use)), "idle": idle}
-        if fields[HAS_OVERFLOW]:
+        if self.has_overflow:
             # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0, too.
             size = fields[SIZE]
             yield "overflow_connections", 0.0 if math.isnan(size) else max(0.0, slots - size)

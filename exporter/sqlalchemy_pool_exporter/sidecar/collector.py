@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter import families
+from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
-from sqlalchemy_pool_exporter.recording.collector import versions
+from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.snapshot import counters
+from sqlalchemy_pool_exporter.segment.worker import Versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,14 +31,6 @@ _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)
 
 # Of the exporter, and never for each worker.
 _FAULTS = "exporter_recording_faults_total"
-_LIMITS = ("size", "max_overflow", "timeout_seconds", "recycle_seconds", "pre_ping")
-# Ages and instants of several workers are not added up: the longest, and the latest, is the fleet's.
-_LARGEST = (
-    "longest_pending_seconds",
-    "longest_held_seconds",
-    "oldest_connection_seconds",
-    "last_checkin_timestamp_seconds",
-)
 
 
 class FleetCollector(Collector):
@@ -83,7 +77,8 @@ class FleetCollector(Collector):
         workers = {"live": float(live), "gone": float(len(fleet.workers) - live)}
         errors: Value = {kind: float(count) for kind, count in fleet.errors.items()}
         scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
-        scrape.add_info((), "exporter_build_info", versions())
+        for versions in _versions(fleet):
+            scrape.add_info((), "exporter_build_info", {"version": package_version(), **versions})
         scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
         self._series = scrape.series
         yield from scrape.families()
@@ -92,21 +87,21 @@ class FleetCollector(Collector):
         now, wall = self._monotonic(), self._wall()
         by_pool: dict[str, list[tuple[str, Snapshot]]] = {}
         for worker in fleet.live:
-            for block in worker.blocks:
-                if block.snapshot.is_active:
-                    by_pool.setdefault(block.pool, []).append((worker.number, block.snapshot))
-        for pool, snapshots in by_pool.items():
-            # The capacity of one worker is its size and max_overflow; this one is the ceiling of them all.
-            capacity = math.fsum(snapshot.capacity for _, snapshot in snapshots)
+            for pool in worker.pools:
+                if pool.snapshot.is_active:
+                    by_pool.setdefault(pool.name, []).append((worker.number, pool.snapshot))
+        for name, by_worker in by_pool.items():
+            snapshots = [snapshot for _, snapshot in by_worker]
+            # Never for each worker: it is how many connections they can open together.
+            capacity = sums.capacity(snapshots)
             if not math.isnan(capacity):
-                scrape.add((pool,), [("capacity", capacity)])
+                scrape.add((name,), [("capacity", capacity)])
             if self._worker_label:
-                for number, snapshot in snapshots:
-                    scrape.add((pool, number), snapshot.limits())
-                    scrape.add((pool, number), snapshot.state(now=now, wall=wall))
+                for number, snapshot in by_worker:
+                    scrape.add((name, number), snapshot.limits())
+                    scrape.add((name, number), snapshot.state(now=now, wall=wall))
             else:
-                values = [dict((*one.limits(), *one.state(now=now, wall=wall))) for _, one in snapshots]
-                scrape.add((pool,), _together(values).items())
+                scrape.add((name,), sums.state(snapshots, now=now, wall=wall).items())
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
         faults: Counter[str] = Counter()
@@ -119,18 +114,7 @@ class FleetCollector(Collector):
             scrape.add((pool,), [(_FAULTS, float(count))])
 
 
-def _together(values: list[dict[str, Any]]) -> dict[str, Value]:
-    """Return the states of several workers as one's: summed, but for ages; limits only where all have the same."""
-    together: dict[str, Value] = {}
-    for key in dict.fromkeys(key for of_one in values for key in of_one):
-        found = [of_one[key] for of_one in values if key in of_one]
-        if key in _LIMITS:
-            if len(found) == len(values) and len(set(found)) == 1:
-                together[key] = found[0]
-        elif key in _LARGEST:
-            together[key] = max(found)
-        elif isinstance(found[0], dict):
-            together[key] = {label: sum(of_one[label] for of_one in found) for label in found[0]}
-        else:
-            together[key] = sum(found)
-    return together
+def _versions(fleet: Fleet) -> list[dict[str, str]]:
+    """Return what the live workers run on, each combination once; one without versions if that is not known."""
+    found = sorted({worker.versions for worker in fleet.live if worker.versions is not None})
+    return [versions._asdict() for versions in found or [Versions("", "")]]

@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import inspect
+import os
 import shutil
 import ssl
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
+from asyncpg import connect_utils
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import Target, Tls
+from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
 from tests.support.probed_server import SECRET, ProbedServer
 from tests.support.running_probe import (
     running,
@@ -24,7 +32,6 @@ from tests.support.running_probe import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 UGLY = (
     "postgresql://watcher:pa/{}@127.0.0.1:1/postgres",
@@ -44,8 +51,8 @@ UGLY = (
 @pytest.mark.parametrize("template", UGLY)
 def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
     """A DSN whose password is not percent-encoded is refused, and no part of it is in the error."""
-    with pytest.raises(ConfigError, match="database 'orders': dsn: ") as caught:
-        Target("orders", template.replace("{}", SECRET))
+    with pytest.raises(ValueError, match=r"encode|expected a DSN|is empty|is not a URL") as caught:
+        DSN(template.replace("{}", SECRET))
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -63,18 +70,94 @@ def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
 )
 def test_a_usable_dsn_is_taken(dsn: str) -> None:
     """Hosts, ports, lists of hosts, sockets and percent-encoded passwords are accepted."""
-    assert Target("orders", dsn).dsn == dsn
+    assert DSN(dsn).reveal() == dsn
+
+
+_TEXT = st.text(st.sampled_from("aZ09-._~%:@/?#[],&=;+ é\\|'\"") | st.characters(codec="utf-8"), max_size=8)
+_NAMES = st.text(st.sampled_from("abz09-."), min_size=1, max_size=8)
+_PORTS = st.sampled_from(["", ":", ":1", ":5432", ":65535", ":0", ":65536", ":x", ":+1"])
+_HOSTS = st.sampled_from(["h", "db.example", "127.0.0.1", "[::1]", "%2Frun", "h%C3%A9", "", "[::1", "a b"])
+_QUERIES = st.sampled_from(
+    [
+        *(
+            "",
+            "?",
+            "?a=b",
+            "?a",
+            "?a=",
+            "?user=me",
+            "?user=%6de&password=x",
+            "?dbname=d",
+            "?database=e&dbname=f",
+        ),
+        *(
+            "?host=h",
+            "?host=h,i",
+            "?host=/run",
+            "?host=h:1,[::2]:3",
+            "?host=h,i&port=1,2",
+            "?host=h,i&port=7",
+        ),
+        *("?host=h:2&port=1,2", "?port=1", "?port=1,2", "?port=x", "?host=", "?host=,", "?sslmode=require"),
+        *("?sslmode=odd", "?target_session_attrs=primary", "?target_session_attrs=odd", "?gsslib=odd"),
+        *("?user=a@b", "?host=[h", "?host=::1", "?host=[::1]x"),
+    ]
+)
+
+
+@st.composite
+def _dsns(draw: st.DrawFn) -> str:
+    """Draw DSNs, and texts that differ from a DSN in a detail."""
+    user, password = draw(_TEXT), draw(_TEXT)
+    if draw(st.booleans()):
+        user, password = quote(user, safe=""), quote(password, safe="")
+    login = draw(st.sampled_from(["", f"{user}@", f"{user}:{password}@", f":{password}@"]))
+    hosts = ",".join(draw(st.lists(st.builds("".join, st.tuples(_HOSTS, _PORTS)), max_size=3)))
+    path = draw(st.sampled_from(["", "/", "/orders", "/a%20b", "//x", "/a@b"]) | _TEXT.map("/".__add__))
+    return f"postgresql://{login}{hosts}{path}{draw(_QUERIES)}"
+
+
+@given(text=_dsns())
+@hypothesis_settings(deadline=None, max_examples=500)
+def test_asyncpg_parses_a_dsn_as_this_package_does(text: str) -> None:
+    """asyncpg reads the same hosts, ports, user and database from every DSN that is accepted."""
+    try:
+        dsn = DSN(text)
+    except ValueError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PG")]:
+            patch.delenv(name)
+        patch.setenv("PGUSER", "default-user")
+        patch.setenv("PGPASSFILE", "/nowhere")
+        connecting = connect_utils._parse_connect_dsn_and_args
+        arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
+        addresses, parameters = connecting(**arguments | {"dsn": text})
+    expected = [
+        f"{host}/.s.PGSQL.{port or 5432}" if host.startswith("/") else (host, port or 5432)
+        for host, port in dsn.hosts
+    ]
+    if dsn.hosts:
+        assert addresses == expected
+    assert parameters.user == (dsn.user or "default-user")
+    assert parameters.database == (parameters.user if dsn.database is None else dsn.database)
 
 
 @scenario
 async def test_a_password_that_changes_is_read_again(
-    server: ProbedServer, caplog: pytest.LogCaptureFixture
+    server: ProbedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each connect calls a DSN that is a function; a malformed result is a failure with reason configuration."""
-    dsns = iter([server.dsn("watcher", SECRET.upper()), f"postgresql://watcher:x/{SECRET}@y/z", server.dsn()])
-    async with running(dataclasses.replace(target(server.dsn()), dsn=lambda: next(dsns))) as runner:
+    """Each connect reads the DSN's file; a malformed or missing one is a failure with reason configuration."""
+    file = tmp_path / "dsn"
+    file.write_text(server.dsn("watcher", SECRET.upper()))
+    async with running(Database(name="orders", dsn_file=file, timeout_seconds=15.0)) as runner:
+        file.write_text(f"postgresql://watcher:x/{SECRET}@y/z")
         await runner.probe_again()
         assert {"authentication": 1, "configuration": 1} == runner.probe.status.failures
+        file.unlink()
+        await runner.probe_again()
+        assert {"authentication": 1, "configuration": 2} == runner.probe.status.failures
+        file.write_text(server.dsn())
         await runner.probe_again()
         assert runner.server.max_connections == 20
     assert "percent-encoded" in caplog.text
@@ -139,7 +222,7 @@ async def test_tls_modes_mean_what_libpq_means(  # noqa: PLR0917
     expected: str | None,
 ) -> None:
     """Each mode accepts and refuses the same servers as in libpq, and a refusal names the cause."""
-    tls = Tls(mode, ca_file=str(certificates / "ca.crt") if ca else None)
+    tls = DatabaseTLS(mode=mode, ca_file=certificates / "ca.crt" if ca else None)
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@{host}:{port}/postgres"
         async with running(target(dsn, tls=tls)) as runner:
@@ -157,7 +240,7 @@ async def test_tls_is_not_given_up_when_the_server_has_none(server: ProbedServer
     """A mode that requires TLS never falls back to plain text."""
     if await _has_tls(server):
         pytest.skip("this server offers TLS")
-    async with running(target(server.dsn("watcher"), tls=Tls("require"))) as runner:
+    async with running(target(server.dsn("watcher"), tls=DatabaseTLS(mode="require"))) as runner:
         assert {"tls": 1} == runner.probe.status.failures
 
 
@@ -170,24 +253,39 @@ async def _has_tls(server: ProbedServer) -> bool:
 
 @pytest.mark.requires("openssl")
 def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
-    """The error names a file that is missing, is no certificate or is encrypted; contradictions are errors too."""
+    """The error names the option and the file that is missing, is no certificate or is encrypted."""
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("not a certificate")
-    crt, locked = str(certificates / "crt"), str(certificates / "locked.key")
+    crt, key, locked = (certificates / name for name in ("crt", "key", "locked.key"))
+    nowhere = Path("/nowhere")
     for tls, message in (
-        (Tls("verify-full", ca_file="/nowhere"), r"cannot read '/nowhere' .*No such file"),
-        (Tls("require", ca_file=str(nonsense)), "nonsense.*not usable"),
-        (Tls("require", cert_file=crt, key_file=locked), "crt.*not usable"),
-        (Tls("require", cert_file="/nowhere"), "cannot read '/nowhere'"),
-        (Tls("require", key_file=locked), "a key file without a certificate file"),
-        (Tls("verify-ca"), "'verify-ca' needs a CA file"),
+        (
+            DatabaseTLS(mode="verify-full", ca_file=nowhere),
+            "tls.ca_file: cannot read '/nowhere'.*No such file",
+        ),
+        (DatabaseTLS(mode="require", ca_file=nonsense), "tls.ca_file: .*nonsense.*not usable"),
+        (DatabaseTLS(mode="require", cert_file=crt, key_file=locked), "tls.cert_file: .*crt.*not usable"),
+        (
+            DatabaseTLS(mode="require", cert_file=nowhere, key_file=key),
+            "tls.cert_file: cannot read '/nowhere'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             tls.context()
-    assert Tls("disable").context() is False
-    context = Tls("require").context()
+    for options, message in (
+        ({"mode": "require", "key_file": locked}, "cert_file and key_file belong together"),
+        ({"mode": "verify-ca"}, "verify-ca needs a ca_file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DatabaseTLS.model_validate(options)
+    assert DatabaseTLS(mode="disable").context() is False
+    assert DatabaseTLS().context() is None
+    context = DatabaseTLS(mode="require").context()
     assert context
     assert context.verify_mode == ssl.CERT_NONE
+    context = DatabaseTLS(mode="require", ca_file=certificates / "ca.crt").context()
+    assert context
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
 
 
 @pytest.mark.requires("openssl")
@@ -199,7 +297,7 @@ async def test_tls_files_are_read_at_each_connect(
     ca = tmp_path / "ca.crt"
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@localhost:{port}/postgres"
-        async with running(target(dsn, tls=Tls("verify-full", ca_file=str(ca)))) as runner:
+        async with running(target(dsn, tls=DatabaseTLS(mode="verify-full", ca_file=ca))) as runner:
             assert {"configuration": 1} == runner.probe.status.failures
             shutil.copy(certificates / "ca.crt", ca)
             await runner.probe_again()

@@ -13,14 +13,11 @@ import pytest
 
 from sqlalchemy_pool_exporter.sidecar.probe.errors import classify_error
 from tests.support.probed_server import SECRET, ProbedServer
-from tests.support.running_probe import (
-    exposition_text,
-    running,
-    scenario,
-    target,
-)
+from tests.support.running_probe import database_of_file, exposition_text, running, scenario
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy_pool_exporter.metrics import ProbeFailure
 
 
@@ -59,19 +56,21 @@ def test_errors_are_classified_without_quoting_them(error: Exception, expected: 
 
 
 @scenario
-async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer) -> None:
+async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer, tmp_path: Path) -> None:
     """A failure that only a changed configuration can end has the reason configuration."""
     for dsn in (
         server.dsn(database="nowhere"),
         f"{server.dsn()}?connect_timeout=3",
         f"{server.dsn()}?sslmode=odd",
     ):
-        async with running(target(dsn)) as runner:
+        async with running(database_of_file(tmp_path / "dsn", dsn)) as runner:
             assert {"configuration": 1} == runner.probe.status.failures
 
 
 @scenario
-async def test_credentials_are_nowhere(server: ProbedServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_credentials_are_nowhere(
+    server: ProbedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """No log record of any level, repr, status or exposition contains the password."""
     caplog.set_level(logging.DEBUG)
     shown = []
@@ -87,7 +86,7 @@ async def test_credentials_are_nowhere(server: ProbedServer, caplog: pytest.LogC
         f"{server.dsn()}?sslmode=verify-ca&sslrootcert={SECRET}",
         f"{server.dsn()}?{SECRET}=1",
     ):
-        one = target(dsn)
+        one = database_of_file(tmp_path / "dsn", dsn)
         async with running(one) as runner:
             shown += [repr(one), str(one), repr(runner.probe), repr(runner.probe.status)]
             shown.append(exposition_text(runner.probe.status))

@@ -16,13 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import Tls
+from sqlalchemy_pool_exporter.sidecar.config import DatabaseTLS
 from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     APPLICATION_NAME,
     BACKOFF,
@@ -30,6 +29,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     backoff,
 )
 from tests.support import probe_failures
+from tests.support.paths import ROOT
 from tests.support.probed_server import HANG, SECRET, ProbedServer, as_async, count_sessions, eventually
 from tests.support.running_probe import (
     ManualSleep,
@@ -124,14 +124,16 @@ async def test_a_server_that_stops_and_starts_again(
     assert [down, "database 'orders': answers again"] * 2 == said
 
 
-@pytest.mark.parametrize("tls", [None, Tls("disable"), Tls("require")], ids=["prefer", "disable", "require"])
+@pytest.mark.parametrize(
+    "tls", [{}, {"mode": "disable"}, {"mode": "require"}], ids=["prefer", "disable", "require"]
+)
 @scenario
-async def test_a_server_that_accepts_and_never_answers(tls: Tls | None) -> None:
+async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> None:
     """The timeout ends a probe that waits in the TLS negotiation or the start-up, and no descriptor stays open."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         before = count_descriptors()
         dsn = f"postgresql://watcher:{SECRET}@127.0.0.1:{mute.getsockname()[1]}/postgres"
-        async with running(target(dsn, tls=tls, timeout_seconds=0.05)) as runner:
+        async with running(target(dsn, tls=DatabaseTLS(**tls), timeout_seconds=0.1)) as runner:
             for _ in range(3):
                 status = await runner.probe_again()
             assert {"timeout": 4} == status.failures
@@ -270,7 +272,7 @@ def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
     """Descriptors and memory do not grow with failed probes, and a delay follows each."""
     # In a process of its own, so that everything it keeps is the probe's.
     program = [sys.executable, "-m", "tests.support.probe_failures", kind]
-    root = Path(__file__).parents[3]
+    root = ROOT
     done = subprocess.run(program, cwd=root, capture_output=True, check=True, text=True, timeout=HANG)
     said = json.loads(done.stdout)
     assert len(set(said["descriptors"])) == 1

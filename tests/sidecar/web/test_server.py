@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.config import Web
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import server as listener
 from tests.support.wire import (
     HANG,
@@ -271,11 +272,11 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     asyncio.run(scenario())
 
 
-# --------------------------------------------------------------- the seats
+# ------------------------------------------------ the limit of connections
 
 
 def test_a_crowd_that_waits_does_not_stop_a_scrape() -> None:
-    """When all seats are taken by clients without a request the longest waiting one makes room, one by one."""
+    """At the limit the client that has waited longest without a request is closed for a new one, one by one."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_connections_in_flight=3)) as endpoint:
@@ -312,7 +313,7 @@ def test_connections_are_bounded() -> None:
 
 
 def test_requests_under_way_are_not_displaced() -> None:
-    """While every seat has a request in hand a newcomer waits its turn; they get their answers, then it gets its."""
+    """While every connection has a request in hand a new one waits; they get their answers, then it gets its."""
 
     async def scenario() -> None:
         gated = Gated()

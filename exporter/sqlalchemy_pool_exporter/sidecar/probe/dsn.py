@@ -1,113 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a database is and how to reach it: its DSN and its TLS settings, as arguments for asyncpg."""
+"""How a database is reached: the DSN, and the TLS context that goes with it.
+
+asyncpg parses the DSN again. What it would read otherwise than its author meant is refused here: a password that is not
+percent-encoded would in part be taken for the name of a host and looked up.
+"""
 
 from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.sidecar.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from urllib.parse import SplitResult
+
+_MAX_PORT: Final = 65535
+_HOST: Final = re.compile(r"(\[[^][]+\]|[^][:/@]+)(?::([0-9]*))?")
+_ENCODE: Final = "special characters in the user or the password must be percent-encoded"
+
+# Parameters that asyncpg itself understands and that have few values; a wrong one fails at every connect.
+_CHOICES: Final[Mapping[str, Sequence[str]]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
+    "gsslib": ("gssapi", "sspi"),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """TLS settings with libpq's names and meanings; ``require`` verifies the server only if a CA file is given.
+class OptionError(ConfigError):
+    """An option of a database leads to something that cannot be used now."""
 
-    Each connect reads the files again, so a renewed certificate needs no reload.
-    """
-
-    mode: Literal["disable", "require", "verify-ca", "verify-full"]
-    ca_file: Path | str | None = None
-    cert_file: Path | str | None = None
-    key_file: Path | str | None = None
-
-    def context(self) -> ssl.SSLContext | Literal[False]:
-        """Return the context for asyncpg, or ``False`` for no TLS.
-
-        Raises:
-            ConfigError: A file cannot be read or used, or the settings contradict each other.
-        """
-        if self.mode == "disable":
-            return False
-        if self.mode == "verify-ca" and self.ca_file is None:
-            # Public CAs issue certificates to everyone, so trusting them without the host name checks nothing.
-            raise ConfigError("tls: 'verify-ca' needs a CA file; only 'verify-full' can use the system's CAs")
-        if self.key_file is not None and self.cert_file is None:
-            raise ConfigError("tls: a key file without a certificate file")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = self.mode == "verify-full"
-        context.set_alpn_protocols(["postgresql"])
-        file = self.ca_file
-        try:
-            if self.ca_file is not None:
-                context.load_verify_locations(cafile=self.ca_file)
-            elif self.mode == "verify-full":
-                context.load_default_certs()
-            else:
-                context.verify_mode = ssl.CERT_NONE
-            file = self.cert_file
-            if self.cert_file is not None:
-                # An empty passphrase makes an encrypted key an error; without it OpenSSL asks on the terminal.
-                context.load_cert_chain(self.cert_file, self.key_file, password=str)
-        except ssl.SSLError as error:
-            raise ConfigError(f"tls: {str(file)!r} (or its key) is not usable: {error.reason}") from error
-        except OSError as error:
-            raise ConfigError(f"tls: cannot read {str(file)!r} (or its key): {error.strerror}") from error
-        return context
+    def __init__(self, option: str, what: str) -> None:
+        super().__init__(f"{option}: {what}")
+        self.option, self.what = option, what
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One database to probe.
+class DSN(Secret):
+    """The address of a PostgreSQL server with user and password, as asyncpg will read it.
 
-    If ``dsn`` is a function, each connect calls it, so that a password can change. With ``tls=None`` the DSN's
-    ``sslmode`` decides about TLS. ``pools`` names the pools that connect to this database; if it is empty, that is
-    the pool with the database's name.
+    ``hosts`` are pairs of host and port, None where the DSN has no port; none means what ``PG*`` variables say.
 
     Raises:
-        ConfigError: The DSN is malformed. The message never shows any part of it.
+        ValueError: the text is not a DSN, or not the one that its author meant. The message quotes nothing of it.
     """
 
-    name: str
-    dsn: str | Callable[[], str] = field(repr=False)
-    interval_seconds: float = 15.0
-    timeout_seconds: float = 5.0
-    tls: Tls | None = None
-    application_names_limit: int = 20
-    pools: tuple[str, ...] = ()
+    __slots__ = ("database", "hosts", "parameters", "user")
 
-    def __post_init__(self) -> None:
-        """Refuse a DSN whose password would be parsed as a host name and sent to a name server."""
-        if isinstance(self.dsn, str):
-            self._check(self.dsn)
-
-    def connect_arguments(self) -> dict[str, Any]:
-        """Return the DSN and the TLS context for asyncpg.connect(); reads the files now."""
-        dsn = self.dsn if isinstance(self.dsn, str) else self._check(self.dsn())
-        return {"dsn": dsn, "ssl": None if self.tls is None else self.tls.context()}
-
-    def _check(self, dsn: str) -> str:
-        if fault := _dsn_fault(dsn):
-            raise ConfigError(f"database {self.name!r}: dsn: {fault}")
-        return dsn
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        url = _split(text)
+        self.parameters = _parameters(url.query)
+        login, _, hosts = url.netloc.rpartition("@")
+        if "@" in login or "@" in url.path or url.fragment or ("@" in url.query and not login):
+            raise ValueError(_ENCODE)
+        user, _, password = login.partition(":")
+        self.hosts = _hosts(hosts, self.parameters)
+        self.user = unquote(user) or self.parameters.get("user")
+        named = self.parameters.get("dbname") or self.parameters.get("database")
+        self.database = unquote(url.path.removeprefix("/")) if url.path else named
+        if any("\0" in unquote(part) for part in (login, password, url.path, *self.parameters.values())):
+            raise ValueError("has a NUL, which no server takes")
 
 
-def _dsn_fault(dsn: str) -> str | None:
+def _split(text: str) -> SplitResult:
+    if not text:
+        raise ValueError("is empty")
+    if re.match(r"postgres(ql)?\+\w+://", text):
+        raise ValueError("is a URL of SQLAlchemy; write postgresql:// without a driver")
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("expected a DSN that begins with postgresql://")
+    # urlsplit() drops some control characters silently; half of a surrogate pair cannot be sent.
+    if re.search(r"[\0-\x1f\x7f\ud800-\udfff]", text):
+        raise ValueError("has a control character; percent-encode special characters of the password")
     try:
-        url = urlsplit(dsn)
+        return urlsplit(text)
     except ValueError:
-        return "not a URL"
-    if url.scheme not in ("postgresql", "postgres"):
-        return "must begin with postgresql://"
-    hosts = url.netloc.rpartition("@")[2].split(",")
-    odd_port = any(not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:[0-9]*)?", host) for host in hosts)
-    if odd_port or url.fragment or url.netloc.count("@") > 1 or "@" in url.path:
-        return "special characters in the user or the password must be percent-encoded"
-    return None
+        pass
+    raise ValueError("is not a URL; percent-encode special characters of the password")
+
+
+def _parameters(query: str) -> Mapping[str, str]:
+    try:
+        parameters = {
+            name: values[-1] for name, values in parse_qs(query, strict_parsing=bool(query)).items()
+        }
+    except ValueError:
+        parameters = None
+    if parameters is None:
+        raise ValueError("a parameter is not written as name=value")
+    for name, choices in _CHOICES.items():
+        if parameters.get(name, choices[0]) not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)} as {name}")
+    return parameters
+
+
+def _hosts(listed: str, parameters: Mapping[str, str]) -> Sequence[tuple[str, int | None]]:
+    ports = [_port(port) for port in parameters["port"].split(",")] if "port" in parameters else []
+    in_url = bool(listed)
+    specs = (listed or parameters.get("host", "")).split(",")
+    hosts = [_host(spec, in_url=in_url) for spec in specs] if specs != [""] else []
+    if in_url or not ports:
+        return hosts
+    if len(ports) > 1 and len(ports) != len(hosts):
+        raise ValueError("has another number of ports than of hosts")
+    ports = ports * max(1, len(hosts)) if len(ports) == 1 else ports
+    return [(host, port) for (host, _), port in zip(hosts, ports, strict=False)]
+
+
+def _host(spec: str, *, in_url: bool) -> tuple[str, int | None]:
+    if spec.startswith("/") and not in_url:
+        return spec, None  # the directory of a socket
+    match = _HOST.fullmatch(spec)
+    if match is None:
+        raise ValueError(f"{_ENCODE}, and a port must be a number" if spec else "a host is empty")
+    host = match[1].strip("[]")
+    return unquote(host) if in_url else host, _port(match[2]) if match[2] else None
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= _MAX_PORT:
+        raise ValueError(f"a port must be from 1 to {_MAX_PORT}")
+    return int(text)
+
+
+def client_context(
+    mode: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> ssl.SSLContext:
+    """Return the context of a mode of libpq but ``disable``; ``require`` verifies only if a CA file is given.
+
+    Raises:
+        OptionError: a file cannot be read or used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = mode == "verify-full"
+    context.set_alpn_protocols(["postgresql"])
+    option, file = "tls.ca_file", ca_file
+    try:
+        if ca_file is not None:
+            context.load_verify_locations(cafile=ca_file)
+        elif mode == "verify-full":
+            context.load_default_certs()
+        else:
+            context.verify_mode = ssl.CERT_NONE
+        option, file = "tls.cert_file", cert_file
+        if cert_file is not None:
+            # An empty passphrase, so that an encrypted key is an error and not a prompt on a terminal.
+            context.load_cert_chain(cert_file, key_file, password=str)
+    except ssl.SSLError as error:
+        raise OptionError(option, f"{str(file)!r} (or its key) is not usable: {error.reason}") from error
+    except OSError as error:
+        raise OptionError(option, f"cannot read {str(file)!r} (or its key): {error.strerror}") from error
+    return context

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import bcrypt
 from aiohttp import web
 
-from .offload import in_thread
+from .daemon_thread import run_in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class BasicAuth:
         if digest not in self._right and digest not in self._wrong:
             async with self._one_at_a_time:
                 if digest not in self._right and digest not in self._wrong:  # nor meanwhile
-                    right = await in_thread(lambda: _matches(password, hashed)) and user in users
+                    right = await run_in_daemon_thread(lambda: _matches(password, hashed)) and user in users
                     _remember(self._right if right else self._wrong, digest)
         return digest in self._right
 

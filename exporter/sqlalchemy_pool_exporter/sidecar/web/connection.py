@@ -1,132 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client: aiohttp's protocol, with the deadlines and the budget of bytes that it has not.
+"""One client's connection: aiohttp's protocol, with deadlines and a budget of bytes for each request.
 
-aiohttp parses and answers. It has no deadline for the head of a request, none for a client that stops reading, and no
-limit for what is sent beyond what it asks for.
+aiohttp parses requests and writes answers. It waits for ever for the head of a request and for a client that does not
+read, and does not limit what a client sends beyond a request's head.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler
-
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
-    from .seats import Seat
-    from .tls import TLS
+    from .connection_limit import ConnectionLimit
+    from .tls import ServerTLS
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-_SERVER = (
-    "sqlalchemy-pool-exporter"  # the Server header; aiohttp's tells its version and Python's to everybody
-)
+SERVER_HEADER = "sqlalchemy-pool-exporter"  # aiohttp's own header names its version and Python's
+_TLS_HANDSHAKE_RECORD = b"\x16"
 _HEAD_END = b"\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's protocol, with deadlines and a budget of bytes.
+    """aiohttp's protocol for one client, with deadlines and a budget of bytes for each request.
 
-    Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of them), ``_deadline``
-    (for the request's head), ``_stalled`` (for a client that does not read), ``_busy`` (a request is being handled),
-    ``_is_last`` (the client has sent all it will).
+    Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of these bytes), ``_busy`` (a
+    request is being handled), ``_client_finished`` (the client will send no more), and the two running deadlines.
     """
 
     def __init__(
-        self, server: web.Server, seat: Seat, limits: Web, tls: TLS | None, loop: asyncio.AbstractEventLoop
+        self,
+        server: web.Server,
+        sock: socket.socket,
+        limit: ConnectionLimit[Connection],
+        settings: Web,
     ) -> None:
         super().__init__(
             server,
-            loop=loop,
+            loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]
-            logger=logger,
-            keepalive_timeout=limits.keepalive_timeout_seconds,
-            max_line_size=limits.max_request_bytes,
-            max_field_size=limits.max_request_bytes,
-            lingering_time=1.0,  # nothing here reads a body; this lets the rest of one arrive before the close
+            logger=_logger,
+            keepalive_timeout=settings.keepalive_timeout_seconds,
+            max_line_size=settings.max_request_bytes,
+            max_field_size=settings.max_request_bytes,
+            lingering_time=1.0,  # no page reads a body; this lets the rest of one arrive before the close
             auto_decompress=False,
         )
-        self._seat, self._tls, self._limits = seat, tls, limits
-        self._wire: asyncio.Transport | None = None  # as ``transport``, which aiohttp forgets on closing it
-        self._received, self._tail, self._busy, self._is_last = 0, b"", False, False
-        self._deadline: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self.socket = sock
+        self.tls: ServerTLS | None = None  # known once the client has sent its first byte
+        self._limit, self._settings = limit, settings
+        self._open_transport: asyncio.Transport | None = (
+            None  # aiohttp forgets ``transport`` before it is closed
+        )
+        self._received, self._tail = 0, b""
+        self._busy = self._client_finished = self._aborted = False
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
+
+    async def first_byte(self, *, tls: bool) -> None:
+        """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
+
+        Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
+        """
+        self._start_head_deadline()
+        readable: asyncio.Future[None] = self._loop.create_future()
+
+        def sent() -> None:
+            if not readable.done():  # it is cancelled when the connection is aborted
+                readable.set_result(None)
+
+        self._loop.add_reader(self.socket, sent)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(self.socket)
+        byte = self.socket.recv(1, socket.MSG_PEEK)
+        if not byte or (tls and byte != _TLS_HANDSHAKE_RECORD):
+            raise ConnectionAbortedError("no request" if not byte else "no TLS handshake")
+
+    def close_unopened(self) -> None:
+        """Release what a connection without a transport has."""
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        self.socket.close()
+        self._limit.remove(self)
+
+    def abort(self) -> None:
+        """Close the connection at once, without waiting for the client."""
+        if self._open_transport is not None:
+            self._open_transport.abort()
+        else:
+            self.abort_handshake()
+
+    def abort_handshake(self) -> None:
+        """Close the connection if its TLS handshake is not complete."""
+        if self._open_transport is None and not self._aborted:
+            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
+            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
+            self._aborted = True
+            with suppress(OSError):  # the client was faster
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the clock, if the client may come in."""
-        transport = cast("asyncio.Transport", transport)
-        self._wire = transport
-        self._seat.cut = transport.abort
-        if self._tls is not None and not self._tls.admits(transport.get_extra_info("peercert")):
+        """Start the deadline for the first request, unless the client's certificate is not allowed."""
+        self._open_transport = transport = cast("asyncio.Transport", transport)
+        refused = self.tls is not None and not self.tls.admits(transport.get_extra_info("peercert"))
+        if refused or self._aborted:
             transport.abort()
             return
-        # With no slack ``pause_writing`` is called as soon as anything is left unsent: that starts the clock. One byte,
-        # since asyncio's TLS takes a limit of 0 as reached by an empty buffer.
+        # asyncio calls ``pause_writing`` when more than ``high`` bytes are unsent: here, as soon as the client does not
+        # keep up. Not 0, which asyncio's TLS takes as exceeded by an empty buffer.
         transport.set_write_buffer_limits(high=1)
-        self._expect_head()
+        self._start_head_deadline()
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Count before anything is parsed."""
+        """Count the bytes, then parse them."""
         self._received += len(data)
         self._tail = (self._tail + data)[-len(_HEAD_END) :]
-        if self._received > self._limits.max_request_bytes:
+        if self._received > self._settings.max_request_bytes:
             self._refuse()
             return
-        if not self._busy and self._deadline is None:
-            self._expect_head()
+        if not self._busy and self._head_deadline is None:
+            self._start_head_deadline()
         super().data_received(data)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it; aiohttp answers None
-        """Let who has said everything (``nc`` does, at the end of its input) have the answers to it, and then go."""
-        self._is_last = True
-        if self._tls is not None:
-            return False  # TLS knows no half, and asyncio says so in the log
-        # Of what is not a request yet nothing more will come.
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
+        """Keep the connection open while answers are due to a client that has closed its half, as ``nc`` does."""
+        self._client_finished = True
+        if self.tls is not None:
+            return False  # TLS connections have no half-closed state
         return self._busy or bool(self._messages) or self._waiter is None
 
-    def begin(self) -> None:
-        """Note that a request is complete and about to be handled."""
+    def begin_request(self) -> None:
+        """Note that the head of a request is complete and its handler begins."""
         self._busy, self._received = True, 0
-        self._seat.works()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._limit.set_busy(self)
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
 
-    def end(self) -> None:
-        """Note that the request has been handled; its answer may still be on its way."""
+    def end_request(self) -> None:
+        """Note that the handler has returned; the answer is still to be written."""
         self._busy = False
-        self._seat.waits()
-        if self._is_last and not self._messages:
-            self.close()  # as soon as the answer is on its way
-        if self._tail != _HEAD_END:  # more came than this request: a part of the next one, or a body
-            self._expect_head()
+        self._limit.set_idle(self)
+        if self._client_finished and not self._messages:
+            self.close()
+        if self._tail != _HEAD_END:  # a part of the next request, or a body, follows the head
+            self._start_head_deadline()
 
     def pause_writing(self) -> None:
-        """Give the client time to read."""
+        """Start the deadline for a client that does not read."""
         super().pause_writing()
-        if self._wire is not None:
-            self._stalled = self._loop.call_later(self._limits.write_timeout_seconds, self._wire.abort)
+        self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
 
     def resume_writing(self) -> None:
-        """Take note that it has."""
+        """Stop the deadline: the client has read everything."""
         super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clocks and leave the seat."""
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
-        self._seat.leave()
+        """Stop the deadlines and make room for another connection."""
+        for deadline in (self._head_deadline, self._write_deadline):
+            if deadline is not None:
+                deadline.cancel()
+        self._limit.remove(self)
         super().connection_lost(exc)
 
     def handle_error(
@@ -136,46 +184,27 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP, without repeating any of it."""
-        logger.debug("bad request: %s", type(exc).__name__)
+        """Answer a malformed request without repeating any part of it."""
+        _logger.debug("bad request: %s", type(exc).__name__)
         if request.writer.output_size > 0:
             message = "the answer has already begun"
             raise ConnectionError(message)
         response = web.Response(status=status, text=f"{status}: {HTTPStatus(status).phrase}\n")
-        response.headers["Server"] = _SERVER
+        response.headers["Server"] = SERVER_HEADER
         response.force_close()
         return response
 
-    def _expect_head(self) -> None:
-        if self._wire is not None:
-            self._deadline = self._loop.call_later(self._limits.header_timeout_seconds, self._wire.abort)
+    def _start_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        self._head_deadline = self._loop.call_later(self._settings.header_timeout_seconds, self.abort)
 
     def _refuse(self) -> None:
-        if self._wire is None or self._wire.is_closing():
+        transport = self._open_transport
+        if transport is None or transport.is_closing():
             return
         if self._busy:
-            self._wire.abort()
+            transport.abort()
         else:
-            self._wire.write(_TOO_LARGE)
+            transport.write(_TOO_LARGE)
             self.force_close()
-
-
-@web.middleware
-async def doorway(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell the connection when a request begins and ends, and answer what fails without saying how."""
-    connection = cast("Connection", request.protocol)
-    connection.begin()
-    try:
-        return await handler(request)
-    except (web.HTTPException, asyncio.CancelledError):
-        raise
-    except Exception:
-        logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
-        raise web.HTTPInternalServerError from None
-    finally:
-        connection.end()
-
-
-async def unversioned(_request: web.Request, response: web.StreamResponse) -> None:
-    """Name the program, and no versions."""
-    response.headers["Server"] = _SERVER

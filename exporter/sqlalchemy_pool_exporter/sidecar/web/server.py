@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door of the endpoint: listens, accepts, greets with TLS, and closes in an orderly way.
+"""The sidecar's HTTP server: listens, accepts connections up to a limit, and closes in order.
 
-aiohttp's own runner accepts without end, and shows a connection only after its handshake. So connections are accepted
-here, each on a seat of which there are only so many, before anything is read of them.
+aiohttp's own sites accept connections without limit and see a TLS connection only after the handshake. Connections are
+accepted here, therefore, and handed to aiohttp's runner.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ import asyncio
 import errno
 import logging
 import socket
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.config import Address
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 
-from .connection import Connection, doorway, unversioned
-from .seats import Seat, Seats
+from .connection import SERVER_HEADER, Connection
+from .connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .config import WebConfig
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024  # who waits for a seat waits there, in order
-_BREATH_SECONDS = 0.5
+_BACKLOG = 1024
+_SEND_BUFFER_BYTES = 256 * 1024  # the kernel would let it grow to 4 MiB for each client that does not read
+_OUT_OF_DESCRIPTORS_PAUSE_SECONDS = 0.1
+_WARNING_INTERVAL_SECONDS = 60.0
 
 
-class Endpoint:
-    """A running endpoint; ``close()`` ends it."""
+class Listener:
+    """A listening socket and the connections accepted from it; ``close()`` ends them."""
 
     def __init__(
         self, runner: web.AppRunner, listening: socket.socket, settings: Web, web_config: WebConfig | None
@@ -42,8 +45,9 @@ class Endpoint:
         self.settings = settings
         self._runner, self._listening, self._web_config = runner, listening, web_config
         self._host, self._port = listening.getsockname()[:2]
-        self._seats = Seats(settings.max_connections_in_flight)
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._limit: ConnectionLimit[Connection] = ConnectionLimit(settings.max_connections_in_flight)
+        self._opening: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
+        self._warned_at = float("-inf")
         self._accepting = asyncio.create_task(self._accept())
 
     @property
@@ -53,25 +57,28 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """The port it listens on: the one chosen, where 0 was asked for."""
+        """The port it listens on; the kernel's choice if the settings say 0."""
         return int(self._port)
 
     @property
     def url(self) -> str:
-        """Where it answers, as seen from this machine."""
+        """The URL at which it answers on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        secure = self._web_config is not None and self._web_config.policy.tls is not None
-        return f"{'https' if secure else 'http'}://{Address(host, self.port)}"
+        return f"{'https' if self._is_tls else 'http'}://{Address(host, self.port)}"
 
     @property
     def connections(self) -> int:
-        """How many connections are open, those in their handshake included."""
-        return len(self._seats)
+        """The number of open connections, including those in their TLS handshake."""
+        return len(self._limit)
 
     @property
     def requests(self) -> int:
-        """How many of the connections have a request in hand."""
-        return self._seats.working
+        """The number of connections whose request is being handled."""
+        return self._limit.busy
+
+    @property
+    def _is_tls(self) -> bool:
+        return self._web_config is not None and self._web_config.policy.tls is not None
 
     def __repr__(self) -> str:
         state = f"connections={self.connections} requests={self.requests}"
@@ -80,107 +87,139 @@ class Endpoint:
         return f"<{type(self).__name__} {self.url} {state}>"
 
     async def close(self) -> None:
-        """Stop listening, let requests under way finish for ``shutdown_timeout_seconds``, cut off the rest."""
-        patience = asyncio.get_running_loop().time() + self.settings.shutdown_timeout_seconds
+        """Stop listening, let requests finish for ``shutdown_timeout_seconds``, then abort what is left."""
+        deadline = asyncio.get_running_loop().time() + self.settings.shutdown_timeout_seconds
         self._accepting.cancel()
-        for handshake in self._handshakes:
-            handshake.cancel()
-        # Before the socket is closed: the loop has to have let go of its descriptor, which is used again at once.
-        await asyncio.gather(self._accepting, *self._handshakes, return_exceptions=True)
+        # The event loop has to forget the descriptor before it is closed: the kernel reuses its number at once.
+        await asyncio.gather(self._accepting, return_exceptions=True)
         self._listening.close()
+        for connection in self._limit.connections():
+            connection.abort_handshake()
         await self._runner.cleanup()
         try:
-            async with asyncio.timeout_at(patience):
-                await self._seats.emptied()  # of answers that are still on their way out
+            async with asyncio.timeout_at(deadline):
+                await self._limit.emptied()  # answers may still be on their way
         except TimeoutError:
-            self._seats.cut_all()
+            for connection in self._limit.connections():
+                connection.abort()
+            await self._limit.emptied()
+        await asyncio.gather(*self._opening)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
                 sock, _ = await loop.sock_accept(self._listening)
-            except OSError as exc:  # out of descriptors, as a rule: make one free, and do not spin
-                logger.warning("cannot accept a connection: %s", exc.strerror)
-                self._seats.cut_one()
-                await asyncio.sleep(_BREATH_SECONDS)
+            except OSError as error:
+                await self._recover(error)
                 continue
+            connection = self._connection(sock)
             try:
-                seat = await self._seats.take()
-            except BaseException:
+                await self._limit.add(connection)
+            except asyncio.CancelledError:
                 sock.close()
                 raise
-            handshake = loop.create_task(self._open(sock, seat))
-            seat.cut = handshake.cancel
-            self._handshakes.add(handshake)
-            handshake.add_done_callback(partial(self._opened, sock=sock, seat=seat))
+            opening = loop.create_task(self._open(connection))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+            # ``sock_accept`` does not yield while connections are queued; let requests be read.
+            await asyncio.sleep(0)
 
-    async def _open(self, sock: socket.socket, seat: Seat) -> None:
-        loop = asyncio.get_running_loop()
-        server = cast("web.Server", self._runner.server)
-        tls = None if self._web_config is None else self._web_config.current().tls
+    def _connection(self, sock: socket.socket) -> Connection:
+        return Connection(cast("web.Server", self._runner.server), sock, self._limit, self.settings)
 
-        def connection() -> Connection:
-            return Connection(server, seat, self.settings, tls, loop)
+    async def _open(self, connection: Connection) -> None:
+        tls: dict[str, Any] = {}
+        try:
+            await connection.first_byte(tls=self._is_tls)
+            if self._web_config is not None and (in_force := self._web_config.current().tls) is not None:
+                connection.tls = in_force
+                tls = {
+                    "ssl": in_force.context,
+                    "ssl_handshake_timeout": self.settings.header_timeout_seconds,
+                    "ssl_shutdown_timeout": self.settings.write_timeout_seconds,
+                }
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, connection.socket, **tls
+            )
+        except OSError as error:  # TLS errors and timeouts among them
+            connection.close_unopened()
+            _logger.debug("a connection ended before its first request: %s", error)
+            # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
+            error.__traceback__ = None
 
-        if tls is None:
-            await loop.connect_accepted_socket(connection, sock)
-            return
-        await loop.connect_accepted_socket(
-            connection,
-            sock,
-            ssl=tls.context,
-            ssl_handshake_timeout=self.settings.header_timeout_seconds,
-            ssl_shutdown_timeout=self.settings.write_timeout_seconds,
-        )
-
-    def _opened(self, task: asyncio.Task[None], sock: socket.socket, seat: Seat) -> None:
-        self._handshakes.discard(task)
-        if task.cancelled() or task.exception() is not None:
-            sock.close()  # a task cancelled before its first step has given it to no transport
-            seat.leave()
-            reason = "cut" if task.cancelled() else task.exception()
-            logger.debug("a connection ended in its handshake: %s", reason)
+    async def _recover(self, error: OSError) -> None:
+        """Free a descriptor: the usual reason that the kernel accepts no connection is that none is left."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= _WARNING_INTERVAL_SECONDS:
+            self._warned_at = now
+            _logger.warning("cannot accept a connection: %s", error.strerror)
+        self._limit.abort_one()
+        await asyncio.sleep(_OUT_OF_DESCRIPTORS_PAUSE_SECONDS)
 
 
-async def listen(app: web.Application, settings: Web, web_config: WebConfig | None) -> Endpoint:
-    """Serve ``app`` on ``settings.listen_address``; EndpointError at once if that cannot be had."""
+@web.middleware
+async def request_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell the connection when a request begins and ends; answer unexpected errors without their text."""
+    connection = cast("Connection", request.protocol)
+    connection.begin_request()
+    try:
+        return await handler(request)
+    except (web.HTTPException, asyncio.CancelledError):
+        raise
+    except Exception:
+        _logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
+        raise web.HTTPInternalServerError from None
+    finally:
+        connection.end_request()
+
+
+async def set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
+    """Name the program in the ``Server`` header, without versions."""
+    response.headers["Server"] = SERVER_HEADER
+
+
+async def listen(app: web.Application, settings: Web, web_config: WebConfig | None) -> Listener:
+    """Serve ``app`` on ``settings.listen_address``; EndpointError if the address cannot be bound."""
     listening = bind(settings.listen_address)
     try:
-        app.middlewares.insert(0, doorway)
-        app.on_response_prepare.append(unversioned)
-        # Half, as aiohttp waits twice: for the handlers to end, and once more before it cancels them.
+        app.middlewares.insert(0, request_middleware)
+        app.on_response_prepare.append(set_server_header)
+        # Half the time, because aiohttp waits twice: for handlers to return, and again before it cancels them.
         runner = web.AppRunner(app, shutdown_timeout=settings.shutdown_timeout_seconds / 2)
         await runner.setup()
     except BaseException:
         listening.close()
         raise
-    return Endpoint(runner, listening, settings, web_config)
+    return Listener(runner, listening, settings, web_config)
 
 
 def bind(address: Address) -> socket.socket:
     """Return a socket that listens on ``address``; an empty host is every interface, IPv6 and IPv4."""
     try:
-        if not address.host and socket.has_dualstack_ipv6():
-            try:
-                listening = socket.create_server(
-                    ("", address.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
-                )
-            except OSError as exc:  # a kernel that knows IPv6 and was told not to use it
-                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-            else:
-                listening.setblocking(False)  # noqa: FBT003 - as the standard library has it
-                return listening
-        found = socket.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, _, _, _, name = min(
-            found, key=lambda info: info[0] != socket.AF_INET
-        )  # a name: IPv4, as Go does
-        listening = socket.create_server(name, family=family, backlog=_BACKLOG)
-    except (OSError, UnicodeError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise EndpointError(f"cannot listen on {str(address)!r}: {reason}") from exc
+        listening = _every_interface(address.port) if not address.host else None
+        if listening is None:
+            found = socket.getaddrinfo(
+                address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            # A name with addresses of both families is bound to IPv4, as Go does.
+            family, _, _, _, name = min(found, key=lambda info: info[0] != socket.AF_INET)
+            listening = socket.create_server(name, family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EndpointError(f"cannot listen on {str(address)!r}: {reason}") from error
     listening.setblocking(False)  # noqa: FBT003 - as the standard library has it
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # connections inherit it
     return listening
+
+
+def _every_interface(port: int) -> socket.socket | None:
+    """Return one socket for IPv6 and IPv4, or None where the machine has no IPv6."""
+    if not socket.has_dualstack_ipv6():
+        return None
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
+            return None
+        raise

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limit of open connections, and the choice of the connection that is closed for a new one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+# A connection is not closed for another in its first moments. A scraper sends its request within this time even if it
+# is 50 ms away; clients that reconnect as soon as they are closed would otherwise push it out before that.
+GRACE_SECONDS = 0.1
+
+
+class Abortable(Protocol):
+    """A connection, as the limit sees it."""
+
+    def abort(self) -> None:
+        """Close the connection at once; ``remove()`` follows when it is closed."""
+        ...
+
+
+C = TypeVar("C", bound=Abortable)
+
+
+class ConnectionLimit(Generic[C]):
+    """At most ``maximum`` connections.
+
+    At the limit, an idle connection is closed for a new one: the one that has waited longest without having sent a
+    request. Connections that are kept alive after a request are closed only while they take more than half of the
+    places, or all that are idle. A connection whose request is being handled is never closed for another.
+
+    Mutable state: every connection is in one of four collections. ``_new`` (no request yet) and ``_kept`` (idle after a
+    request) map to the loop time since when it is idle, the longest idle first; ``_busy`` has a request in hand;
+    ``_closing`` was aborted and still takes its descriptor. All belong to the event loop's thread.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self._new: dict[C, float] = {}
+        self._kept: dict[C, float] = {}
+        self._busy: set[C] = set()
+        self._closing: set[C] = set()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._kept) + len(self._busy) + len(self._closing)
+
+    @property
+    def busy(self) -> int:
+        """The number of connections whose request is being handled."""
+        return len(self._busy)
+
+    def connections(self) -> list[C]:
+        """Return all connections."""
+        return [*self._new, *self._kept, *self._busy, *self._closing]
+
+    async def add(self, connection: C) -> None:
+        """Add a connection, as soon as there is room for it."""
+        while len(self) >= self.maximum:
+            self._changed.clear()
+            seconds = None if self._closing else self._abort_longest_idle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+        self._new[connection] = asyncio.get_running_loop().time()
+
+    def set_busy(self, connection: C) -> None:
+        """Note that a request of ``connection`` is being handled."""
+        if self._take_out(connection):
+            self._busy.add(connection)
+
+    def set_idle(self, connection: C) -> None:
+        """Note that ``connection`` waits for its next request from now on."""
+        if self._take_out(connection):
+            self._kept[connection] = asyncio.get_running_loop().time()
+            self._changed.set()
+
+    def remove(self, connection: C) -> None:
+        """Note that ``connection`` is closed; does nothing the second time."""
+        self._take_out(connection)
+        self._closing.discard(connection)
+        self._changed.set()
+
+    def abort_one(self) -> None:
+        """Close the connection that has been idle longest, if there is one."""
+        for connection in (*self._new, *self._kept)[:1]:
+            self._abort(connection)
+
+    async def emptied(self) -> None:
+        """Wait until no connection is left."""
+        while len(self):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _abort_longest_idle(self) -> float | None:
+        """Close one connection, or return the seconds until one may be closed; None if only a change can tell."""
+        idle = self._kept if len(self._kept) > self.maximum // 2 or not self._new else self._new
+        now = asyncio.get_running_loop().time()
+        for connection, since in idle.items():
+            if since + GRACE_SECONDS > now:
+                return since + GRACE_SECONDS - now
+            self._abort(connection)
+            break
+        return None
+
+    def _abort(self, connection: C) -> None:
+        self._take_out(connection)
+        self._closing.add(connection)
+        connection.abort()
+
+    def _take_out(self, connection: C) -> bool:
+        """Remove an open connection from its collection; False if it is closing or closed."""
+        for idle in (self._new, self._kept):
+            if idle.pop(connection, None) is not None:
+                return True
+        if connection in self._busy:
+            self._busy.remove(connection)
+            return True
+        return False
