@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DSN is refused before any part of its password is used as something else; TLS modes mean what libpq means."""
+"""A malformed DSN is refused before its password can be taken for a host; TLS modes have libpq's meanings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UGLY = (
 
 @pytest.mark.parametrize("template", UGLY)
 def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
-    """A password with characters that were not percent-encoded never becomes a host name, nor part of an error."""
+    """A DSN whose password is not percent-encoded is refused, and no part of it is in the error."""
     with pytest.raises(ValueError, match=r"encode|expected a DSN|is empty|is not a URL") as caught:
         DSN(template.replace("{}", SECRET))
     assert SECRET not in str(caught.value)
@@ -69,7 +69,7 @@ def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
     ],
 )
 def test_a_usable_dsn_is_taken(dsn: str) -> None:
-    """Hosts, ports, lists, sockets and encoded passwords are all fine."""
+    """Hosts, ports, lists of hosts, sockets and percent-encoded passwords are accepted."""
     assert DSN(dsn).reveal() == dsn
 
 
@@ -107,7 +107,7 @@ _QUERIES = st.sampled_from(
 
 @st.composite
 def _dsns(draw: st.DrawFn) -> str:
-    """Draw texts that are DSNs, or nearly so."""
+    """Draw DSNs, and texts that differ from a DSN in a detail."""
     user, password = draw(_TEXT), draw(_TEXT)
     if draw(st.booleans()):
         user, password = quote(user, safe=""), quote(password, safe="")
@@ -119,8 +119,8 @@ def _dsns(draw: st.DrawFn) -> str:
 
 @given(text=_dsns())
 @hypothesis_settings(deadline=None, max_examples=500)
-def test_asyncpg_reads_a_dsn_as_we_do(text: str) -> None:
-    """Whatever is accepted has for asyncpg the hosts, ports, user and database that it has for us."""
+def test_asyncpg_parses_a_dsn_as_this_package_does(text: str) -> None:
+    """asyncpg reads the same hosts, ports, user and database from every DSN that is accepted."""
     try:
         dsn = DSN(text)
     except ValueError:
@@ -166,7 +166,7 @@ async def test_a_password_that_changes_is_read_again(
 
 @contextlib.asynccontextmanager
 async def tls_proxy(server: ProbedServer, certificates: Path) -> AsyncIterator[int]:
-    """Terminate TLS before a server, as PostgreSQL itself negotiates it; the wheel's server has none."""
+    """Terminate TLS in front of a server, negotiated as by PostgreSQL; the wheel's server is built without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "crt", certificates / "key")
     tasks: set[asyncio.Task[None]] = set()
@@ -221,7 +221,7 @@ async def test_tls_modes_mean_what_libpq_means(  # noqa: PLR0917
     host: str,
     expected: str | None,
 ) -> None:
-    """Each mode connects where it should and refuses where it should, and says why."""
+    """Each mode accepts and refuses the same servers as in libpq, and a refusal names the cause."""
     tls = DatabaseTLS(mode=mode, ca_file=certificates / "ca.crt" if ca else None)
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@{host}:{port}/postgres"
@@ -253,7 +253,7 @@ async def _has_tls(server: ProbedServer) -> bool:
 
 @pytest.mark.requires("openssl")
 def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
-    """A file that is missing, no certificate, or locked is named in the error; so is a contradiction."""
+    """The error names the option and the file that is missing, is no certificate or is encrypted."""
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("not a certificate")
     crt, key, locked = (certificates / name for name in ("crt", "key", "locked.key"))
@@ -293,7 +293,7 @@ def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
 async def test_tls_files_are_read_at_each_connect(
     server: ProbedServer, certificates: Path, tmp_path: Path
 ) -> None:
-    """A CA that is renewed on disk is used at the next connect, without a new probe."""
+    """The next connect of the same probe uses a CA file that was replaced."""
     ca = tmp_path / "ca.crt"
     async with tls_proxy(server, certificates) as port:
         dsn = f"postgresql://watcher:{SECRET}@localhost:{port}/postgres"

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_errors_are_explained_in_our_own_words(error: Exception, expected: ProbeFailure) -> None:
-    """Each error has a reason of the closed set, and nothing of its own text gets through."""
+def test_errors_are_classified_without_quoting_them(error: Exception, expected: ProbeFailure) -> None:
+    """Each error has a reason and a text; the text contains no part of the error's own message."""
     reason, text = classify_error(error)
     assert reason == expected
     assert SECRET not in text
@@ -57,7 +57,7 @@ def test_errors_are_explained_in_our_own_words(error: Exception, expected: Probe
 
 @scenario
 async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer, tmp_path: Path) -> None:
-    """What only the configuration can mend is called so."""
+    """A failure that only a changed configuration can end has the reason configuration."""
     for dsn in (
         server.dsn(database="nowhere"),
         f"{server.dsn()}?connect_timeout=3",
@@ -71,7 +71,7 @@ async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer,
 async def test_credentials_are_nowhere(
     server: ProbedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither logs (at any level), nor reprs, nor statuses, nor the exposition hold any part of the password."""
+    """No log record of any level, repr, status or exposition contains the password."""
     caplog.set_level(logging.DEBUG)
     shown = []
     for dsn in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scrape shows of the status of the probes."""
+"""A scrape shows the status of each probe, with all that is declared and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FULL = ProbeStatus(
 
 
 def test_shows_the_last_result_and_its_age() -> None:
-    """A scrape gets what the last probe saw, how old that is, and every counter from the start."""
+    """A scrape gets the result of the last probe, its age, and every counter, those that are 0 too."""
     shown = exposition(FULL, now=107.5)
     failures = {("probe_failures_total", (reason,)): 0.0 for reason in get_args(ProbeFailure)}
     assert (
@@ -74,22 +74,22 @@ def test_shows_the_last_result_and_its_age() -> None:
 
 
 def test_before_the_first_probe_only_the_counters_are_there() -> None:
-    """Nobody knows yet whether the database is up, so nothing says so; the pools it has are configured."""
+    """Before the first result there is no sample of up; the pools come from the configuration."""
     shown = exposition(Probe(target("postgresql://127.0.0.1/x")).status)
     assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
 
 
 @pytest.mark.parametrize(("pools", "expected"), [((), {"orders"}), (("a", "b"), {"a", "b"})])
-def test_pools_are_those_configured_or_the_one_called_like_the_database(
+def test_pools_are_those_configured_or_the_one_with_the_databases_name(
     pools: tuple[str, ...], expected: set[str]
 ) -> None:
-    """Each pool has a sample of its own, whether the database was reached or not."""
+    """Each pool has a sample of its own, even before the database was reached."""
     shown = exposition(Probe(target("postgresql://127.0.0.1/x", pools=pools)).status)
     assert {("pool_info", (pool,)) for pool in expected} == {key for key in shown if key[0] == "pool_info"}
 
 
 def test_a_database_that_is_down_hides_no_other() -> None:
-    """Two databases share the families; one that is down has up 0, its counters and its last success."""
+    """Two databases share the families; the one that is down has up 0, its counters and its last success."""
     down = dataclasses.replace(FULL, database="ledger", server=None)
     text = exposition_text(FULL, down, now=100.0)
     parsed = {family.name: family for family in parse(text)}
@@ -110,7 +110,7 @@ def test_a_database_that_is_down_hides_no_other() -> None:
 
 
 def test_everything_shown_is_declared() -> None:
-    """Every family has a declaration with its type, its labels and their values, and every declaration is shown."""
+    """Each family has the type, labels and label values of its declaration, and each declaration has a family."""
     full = dataclasses.replace(
         FULL,
         server=dataclasses.replace(

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @pytest.mark.requires("pgbouncer")
 @scenario
-async def test_behind_pgbouncer_it_says_what_it_cannot_know(
+async def test_behind_pgbouncer_what_it_hides_is_absent(
     server: ProbedServer, bouncer: Callable[..., Bouncer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server's side is read through the pooler; what the pooler hides is absent and told once in the log."""
+    """Through a pooler the server's values are read; values that the pooler hides are absent, with one warning."""
     pooler = bouncer()
     admin = await server.connect(application="admin")
     await admin.execute("ALTER ROLE watcher SET idle_in_transaction_session_timeout = '90s'")
@@ -52,10 +52,10 @@ async def test_behind_pgbouncer_it_says_what_it_cannot_know(
 
 @pytest.mark.requires("pgbouncer")
 @scenario
-async def test_nothing_is_left_on_a_connection_the_pooler_lent(
+async def test_nothing_is_left_on_the_poolers_server_connection(
     server: ProbedServer, bouncer: Callable[..., Bouncer]
 ) -> None:
-    """The application that gets the probe's server connection next is not read-only and has no timeout of ours."""
+    """An application that gets the server connection after a probe finds its settings unchanged."""
     pooler = bouncer(default_pool_size=1)
     settings = "SELECT pg_backend_pid(), current_setting('default_transaction_read_only'), "
     settings += "current_setting('transaction_read_only'), current_setting('statement_timeout')"
@@ -94,11 +94,11 @@ async def test_what_pgbouncer_refuses_has_a_reason(
     dsn: dict[str, str],
     expected: str,
 ) -> None:
-    """Its refusals are told apart, though most have one SQLSTATE; the admin console is no database."""
+    """Each refusal has its own reason, although most have the same SQLSTATE; the admin console is refused."""
     async with running(target(bouncer(**options).dsn(**dsn))) as runner:
         assert runner.probe.status.server is None
     if "statement mode" in expected and version("asyncpg") < "0.32":
-        expected = "disconnected: "  # it loses what is said before the connection is closed
+        expected = "disconnected: "  # older versions lose the error that comes before the close
     assert f"database 'orders': {expected}" in caplog.text
 
 
@@ -107,7 +107,7 @@ async def test_what_pgbouncer_refuses_has_a_reason(
 async def test_pgbouncer_without_a_server_or_a_free_connection(
     server: ProbedServer, bouncer: Callable[..., Bouncer]
 ) -> None:
-    """A pooler whose pool is taken costs the timeout, one whose server is gone is unavailable; both recover."""
+    """A probe fails if the pooler has no free connection or no server, and succeeds again after either."""
     pooler = bouncer(default_pool_size=1, server_login_retry=1, server_connect_timeout=1)
     app = await connect(pooler.dsn())
     async with running(target(pooler.dsn(), timeout_seconds=0.5)) as runner:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: one read-only connection, a log of changes only, a retry after each failure, and an end without a trace.
+"""The loop uses one read-only connection, logs changes only, retries after failures, and leaves nothing open.
 
 Each sleep of the probe lasts until the test finishes it, so these tests use a clock only to bound a hang.
 """
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @scenario
 async def test_uses_one_connection_and_only_reads(server: ProbedServer) -> None:
-    """All probes go over one session, each in a read-only transaction with a timeout, and nothing is set for good."""
+    """All probes share one session; each is a read-only transaction with a timeout, and sets nothing on the session."""
     start = server.log.stat().st_size
     async with running(target(server.dsn("watcher"), timeout_seconds=7.5)) as runner:
         admin = await server.connect()
@@ -67,14 +67,14 @@ async def test_uses_one_connection_and_only_reads(server: ProbedServer) -> None:
 
 
 @scenario
-async def test_a_session_that_idles_out_is_no_failure(server: ProbedServer) -> None:
-    """A connection that the server closed between two probes is opened again at once; nothing failed."""
+async def test_a_session_closed_while_idle_is_no_failure(server: ProbedServer) -> None:
+    """If the server closes the connection between two probes, the next probe reconnects and succeeds."""
     admin = await server.connect()
     async with running(target(server.dsn("watcher"))) as runner:
         before = count_descriptors()
         kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
         await admin.fetch(kill, APPLICATION_NAME)
-        await eventually(as_async(count_descriptors), before - 1)  # the news has come
+        await eventually(as_async(count_descriptors), before - 1)  # asyncpg has closed its socket
         status = await runner.probe_again()
         assert runner.server.max_connections == 20
         assert not status.failures
@@ -82,10 +82,10 @@ async def test_a_session_that_idles_out_is_no_failure(server: ProbedServer) -> N
 
 
 @scenario
-async def test_a_wrong_password_is_told_once_and_retried_slowly(
+async def test_a_wrong_password_is_logged_once_and_retried_slowly(
     server: ProbedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs up 0 and a reason; attempts are spaced out, and the log has one line without the password."""
+    """Up is 0 and the failure has a reason; the delays grow, and the log has one line without the password."""
     async with running(target(server.dsn("watcher", password=SECRET.upper()))) as runner:
         for _ in range(7):
             status = await runner.probe_again()
@@ -105,7 +105,7 @@ async def test_a_wrong_password_is_told_once_and_retried_slowly(
 async def test_a_server_that_stops_and_starts_again(
     server: ProbedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Up goes to 0 while it is stopped and back to 1 with the first probe after; the backoff starts over."""
+    """Up is 0 while the server is stopped and 1 after the next probe; the next outage starts with the first delay."""
     caplog.set_level(logging.INFO)
     async with running(target(server.dsn("watcher"))) as runner:
         for attempts in (3, 2):
@@ -129,7 +129,7 @@ async def test_a_server_that_stops_and_starts_again(
 )
 @scenario
 async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> None:
-    """The timeout ends the probe, in each phase of the connection, and leaves no descriptor open."""
+    """The timeout ends a probe that waits in the TLS negotiation or the start-up, and no descriptor stays open."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         before = count_descriptors()
         dsn = f"postgresql://watcher:{SECRET}@127.0.0.1:{mute.getsockname()[1]}/postgres"
@@ -142,7 +142,7 @@ async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> N
 
 @scenario
 async def test_a_server_that_stops_answering(server: ProbedServer) -> None:
-    """A session that hangs in the middle of a probe costs that probe its timeout, and the next has a new one."""
+    """A probe whose session hangs fails by its timeout, and the next probe uses a new session."""
     admin = await server.connect()
     before = count_descriptors()
     async with running(target(server.dsn("watcher"), timeout_seconds=0.5)) as runner:
@@ -164,7 +164,7 @@ async def test_a_server_that_stops_answering(server: ProbedServer) -> None:
 
 @scenario
 async def test_a_session_killed_in_the_middle_of_a_probe(server: ProbedServer) -> None:
-    """pg_terminate_backend during a probe costs that probe, is counted as such, and the next one reconnects."""
+    """pg_terminate_backend during a probe fails it with reason disconnected, and the next probe reconnects."""
     admin = await server.connect()
     async with running(target(server.dsn("watcher"))) as runner:
         pid = await admin.fetchval(
@@ -173,7 +173,7 @@ async def test_a_session_killed_in_the_middle_of_a_probe(server: ProbedServer) -
         os.kill(pid, signal.SIGSTOP)
         runner.sleep.finish()
         start = runner.probe.status.probes
-        await asyncio.sleep(0)  # the probe has sent its first word to the stopped session
+        await asyncio.sleep(0)  # the probe sends its first statement to the stopped session
         await admin.execute(f"SELECT pg_terminate_backend({pid})")
         os.kill(pid, signal.SIGCONT)
         await runner.sleep.started()
@@ -185,7 +185,7 @@ async def test_a_session_killed_in_the_middle_of_a_probe(server: ProbedServer) -
 
 @scenario
 async def test_a_full_server_is_seen_from_inside_and_out(server: ProbedServer) -> None:
-    """A probe that is connected counts the server full; one that comes too late says why it cannot."""
+    """A connected probe sees that the server is full; a probe that cannot connect reports too_many_connections."""
     async with running(target(server.dsn("watcher"))) as inside:
         clients: list[Any] = []
         with contextlib.suppress(asyncpg.TooManyConnectionsError):
@@ -196,7 +196,7 @@ async def test_a_full_server_is_seen_from_inside_and_out(server: ProbedServer) -
             await inside.probe_again()
             return int(sum(inside.server.connections.values()))
 
-        # The one refused still has its slot for a moment.
+        # The refused connection still counts for a moment.
         await eventually(count, len(clients) + 1)
         seen = inside.server
         assert seen.max_connections - seen.reserved_connections == len(clients) + 1
@@ -211,7 +211,7 @@ async def test_a_full_server_is_seen_from_inside_and_out(server: ProbedServer) -
 
 
 class Interrupted:
-    """A coroutine whose task is cancelled at one of its suspensions, as it begins or as it ends."""
+    """A coroutine that is cancelled at its n-th suspension: when that begins, or (late) when it ends."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, object], at: int, *, late: bool) -> None:
         self.coroutine, self.at, self.late, self.count = coroutine, at, late, 0
@@ -233,7 +233,7 @@ class Interrupted:
                 argument, action = (yield future), self.coroutine.send
                 if self.count == self.at and self.late:
                     argument, action = asyncio.CancelledError(), self.coroutine.throw
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the coroutine's
+            except BaseException as error:  # noqa: BLE001 - thrown into the coroutine
                 argument, action = error, self.coroutine.throw
 
 
@@ -244,7 +244,7 @@ async def _run(awaitable: Awaitable[object]) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "woken"])
 @scenario
 async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServer, late: bool) -> None:
-    """Wherever in connecting, asking or closing the cancellation hits, socket and session are gone afterwards."""
+    """After a cancellation at any suspension of connecting, querying or closing, socket and session are gone."""
     admin = await server.connect()
     before = count_descriptors()
     for moment in itertools.count(1):
@@ -262,14 +262,14 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServ
         await eventually(as_async(count_descriptors), before)
         if interrupted.count < moment:
             break
-    assert moment > 12  # it was hit in connecting, in each exchange, and in closing
+    assert moment > 12  # suspensions of connecting, of each statement, and of closing
     await eventually(lambda: count_sessions(admin, APPLICATION_NAME), 0)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", probe_failures.KINDS)
 def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
-    """Neither descriptors nor memory grow with failed probes, and each is followed by a delay."""
+    """Descriptors and memory do not grow with failed probes, and a delay follows each."""
     # In a process of its own, so that everything it keeps is the probe's.
     program = [sys.executable, "-m", "tests.support.probe_failures", kind]
     root = ROOT
@@ -283,7 +283,7 @@ def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
 
 
 def test_backoff_doubles_within_bounds() -> None:
-    """It starts at about a second, never exceeds a minute or the interval, and half of it is chance."""
+    """The delay starts at a second, doubles up to a minute or the interval, and half of it is random."""
     ends = [(backoff(n, 15.0, min), backoff(n, 15.0, max)) for n in (1, 2, 3, 7, 8, 10**6)]
     assert [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (30.0, 60.0), (30.0, 60.0), (30.0, 60.0)] == ends
     assert backoff(10**6, 300.0, max) == 300.0

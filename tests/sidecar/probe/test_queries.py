@@ -25,7 +25,7 @@ from tests.support.running_probe import (
 
 @scenario
 async def test_counts_what_the_server_counts(server: ProbedServer) -> None:
-    """Connections by state and by application equal the sessions that were opened, and the server's own count."""
+    """Connections by state and by application equal the sessions that the test opened, and the server's count."""
     for _ in range(3):
         await server.connect("app", application="web")
     waiting = await server.connect("app", application="worker")
@@ -41,7 +41,7 @@ async def test_counts_what_the_server_counts(server: ProbedServer) -> None:
 
     async with running(target(server.dsn("watcher"))) as runner:
         seen = runner.server
-        # The one that asks is active while it does, and so is the probe; both are idle otherwise.
+        # This query counts its own session, which is active only during the query, and the probe's, which is idle.
         assert await count_sessions(admin) == sum(seen.connections.values())
 
     assert {
@@ -65,7 +65,7 @@ async def test_counts_what_the_server_counts(server: ProbedServer) -> None:
 
 @scenario
 async def test_counts_only_what_counts_against_max_connections(server: ProbedServer) -> None:
-    """WAL senders, parallel workers and the server's own processes are no client connections."""
+    """WAL senders, parallel workers and the server's own processes are not counted."""
     await server.connect(replication="database", application="standby")
     admin = await server.connect()
     major = int(await admin.fetchval("SHOW server_version_num")) // 10000
@@ -85,7 +85,7 @@ async def test_counts_only_what_counts_against_max_connections(server: ProbedSer
 
 @scenario
 async def test_reads_the_limits_and_timeouts(server: ProbedServer) -> None:
-    """Limits equal the server's settings; a timeout that is off, or unknown to the version, is absent."""
+    """Limits equal the server's settings; a timeout that is off, or that this version lacks, is absent."""
     admin = await server.connect()
 
     async def setting(name: str) -> str | None:
@@ -111,7 +111,7 @@ async def test_reads_the_limits_and_timeouts(server: ProbedServer) -> None:
 
 @scenario
 async def test_measures_the_longest_idle_in_transaction(server: ProbedServer) -> None:
-    """The longest of several lies between what the server says before and after; with none it is 0."""
+    """The longest duration lies between the server's values before and after the probe; without sessions it is 0."""
     admin = await server.connect()
     age = "SELECT extract(epoch FROM clock_timestamp() - min(state_change))::float8 FROM pg_stat_activity "
     age += "WHERE state LIKE 'idle in transaction%'"
@@ -128,10 +128,10 @@ async def test_measures_the_longest_idle_in_transaction(server: ProbedServer) ->
 
 
 @scenario
-async def test_an_unprivileged_role_says_what_it_cannot_know(
+async def test_an_unprivileged_role_shows_hidden_sessions_as_unknown(
     server: ProbedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without pg_monitor, other users' sessions are unknown, no state is said to be 0, and the log tells once."""
+    """Without pg_monitor, other users' sessions are unknown, no state is 0, and the log has one warning."""
     others = [await server.connect("app", application="web") for _ in range(2)]
     await others[0].execute("BEGIN")
     await server.connect(replication="true")
@@ -157,7 +157,7 @@ async def test_an_unprivileged_role_says_what_it_cannot_know(
 
 @scenario
 async def test_application_names_are_untrusted_and_bounded(server: ProbedServer) -> None:
-    """Whatever clients call themselves, the labels are printable and short, and the smallest are lumped together."""
+    """For any application name the label is printable and short; the smallest applications are summed as other."""
     names = ['evil"}\n# HELP', "x" * 500, "other", "other", "many", "many", "many", "   "]
     for name in names:
         await server.connect("app", application=name)
@@ -192,14 +192,14 @@ SETTINGS = {"max_connections": 100.0, "superuser_reserved_connections": 3.0}
     ],
 )
 def test_names_become_labels(name: str | None, label: str) -> None:
-    """Control characters, surrogates and direction marks are replaced, long names cut, empty ones named."""
+    """Unprintable characters are replaced, long names are cut, and an empty name becomes unnamed."""
     row = {"state": "idle", "application_name": name, "sessions": 1, "idle_in_transaction": None}
     seen = summarize(SETTINGS, [row], behind_pooler=False, application_names_limit=5)
     assert {label: 1, "other": 0} == seen.application_connections
 
 
 def test_an_application_called_other_does_not_hide_the_others() -> None:
-    """The name "other" is summed with what does not fit, in one series."""
+    """An application called "other" and the applications beyond the limit are summed in one series."""
     rows = [
         {"state": "idle", "application_name": name, "sessions": n, "idle_in_transaction": None}
         for name, n in (("other", 5), ("a", 3), ("b", 2), ("c", 1))
@@ -212,7 +212,7 @@ def test_an_application_called_other_does_not_hide_the_others() -> None:
 
 
 def test_states_the_probe_does_not_know_are_unknown() -> None:
-    """A session that does not track its activity, or has a state of a later version, is not guessed at."""
+    """A state that is hidden, disabled or of a later version counts as unknown."""
     rows = [
         {"state": state, "application_name": "", "sessions": 1, "idle_in_transaction": None}
         for state in ("disabled", "meditating", None, "starting", "fastpath function call")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a database says of its side."""
+"""Probes of databases: what a PostgreSQL server reports about its connections."""
