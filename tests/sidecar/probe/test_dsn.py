@@ -120,7 +120,7 @@ def _dsns(draw: st.DrawFn) -> str:
 @given(text=_dsns())
 @hypothesis_settings(deadline=None, max_examples=500)
 def test_asyncpg_parses_a_dsn_as_this_package_does(text: str) -> None:
-    """asyncpg reads the same hosts, ports, user and database from every DSN that is accepted."""
+    """Asyncpg reads the same hosts, ports, user and database from every DSN that is accepted."""
     try:
         dsn = DSN(text)
     except ValueError:
