@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from tests.support.process_log import ProcessLog
 from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
@@ -117,10 +116,9 @@ class Prometheus:
             text=True,
         )
         self.pid = self._process.pid
-        self.log: list[str] = []
-        self._is_heard = threading.Condition()
-        self._listening = threading.Thread(target=self._listen, daemon=True)
-        self._listening.start()
+        assert self._process.stderr is not None
+        self._log = ProcessLog(self._process.stderr)
+        self.log = self._log.lines
         try:
             # It tells which port it got, and a little later that it has replayed its log and answers.
             address = self._wait_for(r'"Listening on".* address=(\S+)')
@@ -186,9 +184,7 @@ class Prometheus:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._listening.join()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -210,29 +206,14 @@ class Prometheus:
             self._check()
             raise
 
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            with self._is_heard:
-                self.log.append(line)
-                self._is_heard.notify_all()
-        with self._is_heard:
-            self.log.append("")  # it has ended
-            self._is_heard.notify_all()
-
     def _wait_for(self, pattern: str) -> str:
-        def said() -> re.Match[str] | None:
-            return re.search(pattern, "".join(self.log))
-
-        with self._is_heard:
-            self._is_heard.wait_for(lambda: said() or "" in self.log, SECONDS)
-        match = said()
-        if match is None:
-            raise RuntimeError(f"prometheus did not say {pattern!r}:\n{''.join(self.log)}")
-        return match[match.re.groups and 1]
+        found = self._log.wait_for(pattern)
+        if found is None:
+            raise RuntimeError(f"prometheus did not say {pattern!r}:\n{self._log}")
+        return found
 
     def _check(self) -> None:
         """Raise with what it logged, if it is gone."""
         if self._process.poll() is not None:
-            self._listening.join()
-            raise RuntimeError(f"prometheus ended:\n{''.join(self.log)}")
+            self._log.close()
+            raise RuntimeError(f"prometheus ended:\n{self._log}")

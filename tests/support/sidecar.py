@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
+from tests.support.process_log import ProcessLog
 from tests.support.samples import Samples, key, read_samples
 from tests.support.wait import SECONDS
 
@@ -46,34 +45,16 @@ class Sidecar:
             text=True,
         )
         self.pid = self._process.pid
-        self.log: list[str] = []
-        self._url = ""
-        self._is_heard = threading.Condition()
-        self._listening = threading.Thread(target=self._listen, daemon=True)
-        self._listening.start()
-        self.url = self.wait_for(r"listening on (\S+)")
-
-    def _listen(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            with self._is_heard:
-                self.log.append(line)
-                self._is_heard.notify_all()
-        with self._is_heard:
-            self.log.append("")  # it has ended
-            self._is_heard.notify_all()
+        self._log = ProcessLog(self._process.stderr)
+        self.log = self._log.lines
+        self.url = self.wait_for(r"listening on (\S+)")
 
     def wait_for(self, pattern: str) -> str:
         """Wait until the log says something, and return its first group, or all of it."""
-
-        def said() -> re.Match[str] | None:
-            return re.search(pattern, "".join(self.log))
-
-        with self._is_heard:
-            self._is_heard.wait_for(lambda: said() or "" in self.log, SECONDS)
-        match = said()
-        assert match, f"it did not say {pattern!r}: {''.join(self.log)}"
-        return match[match.re.groups and 1]
+        found = self._log.wait_for(pattern)
+        assert found is not None, f"it did not say {pattern!r}: {self._log}"
+        return found
 
     def get(self, path: str = "/metrics", *, accept: str = "", method: str = "GET") -> tuple[int, str]:
         """Return the status and the body of an answer."""
@@ -101,9 +82,7 @@ class Sidecar:
         """End it, and return its exit status."""
         self.send(number)
         status = self._process.wait(SECONDS)
-        self._listening.join()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        self._log.close()
         return status
 
     def __enter__(self) -> Self:

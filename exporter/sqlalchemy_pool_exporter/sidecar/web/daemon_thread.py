@@ -23,7 +23,8 @@ async def run_in_daemon_thread(work: Callable[[], T]) -> T:
     outcome: Future[T] = Future()
 
     def run() -> None:
-        outcome.set_running_or_notify_cancel()
+        if not outcome.set_running_or_notify_cancel():
+            return  # the caller was cancelled before the thread began
         try:
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
