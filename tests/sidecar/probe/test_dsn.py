@@ -120,7 +120,7 @@ def _dsns(draw: st.DrawFn) -> str:
 @given(text=_dsns())
 @hypothesis_settings(deadline=None, max_examples=500)
 def test_asyncpg_parses_a_dsn_as_this_package_does(text: str) -> None:
-    """Asyncpg reads the same hosts, ports, user and database from every DSN that is accepted."""
+    """For asyncpg, every accepted DSN has the same hosts, ports, user and database as for this package."""
     try:
         dsn = DSN(text)
     except ValueError:
