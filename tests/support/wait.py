@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 SECONDS = 60.0  # No measurement: a loaded machine may take this long before a test gives up.
 POLL_SECONDS = 0.01
@@ -31,13 +31,14 @@ def eventually(
 
 
 async def eventually_async(
-    condition: Callable[[], T | Awaitable[T]], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
-) -> T:
+    condition: Callable[[], object], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
+) -> Any:
     """Do the same without blocking the event loop; the condition is a function or a coroutine function."""
     deadline = time.monotonic() + seconds
     while True:
-        result = condition()
-        value: T = await result if inspect.isawaitable(result) else result
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
         if value or time.monotonic() >= deadline:
             return value
         await asyncio.sleep(poll_seconds)
