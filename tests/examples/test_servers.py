@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import Counter
 from contextlib import suppress
@@ -130,12 +129,16 @@ class Tally:
     def ask_until(self, condition: Callable[[set[int]], bool]) -> None:
         """Have the processes work until the set of those that did is as it should be."""
         seen: set[int] = set()
-        deadline = time.monotonic() + SECONDS
-        while not condition(seen):
-            assert time.monotonic() < deadline, seen
+
+        def holds() -> bool:
+            if condition(seen):
+                return True
             process = self._ask()
             seen.add(process)
             self.by_process[process] += 1
+            return False
+
+        assert eventually(holds, poll_seconds=0.0), seen
 
 
 def _holds(tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, live: int) -> None:

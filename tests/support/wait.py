@@ -31,13 +31,14 @@ def eventually(
 
 
 async def eventually_async(
-    condition: Callable[[], Any], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
+    condition: Callable[[], object], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
 ) -> Any:
     """Do the same without blocking the event loop; the condition is a function or a coroutine function."""
     deadline = time.monotonic() + seconds
     while True:
-        result = condition()
-        value = await result if inspect.isawaitable(result) else result
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
         if value or time.monotonic() >= deadline:
             return value
         await asyncio.sleep(poll_seconds)
