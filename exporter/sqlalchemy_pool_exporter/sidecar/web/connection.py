@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.config import Web
@@ -65,6 +67,13 @@ class Connection(web.RequestHandler):
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log an error of aiohttp's own; what clients can cause by malformed requests at debug level only."""
+        if isinstance(sys.exception(), HttpProcessingError):
+            _logger.debug(*args, **kwargs)
+        else:
+            super().log_exception(*args, **kwargs)
 
     async def first_byte(self, *, tls: bool) -> None:
         """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
