@@ -60,9 +60,8 @@ class Connection(web.RequestHandler):
         self.socket = sock
         self.tls: TLS | None = None  # known once the client has sent its first byte
         self._limit, self._settings = limit, settings
-        self._open_transport: asyncio.Transport | None = (
-            None  # aiohttp forgets ``transport`` before it is closed
-        )
+        # aiohttp forgets ``transport`` before it is closed.
+        self._open_transport: asyncio.Transport | None = None
         self._received, self._tail = 0, b""
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -81,10 +80,10 @@ class Connection(web.RequestHandler):
         Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
         """
         self._start_head_deadline()
-        readable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self.socket, lambda: readable.done() or readable.set_result(None))
+        readable = asyncio.Event()
+        self._loop.add_reader(self.socket, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             self._loop.remove_reader(self.socket)
         byte = self.socket.recv(1, socket.MSG_PEEK)
