@@ -59,7 +59,7 @@ endef
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
 comma := ,
-suite := sidecar,otel,demo,test,boards
+suite := sidecar,demo,test,boards
 everything := $(suite),ship,bench,lint
 
 .PHONY: help
@@ -126,17 +126,17 @@ chart: environment-newest ## renew what the chart takes from rules, dashboards, 
 
 sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
-dist: environment-build environment-lint ## build wheel, source distribution and SBOM, and check what would be shipped
+dist: environment-build environment-dist ## build wheel, source distribution and SBOM, and check what would be shipped
 	@rm -rf dist .venv/shipped
 	@.venv/build/bin/python -m hatchling build -d dist
-	@.venv/lint/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
-	@.venv/lint/bin/check-wheel-contents dist/*.whl
+	@.venv/dist/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	@.venv/dist/bin/check-wheel-contents dist/*.whl
 	@$(PYTHON) -m venv --without-pip .venv/shipped
-	@.venv/lint/bin/python -m pip --quiet --python .venv/shipped/bin/python install \
+	@.venv/dist/bin/python -m pip --quiet --python .venv/shipped/bin/python install \
 		--require-hashes --only-binary=:all: --requirement requirements/exporter.lock
-	@.venv/lint/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+	@.venv/dist/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
 		--output-file $(sbom) .venv/shipped/bin/python
-	@.venv/lint/bin/python -m tools.licences $(sbom)
+	@.venv/dist/bin/python -m tools.licences $(sbom)
 
 # Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
 # without the name of the registry they were asked from.
@@ -153,9 +153,17 @@ clean: ## remove everything that was made
 	rm -rf .venv dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: environment-build environment-newest environment-oldest environment-demo environment-bench environment-lint wheel
+.PHONY: environment-build environment-dist environment-newest environment-oldest environment-demo environment-bench \
+	environment-lint wheel
 environment-build:
 	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
+
+# The extra's own requirements, without the package and what that needs: the tools import none of it.
+environment-dist:
+	@mkdir -p .venv
+	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["dist"], sep="\n")' > .venv/dist.txt
+	$(call environment,dist,$(PYTHON),-r .venv/dist.txt)
 
 # Built every time: that takes half a second, and no rule of make sees that a file was deleted.
 wheel: environment-build

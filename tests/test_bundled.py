@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sqlalchemy_pool_exporter import bundled
 from sqlalchemy_pool_exporter.errors import BundleError
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.newest  # the wheel is the same
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml"])

@@ -216,7 +216,7 @@ def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
         text = exposition.text(collector.collect())
         lease.close()
     assert text.count(b"sqlalchemy_pool_pre_ping{") == 1
-    owners = {owner for owner in collector._known if len(owner) == 2}
+    owners = {owner for owner in collector._series if len(owner) == 2}
     assert owners == {("pool 19", "000")}
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-import types
-import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import yaml
 
 from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS, Log, Metrics, Web
+from sqlalchemy_pool_exporter.sidecar.validation import Section, json_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "sqlalchemy-pool-exporter"
@@ -30,7 +28,8 @@ _NOT_VALUES = {
     "Web": {"listen_address", "config_file"},
     "Database": {"dsn", "dsn_file", "dsn_env"},
 }
-_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+# What the chart's schema takes of the model's, in this order.
+_KEYWORDS = ("type", "enum", "minimum", "maximum", "pattern", "description")
 
 
 def files() -> dict[Path, str]:
@@ -55,12 +54,14 @@ def schema() -> str:
     return json.dumps(whole, indent=2) + "\n"
 
 
-def definition(model: type[msgspec.Struct]) -> dict[str, Any]:
+def definition(model: type[Section]) -> dict[str, Any]:
     """Return the schema of a section of the configuration, closed, without what the chart decides."""
     left_out = _NOT_VALUES.get(model.__name__, set())
-    fields = [field for field in msgspec.structs.fields(model) if field.name not in left_out]
-    properties = {field.name: _property(field.type) for field in fields}
-    required = [field.name for field in fields if field.required]
+    whole = json_schema(model)
+    properties = {
+        name: _property(schema) for name, schema in whole["properties"].items() if name not in left_out
+    }
+    required = [name for name in whole.get("required", []) if name not in left_out]
     if model is Database:
         properties["dsnSecret"] = {"$ref": "#/$defs/secretKey"}
         required.append("dsnSecret")
@@ -68,31 +69,20 @@ def definition(model: type[msgspec.Struct]) -> dict[str, Any]:
     return closed | ({"required": required} if required else {})
 
 
-def _property(annotation: Any) -> dict[str, Any]:
-    if typing.get_origin(annotation) is Annotated:
-        base, *metas = typing.get_args(annotation)
-        found = _property(base)
-        for meta in metas:
-            # Go's regular expressions cannot look ahead. The schema lets more pass there; the exporter does not.
-            pattern = meta.pattern and re.sub(r"\(\?!.*?\)", "", meta.pattern)
-            limits = {
-                "minimum": meta.ge,
-                "maximum": meta.le,
-                "pattern": pattern,
-                "description": meta.description,
-            }
-            found |= {key: value for key, value in limits.items() if value is not None}
-        return found
-    base, *rest = typing.get_args(annotation) or (annotation,)
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return _property(next(kind for kind in (base, *rest) if kind is not types.NoneType))
-    if typing.get_origin(annotation) is Literal:
-        return {"enum": [base, *rest]}
-    if typing.get_origin(annotation) is tuple:
-        return {"type": "array", "items": _property(base)}
-    if issubclass(annotation, msgspec.Struct):
-        return {"$ref": f"#/$defs/{annotation.__name__}"}
-    return {"type": _TYPES[annotation]}
+def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
+    if "anyOf" in schema:  # an option that may be null; the chart leaves it out instead
+        schema = {**next(arm for arm in schema["anyOf"] if arm.get("type") != "null"), **schema}
+    if "$ref" in schema:
+        return {"$ref": schema["$ref"]}
+    found = {key: schema[key] for key in _KEYWORDS if key in schema}
+    if "enum" in found:
+        del found["type"]
+    if "items" in schema:
+        found["items"] = _property(schema["items"])
+    if "pattern" in found:
+        # Go's regular expressions cannot look ahead. The schema lets more pass there; the exporter does not.
+        found["pattern"] = re.sub(r"\(\?!.*?\)", "", found["pattern"])
+    return found
 
 
 def readme() -> str:

@@ -1,26 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the reference in ``configuration.md`` from the types of ``sqlalchemy_pool_exporter.config``.
+"""Write the reference in ``configuration.md`` from the models in ``sqlalchemy_pool_exporter.sidecar.config``.
 
 Run it after changing an option; a test fails until that is done.
 """
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
+from pydantic_core import PydanticUndefined
 
-from sqlalchemy_pool_exporter.sidecar import config, schema
+from sqlalchemy_pool_exporter.sidecar.config import Config
+from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, VARIABLES, Address
+from sqlalchemy_pool_exporter.sidecar.validation import Section, describe, json_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 BEGIN, END = "<!-- generated: options -->", "<!-- end of generated -->"
+
+
+class Option(NamedTuple):
+    """One option as the reference shows it."""
+
+    path: str
+    expects: str
+    default: object
+    description: str
+
+
+def options_of(model: type[Section], path: str = "") -> Iterator[Option]:
+    """Yield every option of ``model`` with its dotted path; the options of a list's elements as ``list[].name``."""
+    schema = json_schema(model)
+    for name, field in model.model_fields.items():
+        where = f"{path}.{name}" if path else name
+        inner = next(iter(typing.get_args(field.annotation)), field.annotation)
+        section = inner if isinstance(inner, type) and issubclass(inner, Section) else None
+        listed = section is not field.annotation
+        if listed:
+            expects = describe(schema, schema["properties"][name])
+            yield Option(where, expects, field.get_default(), field.description or "")
+        if section is not None:
+            yield from options_of(section, where + "[]" * listed)
 
 
 def options() -> str:
     """Return the options as Markdown, one table for each section."""
     lines: list[str] = []
     section = ""
-    for option in schema.options(config.Config, config.texts(Path())):
+    for option in options_of(Config):
         head = option.path.partition(".")[0].removesuffix("[]")
         if head != section:
             section = head
@@ -32,8 +63,8 @@ def options() -> str:
 
 def variables() -> str:
     """Return the environment variables as Markdown."""
-    rows = [f"| `{variable}` | `{option}` |" for variable, option in config.VARIABLES.items()]
-    first = f"| `{config.CONFIG_VARIABLE}` | the configuration file |"
+    rows = [f"| `{variable}` | `{option}` |" for variable, option in VARIABLES.items()]
+    first = f"| `{CONFIG_VARIABLE}` | the configuration file |"
     return "\n".join(["### Environment", "", "| variable | sets |", "|---|---|", first, *rows, ""])
 
 
@@ -45,13 +76,13 @@ def page(text: str) -> str:
 
 
 def _shown(default: object) -> str:
-    if default is msgspec.NODEFAULT:
+    if default is PydanticUndefined:
         return "*required*"
     if default is None:
         return "none"
     if default == ():
         return "`[]`"
-    if isinstance(default, config.Address):
+    if isinstance(default, Address):
         return f"`{default}`"
     if isinstance(default, float):
         return f"`{default:g}`"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the documentation takes from the code: ``python -m tools.generate_metrics``."""
+"""Write ``docs/metrics.md`` and the generated parts of ``README.md`` from the declarations of the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
-from sqlalchemy_pool_exporter.alerting import rules
 from sqlalchemy_pool_exporter.metrics import (
     APPLICATION_METRICS,
     BUCKETS,
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.metrics import Metric
 
 ROOT = Path(__file__).parents[1]
-RULES = ROOT / "config" / "prometheus" / "rules" / rules.FILE
 # What the excerpt in the README shows: no ages, which are different each time.
 SHOWN = (
     "sqlalchemy_pool_capacity",
@@ -130,12 +128,6 @@ def readme() -> str:
     return text
 
 
-def rendered_rules() -> str:
-    """Return the rules with the thresholds that they come with."""
-    return rules.render((ROOT / "config" / "alerts.yml").read_text("utf-8"))
-
-
 if __name__ == "__main__":
     (ROOT / "docs" / "metrics.md").write_text(metrics_reference())
     (ROOT / "README.md").write_text(readme())
-    RULES.write_text(rendered_rules())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of alerts and thresholds, ``rules.md`` and ``runbooks/README.md``, from ``config/alerts.yml``.
+"""Render ``config/alerts.yml`` for Prometheus, and write the tables of the documentation that are made from it.
 
-Run it after changing a rule or a threshold; a test fails until that is done.
+Run it after changing a rule or a threshold; a test fails until the files are up to date.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ import yaml
 
 from sqlalchemy_pool_exporter.alerting import rules
 
-DOCS = Path(__file__).parents[1] / "docs"
-SOURCE = DOCS.parent / "config" / "alerts.yml"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "config" / "alerts.yml"
+RENDERED = ROOT / "config" / "prometheus" / "rules" / rules.FILE
 SEVERITIES = ("info", "warning", "critical")
+
+
+def rendered_rules() -> str:
+    """Return the rules with the default thresholds."""
+    return rules.render(SOURCE.read_text("utf-8"))
 
 
 def pages() -> dict[Path, str]:
@@ -82,5 +89,6 @@ def _renewed(text: str, parts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    RENDERED.write_text(rendered_rules(), "utf-8")
     for written, renewed in pages().items():
         written.write_text(renewed, "utf-8")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
+@cache  # it does not change, and to ask takes longer than a scrape of one pool
 def package_version() -> str:
     """Return the version of this package, or ``unknown`` where it runs without being installed."""
     try:

@@ -4,23 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .about import package_version
 from .errors import BundleError, ConfigError, EndpointError, ThresholdError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .sidecar.config import Config
 
-# What a shell and an init system tell apart: a mistake of whoever calls, or one of the machine's.
+# The exit statuses let a shell or an init system tell a mistake of the caller from a failure of the machine.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
 
@@ -40,6 +37,16 @@ class _JSONFormatter(logging.Formatter):
         return json.dumps(said, ensure_ascii=False)
 
 
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for: that loads as much as the rest of the command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .about import package_version  # noqa: PLC0415 - see above
+
+        sys.stdout.write(f"{parser.prog} {package_version()}\n")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a failure, 2 for a wrong call or configuration."""
     options = _parser().parse_args(arguments)
@@ -53,48 +60,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), _FAILED)
 
 
+# Each command imports what it needs when it runs: a health check every 30 seconds must not load what serves, and the
+# rules can be written without the sidecar's libraries.
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "rules":
-        return _write_rules(options)
-    if options.command == "dashboards":
-        return _write_dashboards(options)
-    from .sidecar.config import load  # noqa: PLC0415 - its libraries are the sidecar's, as those of the modules below are
+    commands = {
+        "check-config": _check_config,
+        "dashboards": _write_dashboards,
+        "healthcheck": _check_health,
+        "rules": _write_rules,
+        "serve": _serve,
+    }
+    return commands[options.command](options)
 
-    overrides = {
+
+def _overrides(options: argparse.Namespace) -> Mapping[str, str | None]:
+    return {
         "web.listen_address": options.listen_address,
         "web.config_file": options.web_config_file,
         "segments.directory": options.directory,
         "log.level": options.log_level,
     }
 
-    def read() -> Config:
-        return load(options.config, os.environ, overrides)
 
-    return {"check-config": _check, "healthcheck": _ask, "serve": _serve}[options.command](read)
+def _check_config(options: argparse.Namespace) -> int:
+    from .sidecar.config import load  # noqa: PLC0415 - see _run()
 
-
-def _check(read: Callable[[], Config]) -> int:
-    config = read()
-    if config.web.config_file:
-        from .sidecar.web.config import WebConfig  # noqa: PLC0415 - see _run()
-
-        WebConfig(config.web.config_file)
+    load(options.config, _overrides(options))
     sys.stdout.write("the configuration is valid\n")
     return 0
 
 
-def _ask(read: Callable[[], Config]) -> int:
-    from .sidecar.healthcheck import check  # noqa: PLC0415 - see _run()
+def _check_health(options: argparse.Namespace) -> int:
+    from .sidecar.healthcheck import check, find_endpoint  # noqa: PLC0415 - see _run()
 
-    sys.stdout.write(f"{check(read().web)}\n")
+    sys.stdout.write(f"{check(find_endpoint(options.config, _overrides(options)))}\n")
     return 0
 
 
-def _serve(read: Callable[[], Config]) -> int:
+def _serve(options: argparse.Namespace) -> int:
+    import asyncio  # noqa: PLC0415 - see _run()
+
+    from .sidecar.config import load  # noqa: PLC0415 - see _run()
     from .sidecar.main import Sidecar  # noqa: PLC0415 - see _run()
 
-    _set_up_log(read())
-    asyncio.run(Sidecar(read, os.environ).run())
+    def read() -> Config:
+        return load(options.config, _overrides(options))
+
+    config = read()
+    _set_up_log(config)
+    asyncio.run(Sidecar(config, read).run())
     return 0
 
 
@@ -138,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Shows the connection pools of all worker processes of an application to Prometheus, "
         "and what their databases say of them.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what in (
         ("serve", "serve the metrics until SIGTERM; SIGHUP reads the configuration again"),

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """From metric families to what a scrape gets: Prometheus' text format, and OpenMetrics.
 
-Byte for byte what prometheus_client's writers make of the same families. Theirs looks at each label of each sample
-anew, and for many workers that was more than half of a scrape; here a series knows how its line begins, and who keeps
-series from scrape to scrape has nothing left to write but the numbers.
+The output is byte for byte that of prometheus_client's writers for the same families. Theirs examine each label of each
+sample at every scrape, which was more than half of a scrape of many workers. Here a series keeps the beginning of its
+line, so a collector that keeps its series leaves only the numbers to write. Families with features that this project
+does not use, such as exemplars, are left to prometheus_client's writers.
 """
 
 from __future__ import annotations
 
+import gzip
+import inspect
 import math
 import re
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
@@ -19,10 +23,12 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.samples import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
-# As what the text format shows the types of OpenMetrics, with what behind the name; for any other type its samples
-# are not in the order they are written in.
+    from .negotiation import Wanted
+
+# OpenMetrics type → text-format type and name suffix. The text format reorders the samples of all other types, which
+# is left to prometheus_client.
 _TEXT_TYPES: Final = {
     "counter": ("counter", "_total"),
     "gauge": ("gauge", ""),
@@ -32,16 +38,20 @@ _TEXT_TYPES: Final = {
     "summary": ("summary", ""),
     "unknown": ("untyped", ""),
 }
-# Of families, samples and labels. Others (a recording rule's have colons) are changed on their way out.
+# A name of a family, sample or label that is written as it is. prometheus_client escapes or quotes others.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _TEXT_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
-# From here on Go writes an exponent, and Prometheus compares the texts of `le`.
+# Go writes numbers from here on with an exponent. Prometheus compares values of the label `le` as text.
 _FIRST_EXPONENT: Final = 1e6
+_OPENMETRICS_END: Final = "# EOF\n"
+_GZIP_LEVEL: Final = 3
+# prometheus_client 0.21, the oldest that is supported, has no such option.
+_HAS_ESCAPING: Final = "escaping" in inspect.signature(exposition.generate_latest).parameters
 
 
 class Series(NamedTuple):
-    """The name and the labels of a sample, and how its line begins."""
+    """The name and the labels of a sample, and the beginning of its line: all but the value."""
 
     name: str
     labels: Mapping[str, str]
@@ -49,39 +59,84 @@ class Series(NamedTuple):
 
     @classmethod
     def of(cls, name: str, labels: Mapping[str, str]) -> Series:
-        """Return the series of a name and its labels, both of which are taken as valid."""
+        """Return the series of a name and its labels, whose names must be valid."""
         pairs = ",".join([f'{key}="{value.translate(_ESCAPES)}"' for key, value in sorted(labels.items())])
         return cls(name, labels, f"{name}{{{pairs}}} " if pairs else f"{name} ")
 
 
 class Family(Metric):
-    """A family of series; its samples, as others know them, are made when somebody asks for them."""
+    """A family of series. It makes its samples, which prometheus_client and its users read, only when asked."""
 
     def __init__(self, name: str, documentation: str, kind: str, unit: str = "") -> None:
-        # Not what is inherited: that would give it samples.
+        # Without super().__init__(), which would set samples.
         self.name, self.documentation, self.type, self.unit = name, documentation, kind, unit
-        # Two lists and not one of pairs: tens of thousands of those are work for the garbage collector.
+        # Two lists instead of one of pairs: tens of thousands of pairs are work for the garbage collector.
         self.series: list[Series] = []
         self.values: list[float] = []
 
     @cached_property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # it can be set, like what it overrides
-        """What prometheus_client knows of it."""
-        return [Sample(series.name, dict(series.labels), value) for series, value in self.lines()]
+    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of the base class
+        """The samples as prometheus_client has them."""
+        return [
+            Sample(series.name, dict(series.labels), value)
+            for series, value in zip(self.series, self.values, strict=True)
+        ]
 
-    def lines(self) -> Iterable[tuple[Series, float]]:
-        """Return each series with its value."""
-        return zip(self.series, self.values, strict=True)
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples were made or set; they can have been changed since, so they are what is exposed."""
+        return "samples" in self.__dict__
+
+    def restricted(self, names: Collection[str]) -> Family:
+        """Return the part of the family whose samples have one of these names."""
+        part = Family(self.name, self.documentation, self.type, self.unit)
+        for series, value in zip(self.series, self.values, strict=True):
+            if series.name in names:
+                part.series.append(series)
+                part.values.append(value)
+        return part
 
 
-def text(families: Iterable[Metric]) -> bytes:
-    """Return the families in Prometheus' text format 0.0.4."""
+_Lines = Iterable[tuple[Series, float]]
+
+
+def write(families: Iterable[Metric], wanted: Wanted) -> bytes:
+    """Return the answer to a scrape: the families it wants, in the format it wants, compressed if it wants that."""
+    shown = _restricted(families, wanted.names) if wanted.names else families
+    writer = openmetrics if wanted.format.kind == "openmetrics" else text
+    body = writer(shown, utf8_names=wanted.format.utf8_names)
+    # No time of day, so that equal expositions are equal bytes.
+    return gzip.compress(body, _GZIP_LEVEL, mtime=0) if wanted.gzipped else body
+
+
+def _restricted(families: Iterable[Metric], names: Collection[str]) -> Iterator[Metric]:
+    """Yield the families with these names, and of the others the samples with these names."""
+    for family in families:
+        if family.name in names:
+            yield family
+        elif isinstance(family, Family) and not family.has_samples:
+            if (own := family.restricted(names)).series:
+                yield own
+        elif samples := [sample for sample in family.samples if sample.name in names]:
+            part = Metric(family.name, family.documentation, family.type, family.unit)
+            part.samples = samples
+            yield part
+
+
+def text(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
+    """Return the families in Prometheus' text format.
+
+    Args:
+        families: of this project or of prometheus_client.
+        utf8_names: whether names with other characters than letters, digits and underscores stand in quotes (version
+            1.0.0 of the format) or get underscores in their place (0.0.4).
+    """
     parts: list[str] = []
     for family in families:
         kind, suffix = _TEXT_TYPES.get(family.type, ("", ""))
         lines = _lines(family) if kind else None
         if lines is None:
-            parts.append(exposition.generate_latest(_alone(family)).decode())
+            parts.append(_foreign(exposition.generate_latest, family, utf8_names=utf8_names))
             continue
         name = family.name + suffix
         parts.append(
@@ -91,14 +146,14 @@ def text(families: Iterable[Metric]) -> bytes:
     return "".join(parts).encode()
 
 
-def openmetrics(families: Iterable[Metric]) -> bytes:
-    """Return the families in OpenMetrics 1.0."""
+def openmetrics(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
+    """Return the families in OpenMetrics 1.0; the arguments are those of ``text()``."""
     parts: list[str] = []
     for family in families:
         lines = _lines(family)
         if lines is None:
-            alone = openmetrics_exposition.generate_latest(_alone(family)).decode()
-            parts.append(alone.removesuffix("# EOF\n"))
+            written = _foreign(openmetrics_exposition.generate_latest, family, utf8_names=utf8_names)
+            parts.append(written.removesuffix(_OPENMETRICS_END))
             continue
         name = family.name
         parts.append(
@@ -107,12 +162,12 @@ def openmetrics(families: Iterable[Metric]) -> bytes:
         if family.unit:
             parts.append(f"# UNIT {name} {family.unit}\n")
         parts += _written(lines)
-    parts.append("# EOF\n")
+    parts.append(_OPENMETRICS_END)
     return "".join(parts).encode()
 
 
-def _written(lines: Iterable[tuple[Series, float]]) -> list[str]:
-    # Nearly all numbers are short ones, of which there are tens of thousands: no call for those.
+def _written(lines: _Lines) -> list[str]:
+    # No call for short floats, which nearly all of tens of thousands of numbers are.
     return [
         f"{start}{value!r}\n"
         if -_FIRST_EXPONENT < value < _FIRST_EXPONENT and type(value) is float
@@ -137,10 +192,10 @@ def number(value: float) -> str:
     return f"{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e+{len(whole) - 1:02d}"
 
 
-def _lines(family: Metric) -> Iterable[tuple[Series, float]] | None:
-    """Return the lines of a family, or None if there is something to it that this project does not export."""
-    if isinstance(family, Family):
-        return family.lines()
+def _lines(family: Metric) -> _Lines | None:
+    """Return the series of a family with their values, or None if only prometheus_client can write it."""
+    if isinstance(family, Family) and not family.has_samples:
+        return zip(family.series, family.values, strict=True)
     if not _NAME.fullmatch(family.name):
         return None
     lines: list[tuple[Series, float]] = []
@@ -156,8 +211,8 @@ def _lines(family: Metric) -> Iterable[tuple[Series, float]] | None:
     return lines
 
 
-class _Alone:
-    """One family, in the shape that prometheus_client's writers ask for."""
+class _OneFamily:
+    """One family in the shape of a registry, which prometheus_client's writers take."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -167,5 +222,7 @@ class _Alone:
         yield self._family
 
 
-def _alone(family: Metric) -> Any:  # the writers say that they take registries only
-    return _Alone(family)
+def _foreign(writer: Callable[..., bytes], family: Metric, *, utf8_names: bool) -> str:
+    """Return what one of prometheus_client's writers makes of a family."""
+    options = {"escaping": "allow-utf-8"} if utf8_names and _HAS_ESCAPING else {}
+    return writer(_OneFamily(family), **options).decode()

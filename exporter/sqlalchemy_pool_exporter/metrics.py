@@ -13,6 +13,7 @@ from typing import Final, Literal, get_args
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
 PREFIX: Final = "sqlalchemy_pool_"
+_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
 
 # Upper bounds in seconds. They reach past SQLAlchemy's default pool_timeout of 30 s, so that a caller who waited
 # for the whole of it is told apart from one who waited for ever.
@@ -68,18 +69,18 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The name without the prefix: how a reading names its value."""
+        """The name without the prefix: how collectors name it."""
         return self.name.removeprefix(PREFIX)
 
     @property
-    def is_about_pool(self) -> bool:
-        """Whether its samples belong to a pool."""
-        return self in POOL_METRICS
+    def family(self) -> str:
+        """The name of the family in OpenMetrics: without the suffix that its type adds to the samples."""
+        return self.name.removesuffix(_SUFFIXES.get(self.kind, ""))
 
     @property
     def unit(self) -> str:
         """The base unit the name ends in, or an empty string for plain counts."""
-        return "seconds" if self.name.removesuffix("_total").endswith("_seconds") else ""
+        return "seconds" if self.name.endswith("_seconds") else ""
 
 
 def _pool(
@@ -231,7 +232,9 @@ EXPORTER_METRICS: Final = (
     _pool(
         "exporter_build_info",
         "gauge",
-        "1, with the versions at work.",
+        "1, with the versions at work: of the exporter that answers the scrape, and of Python and SQLAlchemy in the "
+        "application. The sidecar has one sample for each pair of these two among the live workers, and an empty label "
+        "for what no worker tells.",
         labels=("version", "python", "sqlalchemy"),
     ),
     _pool(

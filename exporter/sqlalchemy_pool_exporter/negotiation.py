@@ -1,66 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Accept`` and ``Accept-Encoding`` → format and encoding of an exposition (RFC 9110, section 12.5)."""
+"""``Accept``, ``Accept-Encoding`` and ``name[]`` → what a scrape wants (RFC 9110, section 12.5).
+
+Every endpoint, of the application and of the sidecar, chooses here, so that one request gets one answer everywhere.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
-Format = Literal["text", "openmetrics"]
-
-CONTENT_TYPES: Final[Mapping[Format, str]] = {
-    "text": "text/plain; version=0.0.4; charset=utf-8",
-    "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
-}
+_UTF8: Final = "allow-utf-8"
 
 
-class _Offer(NamedTuple):
-    format: Format
+class Format(NamedTuple):
+    """One format of an exposition, as a content type names it."""
+
+    kind: Literal["text", "openmetrics"]
     media_type: str
     version: str
+    # Whether names may have any characters and then stand in quotes; if not, odd characters become underscores.
+    utf8_names: bool = False
+
+    @property
+    def content_type(self) -> str:
+        """The value of the header ``Content-Type``."""
+        escaping = f"; escaping={_UTF8}" if self.utf8_names else ""
+        return f"{self.media_type}; version={self.version}; charset=utf-8{escaping}"
 
 
-# The first is what anybody gets who does not care, or cannot be pleased: exporters answer no scrape with 406.
-_OFFERS = (
-    _Offer("text", "text/plain", "0.0.4"),
-    _Offer("openmetrics", "application/openmetrics-text", "1.0.0"),
-)
+_TEXT: Final = Format("text", "text/plain", "0.0.4")
+# The text format with names in quotes; only for clients that name this version, since older ones cannot read it.
+_TEXT_1: Final = Format("text", "text/plain", "1.0.0")
+_OPENMETRICS: Final = Format("openmetrics", "application/openmetrics-text", "1.0.0")
+# Of equal ones the first is chosen, and it is the answer if none is acceptable: exporters answer no scrape with 406.
+_OFFERS: Final = (_TEXT, _TEXT_1, _OPENMETRICS)
+
+
+class Wanted(NamedTuple):
+    """What one scrape asks for; scrapes that want the same can share an answer."""
+
+    format: Format
+    names: frozenset[str]  # of families or samples; empty: all of them
+    gzipped: bool
+
+    @classmethod
+    def of(cls, accept: str, accept_encoding: str, names: Iterable[str] = ()) -> Wanted:
+        """Return what a request asks for.
+
+        Args:
+            accept: the header; several joined by commas.
+            accept_encoding: the same.
+            names: values of the query parameter ``name[]``; empty ones choose nothing.
+        """
+        return cls(choose_format(accept), frozenset(filter(None, names)), accepts_gzip(accept_encoding))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer."""
+        encoding = {"Content-Encoding": "gzip"} if self.gzipped else {}
+        return {"Content-Type": self.format.content_type, "Vary": "Accept, Accept-Encoding", **encoding}
+
+
+class _Range(NamedTuple):
+    """One element of the header, in lower case."""
+
+    name: str
+    version: str  # empty: any
+    escaping: str
+    q: float
 
 
 def choose_format(accept: str) -> Format:
     """Return the format that ``accept`` prefers: the highest q, then the one it names more exactly."""
     ranges = list(_ranges(accept))
-    best = max(_OFFERS, key=lambda offer: _preference(offer, ranges))  # the first, of equal ones
-    return best.format
+    fits = [_best_fit(offer, ranges) for offer in _OFFERS]
+    preferences = [(fit.q, exactness if fit.q else 0) for exactness, fit in fits]
+    best = max(range(len(_OFFERS)), key=preferences.__getitem__)  # the first of equal ones
+    offer, (_, fit) = _OFFERS[best], fits[best]
+    return offer._replace(utf8_names=fit.escaping == _UTF8 and offer != _TEXT)
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether gzip is welcome, and no less than no encoding at all."""
-    quality = {coding: q for coding, _, q in _ranges(accept_encoding)}
+    """Return whether gzip is accepted, and preferred no less than no encoding at all."""
+    quality = {coding: q for coding, _, _, q in _ranges(accept_encoding)}
     gzip = quality.get("gzip", quality.get("*", 0.0))
     return gzip > 0 and gzip >= quality.get("identity", 0.0)
 
 
-def _preference(offer: _Offer, ranges: list[tuple[str, str, float]]) -> tuple[float, int]:
-    """Return q and exactness of the range that fits ``offer`` best."""
-    fits = [(0, 0.0)]
-    for media_type, version, q in ranges:
-        if media_type == offer.media_type and version == offer.version:
-            fits.append((4, q))
-        elif media_type == offer.media_type and not version:
-            fits.append((3, q))
-        elif media_type == offer.media_type.partition("/")[0] + "/*":
-            fits.append((2, q))
-        elif media_type == "*/*":
-            fits.append((1, q))
-    exactness, q = max(fits)
-    return q, exactness if q else 0
+def _best_fit(offer: Format, ranges: list[_Range]) -> tuple[int, _Range]:
+    """Return the range that ``offer`` fits most exactly, and how exactly: from 4 to 1, or 0 for none."""
+    fits = [(0, _Range("", "", "", 0.0))]
+    for range_ in ranges:
+        if (range_.name, range_.version) == (offer.media_type, offer.version):
+            fits.append((4, range_))
+        elif offer == _TEXT_1:
+            continue
+        elif range_.name == offer.media_type and not range_.version:
+            fits.append((3, range_))
+        elif range_.name == offer.media_type.partition("/")[0] + "/*":
+            fits.append((2, range_))
+        elif range_.name == "*/*":
+            fits.append((1, range_))
+    return max(fits, key=lambda fit: (fit[0], fit[1].q))
 
 
-def _ranges(header: str) -> Iterator[tuple[str, str, float]]:
-    """Yield (name, version or "", q) of each element; one with a q that is no number is left out."""
+def _ranges(header: str) -> Iterator[_Range]:
+    """Yield the elements of a header; one with a q that is no number from 0 to 1 is left out."""
     for element in header.lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
         values = dict(parameter.partition("=")[::2] for parameter in parameters)
@@ -69,4 +116,5 @@ def _ranges(header: str) -> Iterator[tuple[str, str, float]]:
         except ValueError:
             continue
         if name and 0 <= q <= 1:
-            yield name, values.get("version", "").strip('"'), q
+            version, escaping = (values.get(key, "").strip('"') for key in ("version", "escaping"))
+            yield _Range(name, version, escaping, q)

@@ -7,8 +7,7 @@ import re
 import subprocess
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -19,10 +18,13 @@ from sqlalchemy_pool_exporter.alerting import rules
 from sqlalchemy_pool_exporter.errors import ThresholdError
 from tests.support import sidecar
 from tests.support.incident_list import INCIDENTS, UNSTAGED
-from tools import generate_metrics, generate_rules
+from tests.support.paths import ROOT
+from tools import generate_rules
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.newest  # text, and a program that is no dependency
-ROOT = Path(__file__).parents[2]
 
 
 def load(text: str) -> Any:
@@ -82,7 +84,7 @@ def run(*arguments: str | Path) -> None:
 
 def test_the_rendered_rules_are_the_sources() -> None:
     """What is committed for those who load a file is what the command writes without a setting."""
-    assert generate_metrics.rendered_rules() == RENDERED.read_text("utf-8")
+    assert generate_rules.rendered_rules() == RENDERED.read_text("utf-8")
 
 
 def test_the_page_of_the_documentation_is_generated() -> None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import measure
 from benchmarks.report import Table, replace_block
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ROWS = (
     "nothing",
     "two empty listeners",
@@ -26,6 +29,7 @@ WITHOUT_COMPETITORS = """
 import sys
 sys.modules.update(dict.fromkeys(("opentelemetry.sdk.metrics", "sqlalchemy_collectd.client.plugin")))
 from benchmarks.__main__ import main
+from tests.support.paths import ROOT
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -27,6 +27,7 @@ from sqlalchemy_pool_exporter.metrics import (
 )
 from tests.support import grafana
 from tests.support.linter import RULES
+from tests.support.paths import ROOT
 from tests.support.sidecar import run
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from tests.support.grafana import Board, Expr
 
 pytestmark = pytest.mark.newest
-ROOT = Path(__file__).parents[2]
 ALL = (
     *POOL_METRICS,
     *EXPORTER_METRICS,
@@ -307,7 +307,7 @@ def _labels(name: str) -> set[str]:
     labels = {"job", "instance", *metric.labels}
     if metric in DATABASE_METRICS:
         labels.add("database")
-    if metric.is_about_pool:
+    if metric in POOL_METRICS:
         labels.add("pool")
         # Of the sidecar's states, but for the capacity, which is that of all workers.
         if metric.kind == "gauge" and metric.key != "capacity":

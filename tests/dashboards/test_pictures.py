@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import re
 from math import nan
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
 from tests.support import grafana
+from tests.support.paths import ROOT
 from tools.draw import CELL, HEAD, LABEL, WIDTH, Line, draw
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = pytest.mark.newest
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 class Made:

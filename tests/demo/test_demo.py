@@ -25,11 +25,12 @@ import pytest
 from demo.observe import Evidence, Snapshot, Window, peaked, rose, slower_than
 from demo.scenes import SCENES, Result
 from demo.table import readings, verdict
+from tests.support.paths import ROOT
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parents[2]
 DEMO = ("-m", "demo")
 
 
@@ -85,9 +86,14 @@ class Demo:
 
     def wait_for(self, condition: Callable[[Demo], bool]) -> None:
         """Return once a condition holds that nothing announces."""
-        while not condition(self):
+
+        def holds() -> bool:
+            if condition(self):
+                return True
             assert self.process.poll() is None, self.end()
-            time.sleep(0.002)
+            return False
+
+        assert eventually(holds, poll_seconds=0.002)
 
     def end(self) -> tuple[int, str, str]:
         """Return the exit status, all output and all errors, once the demo has ended."""
@@ -236,10 +242,10 @@ def test_its_processes_end_with_it_however_it_ends(directory: Path) -> None:
     server = [pid for pid in children if command_of(pid).partition("\0")[0].endswith("/postgres")]
     try:
         assert len(server) == 1
-        wait_until(lambda: [pid for pid in children if command_of(pid)] == server)
+        assert eventually(lambda: [pid for pid in children if command_of(pid)] == server)
     finally:
         os.kill(server[0], signal.SIGINT)
-        wait_until(lambda: not command_of(server[0]))
+        assert eventually(lambda: not command_of(server[0]))
         for left in directory.iterdir():
             shutil.rmtree(left)
 
@@ -256,12 +262,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once a condition holds, or never."""
-    while not condition():
-        time.sleep(0.01)
 
 
 def test_a_reader_that_goes_away_ends_it(directory: Path) -> None:

@@ -13,20 +13,20 @@ import time
 import urllib.request
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from tests.support.sidecar import SECONDS, Sidecar
-from tests.support.witness import eventually
+from tests.support.paths import ROOT
+from tests.support.sidecar import Sidecar
+from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.support.pg import Server as DatabaseServer
 
-ROOT = Path(__file__).parents[2]
 WORKERS = 2
 
 GUNICORN = ("gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")

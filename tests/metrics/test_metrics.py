@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,16 +16,16 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
-from sqlalchemy_pool_exporter.recording.hooks import hooks_of
+from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from tests.support.fakes import connect
-from tests.support.witness import Exposition
+from tests.support.paths import ROOT
+from tests.support.samples import Exposition
 from tools import generate_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_one_odd_pool_does_not_fail_the_scrape() -> None:
     odd, fine = QueuePool(connect), QueuePool(connect)
     instrument(odd, name="odd", registry=registry)
     instrument(fine, name="fine", registry=registry)
-    recorder: Any = getattr(hooks_of(odd), "recorder", None)
+    recorder: Any = getattr(INSTRUMENTED.hooks_of(odd), "recorder", None)
     recorder.clock = lambda: 1 / 0
     exposition = Exposition(registry)
     assert exposition.value("connections", "fine", state="idle") == 0

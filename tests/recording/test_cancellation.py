@@ -19,7 +19,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
-from tests.support.witness import Exposition, eventually, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.wait import eventually, eventually_async
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,9 +53,7 @@ async def engine_of(
 
 
 async def until_pending(registry: CollectorRegistry, count: int) -> None:
-    async with asyncio.timeout(10):
-        while Exposition(registry).value("pending_checkouts", NAME) != count:
-            await asyncio.sleep(0.005)
+    assert await eventually_async(lambda: Exposition(registry).value("pending_checkouts", NAME) == count)
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])

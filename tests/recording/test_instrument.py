@@ -28,7 +28,9 @@ from sqlalchemy.pool import (
 )
 
 from sqlalchemy_pool_exporter import TargetError, instrument, uninstrument
-from tests.support.witness import Exposition, eventually, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.wait import eventually
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -41,8 +41,10 @@ from sqlalchemy.util import queue as queue_module
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support import reference
-from tests.support.reference import AGED, Fault, Model
-from tests.support.witness import Exposition, PoolLog, eventually
+from tests.support.reference import AGED, Collected, Fault, Model
+from tests.support.samples import RegistrySamples
+from tests.support.wait import eventually
+from tests.support.witness import PoolLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.recording.instrument import Handle
     from tests.support.pg import Server
-    from tests.support.reference import Caller, Collected, Detached, ResetFails, Slot
+    from tests.support.reference import Caller, Detached, ResetFails, Slot
 
 _queue: Any = queue_module  # it reads the time by a name of its own
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split("."))
@@ -267,17 +269,6 @@ class Held:
     @property
     def proxy(self) -> Any:
         return self.connection.connection
-
-
-class Scrape(Exposition):
-    """The samples of one scrape, without writing them out and reading them back: there are many."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in registry.collect()
-            for sample in family.samples
-        }
 
 
 class Incidents(RuleBasedStateMachine):
@@ -707,13 +698,13 @@ class Incidents(RuleBasedStateMachine):
         self._assert_model_is_the_pool()
         self._assert_log_agrees()
         self._assert_server_agrees()
-        exposition = Scrape(self.registry)
+        exposition = RegistrySamples(self.registry)
         if not self.handle:
             assert not exposition.samples
             return
         self._assert_metrics_are(exposition)
 
-    def _assert_metrics_are(self, exposition: Exposition) -> None:
+    def _assert_metrics_are(self, exposition: RegistrySamples) -> None:
         gauges = {
             **{
                 state: exposition.value("connections", self.name, state=state) for state in ("in_use", "idle")

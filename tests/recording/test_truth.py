@@ -26,7 +26,9 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_pool_exporter import instrument
-from tests.support.witness import Exposition, PoolLog, assert_log_agrees, eventually, metric_state, pool_state
+from tests.support.samples import Exposition
+from tests.support.wait import eventually
+from tests.support.witness import PoolLog, assert_log_agrees, metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.chaos_worker import THREADS, Tally
+from tests.support.paths import ROOT
 from tests.support.sidecar import Sidecar
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tests.support.workers import DIRECTORY
 
 if TYPE_CHECKING:
     from tests.support.pg import Server
-    from tests.support.sidecar import Samples
+    from tests.support.samples import Samples
 
 WORKERS = 8
 SECONDS = 60.0
@@ -50,7 +51,7 @@ class Crew:
                 self._url,
                 self._tallies / f"{place}-{self.kills}",
             ],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env={**os.environ, DIRECTORY: str(self._directory)},
             stdin=subprocess.PIPE,
         )

@@ -1,256 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader makes of a directory: sums, labels, faults; and that no counter ever goes backwards."""
+"""All files of a directory: no counter ever goes backwards, and a file that is wrong costs nothing but an error."""
 
 from __future__ import annotations
 
 import fcntl
-import gc
 import logging
 import math
 import os
-import random
 import shutil
 import struct
-import tempfile
-import threading
 import time
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
-from sqlalchemy_pool_exporter.metrics import SEGMENT_ERRORS
-from sqlalchemy_pool_exporter.segment import block as segment
-from sqlalchemy_pool_exporter.segment.directory import Reader
-from sqlalchemy_pool_exporter.segment.file import FILES, Lease, file_name
-from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
-from tests.support.witness import Exposition
+from sqlalchemy_pool_exporter.segment import block as layout
+from sqlalchemy_pool_exporter.segment.format import FILES, file_name
+from tests.support.segments import (
+    NOW,
+    Process,
+    Scraper,
+    by_worker,
+    workers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-QUEUE = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
-NOW = 1000.0
-UNLIMITED = segment.NOT_APPLICABLE
-
-
-class Process:
-    """A process with one pool, written by hand: a lease that is given up as by kill -9, and its block."""
-
-    def __init__(
-        self,
-        directory: Path,
-        pool: str = "orders",
-        *,
-        size: float = 2.0,
-        max_overflow: float = 1.0,
-        info: dict[str, str] = QUEUE,
-    ) -> None:
-        self.lease = Lease(directory)
-        self.block = self.lease.block(pool, info, 64)
-        self.block[segment.ACTIVE] = self.block[segment.HAS_OVERFLOW] = 1.0
-        self.block[segment.SIZE], self.block[segment.MAX_OVERFLOW] = size, max_overflow
-        self.block[segment.CONNECTIONS_USED] = 16.0
-
-    def count(self, checkouts: int, detaches: int = 0, faults: int = 0) -> None:
-        self.block[segment.WAIT] += checkouts
-        self.block[segment.WAIT + segment.SUM] += checkouts / 4
-        self.block[segment.DETACHES] += detaches
-        self.block[segment.FAULTS] += faults
-
-    def hold(self, since: float, row: int = 0) -> None:
-        at = segment.CONNECTIONS_AT + segment.ROW * row
-        self.block[at], self.block[at + segment.HELD_SINCE] = since, since
-
-    def kill(self) -> None:
-        self.lease.close()
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    with ExitStack() as stack:
-
-        def make(pool: str = "orders", **options: float) -> Process:
-            process = Process(tmp_path, pool, **options)  # type: ignore[arg-type]
-            stack.callback(process.kill)
-            return process
-
-        yield make
-
-
-class Scraper:
-    """A sidecar's registry over a directory, which holds every scrape against the one before."""
-
-    def __init__(
-        self, directory: Path, *, worker_label: bool = True, counters_per_worker: bool = False
-    ) -> None:
-        self.registry = CollectorRegistry()
-        self.reader = Reader(directory)
-        collector = FleetCollector(
-            self.reader,
-            worker_label=worker_label,
-            counters_per_worker=counters_per_worker,
-            monotonic=lambda: NOW,
-            wall=lambda: 2 * NOW,
-        )
-        self.registry.register(collector)
-        self._last: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-
-    def scrape(self) -> Exposition:
-        """Return what is exposed now, in which no counter is less than it was, and none is missing."""
-        exposition = Exposition(self.registry)
-        grown = {
-            key: value
-            for key, value in exposition.samples.items()
-            if key[0].endswith(("_total", "_bucket", "_count", "_sum"))
-        }
-        lost = {
-            key: (value, grown.get(key))
-            for key, value in self._last.items()
-            if not grown.get(key, -1) >= value
-        }
-        assert lost == {}
-        self._last = grown
-        return exposition
-
-    def errors(self) -> dict[str, float]:
-        """Return the faults of one scrape that are not 0."""
-        found = {
-            dict(labels)["reason"]: value
-            for (name, labels), value in self.scrape().samples.items()
-            if name == "sqlalchemy_pool_exporter_segment_errors"
-        }
-        assert set(found) == set(SEGMENT_ERRORS)
-        return {kind: value for kind, value in found.items() if value}
-
-
-def workers(exposition: Exposition) -> dict[str, float]:
-    return {
-        dict(labels)["state"]: value
-        for (name, labels), value in exposition.samples.items()
-        if name == "sqlalchemy_pool_exporter_workers"
-    }
-
-
-def by_worker(exposition: Exposition, key: str, pool: str = "orders", **labels: str) -> dict[str, float]:
-    """Return the values of a series by its label ``worker``."""
-    wanted = {"pool": pool, **labels}.items()
-    return {
-        dict(found)["worker"]: value
-        for (name, found), value in exposition.samples.items()
-        if name == f"sqlalchemy_pool_{key}" and wanted <= dict(found).items()
-    }
-
-
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-# -- sums and labels
-
-
-def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """By default counters and histograms are one series a pool, and states one a worker."""
-    one, two = process(), process()
-    one.count(3, faults=1)
-    two.count(4, faults=2)
-    one.hold(NOW - 5)
-    exposition = Scraper(tmp_path).scrape()
-    assert exposition.value("checkouts_total", "orders") == 7
-    assert exposition.value("checkout_wait_seconds_count", "orders") == 7
-    assert exposition.value("checkout_wait_seconds_sum", "orders") == 7 / 4
-    assert exposition.value("exporter_recording_faults_total", "orders") == 3
-    assert by_worker(exposition, "connections", state="in_use") == {"000": 1, "001": 0}
-    assert by_worker(exposition, "longest_held_seconds") == {"000": 5, "001": 0}
-    assert by_worker(exposition, "size") == {"000": 2, "001": 2}
-    assert workers(exposition) == {"live": 2, "gone": 0}
-
-
-def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """States of all workers are summed, ages are the longest, and limits are shown where all have the same."""
-    one, two = process(size=2.0), process(size=3.0)
-    one.hold(NOW - 5)
-    two.hold(NOW - 7)
-    one.block[segment.LAST_CHECKIN], two.block[segment.LAST_CHECKIN] = NOW - 3, NOW - 9
-    exposition = Scraper(tmp_path, worker_label=False).scrape()
-    assert exposition.value("connections", "orders", state="in_use") == 2
-    assert exposition.value("longest_held_seconds", "orders") == 7
-    assert exposition.value("last_checkin_timestamp_seconds", "orders") == 2 * NOW - 3
-    assert exposition.get("size", "orders") is None
-    assert exposition.value("max_overflow", "orders") == 1
-    assert exposition.value("capacity", "orders") == 7
-
-
-def test_counters_per_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Each worker's counters are its own series; the exporter's own faults and what is of no worker stay one."""
-    process().count(3, faults=1)
-    process().count(4, faults=2)
-    exposition = Scraper(tmp_path, counters_per_worker=True).scrape()
-    assert by_worker(exposition, "checkouts_total") == {"000": 3, "001": 4}
-    assert by_worker(exposition, "checkout_wait_seconds_count") == {"000": 3, "001": 4}
-    assert exposition.value("exporter_recording_faults_total", "orders") == 3
-
-
-@pytest.mark.parametrize("counters_per_worker", [False, True])
-@pytest.mark.parametrize("worker_label", [False, True])
-def test_no_series_twice(
-    tmp_path: Path, process: Callable[..., Process], *, worker_label: bool, counters_per_worker: bool
-) -> None:
-    """However it is shown, and with two blocks of one name in a file, no series appears twice."""
-    one = process()
-    one.lease.block("orders", QUEUE, 128)[segment.FAULTS] = 1.0
-    process("billing")
-    process().kill()
-    exposition = Scraper(
-        tmp_path, worker_label=worker_label, counters_per_worker=counters_per_worker
-    ).scrape()
-    series = [line.rpartition(" ")[0] for line in exposition.text.splitlines() if not line.startswith("#")]
-    assert sorted(set(series)) == sorted(series)
-
-
-def test_capacity(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """The ceiling is the sum over the live workers; if one of them has none, the fleet has none."""
-    process(size=2.0, max_overflow=1.0)
-    gone = process(size=5.0, max_overflow=10.0)
-    gone.kill()
-    scraper = Scraper(tmp_path)
-    assert scraper.scrape().value("capacity", "orders") == 3
-    process(size=5.0, max_overflow=10.0)
-    assert scraper.scrape().value("capacity", "orders") == 18
-    process(size=UNLIMITED, max_overflow=UNLIMITED)
-    assert scraper.scrape().get("capacity", "orders") is None
-
-
-def test_different_pools(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Each worker shows the pools it has."""
-    process("orders").count(1)
-    process("billing").count(2)
-    exposition = Scraper(tmp_path).scrape()
-    assert by_worker(exposition, "size", "orders") == {"000": 2}
-    assert by_worker(exposition, "size", "billing") == {"001": 2}
-    assert exposition.value("checkouts_total", "billing") == 2
-
-
-def test_different_drivers(tmp_path: Path) -> None:
-    """While two releases of an application run, both descriptions of the pool are shown; then the last one."""
-    old = Process(tmp_path)
-    new = Process(tmp_path, info={**QUEUE, "driver": "asyncpg"})
-    scraper = Scraper(tmp_path)
-
-    def drivers() -> set[str]:
-        samples = scraper.scrape().samples
-        return {dict(labels)["driver"] for name, labels in samples if name == "sqlalchemy_pool_info"}
-
-    assert drivers() == {"psycopg", "asyncpg"}
-    old.kill()
-    assert drivers() == {"asyncpg"}
-    new.kill()
-    assert drivers() == {"asyncpg"}
-
+    from collections.abc import Callable
+    from pathlib import Path
 
 # -- nothing goes backwards
 
@@ -486,7 +262,7 @@ def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -
         (2.0**49, {"damaged": 1}),
         (2.0**49 - 1, {}),
     ):
-        worker.block[segment.DETACHES] = count
+        worker.block[layout.DETACHES] = count
         assert scraper.errors() == errors
     assert scraper.scrape().value("detaches_total", "orders") == 2.0**49 - 1
 
@@ -522,11 +298,11 @@ def test_no_right_to_read(tmp_path: Path, process: Callable[..., Process]) -> No
         (4112, b'{"pool": "\\ud800", "dialect": "", "driver": "", "pool_class": ""}\0', "damaged"),
         (4112, b'{"pool": 1, "dialect": "", "driver": "", "pool_class": ""}\0', "damaged"),
         (4112, b'{"pool": "p"}\0', "damaged"),
-        (5120 + 8 * segment.DETACHES, b"\xff" * 8, "damaged"),  # a counter that is NaN
-        (5120 + 8 * segment.DETACHES, struct.pack("d", -1.0), "damaged"),
-        (5120 + 8 * segment.DETACHES, struct.pack("d", float("inf")), "damaged"),
-        (5120 + 8 * segment.WAITERS_USED, struct.pack("d", 1e9), "damaged"),
-        (5120 + 8 * segment.CONNECTIONS_USED, b"\xff" * 8, "damaged"),
+        (5120 + 8 * layout.DETACHES, b"\xff" * 8, "damaged"),  # a counter that is NaN
+        (5120 + 8 * layout.DETACHES, struct.pack("d", -1.0), "damaged"),
+        (5120 + 8 * layout.DETACHES, struct.pack("d", float("inf")), "damaged"),
+        (5120 + 8 * layout.WAITERS_USED, struct.pack("d", 1e9), "damaged"),
+        (5120 + 8 * layout.CONNECTIONS_USED, b"\xff" * 8, "damaged"),
     ],
 )
 def test_damage(  # noqa: PLR0917 - fixtures and a table
@@ -586,175 +362,3 @@ def test_a_file_twice(
     exposition = scraper.scrape()
     assert exposition.value("checkouts_total", "orders") == 3
     assert by_worker(exposition, "size") == {"001": 2}
-
-
-# -- fuzz
-
-_dice = st.randoms(use_true_random=False)
-
-
-@pytest.fixture(scope="module")
-def sane(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of a file with two pools in it."""
-    directory = tmp_path_factory.mktemp("sane")
-    process = Process(directory)
-    process.count(3)
-    process.lease.block("billing", QUEUE, 64)
-    process.kill()
-    (path,) = directory.iterdir()
-    return path.read_bytes()[:40_000]
-
-
-def _flip(data: bytearray, dice: random.Random) -> None:
-    for _ in range(dice.randint(1, 8)):
-        data[dice.choice((dice.randrange(64), dice.randrange(4096, 6200), dice.randrange(len(data))))] ^= (
-            1 << dice.randrange(8)
-        )
-
-
-def _cut(data: bytearray, dice: random.Random) -> None:
-    del data[dice.randrange(len(data)) :]
-
-
-def _overwrite(data: bytearray, dice: random.Random) -> None:
-    at = dice.choice((0, dice.randrange(4096), dice.randrange(4096, 6200), dice.randrange(len(data))))
-    junk = dice.randbytes(dice.randint(1, 300))
-    data[at : at + len(junk)] = junk
-
-
-def _shift(data: bytearray, dice: random.Random) -> None:
-    at = dice.randrange(len(data))
-    data[at:at] = bytes(dice.randint(1, 64))
-
-
-@pytest.mark.parametrize("damage", [_flip, _cut, _overwrite, _shift])
-def test_fuzzed_files(
-    tmp_path_factory: pytest.TempPathFactory, sane: bytes, damage: Callable[[bytearray, random.Random], None]
-) -> None:
-    """Whatever is in a file costs at most a counted error, and its neighbour shows what it always shows.
-
-    A flipped bit that makes one plausible number of another cannot be told from that number; there is no checksum,
-    since the writer stores each value alone. So what is asserted is that the answer is whole, and not that it is true.
-    """
-    directory = tmp_path_factory.mktemp("fuzz")
-    neighbour = Process(directory, "neighbour")
-    neighbour.count(5)
-    registry = Scraper(directory).registry
-    gc.collect()
-    before = descriptors()
-
-    @settings(max_examples=60)
-    @given(_dice)
-    def check(dice: random.Random) -> None:
-        data = bytearray(sane)
-        damage(data, dice)
-        (directory / file_name(1)).write_bytes(data)
-        exposition = Exposition(registry)
-        assert exposition.value("checkouts_total", "neighbour") == 5
-        states = workers(exposition)
-        errors = sum(
-            value
-            for (name, _), value in exposition.samples.items()
-            if name == "sqlalchemy_pool_exporter_segment_errors"
-        )
-        unfinished = not any(data[:8]) and len(data) in (0, 4096)
-        assert states["live"] == 1
-        assert states["gone"] + errors == (0 if unfinished else 1)
-        # Whoever starts next is not ended by it, either, and has a file.
-        lease = Lease(directory)
-        lease.block("orders", QUEUE, 64)
-        lease.close()
-        (directory / file_name(2)).unlink(missing_ok=True)
-
-    check()
-    gc.collect()
-    assert descriptors() <= before
-    neighbour.kill()
-
-
-def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
-    """A file that shrinks, grows, vanishes or is replaced under the reader's eyes is an error or not, and no more."""
-    neighbour = Process(tmp_path, "neighbour")
-    path = tmp_path / file_name(1)
-    path.write_bytes(sane)
-    stop = threading.Event()
-
-    def disturb() -> None:
-        dice = random.Random(11)  # noqa: S311 - the same each time
-        while not stop.is_set():
-            match dice.randrange(4):
-                case 0:
-                    os.truncate(path, dice.randrange(len(sane)))
-                case 1:
-                    path.write_bytes(sane)
-                case 2:
-                    (tmp_path / "new").write_bytes(sane[: dice.randrange(len(sane))])
-                    (tmp_path / "new").replace(path)
-                case _:
-                    path.unlink()
-                    path.write_bytes(sane)
-
-    disturbing = threading.Thread(target=disturb)
-    disturbing.start()
-    try:
-        reader = Reader(tmp_path)
-        before = descriptors()
-        for _ in range(1000):
-            fleet = reader.read()
-            assert ("neighbour",) in fleet.counts
-            assert sum(fleet.errors.values()) <= 1
-        # One more may be the other thread's.
-        assert descriptors() <= before + 1
-    finally:
-        stop.set()
-        disturbing.join()
-        neighbour.kill()
-
-
-# -- sums
-
-
-@given(
-    st.lists(st.floats(0, 1e6), min_size=2, max_size=8),
-    st.lists(st.integers(0, 7), max_size=8),
-    st.data(),
-)
-@settings(max_examples=50)
-def test_sums_of_seconds_never_shrink(seconds: list[float], ends: list[int], data: st.DataObject) -> None:
-    """A sum of seconds stays the same to its last digit when a worker ends, is replaced, or its file is deleted."""
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        processes = [Process(Path(directory)) for _ in seconds]
-        for process, value in zip(processes, seconds, strict=True):
-            stack.callback(process.kill)
-            process.block[segment.HOLD] = 1.0
-            process.block[segment.HOLD + segment.SUM] = value
-        reader = Reader(Path(directory))
-        expected = math.fsum(seconds)
-        at = segment.HOLD + segment.SUM - segment.FIRST_COUNTER
-        assert reader.read().counts["orders",][at] == expected
-        for end in ends:
-            process = processes[end % len(processes)]
-            process.kill()
-            if data.draw(st.booleans()):
-                process.lease.path.unlink(missing_ok=True)
-            assert reader.read().counts["orders",][at] == expected
-            if data.draw(st.booleans()):
-                stack.callback(Process(Path(directory)).kill)
-                assert reader.read().counts["orders",][at] == expected
-
-
-def test_sums_of_deleted_files_never_shrink(tmp_path: Path) -> None:
-    """Nor when there were so many that all but the latest are remembered as one sum."""
-    reader, dice = Reader(tmp_path), random.Random(5)  # noqa: S311 - the same each time
-    at = segment.HOLD + segment.SUM - segment.FIRST_COUNTER
-    every: list[float] = []
-    for _ in range(FILES // 16 + 4):
-        processes = [Process(tmp_path) for _ in range(16)]
-        for process in processes:
-            every.append(dice.random() * 10 ** dice.randint(-3, 6))
-            process.block[segment.HOLD + segment.SUM] = every[-1]
-            process.kill()
-        assert reader.read().counts["orders",][at] == math.fsum(every)
-        for process in processes:
-            process.lease.path.unlink()
-        assert reader.read().counts["orders",][at] == math.fsum(every)

@@ -16,7 +16,6 @@ from tests.support.charts import (
     CHART,
     EXAMPLE,
     OPERATOR,
-    ROOT,
     chart,
     example,
     kinds,
@@ -26,6 +25,7 @@ from tests.support.charts import (
     render,
     validate,
 )
+from tests.support.paths import ROOT
 from tests.support.sidecar import run
 from tools.generate_chart import files, values
 

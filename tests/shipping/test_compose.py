@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from tests.support import grafana
+from tests.support.paths import ROOT
 from tests.support.sidecar import run
 
 pytestmark = pytest.mark.newest
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = ROOT / "config"
 COMPOSE = CONFIG / "compose.yaml"
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.sidecar import Sidecar
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tools.licences import ALLOWED, faults
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.newest
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "exporter" / "sqlalchemy_pool_exporter"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOOLS = Path(sys.executable).parent
 # Of each kind of file that must not be missing, or creep in.
@@ -87,9 +88,9 @@ def test_wheel_contents(dist: Path) -> None:
         "bundled/alerts.yml": ROOT / "config" / "alerts.yml",
         "bundled/exporter.yaml": ROOT / "config" / "exporter.yaml",
         **{
-            path.name: path
-            for path in (ROOT / "exporter" / "sqlalchemy_pool_exporter").iterdir()
-            if path.is_file()
+            path.relative_to(PACKAGE).as_posix(): path
+            for path in PACKAGE.rglob("*")
+            if path.is_file() and path.parent.name != "__pycache__"
         },
     }
     with zipfile.ZipFile(the(dist, "*.whl")) as archive:

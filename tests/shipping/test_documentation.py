@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, EXPORTER_METRICS, POOL_METRICS
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.newest
 
-ROOT = Path(__file__).parents[2]
 HOME = "https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter"
 PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "helm") for page in (ROOT / name).rglob("*.md"))]
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from packaging.requirements import Requirement
 
-from tests.support.witness import eventually
+from tests.support.paths import ROOT
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.newest
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
 LOCKS = ("requirements/build.lock", "requirements/exporter.lock")
 LABELS = (

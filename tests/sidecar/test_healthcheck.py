@@ -13,8 +13,8 @@ import trustme
 import yaml
 
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
-from sqlalchemy_pool_exporter.sidecar.healthcheck import check
+from sqlalchemy_pool_exporter.sidecar.healthcheck import Endpoint, check, find_endpoint
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
 from tests.support.sidecar import Sidecar, run
 from tests.support.wire import Numbers, serving
@@ -47,7 +47,7 @@ def silent() -> Iterator[int]:
 async def answer(path: Path) -> str:
     """Check an exporter that serves with a web configuration file."""
     async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
-        asked = Web(listen_address=Address("127.0.0.1", endpoint.port), config_file=path)
+        asked = Endpoint(Address("127.0.0.1", endpoint.port), may_speak_tls=True)
         return await asyncio.to_thread(check, asked)
 
 
@@ -94,9 +94,9 @@ def test_nobody_listens(silent: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
-        check(Web(listen_address=Address("127.0.0.1", port)))
+        check(Endpoint(Address("127.0.0.1", port)))
     with pytest.raises(EndpointError, match="timed out"):
-        check(Web(listen_address=Address("127.0.0.1", silent)), timeout=0.1)
+        check(Endpoint(Address("127.0.0.1", silent)), timeout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_something_else_answers(said: bytes, fault: str) -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with pytest.raises(EndpointError, match=fault):
-            check(Web(listen_address=Address("127.0.0.1", listening.getsockname()[1])), timeout=5)
+            check(Endpoint(Address("127.0.0.1", listening.getsockname()[1])), timeout=5)
         thread.join()
 
 
@@ -134,3 +134,61 @@ def test_command(host: str) -> None:
     dead = run("healthcheck", "--listen-address", address)
     assert (1, "") == (dead.returncode, dead.stdout)
     assert dead.stderr.startswith(f"sqlalchemy-pool-exporter: no answer from '{address}': ")
+
+
+# -- what is asked
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Endpoint()),
+        ("web: {listen_address: '127.0.0.1:1'}", Endpoint(Address("127.0.0.1", 1))),
+        (
+            "web: {listen_address: ':2', config_file: web.yaml}",
+            Endpoint(Address("", 2), may_speak_tls=True),
+        ),
+        ("web: {listen_address: ':2', colour: red}\nlog: loud", Endpoint(Address("", 2))),
+        ("web: {listen_address: ':port'}", Endpoint()),
+        ("web: {listen_address: 10079}", Endpoint()),
+        ("web: []", Endpoint()),
+        ("- web", Endpoint()),
+        ("web:\n  listen_address: ':3'\nlog: {level: [", Endpoint(Address("", 3))),
+        (
+            "log: *level\nweb:\n  listen_address: '127.0.0.1:4' # own\n  config_file: web.yaml\n",
+            Endpoint(Address("127.0.0.1", 4), may_speak_tls=True),
+        ),
+        ("web: [", Endpoint()),
+        (None, Endpoint()),
+    ],
+)
+def test_endpoint_of_a_file(tmp_path: Path, text: str | None, expected: Endpoint) -> None:
+    """Of a file that has become wrong since the start, what can be read is taken, and otherwise the default."""
+    path = tmp_path / "exporter.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert expected == find_endpoint(path, {})
+
+
+def test_endpoint_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command line over environment over file; the environment can name the file."""
+    path = tmp_path / "exporter.yaml"
+    path.write_text("web: {listen_address: ':1', config_file: web.yaml}")
+    assert Endpoint() == find_endpoint(None, {})
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_CONFIG", str(path))
+    assert Endpoint(Address("", 1), may_speak_tls=True) == find_endpoint(None, {})
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS", ":2")
+    assert Endpoint(Address("", 2), may_speak_tls=True) == find_endpoint(None, {})
+    assert Endpoint(Address("", 3), may_speak_tls=True) == find_endpoint(path, {"web.listen_address": ":3"})
+
+
+@pytest.mark.parametrize("text", ["web: {colour: red}", "web: [", "databases: [{name: a, dsn_env: NOWHERE}]"])
+def test_an_edit_that_is_wrong_is_no_illness(tmp_path: Path, text: str) -> None:
+    """An exporter whose file is edited wrongly after its start goes on, and is well."""
+    path = tmp_path / "exporter.yaml"
+    path.write_text("")
+    with Sidecar("--config", path) as sidecar:
+        path.write_text(text)
+        address = sidecar.url.rpartition("//")[2]
+        alive = run("healthcheck", "--config", path, SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS=address)
+        assert (0, "200 OK\n", "") == (alive.returncode, alive.stdout, alive.stderr)

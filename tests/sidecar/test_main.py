@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.sidecar import OPENMETRICS, Sidecar, run
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.pg import Server
 
 
@@ -199,12 +201,55 @@ def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) 
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}\n")
     ended = run("check-config", "--config", config, "--web-config-file", tmp_path / "web.yml")
     assert ended.returncode == 2
-    assert "tls_server_config" in ended.stderr
+    assert "web.config_file: " in ended.stderr
+    assert "line 1: tls_server_config.cert_file: cannot read 'nowhere.pem': No such file" in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_every_fault_of_every_file(config: Path, tmp_path: Path, command: str) -> None:
+    """Faults of the file, of the files and variables that it names, and of the web configuration are told together."""
+    (tmp_path / "web.yml").write_text("basic_auth_users: {prometheus: hunter2}\nrate_limit: {burst: -1}\n")
+    (tmp_path / "dsn").write_text("postgresql://u:hunter2@hunter2@h/d")
+    config.write_text(
+        "web: {config_file: web.yml}\n"
+        "log: {level: loud}\n"
+        "databases:\n"
+        "  - {name: a, dsn_file: dsn}\n"
+        "  - {name: b, dsn_env: NOT_SET_ANYWHERE, tls: {mode: verify-full, ca_file: nowhere.crt}}\n"
+    )
+    ended = run(command, "--config", config)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    for fault in (
+        "exporter.yaml: 5 faults",
+        "\n  line 1: web.config_file: ",
+        "web.yml: 2 faults\n    line 1: basic_auth_users.prometheus: expected a password hashed with bcrypt",
+        "\n    line 2: rate_limit.burst: expected an integer from 0 to 1000000\n",
+        "\n  line 2: log.level: expected one of",
+        "\n  line 4: databases[0].dsn_file: database 'a': ",
+        "\n  line 5: databases[1].dsn_env: database 'b': environment variable 'NOT_SET_ANYWHERE' is not set\n",
+        "\n  line 5: databases[1].tls.ca_file: database 'b': cannot read ",
+    ):
+        assert fault in ended.stderr
+    assert "hunter2" not in ended.stderr
+
+
+def test_a_secret_that_is_missing_at_a_reload(config: Path, tmp_path: Path) -> None:
+    """A reload while a DSN's file is away keeps the old configuration, and the exporter goes on."""
+    (tmp_path / "dsn").write_text("postgresql://nobody@127.0.0.1:1/nothing")
+    config.write_text("databases: [{name: orders, dsn_file: dsn}]\n")
+    with Sidecar("--config", config) as sidecar:
+        assert eventually(lambda: sidecar.value("database_up", database="orders") == 0)
+        (tmp_path / "dsn").unlink()
+        sidecar.send(signal.SIGHUP)
+        said = sidecar.wait_for("not reloaded, the old configuration stays: .*(?:\n .*)*")
+        assert "databases[0].dsn_file: database 'orders': cannot read" in said
+        assert sidecar.value("database_up", database="orders") == 0
+        assert sidecar.value("exporter_config_last_reload_successful") == 0
 
 
 def test_the_example_configuration() -> None:
     """config/exporter.yaml is a valid configuration."""
-    example = Path(__file__).parents[2] / "config" / "exporter.yaml"
+    example = ROOT / "config" / "exporter.yaml"
     assert run("check-config", "--config", example).returncode == 0
 
 
@@ -217,7 +262,7 @@ def test_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "command"), [("msgspec", "check-config"), ("yaml", "serve"), ("aiohttp", "serve")]
+    ("module", "command"), [("pydantic", "check-config"), ("yaml", "serve"), ("aiohttp", "serve")]
 )
 def test_missing_extra(module: str, command: str) -> None:
     """Without the sidecar's libraries it says which one is missing and how to get them."""

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import psycopg
 
 from tests.support import grafana
+from tests.support.paths import ROOT
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.sidecar import Sidecar, run
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from tests.support.pg import Server
 
-ROOT = Path(__file__).parents[2]
 INTERVAL = 1  # seconds between two scrapes
 RATE_INTERVAL = f"{4 * INTERVAL}s"  # as Grafana has it for steps of up to three scrapes
 SIDECAR, IN_APP = "shop", "kiosk"  # the jobs: seen through the sidecar, and scraped itself
@@ -107,7 +107,7 @@ def watched(server: Server, directory: Path, seconds: float) -> Iterator[Run]:
             instances={of_sidecar: f"{SIDECAR}-1", of_application: f"{IN_APP}-1"},
         )
         prometheus = stack.enter_context(Prometheus(scrapes, directory / "prometheus"))
-        assert eventually(lambda: len(prometheus.query("sqlalchemy_pool_exporter_build_info")) == 2, 60)
+        assert eventually(lambda: len(prometheus.query("sqlalchemy_pool_exporter_build_info")) == 2)
         start = time.time()
         time.sleep(seconds - 5)
         lost.kill()

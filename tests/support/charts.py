@@ -6,15 +6,16 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tests.support.paths import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "sqlalchemy-pool-exporter"
 EXAMPLE = ROOT / "examples" / "helm" / "orders"
 OPERATOR = "monitoring.coreos.com/v1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' fakes, where a pool needs a connection and nobody cares which."""
+"""Fakes for tests that need a DBAPI connection but no database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class FakeConnection:
-    """A DBAPI connection that does nothing; each call gets a new one."""
+    """A DBAPI connection that does nothing; a test that needs more overrides a method.
+
+    CPython frees it as soon as the last reference is gone, which is not true of a connection to SQLite.
+    """
 
     def cursor(self) -> FakeConnection:
         return self
@@ -26,5 +29,5 @@ class FakeConnection:
 
 
 def connect() -> Any:
-    """Return a new one, as a pool's creator does."""
+    """Return a new connection, as the creator of a pool does."""
     return FakeConnection()

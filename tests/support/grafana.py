@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import promql_parser as promql
 
+from tests.support.paths import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DIRECTORY = Path(__file__).parents[2] / "dashboards"
+DIRECTORY = ROOT / "dashboards"
 NAMES = ("overview", "pool", "database")
 
 Board = dict[str, Any]

@@ -24,16 +24,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy_pool_exporter.alerting import rules
+from tests.support.paths import ROOT
 from tests.support.postgres_keeper import _account, _free_port, _programs
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.sidecar import Sidecar
+from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-ROOT = Path(__file__).parents[2]
 FASTER = 30
-SECONDS = 60.0  # no measurement: how long a loaded machine may take before the run gives up
 
 # What is no time, or the time of something that is not made faster here.
 _UNCHANGED = {"wait_objective_seconds"}
@@ -110,10 +110,7 @@ class Database:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         self._process = self._spawn("postgres", "-p", str(self.port), *options)
         state = self._directory / "data" / "postmaster.pid"
-        deadline = time.monotonic() + SECONDS
-        while not (state.exists() and "ready" in state.read_text()):
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.05)
+        assert eventually(lambda: state.exists() and "ready" in state.read_text()), self._log.read_text()
 
     def stop(self) -> None:
         """End its sessions and it."""
@@ -204,10 +201,10 @@ class Stage:
         for _ in range(incident.workers if count is None else count):
             worker = Worker(incident.name, url, incident.pool, self._directory / "pools")
             self.workers.append(self._exit_stack.enter_context(worker))
-        deadline = time.monotonic() + SECONDS
-        while self.sidecar.value("exporter_workers", state="live") != len(self.workers):
-            assert time.monotonic() < deadline, f"the workers of {incident.name} do not start"
-            time.sleep(0.2)
+        assert eventually(
+            lambda: self.sidecar.value("exporter_workers", state="live") == len(self.workers),
+            poll_seconds=0.2,
+        ), f"the workers of {incident.name} do not start"
         self.starting_seconds = self.starting_seconds or time.monotonic() - self._created
 
     def break_exporter(self) -> None:

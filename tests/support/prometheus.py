@@ -10,17 +10,17 @@ import json
 import re
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from tests.support.wait import SECONDS, eventually
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-SECONDS = 60.0  # no measurement: how long a loaded machine may take before the test gives up
 POLL_SECONDS = 0.05
 
 Labels = dict[str, str]
@@ -163,11 +163,14 @@ class Prometheus:
 
     def wait_until(self, condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
         """Ask again and again until a condition holds; AssertionError names ``what`` was waited for."""
-        deadline = time.monotonic() + seconds
-        while not condition():
+
+        def holds() -> object:
             self._check()
-            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-            time.sleep(POLL_SECONDS)
+            return condition()
+
+        assert eventually(holds, seconds=seconds, poll_seconds=POLL_SECONDS), (
+            f"not within {seconds:g} s: {what}"
+        )
 
     def wait_for(self, expr: str, seconds: float = SECONDS) -> list[Sample]:
         """Wait until a query has series, and return them."""

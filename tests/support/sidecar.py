@@ -13,14 +13,13 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
-from prometheus_client.parser import text_string_to_metric_families
+from tests.support.samples import Samples, key, read_samples
+from tests.support.wait import SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 60.0  # no measurement: how long a loaded machine may take before the test gives up
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,15 +87,11 @@ class Sidecar:
 
     def samples(self) -> Samples:
         """Scrape it."""
-        return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.get()[1])
-            for sample in family.samples
-        }
+        return read_samples(self.get()[1])
 
-    def value(self, key: str, **labels: str) -> float | None:
-        """Return one sample, ``sqlalchemy_pool_<key>``."""
-        return self.samples().get((f"sqlalchemy_pool_{key}", frozenset(labels.items())))
+    def value(self, name: str, **labels: str) -> float | None:
+        """Return one sample, ``sqlalchemy_pool_<name>``."""
+        return self.samples().get(key(name, **labels))
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

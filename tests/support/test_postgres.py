@@ -18,14 +18,14 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from tests.support.paths import ROOT
 from tests.support.pg import running
-from tests.support.witness import eventually
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.support.pg import Server
 
 pytest_plugins = ["pytester"]
-ROOT = Path(__file__).parents[2]
 NAME = "SHOW application_name"
 
 

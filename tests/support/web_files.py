@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import ssl
 from typing import TYPE_CHECKING, Any
 
 import bcrypt
+import pytest
 import yaml
 
+from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
 
 from .wire import Numbers, ask, serving
@@ -60,6 +63,13 @@ class Files:
         if leaf is not None:
             leaf.configure_cert(context)
         return context
+
+
+def faults(path: Path) -> list[str]:
+    """Return the faults of a web configuration file, without their lines."""
+    with pytest.raises(ConfigError) as caught:
+        WebConfig(path)
+    return [re.sub(r"^\s*line \d+: ", "", line).strip() for line in str(caught.value).splitlines()[1:]]
 
 
 def hashed(password: str | bytes = PASSWORD, *, cost: int = COST, prefix: str = "2b") -> str:

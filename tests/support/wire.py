@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from sqlalchemy_pool_exporter.sidecar.config import Address, Web
+from sqlalchemy_pool_exporter.sidecar.config import Web
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
+from tests.support.wait import eventually_async
 
 if TYPE_CHECKING:
     import ssl
@@ -152,9 +154,7 @@ async def rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> by
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition`` holds, which something outside of this event loop may bring about."""
-    async with asyncio.timeout(HANG):
-        while not condition():
-            await asyncio.sleep(0.005)
+    assert await eventually_async(condition, seconds=HANG)
 
 
 async def emptied(endpoint: Listener) -> None:

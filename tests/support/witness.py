@@ -4,20 +4,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.pool import QueuePool
 
-from sqlalchemy_pool_exporter.metrics import PREFIX
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy.pool import Pool
+
+    from tests.support.samples import RegistrySamples
 
 # Phrases of SQLAlchemy's pool log, by what they tell.
 _PHRASES = {
@@ -71,38 +66,6 @@ class PoolLog(logging.Handler):
         self._logger.propagate = self._propagate
 
 
-class Exposition:
-    """The samples of one scrape, read back from the text that Prometheus would get."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.text = generate_latest(registry).decode()
-        self.samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.text)
-            for sample in family.samples
-        }
-
-    def get(self, key: str, pool: str, **labels: str) -> float | None:
-        """Return the value of ``sqlalchemy_pool_<key>`` of a pool, or None if there is no such series."""
-        return self.samples.get((PREFIX + key, frozenset({"pool": pool, **labels}.items())))
-
-    def value(self, key: str, pool: str, **labels: str) -> float:
-        """Return the value of a series that must be there."""
-        value = self.get(key, pool, **labels)
-        assert value is not None, f"no series {key} {labels} of {pool}"
-        return value
-
-    def counters(self, pool: str) -> dict[str, float]:
-        """Return every counter of a pool that is not 0, as ``name`` or ``name.label``, and its histograms' counts."""
-        found = {}
-        for (name, labels), value in self.samples.items():
-            of = dict(labels)
-            if of.pop("pool", None) == pool and name.endswith(("_total", "_count")) and value:
-                label = "".join(f".{text}" for text in of.values())
-                found[name.removeprefix(PREFIX).removesuffix("_total") + label] = value
-        return found
-
-
 def pool_state(pool: Pool) -> dict[str, float]:
     """Return what a QueuePool says of itself, in the names of the metrics."""
     assert isinstance(pool, QueuePool)
@@ -113,7 +76,7 @@ def pool_state(pool: Pool) -> dict[str, float]:
     }
 
 
-def metric_state(exposition: Exposition, pool: str) -> dict[str, float]:
+def metric_state(exposition: RegistrySamples, pool: str) -> dict[str, float]:
     """Return the same, of the metrics."""
     return {
         "in_use": exposition.value("connections", pool, state="in_use"),
@@ -123,7 +86,7 @@ def metric_state(exposition: Exposition, pool: str) -> dict[str, float]:
     }
 
 
-def assert_log_agrees(exposition: Exposition, pool: str, log: PoolLog) -> None:
+def assert_log_agrees(exposition: RegistrySamples, pool: str, log: PoolLog) -> None:
     """Assert that the counters equal what SQLAlchemy's pool log said."""
     counters = exposition.counters(pool)
 
@@ -143,13 +106,3 @@ def assert_log_agrees(exposition: Exposition, pool: str, log: PoolLog) -> None:
     # What the garbage collector closes is not logged; what it makes SQLAlchemy close is.
     closed = sum(value for key, value in counters.items() if key.startswith("closes."))
     assert closed - closes("gc", "dispose") <= log.counts["closes"] <= closed
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Wait until a condition holds, and return its value; the server notices a closed socket a little later."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value or time.monotonic() > deadline:
-            return value
-        time.sleep(0.01)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import REGISTRY
@@ -19,9 +18,11 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from tests.support.fakes import FakeConnection
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 DIRECTORY = "SQLALCHEMY_POOL_EXPORTER_DIR"
 
@@ -32,7 +33,7 @@ class Worker:
     def __init__(self, directory: Path, **environment: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.workers"],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env={**os.environ, DIRECTORY: str(directory), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The in-application endpoint: a server of its own, or a mount for the application's.
 
-All of them serve a registry, in the text format or as OpenMetrics, whichever the scraper asks for; the formats and
-their negotiation are prometheus_client's.
+All of them serve a registry, and answer a request as the sidecar would: they choose and write the format alike.
 """
 
 from __future__ import annotations
@@ -13,14 +12,17 @@ import socket
 import sys
 import threading
 import weakref
+from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import REGISTRY
 
+from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.errors import EndpointError
+from sqlalchemy_pool_exporter.negotiation import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -32,6 +34,8 @@ _LANDING_PAGE = b"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>SQLAlchemy Pool Exporter</title></head>
 <body><h1>SQLAlchemy Pool Exporter</h1><p><a href="/metrics">Metrics</a></p></body></html>
 """
+_PLAIN: Final = {"Content-Type": "text/plain; charset=utf-8"}
+_ALLOW: Final = {"Allow": "OPTIONS,GET,HEAD", **_PLAIN}
 _CLIENT_SECONDS = 10.0
 _LAST_PORT = 65535
 
@@ -143,12 +147,44 @@ def serve(
 
 def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that serves the metrics, to mount where you like."""
-    return make_wsgi_app(registry)
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        # Mounted at the root it is asked for an icon by every browser, and that is no scrape.
+        if environ.get("PATH_INFO") == "/favicon.ico":
+            return _send(environ, start_response, _Answer(HTTPStatus.OK, _PLAIN, b""))
+        return _send(environ, start_response, _metrics(registry, environ))
+
+    return application
 
 
 def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
     """Return an ASGI application that serves the metrics, to mount where you like."""
-    return make_asgi_app(registry)
+
+    async def application(
+        scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        if scope["type"] != "http":
+            message = f"metrics are served over HTTP, not over {scope['type']!r}"
+            raise NotImplementedError(message)
+        headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        accept, accept_encoding = (
+            ",".join(value for name, value in headers if name == wanted)
+            for wanted in (b"accept", b"accept-encoding")
+        )
+        method = scope.get("method", "GET")
+        names = _names(scope.get("query_string", b"").decode("latin-1"))
+        status, answered, body = _answer(registry, method, Wanted.of(accept, accept_encoding, names))
+        answered = {**answered, "Content-Length": str(len(body))}
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status.value,
+                "headers": [(name.encode(), value.encode()) for name, value in answered.items()],
+            }
+        )
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+    return application
 
 
 def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request], Awaitable[Response]]:
@@ -156,46 +192,66 @@ def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request
     from aiohttp import web  # noqa: PLC0415 - only aiohttp's users have it
 
     async def metrics(request: Request) -> Response:
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-        names = request.query.getall("name[]", [])
-        shown = registry.restricted_registry(names) if names else registry
+        accept, accept_encoding = (
+            ",".join(request.headers.getall(name, ())) for name in ("Accept", "Accept-Encoding")
+        )
+        wanted = Wanted.of(accept, accept_encoding, request.query.getall("name[]", ()))
         # In a thread: other collectors of the registry may take their time.
-        body = await asyncio.to_thread(encoder, shown)
-        response = web.Response(body=body, headers={"Content-Type": content_type})
-        response.enable_compression()
-        return response
+        status, headers, body = await asyncio.to_thread(_answer, registry, request.method, wanted)
+        return web.Response(status=status, body=body, headers=headers)
 
     return metrics
 
 
+class _Answer(NamedTuple):
+    """The answer to a request. To HEAD, whose length is this body's, no body is sent."""
+
+    status: HTTPStatus
+    headers: dict[str, str]
+    body: bytes
+
+
+def _answer(registry: CollectorRegistry, method: str, wanted: Wanted) -> _Answer:
+    """Return the metrics, or what any resource here answers to other methods than GET and HEAD."""
+    if method in {"GET", "HEAD"}:
+        return _Answer(HTTPStatus.OK, wanted.headers, exposition.write(registry.collect(), wanted))
+    if method == "OPTIONS":
+        return _Answer(HTTPStatus.OK, _ALLOW, b"")
+    return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, _ALLOW, b"405: use GET, HEAD or OPTIONS\n")
+
+
+def _metrics(registry: CollectorRegistry, environ: dict[str, Any]) -> _Answer:
+    accept, accept_encoding = (environ.get(f"HTTP_{name}", "") for name in ("ACCEPT", "ACCEPT_ENCODING"))
+    wanted = Wanted.of(accept, accept_encoding, _names(environ.get("QUERY_STRING", "")))
+    return _answer(registry, environ["REQUEST_METHOD"], wanted)
+
+
+def _names(query: str) -> list[str]:
+    return parse_qs(query).get("name[]", [])
+
+
 def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
-    metrics = make_wsgi_app(registry)
+    """Return the WSGI application of a server of its own: the metrics and a landing page."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "HEAD":
-            return answer(environ, start_response)
-        environ["REQUEST_METHOD"] = "GET"
-        started: list[Any] = []
-        body = b"".join(answer(environ, lambda *arguments: started.extend(arguments)))
-        status, headers = started[:2]
-        # wsgiref would say 0, which is not what GET sends.
-        start_response(status, [*headers, ("Content-Length", str(len(body)))])
-        return []
+        return _send(environ, start_response, answer(environ))
 
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(environ: dict[str, Any]) -> _Answer:
         path = environ.get("PATH_INFO") or "/"
-        if path == "/metrics":
-            return metrics(environ, start_response)  # type: ignore[no-any-return]
-        if environ["REQUEST_METHOD"] not in {"GET", "OPTIONS"}:
-            start_response("405 Method Not Allowed", [("Allow", "OPTIONS,GET,HEAD")])
-            return []
+        if path == "/metrics" or environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            return _metrics(registry, environ)
         if path == "/":
-            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
-            return [_LANDING_PAGE]
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"not found: the metrics are at /metrics\n"]
+            return _Answer(HTTPStatus.OK, {"Content-Type": "text/html; charset=utf-8"}, _LANDING_PAGE)
+        return _Answer(HTTPStatus.NOT_FOUND, _PLAIN, b"not found: the metrics are at /metrics\n")
 
     return application
+
+
+def _send(environ: dict[str, Any], start_response: Callable[..., Any], answer: _Answer) -> Iterable[bytes]:
+    status, headers, body = answer
+    length = ("Content-Length", str(len(body)))
+    start_response(f"{status.value} {status.phrase}", [*headers.items(), length])
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def _close_in_children(server: _HTTPServer) -> None:

@@ -16,122 +16,105 @@ every checkout take SQLAlchemy's slow path. So the pool's own methods are wrappe
 and of the events only ``invalidate``, ``soft_invalidate`` and ``close_detached`` are listened to, which say what no
 method does. A pre-ping is seen by the dialect's method.
 
-Each hook records in its own ``try``: a fault in recording is counted and never reaches the application, and what the
-application's call raises is raised on, untouched.
+A fault in recording is counted and never reaches the application, and what the application's call raises is raised on,
+untouched.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import time
-import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy.pool import QueuePool, SingletonThreadPool
-
-from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, REPLACED
+from sqlalchemy_pool_exporter.segment.block import DISPOSED, REPLACED
 
 from .checkout import connect_hook, return_hook
-from .connection_row import PLACE
+from .connections import ConnectionHooks, current_caller
+from .faults import never_raises
 from .ping import PingTap
-from .recorder import DISPOSE, ERROR, SOFT_INVALIDATED
-from .sqlalchemy_pool import has_out, idle_records, is_out, keeps, listen, records_of, unlisten
+from .slow_path import SlowPath
+from .sqlalchemy_pool import (
+    CLOSE_CONNECTION,
+    INVOKE_CREATOR,
+    RETURN_CONNECTION,
+    dialect_of,
+    idle_records,
+    listen,
+    pings,
+    records_of,
+    unlisten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.pool import Pool
 
-    from .connection_row import Place
     from .recorder import Recorder
 
-try:
-    # An asyncio engine runs each call in a greenlet of its own, all of them in one thread.
-    from greenlet import getcurrent as _current
-except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
-    from threading import current_thread as _current
 
-# The mutable state: what is attached, by the address of its pool; the hooks in the pool keep it alive. Not on the pool,
-# where whoever compares the attributes of pools would find it.
-_attached: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
+class Owner(Protocol):
+    """What is told of the life of the hooked pool."""
 
-_RECYCLED, _POOL_INVALIDATED, _OVERFLOW, _UNPOOLED = map(
-    CLOSE_REASONS.index, ("recycle", "pool_invalidated", "overflow", "unpooled")
-)
-# How long after attaching to a pool in use callers may turn up that were in the queue then, beside its timeout.
-_LATECOMERS_SECONDS: Final = 60.0
-_EARLIEST: Final = 0.001  # 0 and less say that there is no connection
+    def notice_fork(self) -> None:
+        """Leave the parent's numbers alone, if this is a forked child."""
 
-
-def hooks_of(pool: Pool) -> Hooks | None:
-    """Return what is attached to a pool, or None."""
-    hooks = _attached.get(id(pool))
-    return hooks if hooks is not None and hooks.pool is pool else None
+    def follow(self, pool: Pool) -> None:
+        """Attach hooks to the pool that replaces this one."""
 
 
 class Hooks:
-    """What is attached to one pool object. Its state is the recorder's, and the two marks that its pool is replaced."""
+    """What is attached to one pool object. The mutable state is in the recorder, the slow path and the connections."""
 
     __slots__ = (
         "__weakref__",
-        "_disposing",
+        "_connections",
         "_installed",
-        "_latecomers_until",
         "_listeners",
-        "_retired",
-        "handle",
+        "_slow_path",
+        "owner",
         "pool",
         "recorder",
     )
 
-    def __init__(self, pool: Pool, recorder: Recorder, handle: Any) -> None:
+    def __init__(self, pool: Pool, recorder: Recorder, owner: Owner) -> None:
         self.pool = pool
         self.recorder = recorder
-        self.handle = handle
+        self.owner = owner
+        self._slow_path = SlowPath(pool, recorder)
+        self._connections = ConnectionHooks(pool, recorder, self._slow_path)
         self._installed: dict[str, tuple[Any, bool, Any]] = {}
         self._listeners: list[tuple[str, Any]] = []
-        self._disposing: list[object] = []
-        self._retired = False
-        self._latecomers_until = 0.0
 
     # -- attaching and restoring
 
     def attach(self, *, is_new: bool = False) -> None:
         """Put the hooks in; connections may be out and callers may be waiting, unless the pool is new."""
-        pool, recorder = self.pool, self.recorder
+        pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
         # A look at every object that the garbage collector knows.
         present = [] if is_new else list(records_of(pool))
-        # A caller on his way has a place in the pool's own count before there is a record of him.
-        if (not is_new and has_out(pool)) or any(
-            record.in_use or not keeps(pool, record) for record in present
-        ):
-            self._await_latecomers()
-        self._install("_close_connection", self._close_hook(pool._close_connection))
-        self._install("_invoke_creator", self._creator_hook(pool._invoke_creator))
-        self._install("_do_return_conn", return_hook(self, recorder, pool._do_return_conn))
-        self._install("dispose", self._dispose_hook(pool.dispose))
-        self._install("recreate", self._recreate_hook(pool.recreate))
-        for name, listener in (
-            ("invalidate", self._on_invalidate),
-            ("soft_invalidate", self._on_soft_invalidate),
-            ("close_detached", self._on_close_detached),
-        ):
-            self._listen(name, listener)
-        if pool._pre_ping and "_dialect" in pool.__dict__:
-            PingTap.attach(pool._dialect, recorder)
+        if not is_new and slow_path.is_in_use(present):
+            slow_path.await_latecomers(self._listen)
+        self._install(CLOSE_CONNECTION, connections.close_hook)
+        self._install(INVOKE_CREATOR, connections.creator_hook)
+        self._install(RETURN_CONNECTION, functools.partial(return_hook, slow_path, recorder))
+        self._install("dispose", self._dispose_hook)
+        self._install("recreate", self._recreate_hook)
+        self._listen("invalidate", connections.on_invalidate)
+        self._listen("soft_invalidate", connections.on_soft_invalidate)
+        self._listen("close_detached", connections.on_close_detached)
+        if pings(pool):
+            PingTap.attach(dialect_of(pool), recorder)
         if present:
-            self._adopt_present()
-        self._install("connect", self._connect_hook())
-        _attached[id(pool)] = self
+            slow_path.adopt_present()
+        # Last: from here on checkouts are recorded, and the other hooks are there for them.
+        self._install("connect", self._connect_hook)
 
     def detach(self) -> None:
         """Put everything back as it was."""
         pool = self.pool
-        _attached.pop(id(pool), None)
         for name, (hook, was_set, original) in self._installed.items():
-            # Where somebody wrapped the hook in turn it stays as a part of his chain, and writes to nowhere.
+            # A hook that the application wrapped stays as a part of that wrapper, and writes to nowhere.
             if pool.__dict__.get(name) is not hook:
                 continue
             if was_set:
@@ -140,11 +123,12 @@ class Hooks:
                 delattr(pool, name)
         for name, listener in self._listeners:
             unlisten(pool, name, listener)
-        PingTap.detach(pool._dialect, self.recorder)
+        PingTap.detach(dialect_of(pool), self.recorder)
 
-    def _install(self, name: str, hook: Any) -> None:
+    def _install(self, name: str, make_hook: Callable[[Any], Any]) -> None:
         pool = self.pool
         original = getattr(pool, name)
+        hook = make_hook(original)
         self._installed[name] = (hook, name in pool.__dict__, original)
         setattr(pool, name, hook)
 
@@ -152,249 +136,68 @@ class Hooks:
         self._listeners.append((name, listener))
         listen(self.pool, name, listener)
 
-    def _connect_hook(self) -> Callable[..., Any]:
-        original = self.pool.connect
+    def _connect_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        creator_hook, _, _ = self._installed[INVOKE_CREATOR]
+
+        def hook(original: Callable[[], Any]) -> Callable[[], Any]:
+            return connect_hook(self._slow_path, self.recorder, original, creator_hook.__code__)
+
         if not inspect.signature(original).parameters:
-            return functools.update_wrapper(connect_hook(self, self.recorder, original), original)
+            return functools.update_wrapper(hook(original), original)
 
         # A subclass with arguments of its own.
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
-            return connect_hook(self, self.recorder, functools.partial(original, *args, **kwargs))()
+            return hook(functools.partial(original, *args, **kwargs))()
 
         return connect
-
-    # -- a pool that is in use already
-
-    def _adopt_present(self) -> None:
-        for record in records_of(self.pool):
-            # One that is neither is about to be handed out, or about to be collected.
-            if record.in_use or record.dbapi_connection is not None or keeps(self.pool, record):
-                self._adopt(record)
-
-    def _adopt(self, record: Any) -> Place:
-        now = self.recorder.clock()
-        age = max(0.0, time.time() - record.starttime)
-        # A wall clock that was set can make it older than the monotonic one, which starts with the host.
-        connected_at = EMPTY if record.dbapi_connection is None else max(now - age, _EARLIEST)
-        place = self.recorder.adopt(record, connected_at=connected_at, retired=self._retired)
-        if is_out(record):
-            self.recorder.hold_adopted(place, record, record.fairy_ref)
-        return place
-
-    def _await_latecomers(self) -> None:
-        # Who waits in the queue now is past our hook; until the last of them is served, a listener sees them.
-        timeout = getattr(self.pool, "_timeout", None) or 0.0
-        self._latecomers_until = self.recorder.clock() + timeout + _LATECOMERS_SECONDS
-        self._listen("checkout", self._on_checkout)
-
-    def _on_checkout(self, _connection: object, record: Any, proxy: object) -> None:
-        recorder = self.recorder
-        try:
-            if recorder.clock() > self._latecomers_until:
-                for name, listener in self._listeners:
-                    if name == "checkout":
-                        unlisten(self.pool, name, listener)
-                return
-            # Another reference than the record's: it may be on its way through our hook, which takes that one for no
-            # new checkout.
-            place = recorder.place_of(record) or self._adopt(record)
-            recorder.hold_adopted(place, record, weakref.ref(proxy))
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            recorder.fault(error)
-
-    # -- the ways out of the ordinary
-
-    def checked_out_unseen(self, connection: Any, began: float, fault: Exception) -> None:
-        """Record a checkout of a record that was not seen to connect, or count the fault."""
-        recorder = self.recorder
-        try:
-            record = connection._connection_record
-            if recorder.stopped:
-                return
-            if recorder.place_of(record) is not None or not began:
-                recorder.fault(fault)
-                return
-            recorder.checked_out(self._adopt(record), began)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            recorder.fault(error)
-
-    def returned(self, record: Any, place: Place, since: float) -> None:
-        """Record a return out of the ordinary."""
-        dialect = self.pool._dialect
-        self.recorder.returned(
-            record,
-            place,
-            since,
-            is_async=getattr(dialect, "is_async", False),
-            terminates=getattr(dialect, "has_terminate", False),
-        )
-
-    def returned_unseen(self, record: Any, fault: Exception) -> None:
-        """Record the return of a record that was not seen before, or count the fault."""
-        try:
-            if self.recorder.stopped:
-                return
-            if hasattr(record, PLACE):
-                self.recorder.fault(fault)
-            else:
-                self._adopt(record)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-
-    def settle(self, record: Any) -> None:
-        """Free the place of a record that went back without a connection, if the pool did not keep it."""
-        try:
-            place = self.recorder.place_of(record)
-            if place is not None and place.table[place.row] == EMPTY and not keeps(self.pool, record):
-                self.recorder.end(place)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-
-    # -- physical connections
-
-    def _creator_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        recorder = self.recorder
-
-        @functools.wraps(original)
-        def invoke_creator(record: Any) -> Any:
-            began = self._now()
-            try:
-                connection = original(record)
-            except BaseException:
-                try:
-                    recorder.connect_failed(began)
-                except Exception as error:  # noqa: BLE001 - recording never raises
-                    recorder.fault(error)
-                raise
-            try:
-                recorder.connected(record, connection, began, retired=self._retired)
-            except Exception as error:  # noqa: BLE001 - recording never raises
-                recorder.fault(error)
-            return connection
-
-        return invoke_creator
-
-    def _now(self) -> float:
-        try:
-            return self.recorder.clock()
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-            return 0.0
-
-    def _close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
-
-        @functools.wraps(original)
-        def close_connection(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            place, reason, for_good = None, ERROR, False
-            try:
-                try:
-                    place = recorder.place_of_connection(connection)
-                    if place is not None:
-                        terminate = kwargs.get("terminate", False)
-                        reason = self._why(place, terminate=terminate)
-                        # A record gets its finalizers last: without them its first connection failed to be set up.
-                        for_good = not terminate or not hasattr(place(), "finalize_callback")
-                except Exception as error:  # noqa: BLE001 - recording never raises
-                    recorder.fault(error)
-                finally:
-                    # Also if a signal handler raised in between: SQLAlchemy takes it for closed.
-                    result = original(connection, *args, **kwargs)
-                return result
-            finally:
-                # An interrupted close is a close: SQLAlchemy drops the connection all the same.
-                try:
-                    if place is not None:
-                        recorder.closed(place, reason, for_good=for_good)
-                except Exception as error:  # noqa: BLE001 - recording never raises
-                    recorder.fault(error)
-
-        return close_connection
-
-    def _why(self, place: Place, *, terminate: bool) -> int:
-        """Say why a connection is being closed, in the order in which ``_ConnectionRecord`` decides it."""
-        pool = self.pool
-        if not terminate:
-            if _current() in self._disposing:
-                return DISPOSE
-            return _OVERFLOW if isinstance(pool, QueuePool | SingletonThreadPool) else _UNPOOLED
-        reason = place.reason_now()
-        if reason is not None:
-            return reason
-        record: Any = place()
-        if -1 < pool._recycle < time.time() - record.starttime:
-            return _RECYCLED
-        if pool._invalidate_time > record.starttime:
-            return _POOL_INVALIDATED
-        return SOFT_INVALIDATED if record._soft_invalidate_time > record.starttime else ERROR
-
-    def _on_invalidate(self, _connection: object, record: Any, _error: object) -> None:
-        try:
-            self.recorder.invalidated(record, soft=False)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-
-    def _on_soft_invalidate(self, _connection: object, record: Any, _error: object) -> None:
-        try:
-            self.recorder.invalidated(record, soft=True)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-
-    def _on_close_detached(self, connection: object) -> None:
-        try:
-            self.recorder.closed_detached(connection)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
 
     # -- replacement
 
     def _dispose_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        disposing = self._connections.disposing
+
         @functools.wraps(original)
         def dispose(*args: Any, **kwargs: Any) -> Any:
-            self.handle.notice_fork()
-            caller, idle = _current(), self._idle_records()
-            self._disposing.append(caller)
+            self.owner.notice_fork()
+            caller, idle = current_caller(), self._idle_records() or []
+            disposing.append(caller)
             try:
                 result = original(*args, **kwargs)
                 # Not if it raised: then SQLAlchemy goes on with what is left.
-                self._retire(DISPOSED)
+                self._disposed_or_replaced(DISPOSED)
             finally:
-                self._disposing.remove(caller)
+                disposing.remove(caller)
                 # An empty one is not closed, and need not be collected: SQLAlchemy 2.0 keeps it as long as the proxy
                 # of the connection that was detached from it.
                 for record in idle:
-                    self.settle(record)
+                    self._slow_path.release_if_discarded(record)
             return result
 
         return dispose
 
+    @never_raises
     def _idle_records(self) -> list[Any]:
-        try:
-            return idle_records(self.pool)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
-            return []
+        return idle_records(self.pool)
 
     def _recreate_hook(self, original: Callable[..., Pool]) -> Callable[..., Pool]:
         @functools.wraps(original)
         def recreate(*args: Any, **kwargs: Any) -> Pool:
-            self.handle.notice_fork()
+            self.owner.notice_fork()
             pool = original(*args, **kwargs)
-            try:
-                for name, listener in self._listeners:
-                    unlisten(pool, name, listener)
-                self._retired = True
-                self._retire(REPLACED)
-                self.handle.follow(pool)
-            except Exception as error:  # noqa: BLE001 - recording never raises
-                self.recorder.fault(error)
+            self._follow(pool)
             return pool
 
         return recreate
 
-    def _retire(self, how: float) -> None:
-        try:
-            self.recorder.retire(how)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
+    @never_raises
+    def _follow(self, pool: Pool) -> None:
+        for name, listener in self._listeners:
+            unlisten(pool, name, listener)
+        self._slow_path.pool_replaced = True
+        self._disposed_or_replaced(REPLACED)
+        self.owner.follow(pool)
+
+    @never_raises
+    def _disposed_or_replaced(self, state: float) -> None:
+        self.recorder.disposed_or_replaced(state)

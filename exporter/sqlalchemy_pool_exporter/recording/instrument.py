@@ -5,42 +5,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import sys
-import threading
 import warnings
 import weakref
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter.errors import TargetError
-from sqlalchemy_pool_exporter.segment import block as segment
-from sqlalchemy_pool_exporter.segment.store import Segments, after_fork, segments_in
+from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, rows_for
+from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
-from . import collector
-from .collector import collector_of
-from .hooks import Hooks, hooks_of
+from .hooks import Hooks
+from .instrumented import INSTRUMENTED
 from .recorder import Recorder
-from .sqlalchemy_pool import configuration
+from .sqlalchemy_pool import configuration, dialect_of, logging_name
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
-
-# The mutable state: who is instrumented, by name. Recorders live as long as their pools do.
-_recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
-_lock = threading.RLock()
-_fork_is_watched = False
-_process = os.getpid()
 
 
 class Handle:
@@ -69,26 +61,26 @@ class Handle:
 
     def close(self) -> None:
         """Restore the pool exactly: no wrapper, no listener, its series gone. Does nothing the second time."""
-        with _lock:
+        with INSTRUMENTED.lock:
             recorder = self._recorder()
             if recorder is not None:
                 for hooks in list(self._hooks):
+                    INSTRUMENTED.detached(hooks)
                     hooks.detach()
                 recorder.stop()
                 self._recorder = _nothing
                 with contextlib.suppress(TypeError):  # what was given is no registry
-                    collector_of(self._registry).remove(recorder)
-                if _recorders.get(self._name) is recorder:
-                    del _recorders[self._name]
+                    INSTRUMENTED.collector_of(self._registry).remove(recorder)
+                if INSTRUMENTED.recorders.get(self._name) is recorder:
+                    del INSTRUMENTED.recorders[self._name]
 
     def notice_fork(self) -> None:
-        """Leave the parent's numbers alone, if this is a forked child whose fork hooks have not come to ours yet."""
-        if _process != os.getpid():
-            _after_fork()
+        """Leave the parent's numbers alone, if this is a forked child in which the fork hook was not called yet."""
+        INSTRUMENTED.notice_fork()
 
     def follow(self, pool: Pool) -> None:
         """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""
-        with _lock:
+        with INSTRUMENTED.lock:
             recorder = self._recorder()
             if recorder is not None:
                 try:
@@ -101,7 +93,9 @@ class Handle:
         hooks = Hooks(pool, recorder, self)
         try:
             hooks.attach(is_new=is_new)
+            INSTRUMENTED.attached(hooks)
         except BaseException:
+            INSTRUMENTED.detached(hooks)
             hooks.detach()
             raise
         self._hooks.add(hooks)
@@ -157,21 +151,20 @@ def instrument(
     if not hasattr(registry, "register"):  # a restricted registry has none, either
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
-    with _lock:
-        present = hooks_of(pool)
+    with INSTRUMENTED.lock:
+        present = _handle_of(pool)
         if present is not None:
-            handle: Handle = present.handle
-            return handle
-        _watch_forks()
+            return present
+        INSTRUMENTED.watch_forks()
         _warn_without_gil()
-        segments = segments_in(directory, group_readable=group_readable)
-        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), segments)
+        store = store_in(directory, group_readable=group_readable)
+        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), store)
         handle = Handle(recorder, registry)
         # Before it is attached: another thread may fork in between.
-        _recorders[recorder.name] = recorder
+        INSTRUMENTED.recorders[recorder.name] = recorder
         try:
             handle._attach(pool, recorder)
-            collector_of(registry).add(recorder)
+            INSTRUMENTED.collector_of(registry).add(recorder)
         except BaseException:
             handle.close()
             raise
@@ -185,9 +178,14 @@ def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
         TargetError: ``target`` is neither an engine nor a pool.
     """
     pool, _ = _resolve(target)
-    present = hooks_of(pool)
-    if present is not None:
-        present.handle.close()
+    handle = _handle_of(pool)
+    if handle is not None:
+        handle.close()
+
+
+def _handle_of(pool: Pool) -> Handle | None:
+    hooks = INSTRUMENTED.hooks_of(pool)
+    return hooks.owner if hooks is not None and isinstance(hooks.owner, Handle) else None
 
 
 def _resolve(target: object) -> tuple[Pool, Engine | None]:
@@ -212,9 +210,9 @@ def _describe(target: object) -> str:
 
 
 def _default_name(pool: Pool, engine: Engine | None) -> str:
-    logging_name = getattr(pool, "_orig_logging_name", None)
-    if logging_name:
-        return str(logging_name)
+    given = logging_name(pool)
+    if given:
+        return given
     if engine is None:
         return type(pool).__name__
     url = engine.url
@@ -231,10 +229,10 @@ def _public(part: str | None) -> str:
 def _unique(name: str) -> str:
     # A file name can hold bytes that no exposition can.
     name = name.encode("utf-8", "replace").decode()
-    if name not in _recorders:
+    if name not in INSTRUMENTED.recorders:
         return name
     number = 2
-    while f"{name}-{number}" in _recorders:
+    while f"{name}-{number}" in INSTRUMENTED.recorders:
         number += 1
     unique = f"{name}-{number}"
     _logger.warning(
@@ -243,35 +241,16 @@ def _unique(name: str) -> str:
     return unique
 
 
-def _new_recorder(pool: Pool, name: str, segments: Segments) -> Recorder:
+def _new_recorder(pool: Pool, name: str, store: BlockStore) -> Recorder:
     limits = configuration(pool)
-    dialect: Any = pool._dialect
+    dialect = dialect_of(pool)
     info = {
         "pool_class": type(pool).__name__,
         "dialect": str(getattr(dialect, "name", "")),
         "driver": str(getattr(dialect, "driver", "")),
     }
-    rows = segment.rows_for(limits[segment.SIZE] + limits[segment.MAX_OVERFLOW])
-    return Recorder(name, info=info, configuration=limits, segments=segments, rows=rows)
-
-
-def _watch_forks() -> None:
-    global _fork_is_watched  # noqa: PLW0603 - once for each process, and not at import
-    if not _fork_is_watched and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-        _fork_is_watched = True
-
-
-def _after_fork() -> None:
-    global _lock, _process  # noqa: PLW0603 - another thread of the parent may have held it
-    if _process == os.getpid():
-        return  # a fork hook of the application's disposed of an engine before ours came
-    _process = os.getpid()
-    _lock = threading.RLock()
-    collector.after_fork()
-    after_fork()
-    for recorder in list(_recorders.values()):
-        recorder.restart()
+    rows = rows_for(limits[SIZE] + limits[MAX_OVERFLOW])
+    return Recorder(name, info=info, configuration=limits, store=store, rows=rows)
 
 
 def _warn_without_gil() -> None:

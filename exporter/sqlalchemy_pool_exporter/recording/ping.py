@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-pings, which no event and no method of the pool shows: they are seen by the dialect's method."""
+"""Pre-pings, which no event and no method of the pool shows: the dialect's method is wrapped."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.segment.block import PING, SUM
 
+from .sqlalchemy_pool import PING_METHODS
+
 if TYPE_CHECKING:
-    from .connection_row import Place
+    from .connection_row import ConnectionRow
     from .recorder import Recorder
 
 _FIRST_BUCKET: Final = BUCKETS[0]
@@ -20,13 +22,10 @@ _PING_SUM: Final = PING + SUM
 
 
 class PingTap:
-    """Stands in for a dialect's ping, and times it for whichever pool's connection is pinged.
+    """Stands in for a dialect's ping, and times it for the pool whose connection is pinged.
 
     Pools can share a dialect, as those before and after ``dispose()`` do, so there is one for each dialect.
     """
-
-    # From 2.0.5 on it is this one that decides whether an error means that the connection is dead.
-    _METHODS = ("_do_ping_w_event", "do_ping")
 
     def __init__(self, dialect: Any, name: str) -> None:
         self._name = name
@@ -42,11 +41,11 @@ class PingTap:
         try:
             for reference in self._recorders:
                 recorder = reference()
-                place = None if recorder is None else recorder.by_connection.get(id(dbapi_connection))
-                record = place and place()
+                row = None if recorder is None else recorder.connections.by_id.get(id(dbapi_connection))
+                record = row and row()
                 # An id can be reused; only the record says whose connection it is.
                 if recorder and record and record.dbapi_connection is dbapi_connection:
-                    found = place
+                    found = row
                     began = recorder.clock()
                     break
         except Exception as error:  # noqa: BLE001 - recording never raises
@@ -77,7 +76,7 @@ class PingTap:
     @classmethod
     def attach(cls, dialect: Any, recorder: Recorder) -> None:
         """Time the pings of the pool that ``recorder`` records, among others' of the dialect."""
-        name = next(name for name in cls._METHODS if hasattr(dialect, name))
+        name = next(name for name in PING_METHODS if hasattr(dialect, name))
         tap = dialect.__dict__.get(name)
         if not isinstance(tap, cls):
             tap = cls(dialect, name)
@@ -88,7 +87,7 @@ class PingTap:
     @classmethod
     def detach(cls, dialect: Any, recorder: Recorder) -> None:
         """Stop it; the last one restores the dialect."""
-        for name in cls._METHODS:
+        for name in PING_METHODS:
             tap = getattr(dialect, "__dict__", {}).get(name)
             if not isinstance(tap, cls):
                 continue
@@ -101,8 +100,8 @@ class PingTap:
                 delattr(dialect, name)
 
 
-def _pinged(recorder: Recorder, place: Place, began: float, *, alive: bool | None) -> None:
+def _pinged(recorder: Recorder, row: ConnectionRow, began: float, *, alive: bool | None) -> None:
     try:
-        recorder.pinged(place, began, alive=alive)
+        recorder.pinged(row, began, alive=alive)
     except Exception as error:  # noqa: BLE001 - recording never raises
         recorder.fault(error)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The writer: what happens to one pool, stored into its block.
 
+The recorder takes rows and knows no SQLAlchemy: what a hook found out about a connection reaches it as an argument.
+
 No locks. CPython lets another thread, a signal handler or (since 3.12) the garbage collector run only where the
 bytecode calls something or jumps backwards, so a stretch of stores without either is done as one; each stretch that
 relies on it is marked *straight line*, and a test disassembles them. That holds with the GIL; ``instrument()`` warns
 where there is none.
 
-The garbage collector can return a connection in the middle of anything here, in the same thread. So free slots are
+The garbage collector can return a connection in the middle of any method here, in the same thread. So free slots are
 taken and given with the atomic ``list.pop`` and ``list.append``, and nothing read before a call is trusted after it.
 """
 
@@ -14,25 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 import weakref
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
-from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.block import (
+    ACTIVE,
     CHECKINS_UNTIMED,
     CLOSES,
     CONNECT,
     CONNECT_FAILED,
-    CONNECTIONS_AT,
-    CONNECTIONS_USED,
     DETACHES,
     EMPTY,
     FAULTS,
-    HELD_SINCE,
+    HAS_OVERFLOW,
     HOLD,
     INVALIDATIONS,
     LAST_CHECKIN,
@@ -40,12 +39,10 @@ from sqlalchemy_pool_exporter.segment.block import (
     OVERFLOW_OPENED,
     PING,
     PING_FAILURES,
-    RETIRED,
-    ROW,
     SCRATCH,
+    SIZE,
     SUM,
     UNTRACKED,
-    UNTRACKED_CONNECTIONS,
     UNTRACKED_PENDING,
     WAIT,
     WAIT_FAILED,
@@ -53,44 +50,44 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
-from .connection_row import HOLDER, PLACE, Again, Place, unmark, was_collected
+from .connection_row import IN_POOL, BackupRef, ConnectionRow, row_of
+from .connection_table import ConnectionTable
+from .faults import is_from_signal_handler
+from .slots import FreeSlots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from sqlalchemy_pool_exporter.segment.store import Segments
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
+    from sqlalchemy_pool_exporter.segment.store import BlockStore
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
-SOFT_INVALIDATED, PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("soft_invalidated", "ping_failed", "error"))
-
-_CHUNK: Final = 16
-_UNCOUNTED: Final = (SCRATCH, SCRATCH)
+PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
+# One field for each of INVALIDATION_KINDS.
+_HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
 
 class Recorder:
     """Records what happens to one pool and to those that replace it.
 
-    The mutable state is the block, the two lists of free slots, ``live``, and the places by record and by
-    connection. Methods may raise ``Exception``; the hooks catch and count it.
+    The mutable state is the block, the free slots for waiters, and the table of connections. Methods may raise
+    ``Exception``; the hooks catch and count it.
     """
 
     __slots__ = (
         "__weakref__",
-        "_collecting",
         "_give_back",
-        "_live",
-        "_places",
-        "_rows",
         "_size",
         "_table_rows",
         "block",
-        "by_connection",
         "clock",
         "configuration",
+        "connections",
         "info",
         "name",
-        "segments",
+        "store",
         "waiters",
     )
 
@@ -100,80 +97,65 @@ class Recorder:
         *,
         info: dict[str, str],
         configuration: dict[int, float],
-        segments: Segments,
+        store: BlockStore,
         rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.info = info
         self.clock = clock
-        self.waiters: list[int] = []
-        self._rows: list[int] = []
-        self.segments = segments
+        self.waiters = FreeSlots(first=WAITERS_AT, stride=1, used=WAITERS_USED)
+        self.connections = ConnectionTable(self._record_collected)
+        self.store = store
         self._table_rows = rows
-        self.block = segments.block(name, info, rows)
+        self.block = store.block(name, info, rows)
         # Also when the pool is simply collected.
-        self._give_back = weakref.finalize(self, segments.give_back, name)
+        self._give_back = weakref.finalize(self, store.give_back, name)
         self._give_back.atexit = False
-        self._places: dict[int, Place] = {}
-        self.by_connection: dict[int, Place] = {}
-        self._collecting: set[int] = set()
-        self._live = 0  # places that count against pool_size
         self._size = math.nan
         self.configuration = configuration
         self.configure(configuration)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} places={len(self._places)}>"
+        return f"<{type(self).__name__} {self.name!r} rows={len(self.connections.rows())}>"
 
     # -- configuration and lifetime
 
     def configure(self, configuration: dict[int, float]) -> None:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
-        self.block[segment.ACTIVE] = 1.0
+        self.block[ACTIVE] = 1.0
         for field, value in configuration.items():
             self.block[field] = value
-        self._size = configuration[segment.SIZE] if configuration[segment.HAS_OVERFLOW] else math.nan
+        self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
 
-    def read(self) -> segment.Reading:
-        """Return what the block says now."""
-        return segment.Reading(segment.copy(self.block), now=self.clock(), wall=time.time())
+    def values(self) -> Iterator[tuple[str, Value]]:
+        """Yield the key and value of every metric that applies to the pool now."""
+        return Snapshot.of(self.block).values(now=self.clock(), wall=time.time())
 
-    def retire(self, how: float) -> None:
-        """Take the connections that are open now out of the account of ``pool_size``: their pool is disposed of."""
-        for place in list(self._places.values()):
-            if not place.retired and not place.ended:
-                place.retired = True
-                self._live = self._live - 1
-            at = place.row + RETIRED
-            place.table[at] = max(place.table[at], how)
+    def disposed_or_replaced(self, state: float) -> None:
+        """Take the connections that are open now out of the account of ``pool_size``.
+
+        Args:
+            state: ``DISPOSED`` if their pool was disposed of, ``REPLACED`` if a new one took its place.
+        """
+        for row in self.connections.rows():
+            row.disposed_or_replaced(state)
 
     def restart(self) -> None:
         """Go on in another block, in a forked child: the connections are its parent's, and so are the counts."""
-        self._release_places()
-        self._live = 0
+        self.connections.clear()
         self.waiters.clear()
-        self._rows.clear()
-        self._collecting.clear()
-        self.block = self.segments.block(self.name, self.info, self._table_rows)
+        self.block = self.store.block(self.name, self.info, self._table_rows)
         self.configure(self.configuration)
 
     def stop(self) -> None:
         """Write to nowhere from now on: the pool is not instrumented any more."""
-        # A block without room: whoever is inside a hook, or has wrapped one, fails to write and finds it stopped.
+        # A block without room: a caller that is inside a hook, or a wrapper around one, fails to write and finds the
+        # recorder stopped.
         self.block = memoryview(b"").cast("d")
-        self._release_places()
+        self.connections.clear()
         self._give_back()
-
-    def _release_places(self) -> None:
-        for place in list(self._places.values()):
-            place.drop()
-            record = place()
-            if record is not None:
-                unmark(record)
-        self._places.clear()
-        self.by_connection.clear()
 
     @property
     def stopped(self) -> bool:
@@ -184,19 +166,24 @@ class Recorder:
         """Count a fault while recording.
 
         Raises:
-            error: only if it is none, but was raised by a signal handler of the application's.
+            error: if a signal handler of the application raised it, since then it is no fault.
         """
-        if error is not None and _is_of_a_signal_handler(error):
+        if error is not None and is_from_signal_handler(error):
             raise error
         with contextlib.suppress(Exception):  # nothing is left to count it with
             self.block[FAULTS] += 1.0
 
-    # -- checkout
+    # -- checkouts that do not succeed at once
 
-    def enter(self, waiter: int) -> tuple[int, float]:
-        """Begin a checkout where the short way failed: for want of a free slot, or by a fault.
+    def acquire_waiter(self, waiter: int) -> tuple[int, float]:
+        """Begin a checkout for which the hot path found no free slot.
 
-        Returns the slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and when it began.
+        Args:
+            waiter: the slot that was taken already, or ``SCRATCH``.
+
+        Returns:
+            The slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and when the checkout began, 0
+            after a fault.
         """
         try:
             if waiter == SCRATCH:
@@ -209,33 +196,30 @@ class Recorder:
         return waiter, began
 
     def _free_waiter(self) -> int:
-        block = self.block
-        most = float(WAITERS)
-        # straight line: two threads that find the list empty take different chunks. And one line, since a debugger
-        # lets other threads in between two.
-        block[WAITERS_USED] = end = start + _CHUNK if (start := block[WAITERS_USED]) + _CHUNK < most else most
-        # end of straight line
-        first = WAITERS_AT + int(start)
-        self.waiters.extend(range(WAITERS_AT + int(end) - 1, first - 1, -1))
-        try:
-            return self.waiters.pop()
-        except IndexError:
-            block[UNTRACKED_PENDING] += 1.0
-            return UNTRACKED
+        waiter = self.waiters.acquire(self.block, WAITERS)
+        if waiter:
+            return waiter
+        self.block[UNTRACKED_PENDING] += 1.0
+        return UNTRACKED
 
-    def leave(self, waiter: int) -> None:
+    def release_waiter(self, waiter: int) -> None:
         """Give back the slot of a checkout that ended."""
         if waiter > UNTRACKED:
             self.block[waiter] = 0.0
-            self.waiters.append(waiter)
+            self.waiters.free.append(waiter)
         elif waiter == UNTRACKED:
             self.block[UNTRACKED_PENDING] -= 1.0
 
-    def checkout_failed(self, waiter: int, began: float, error: int) -> None:
-        """Record a checkout that raised; ``error`` is the field that counts its kind."""
-        self.leave(waiter)
+    def checkout_failed(self, waiter: int, began: float, field: int) -> None:
+        """Record a checkout that raised; ``field`` counts its kind."""
+        self.release_waiter(waiter)
         if began:
-            self._observe(WAIT_FAILED, began, error)
+            self._observe(WAIT_FAILED, began, field)
+
+    def checked_out(self, row: ConnectionRow, began: float) -> None:
+        """Record a checkout off the hot path."""
+        row.table[row.held_at] = self.clock()
+        self._observe(WAIT, began)
 
     def _observe(self, histogram: int, began: float, counter: int = SCRATCH) -> None:
         elapsed = self.clock() - began
@@ -247,241 +231,132 @@ class Recorder:
         block[histogram + SUM] += elapsed
         # end of straight line
 
-    def checked_out(self, place: Place, began: float) -> None:
-        """Record a checkout of a place; what the hook does in its own way in the usual case."""
-        place.table[place.held] = self.clock()
-        self._observe(WAIT, began)
+    # -- connections that open
 
-    def place_of(self, record: Any) -> Place | None:
-        """Return the live place of a record, or None."""
-        place: Place | None = getattr(record, PLACE, None)
-        return None if place is None or place.ended else place
+    def connected(self, record: object, connection: object, began: float, *, state: float = IN_POOL) -> None:
+        """Record that ``connection`` was opened for ``record``, in a new row or in its old one.
 
-    def adopt(self, record: Any, *, connected_at: float, retired: bool = False) -> Place:
-        """Give a row to a record whose connection was not seen to open; ``EMPTY`` if it has none."""
-        place = self._new_place(record, connected_at, retired=retired)
-        if connected_at != EMPTY:
-            self._index(place, record.dbapi_connection)
-        return place
-
-    def hold_adopted(self, place: Place, record: Any, holder: weakref.ref[Any] | None) -> None:
-        """Mark a place as checked out since some time before now; by whom, if that is known."""
-        before, table, held = -self.clock(), place.table, place.held
-        # straight line: if it is out still, for its holder may return it at any moment
-        if record.fairy_ref is not None and not table[held]:
-            record._pool_exporter_holder = holder
-            table[held] = before
-        # end of straight line
-
-    # -- physical connections
-
-    def connected(self, record: Any, connection: object, began: float, *, retired: bool) -> None:
-        """Record that ``connection`` was opened for ``record``, in a new place or in its old one."""
+        Args:
+            record: what the row is about.
+            connection: what is now open.
+            began: when the attempt to connect began, 0 if that is not known.
+            state: ``REPLACED`` if a new pool took the place of the record's meanwhile.
+        """
         if self.stopped:
             return
         if began:
             self._observe(CONNECT, began)
-        place = self.place_of(record)
-        if place is None:
-            place = self._new_place(record, self.clock(), retired=retired)
-            self._index(place, connection)
-            if self._live > self._size and not retired:
+        row = row_of(record)
+        if row is None:
+            row = self.add_row(record, self.clock(), connection, state=state)
+            if state == IN_POOL and self.connections.is_overflow(row, self._size):
                 self.block[OVERFLOW_OPENED] += 1.0
         else:
-            place.reason = None
-            self._index(place, connection)
-            # Last: an interrupt before it leaves the row empty, as SQLAlchemy does its record.
-            place.table[place.row] = self.clock()
+            row.close_reason = None
+            self.connections.index_connection(row, connection)
+            # Last: after an interrupt before it the row is empty, as SQLAlchemy's record is.
+            row.table[row.at] = self.clock()
 
     def connect_failed(self, began: float) -> None:
         """Record that a connection could not be opened."""
         if began:
             self._observe(CONNECT_FAILED, began)
 
-    def _new_place(self, record: Any, connected_at: float, *, retired: bool) -> Place:
-        if self.stopped:
-            # Somebody is still inside a hook. The record may have a place with another recorder by now.
-            place = Place(record, self._gone, memoryview(bytearray(8 * ROW)).cast("d"), 0)
-            place.drop()
-            return place
-        row = self._free_row()
-        table = self.block
-        if not row:
-            table = memoryview(bytearray(8 * ROW)).cast("d")
-            self.block[UNTRACKED_CONNECTIONS] += 1.0
-        place = Place(record, self._gone, table, row)
-        # Atomic: while a pool in traffic is being hooked, two threads can meet the same record for the first time.
-        first = self._places.setdefault(id(record), place)
-        if first.ended:
-            # Left behind by an interrupted end(), for a record that had this address before.
-            first = self._places[id(record)] = place
-        if first is not place:
-            place.drop()
-            if row:
-                self._rows.append(row)
-            else:
-                self.block[UNTRACKED_CONNECTIONS] -= 1.0
-            return first
-        # Not through __dict__: that would make one, and the attribute slower to find at each checkout.
-        setattr(record, HOLDER, None)
-        setattr(record, PLACE, place)
-        place.retired = retired
-        # straight line
-        table[row + HELD_SINCE] = 0.0
-        table[row + RETIRED] = segment.REPLACED if retired else 0.0
-        table[row] = connected_at
-        if not retired:
-            self._live = self._live + 1
-        # end of straight line
-        return place
-
-    def _free_row(self) -> int:
-        try:
-            return self._rows.pop()
-        except IndexError:
-            pass
-        block, used = self.block, CONNECTIONS_USED
-        most = float(segment.rows_of(block))
-        # straight line: likewise
-        block[used] = end = start + _CHUNK if (start := block[used]) + _CHUNK < most else most
-        # end of straight line
-        rows = range(CONNECTIONS_AT + ROW * (int(end) - 1), CONNECTIONS_AT + ROW * int(start) - 1, -ROW)
-        self._rows.extend(rows)
-        try:
-            return self._rows.pop()
-        except IndexError:
-            return 0
-
-    def _index(self, place: Place, connection: object) -> None:
-        if place.ended:
-            return
-        place.connection_id = id(connection)
-        self.by_connection[place.connection_id] = place
-
-    def place_of_connection(self, connection: object) -> Place | None:
-        """Return the place whose record holds this very connection now, or None."""
-        place = self.by_connection.get(id(connection))
-        if place is None or place.ended:
-            return None
-        record = place()
-        # An id can be reused; only the record says whose connection it is.
-        return place if record is not None and record.dbapi_connection is connection else None
-
-    def closed(self, place: Place, reason: int, *, for_good: bool) -> None:
-        """Record that the connection of a place was closed.
+    def add_row(
+        self, record: object, connected_at: float, connection: object, *, state: float = IN_POOL
+    ) -> ConnectionRow:
+        """Return the row of a record that has none yet.
 
         Args:
-            place: whose connection.
+            record: what the row is about.
+            connected_at: since when its connection is open, ``EMPTY`` if it has none.
+            connection: that connection.
+            state: ``IN_POOL``, or ``REPLACED`` if a new pool took the place of the record's.
+        """
+        if self.stopped:
+            # A caller is still inside a hook. The record may have a row with another recorder by now.
+            return self.connections.unlisted(record)
+        row = self.connections.add(self.block, record, connected_at, state=state)
+        if connected_at != EMPTY:
+            self.connections.index_connection(row, connection)
+        return row
+
+    # -- connections that close
+
+    def closed(self, row: ConnectionRow, reason: int, *, for_good: bool) -> None:
+        """Record that the connection of a row was closed.
+
+        Args:
+            row: whose connection.
             reason: index into ``CLOSE_REASONS``.
             for_good: the pool gives up the record too, instead of connecting again in it.
         """
-        table, block = place.table, self.block
-        invalidated = place.reason_now() is not None
+        table, block = row.table, self.block
+        invalidated = row.close_reason is not None
         # straight line
-        table[place.row] = EMPTY
+        table[row.at] = EMPTY
         block[CLOSES + reason] += 1.0
-        block[INVALIDATIONS] += invalidated
+        block[_HARD] += invalidated
         # end of straight line
-        place.reason = None
-        self._forget_connection(place)
-        if for_good and not table[place.held]:
-            self.end(place)
+        row.close_reason = None
+        self.connections.forget_connection(row)
+        if for_good and not table[row.held_at]:
+            self.release_row(row)
 
     def closed_detached(self, connection: object) -> None:
-        """Record that a detached connection was closed, unless its collection was counted already."""
-        if id(connection) in self._collecting:
-            self._collecting.discard(id(connection))
-        else:
+        """Record that a detached connection was closed, unless that was counted before."""
+        if not self.connections.is_close_expected(connection):
             self.block[CLOSES + DETACHED] += 1.0
 
-    def end(self, place: Place, *counters: int) -> None:
-        """Free the row of a place that will not be used again, and count that in these fields."""
-        if place.ended:
-            return
-        first, second = counters or _UNCOUNTED
-        table, row, block = place.table, place.row, self.block
-        # straight line: first of all, since an interrupt later on would leave the row as it is for ever
-        place.ended = True
-        table[row] = table[row + 1] = table[row + 2] = table[row + 3] = 0.0
-        block[first] += 1.0
-        block[second] += 1.0
-        if not place.retired:
-            self._live = self._live - 1
-        # end of straight line
-        if place.is_tracked:
-            self._rows.append(row)
-        else:
-            self.block[UNTRACKED_CONNECTIONS] -= 1.0
-        place.drop()
-        if self._places.get(place.record_id) is place:
-            del self._places[place.record_id]
-        self._forget_connection(place)
-        record = place()
-        if record is not None:
-            unmark(record)
+    def release_row(self, row: ConnectionRow) -> None:
+        """Free the row of a connection that will not be used again."""
+        self.connections.release(self.block, row)
 
-    def _forget_connection(self, place: Place) -> None:
-        # The address of a connection that is gone can be another's by now.
-        if self.by_connection.get(place.connection_id) is place:
-            del self.by_connection[place.connection_id]
-
-    def _gone(self, reference: Place | Again) -> None:
+    def _record_collected(self, reference: ConnectionRow | BackupRef) -> None:
         """Record that a record was collected: with its connection, if that is still open."""
         try:
-            place = reference.place
-            if place.ended:
+            row = reference.row
+            if row.is_released:
                 return
-            counters = _UNCOUNTED
-            if place.table[place.row] > 0.0:
-                leaked = LEAKED_CHECKOUTS if place.table[place.held] else SCRATCH
-                counters = (CLOSES + (DISPOSE if place.retired else GC), leaked)
-            self.end(place, *counters)
+            counters: tuple[int, ...] = ()
+            if row.has_connection:
+                leaked = LEAKED_CHECKOUTS if row.table[row.held_at] else SCRATCH
+                counters = (CLOSES + (GC if row.state == IN_POOL else DISPOSE), leaked)
+            self.connections.release(self.block, row, *counters)
         except Exception as error:  # noqa: BLE001 - recording never raises
             self.fault(error)
 
-    def pinged(self, place: Place, began: float, *, alive: bool | None) -> None:
+    # -- pings and invalidations
+
+    def pinged(self, row: ConnectionRow, began: float, *, alive: bool | None) -> None:
         """Record a pre-ping; ``alive`` is None if it raised instead of answering."""
         if alive is False:
-            place.set_reason(PING_FAILED)
+            row.close_reason = PING_FAILED
         if began:
             self._observe(PING, began, PING_FAILURES if alive is False else SCRATCH)
 
-    def invalidated(self, record: Any, *, soft: bool) -> None:
-        """Record an invalidation, and why the connection will be closed."""
-        if soft:
-            self.block[INVALIDATIONS + 1] += 1.0
-            return
-        place = self.place_of(record)
-        if place is not None and place.reason_now() != PING_FAILED:
-            place.set_reason(GC if was_collected(record) else ERROR)
+    def invalidated(self, row: ConnectionRow, reason: int) -> None:
+        """Record that the connection of a row will be closed at once, and why."""
+        if row.close_reason != PING_FAILED:
+            row.close_reason = reason
 
-    # -- return
+    def soft_invalidated(self, row: ConnectionRow | None) -> None:
+        """Record that a connection will be closed at its next checkout."""
+        self.block[_SOFT] += 1.0
+        if row is not None:
+            # An earlier invalidation was interrupted: SQLAlchemy did not close the connection then.
+            row.close_reason = None
 
-    def returned(self, record: Any, place: Place, since: float, *, is_async: bool, terminates: bool) -> None:
-        """Record a return that is out of the ordinary.
+    # -- connections that come back
 
-        A connection that is gone, one that was out before the pool was instrumented, a checkout that failed before
-        it was handed out, a detached connection, or a record never seen.
+    def returned(self, since: float, *, collected: bool) -> None:
+        """Record a return off the hot path.
 
         Args:
-            record: SQLAlchemy's connection record, about to be put back.
-            place: its place, which is marked as returned already.
-            since: when it was checked out; negative if that was not seen, 0 if it was not checked out at all.
-            is_async: whether SQLAlchemy detaches a connection that is collected.
-            terminates: whether it closes it then.
+            since: when the connection was checked out; negative if that was not seen.
+            collected: the holder was collected instead of returning it.
         """
-        left = record.dbapi_connection is None and place.table[place.row] > 0.0
-        if not since:
-            if left:
-                # A listener raised, and SQLAlchemy collected the proxy that nobody got.
-                self._detached(place, was_out=False, collected=is_async, terminates=terminates)
-            return
-        collected = was_collected(record)
-        setattr(record, HOLDER, None)
         now = self.clock()
-        if left:
-            self._detached(place, was_out=True, collected=collected, terminates=terminates)
-            return
         held = now - since if since > 0.0 else 0.0
         bucket, total = (
             (HOLD + bisect_left(BUCKETS, held), HOLD + SUM) if since > 0.0 else (CHECKINS_UNTIMED, SCRATCH)
@@ -494,31 +369,25 @@ class Recorder:
         block[LEAKED_CHECKOUTS] += collected
         # end of straight line
 
-    def _detached(self, place: Place, *, was_out: bool, collected: bool, terminates: bool) -> None:
-        # Not closed but gone from its record: detach(), by the holder or, for an asyncio connection that was
-        # collected, by SQLAlchemy.
-        if collected and terminates:
-            self._collecting.add(place.connection_id)
-        self._forget_connection(place)
-        table, block = place.table, self.block
+    def detached(
+        self, row: ConnectionRow, *, was_out: bool, collected: bool, is_closed_next: bool = False
+    ) -> None:
+        """Record that a connection left its record without being closed.
+
+        Args:
+            row: the row of the record.
+            was_out: it was checked out, so this ends a checkout.
+            collected: the holder was collected, and SQLAlchemy lets go of the connection; else the holder keeps it.
+            is_closed_next: SQLAlchemy will say that it closes the detached connection, which is counted here already.
+        """
+        self.connections.forget_connection(row)
+        if is_closed_next:
+            self.connections.expect_close(row.connection_id)
+        table, block = row.table, self.block
         leaked = collected and was_out
         # straight line
-        table[place.row] = EMPTY
+        table[row.at] = EMPTY
         block[DETACHES] += was_out
         block[LEAKED_CHECKOUTS] += leaked
         block[CLOSES + GC] += collected
         # end of straight line
-
-
-def _is_of_a_signal_handler(error: BaseException) -> bool:
-    # A task queue ends a task that takes too long by an exception, raised wherever the task is.
-    codes = {
-        getattr(getattr(handler, "__func__", handler), "__code__", None)
-        for handler in map(signal.getsignal, signal.valid_signals())
-    } - {None}
-    frame = error.__traceback__
-    while frame:
-        if frame.tb_frame.f_code in codes:
-            return True
-        frame = frame.tb_next
-    return False

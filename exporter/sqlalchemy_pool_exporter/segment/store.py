@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where this process keeps its blocks: in its own memory, or in a file of a shared directory.
 
-The application never depends on the directory. If it is missing, full, read-only or somebody else's, the blocks are in
-memory, one warning says so, and a metric does as long as it lasts: until the next start.
+The application never depends on the directory. If it is missing, full, read-only or another user's, the blocks are in
+memory until the next start. One warning says so, and a metric as long as it lasts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from . import block as segment
+from .block import allocate
 
 if TYPE_CHECKING:
     from .file import Lease
@@ -26,8 +26,11 @@ GROUP_VARIABLE: Final = "SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 
-class Segments:
-    """The blocks of one process; with a directory, those in its file there."""
+class BlockStore:
+    """The blocks of this process; with a directory, those in its file there.
+
+    Mutable state: the lease of the file, and whether it still has all blocks.
+    """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
         self.directory = directory
@@ -41,7 +44,7 @@ class Segments:
     def is_shared(self) -> bool | None:
         """Whether a sidecar sees every block; None where no directory was asked for.
 
-        Asked at each scrape, and so, beside a new pool, the moment at which it is noticed that the file was deleted.
+        Each scrape asks this, so a scrape or a new pool is when a deleted file is noticed.
         """
         if self.directory is None or self._lease is None:
             return None if self.directory is None else False
@@ -59,10 +62,10 @@ class Segments:
                 return self._lease.block(name, info, rows)
             except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
                 self._lose(error)
-        return segment.allocate(rows)
+        return allocate(rows)
 
     def give_back(self, name: str) -> None:
-        """Let go of the block of a pool that is not instrumented any more."""
+        """Free the block of a pool that is not instrumented any more."""
         if self._lease is not None:
             self._lease.give_back(name)
 
@@ -78,7 +81,7 @@ class Segments:
         if self.directory is None:
             return
         try:
-            # Not before it is asked for: not every system has its locks.
+            # Imported only when it is needed: not every system has the locks it uses.
             from .file import Lease  # noqa: PLC0415
 
             self._lease = Lease(self.directory, group_readable=self._group_readable)
@@ -102,23 +105,23 @@ class Segments:
             )
 
 
-# The mutable state: one object for each directory, and the one without.
-_by_directory: dict[Path | None, Segments] = {}
+# Mutable state: one store for each directory, and one (None) in memory.
+_by_directory: dict[Path | None, BlockStore] = {}
 
 
-def segments_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> Segments:
-    """Return this process's segments in a directory; None means what the environment says, or memory."""
+def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> BlockStore:
+    """Return this process's store in a directory. None means the one that the environment names, or memory."""
     given = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE) or None
     if group_readable is None:
         group_readable = os.environ.get(GROUP_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
     path = None if given is None else _resolved(Path(given))
     if path not in _by_directory:
-        _by_directory[path] = Segments(path, group_readable=group_readable)
+        _by_directory[path] = BlockStore(path, group_readable=group_readable)
     return _by_directory[path]
 
 
 def _resolved(path: Path) -> Path:
-    # One lease, by whatever name the directory is called. If that cannot be told, the lease will say what is wrong.
+    # One lease, whichever path names the directory. If the path cannot be resolved, the lease reports the reason.
     with contextlib.suppress(OSError, RuntimeError):
         return path.resolve()
     return path
@@ -126,5 +129,5 @@ def _resolved(path: Path) -> Path:
 
 def after_fork() -> None:
     """Give a forked child files of its own."""
-    for segments in _by_directory.values():
-        segments.after_fork()
+    for store in _by_directory.values():
+        store.after_fork()

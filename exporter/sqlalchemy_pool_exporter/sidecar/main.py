@@ -8,25 +8,26 @@ import logging
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
-from sqlalchemy_pool_exporter.recording.collector import add_value, family
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .collector import FleetCollector
-from .config import Config, Database, resolve_dsn
-from .probe import probe
+from .probe.families import families as probe_families
+from .probe.probe import Probe
 from .web import app as web
 from .web.config import WebConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric as Family
+
+    from .config import Config, Database
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -34,26 +35,24 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 class Sidecar:
     """Serves what the segments and the databases say, until it is told to stop.
 
-    Mutable state: the configuration at work and what was made from it, which a reload replaces as a whole.
+    Mutable state: the configuration in force and what was made from it. A reload replaces all of it but the server.
 
     Args:
-        load: reads the configuration anew, or raises ConfigError.
-        env: where secrets named by an environment variable are.
+        config: what to start with.
+        load: reads the configuration again, or raises ConfigError.
     """
 
-    def __init__(self, load: Callable[[], Config], env: Mapping[str, str]) -> None:
-        self._load, self._env = load, env
-        self._config = load()
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        self._config, self._load = config, load
         self._reader: Reader | None = None
-        self._fleet = self._fleet_of(self._config)
-        self._probes: dict[probe.Target, tuple[probe.Probe, asyncio.Task[None]]] = {}
-        self._targets = _targets(self._config, env)
+        self._fleet = self._make_fleet(config)
+        self._probes: dict[Database, tuple[Probe, asyncio.Task[None]]] = {}
         self._reload_succeeded, self._reloaded_at = True, time.time()
         self._web_config: WebConfig | None = None
         self._stop, self._reloading = asyncio.Event(), asyncio.Lock()
 
     async def run(self, started: Callable[[str], object] = lambda _url: None) -> None:
-        """Serve until SIGTERM, SIGINT or `stop()`; ``started`` is told the URL.
+        """Serve until SIGTERM, SIGINT or `stop()`; call ``started`` with the URL.
 
         Raises:
             ConfigError: the configuration of the web server is wrong.
@@ -68,20 +67,20 @@ class Sidecar:
         application = web.application(self, settings, version=package_version(), reload=self.reload)
         endpoint = await web.start(application, settings, web_config=web_config)
         try:
-            await self._watch(self._targets)
+            await self._probe_exactly(self._config.databases)
             _logger.info("listening on %s", endpoint.url)
             started(endpoint.url)
             await self._stop.wait()
             _logger.info("stopping")
         finally:
             await endpoint.close()
-            await self._watch([])
+            await self._probe_exactly(())
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Obey signals from before the start to after the end: what SIGHUP does by default is end the process."""
+        """Handle signals from before the start to after the end: SIGHUP would end the process otherwise."""
         loop = asyncio.get_running_loop()
-        reloads: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+        reloads: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
 
         def reload() -> None:
             task = loop.create_task(self._reload_quietly())
@@ -102,36 +101,35 @@ class Sidecar:
         self._stop.set()
 
     async def reload(self) -> None:
-        """Read the configuration again and put it to work; what it says of ``web`` and ``log`` needs a new start.
+        """Load the configuration again and apply it, except ``web`` and ``log``, which need a new start.
 
         Raises:
-            ConfigError: it is wrong; the old one stays.
+            ConfigError: it is wrong; the old one stays in force.
         """
-        # One at a time, or the older of two could be the last to be done.
+        # One reload at a time, or an older configuration could be applied after a newer one.
         async with self._reloading:
             await self._reload()
 
     async def _reload(self) -> None:
         try:
             config = await asyncio.to_thread(self._load)
-            targets = _targets(config, self._env)
         except ConfigError:
             self._reload_succeeded = False
             raise
         if (config.web, config.log) != (self._config.web, self._config.log):
             _logger.warning("changes to web and log take effect at the next start")
         if (config.segments, config.metrics) != (self._config.segments, self._config.metrics):
-            self._fleet = self._fleet_of(config)
+            self._fleet = self._make_fleet(config)
         self._config = config
-        await self._watch(targets)
+        await self._probe_exactly(config.databases)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         _logger.info("configuration reloaded")
 
-    def _fleet_of(self, config: Config) -> FleetCollector | None:
+    def _make_fleet(self, config: Config) -> FleetCollector | None:
         directory = config.segments.directory
         if directory is None:
             return None
-        # The reader of a directory stays: it knows what was counted in files that were deleted since.
+        # The reader of a directory is kept: it remembers the counts of files that have been deleted since.
         if self._reader is None or self._reader.directory != directory:
             self._reader = Reader(directory)
         return FleetCollector(
@@ -146,57 +144,28 @@ class Sidecar:
         except ConfigError as error:
             _logger.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400 - the message says all
 
-    async def _watch(self, targets: list[probe.Target]) -> None:
-        """Have exactly these databases probed, and those that are probed already without a break."""
-        leaving = {target: running for target, running in self._probes.items() if target not in targets}
-        for target, (_, task) in leaving.items():
-            del self._probes[target]
+    async def _probe_exactly(self, databases: Sequence[Database]) -> None:
+        """Stop the probes of other databases, start those that are missing, and leave the rest undisturbed."""
+        leaving = {
+            database: running for database, running in self._probes.items() if database not in databases
+        }
+        for database, (_, task) in leaving.items():
+            del self._probes[database]
             task.cancel()
         await asyncio.gather(*(task for _, task in leaving.values()), return_exceptions=True)
-        for target in targets:
-            if target not in self._probes:
-                watching = probe.Probe(target)
-                self._probes[target] = watching, asyncio.create_task(watching.run())
+        for database in databases:
+            if database not in self._probes:
+                probe = Probe(database)
+                self._probes[database] = probe, asyncio.create_task(probe.run())
 
     def collect(self) -> Iterator[Family]:
-        """Yield all families; called in a thread."""
+        """Yield all metric families; called in a thread."""
         if self._fleet is not None:
             yield from self._fleet.collect()
-        snapshots = [watching.snapshot for watching, _ in list(self._probes.values())]
-        yield from probe.families(snapshots, time.monotonic())
+        statuses = [probe.status for probe, _ in list(self._probes.values())]
+        yield from probe_families(statuses, time.monotonic())
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
-        values = (float(current), self._reloaded_at)
-        for metric, value in zip(RELOAD_METRICS, values, strict=True):
-            reloaded: Any = family(metric)
-            add_value(reloaded, [], value)
-            yield reloaded
-
-
-@dataclass(frozen=True, slots=True)
-class _DSN:
-    """The DSN of a database, read where it is kept each time it is asked for: a password changes."""
-
-    database: Database
-    env: Mapping[str, str] = field(repr=False, compare=False)
-
-    def __call__(self) -> str:
-        return resolve_dsn(self.database, self.env).reveal()
-
-
-def _targets(config: Config, env: Mapping[str, str]) -> list[probe.Target]:
-    return [_target(database, env) for database in config.databases]
-
-
-def _target(database: Database, env: Mapping[str, str]) -> probe.Target:
-    tls = database.tls
-    dsn = _DSN(database, env)
-    dsn()  # one that is missing is a fault of the configuration now, and only later the database's
-    return probe.Target(
-        database.name,
-        dsn,
-        interval_seconds=database.interval_seconds,
-        timeout_seconds=database.timeout_seconds,
-        tls=None if tls.mode is None else probe.Tls(tls.mode, tls.ca_file, tls.cert_file, tls.key_file),
-        application_names_limit=database.application_names_limit,
-        pools=database.pools,
-    )
+        builder = Builder(RELOAD_METRICS)
+        builder.add((), [("exporter_config_last_reload_successful", float(current))])
+        builder.add((), [("exporter_config_last_reload_success_timestamp_seconds", self._reloaded_at)])
+        yield from builder.families()

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import html
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aiohttp import web
-from prometheus_client.metrics_core import Metric
 
 from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.negotiation import CONTENT_TYPES, Format, accepts_gzip, choose_format
+from sqlalchemy_pool_exporter.negotiation import Wanted
 from sqlalchemy_pool_exporter.sidecar.config import Web
 
 from . import auth as webauth
@@ -23,10 +21,11 @@ from .daemon_thread import run_in_daemon_thread
 from .server import Listener, listen
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
     from .config import WebConfig
 
 _DEFAULTS = Web()
-_GZIP_LEVEL = 3
 # Different answers (format, filter, encoding) that may wait for one collection; a scraper asks for one.
 _MAX_ANSWERS = 32
 
@@ -119,14 +118,6 @@ def application(  # noqa: PLR0913 - two objects, and what the exporter may add t
     return app
 
 
-class _Wanted(NamedTuple):
-    """What one scrape asks for; an empty ``names`` is everything."""
-
-    format: Format
-    names: frozenset[str]
-    gzipped: bool
-
-
 class _OverloadError(Exception):
     """Too many different scrapes wait for one collection."""
 
@@ -145,7 +136,7 @@ class Exposition:
         self._collecting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._next: _Collection | None = None
 
-    async def answer(self, wanted: _Wanted) -> bytes:
+    async def answer(self, wanted: Wanted) -> bytes:
         """Return the exposition; if the caller is cancelled it goes on for those who share it."""
         if self._next is None:
             self._next = _Collection(asyncio.create_task(self._collect()))
@@ -163,16 +154,16 @@ class Exposition:
             self._next = None  # from here on it is too late to share it
             return await run_in_daemon_thread(lambda: list(self._registry.collect()))
 
-    async def _write(self, families: asyncio.Future[list[Metric]], wanted: _Wanted) -> bytes:
+    async def _write(self, families: asyncio.Future[list[Metric]], wanted: Wanted) -> bytes:
         collected = await asyncio.shield(families)
         async with self._writing:
-            return await run_in_daemon_thread(lambda: _written(collected, wanted))
+            return await run_in_daemon_thread(lambda: exposition.write(collected, wanted))
 
 
 class _Collection:
     def __init__(self, families: asyncio.Task[list[Metric]]) -> None:
         self.families = families
-        self.answers: dict[_Wanted, asyncio.Task[bytes]] = {}
+        self.answers: dict[Wanted, asyncio.Task[bytes]] = {}
         families.add_done_callback(_retrieve)
 
 
@@ -195,10 +186,10 @@ class _Pages:
         self._settings, self._landing, self._ready, self._reload = settings, landing, ready, reload
 
     async def metrics(self, request: web.Request) -> web.Response:
-        wanted = _Wanted(
-            choose_format(",".join(request.headers.getall("Accept", ()))),
-            frozenset(request.query.getall("name[]", ())),
-            accepts_gzip(",".join(request.headers.getall("Accept-Encoding", ()))),
+        wanted = Wanted.of(
+            ",".join(request.headers.getall("Accept", ())),
+            ",".join(request.headers.getall("Accept-Encoding", ())),
+            request.query.getall("name[]", ()),
         )
         seconds = scrape_timeout(
             request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings
@@ -214,10 +205,7 @@ class _Pages:
             raise web.HTTPServiceUnavailable(text=what) from None
         except _OverloadError:
             raise web.HTTPServiceUnavailable(text="503: too many different scrapes at once\n") from None
-        headers = {"Content-Type": CONTENT_TYPES[wanted.format], "Vary": "Accept, Accept-Encoding"}
-        if wanted.gzipped:
-            headers["Content-Encoding"] = "gzip"
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=body, headers=wanted.headers)
 
     async def landing(self, _request: web.Request) -> web.Response:
         return web.Response(text=self._landing, content_type="text/html", headers=_PAGE_HEADERS)
@@ -254,23 +242,6 @@ def scrape_timeout(header: str, settings: Web) -> float:
         said - settings.scrape_timeout_offset_seconds, said / 2
     )  # the offset is for timeouts well above it
     return min(left, settings.scrape_timeout_seconds)
-
-
-def _written(families: Iterable[Metric], wanted: _Wanted) -> bytes:
-    shown = families if not wanted.names else _named(families, wanted.names)
-    body = exposition.openmetrics(shown) if wanted.format == "openmetrics" else exposition.text(shown)
-    return gzip.compress(body, _GZIP_LEVEL, mtime=0) if wanted.gzipped else body
-
-
-def _named(families: Iterable[Metric], names: frozenset[str]) -> Iterable[Metric]:
-    """Yield the families called so, and of the others the samples called so."""
-    for family in families:
-        if family.name in names:
-            yield family
-        elif samples := [sample for sample in family.samples if sample.name in names]:
-            part = Metric(family.name, family.documentation, family.type, family.unit)
-            part.samples = samples
-            yield part
 
 
 def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> str:

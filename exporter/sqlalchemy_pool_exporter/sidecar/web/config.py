@@ -14,22 +14,30 @@ import logging
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import msgspec
-from msgspec import Meta
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar import schema
-from sqlalchemy_pool_exporter.sidecar.config import Secret
+from sqlalchemy_pool_exporter.sidecar.document import MAX_BYTES, Document, read_text
+from sqlalchemy_pool_exporter.sidecar.validation import (
+    Context,
+    Contradiction,
+    Section,
+    contradiction,
+    parsed,
+    report,
+    validate,
+    without_nothing,
+)
 
-from . import tls as webtls
+from .tls import SecretText, ServerTLS, TLSServerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Header → the values it may have, where they are few. The list is the toolkit's; names are spelled as there.
 _HEADERS: Mapping[str, tuple[str, ...]] = {
@@ -61,33 +69,70 @@ class Duration(float):
         return cls(sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
 
 
-class HTTPSettings(msgspec.Struct, frozen=True, kw_only=True):
+GoDuration = Annotated[
+    Duration,
+    parsed(Duration, Duration.parse),
+    WithJsonSchema({"type": "string", "expects": "a duration such as 1s or 250ms"}),
+]
+
+
+class HTTPServerConfig(Section):
     """``http_server_config`` as written."""
 
     http2: bool = True
-    headers: dict[str, str] = {}
+    headers: Annotated[dict[str, str], BeforeValidator(without_nothing)] = Field(default={})
+
+    def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
+        """Allow only the headers of the format, and the values that each may have."""
+        del given, context
+        for name, value in self.headers.items():
+            option = ("headers", name)
+            if name not in _HEADERS:
+                yield contradiction(f"cannot be set; can be: {', '.join(_HEADERS)}", option)
+            elif value and _HEADERS[name] and value not in _HEADERS[name]:
+                yield contradiction(f"expected {' or '.join(_HEADERS[name])}", option)
+            elif not value.isprintable() or not value.isascii():
+                yield contradiction("has a character that a header cannot have", option)
 
 
-class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+class RateLimit(Section):
     """``rate_limit``: a token each ``interval`` seconds, ``burst`` at most; no limit if the interval is 0."""
 
-    interval: Duration = Duration(0)
-    burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    interval: GoDuration = Duration(0)
+    burst: int = Field(default=0, ge=0, le=1_000_000)
 
 
-class WebFile(msgspec.Struct, frozen=True, kw_only=True):
+class WebFile(Section):
     """The file as written."""
 
-    tls_server_config: webtls.TLSSettings = webtls.TLSSettings()
-    http_server_config: HTTPSettings = HTTPSettings()
-    basic_auth_users: dict[str, Secret] = {}
+    tls_server_config: TLSServerConfig = TLSServerConfig()
+    http_server_config: HTTPServerConfig = HTTPServerConfig()
+    basic_auth_users: Annotated[dict[str, SecretText], BeforeValidator(without_nothing)] = Field(default={})
     rate_limit: RateLimit = RateLimit()
+
+    def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
+        """Allow only users that a client can name, and hashes that are checked within a scrape."""
+        del given, context
+        for name, secret in self.basic_auth_users.items():
+            option = ("basic_auth_users", name)
+            match = _BCRYPT.fullmatch(secret.reveal())
+            if ":" in name:
+                yield contradiction("no browser or scraper can send a user name with a colon", option)
+            if match is None:
+                what = "expected a password hashed with bcrypt, as `htpasswd -nBC 10 ''` makes it"
+                yield contradiction(what, option)
+            elif not _MIN_COST <= int(match[1]) <= _MAX_COST:
+                what = (
+                    f"the cost of the hash must be from {_MIN_COST} to {_MAX_COST}; "
+                    "each step doubles the time it takes"
+                )
+                yield contradiction(what, option)
 
 
 class Policy(NamedTuple):
     """The file as it is applied. ``users`` maps names to bcrypt hashes, both as bytes."""
 
-    tls: webtls.TLS | None
+    tls: ServerTLS | None
     users: Mapping[bytes, bytes]
     headers: Mapping[str, str]
     rate_limit: RateLimit
@@ -129,13 +174,13 @@ class WebConfig:
         try:
             policy = self._load()
             self._check_scheme(policy)
-        except ConfigError as exc:
+        except ConfigError as error:
             self.failures += 1
             self.ok = False
-            logger.error("web configuration not reloaded, the old one stays in force: %s", exc)  # noqa: TRY400
+            _logger.error("web configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400
         else:
             self._policy, self.ok = policy, True
-            logger.info("web configuration reloaded from %r", str(self._path))
+            _logger.info("web configuration reloaded from %r", str(self._path))
         return self._policy
 
     def _check_scheme(self, policy: Policy) -> None:
@@ -145,12 +190,15 @@ class WebConfig:
 
     def _load(self) -> Policy:
         self._seen = {}
-        reading = schema.Reading(schema.read_text(self._path, self._read), WebFile, texts=_TEXTS, loose=True)
-        directory = self._path.parent
-        settings = reading.value.tls_server_config
-        tls = webtls.build(reading, settings, "tls_server_config", lambda name: self._read(directory / name))
-        users, headers = _users(reading), _headers(reading)
-        return Policy(tls, users, headers, reading.check(str(self._path)).rate_limit)
+        document = Document(read_text(self._path, self._read), untyped=True)
+        context = Context(self._path.parent, self._read)
+        file, issues = validate(WebFile, document.tree, context, document.place)
+        issues += document.issues
+        if issues or file is None:
+            raise report(str(self._path), issues)
+        users = {name.encode(): secret.reveal().encode() for name, secret in file.basic_auth_users.items()}
+        headers = {name: value for name, value in file.http_server_config.headers.items() if value}
+        return Policy(file.tls_server_config.server_tls, users, headers, file.rate_limit)
 
     def _read(self, path: Path) -> bytes:
         self._seen[path] = b""
@@ -159,21 +207,15 @@ class WebConfig:
         return content
 
 
-_TEXTS = {
-    Secret: schema.Text(Secret, "text"),
-    Duration: schema.Text(Duration.parse, "a duration such as 1s or 250ms"),
-}
-
-
 def _content(path: Path) -> bytes:
     # Without blocking: a pipe would be waited for, and everybody else with it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(schema.MAX_BYTES + 1)
-    if len(content) > schema.MAX_BYTES:
-        raise OSError(errno.EFBIG, f"longer than {schema.MAX_BYTES} bytes", str(path))
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
     return content
 
 
@@ -182,31 +224,3 @@ def _digest(path: Path) -> bytes:
         return hashlib.sha256(_content(path)).digest()
     except (OSError, ValueError):
         return b""
-
-
-def _users(reading: schema.Reading[WebFile]) -> Mapping[bytes, bytes]:
-    users = reading.value.basic_auth_users
-    for name, secret in users.items():
-        path = schema.join("basic_auth_users", name)
-        match = _BCRYPT.fullmatch(secret.reveal())
-        if ":" in name:
-            reading.blame(path, "no browser or scraper can send a user name with a colon")
-        if match is None:
-            reading.blame(path, "expected a password hashed with bcrypt, as `htpasswd -nBC 10 ''` makes it")
-        elif not _MIN_COST <= int(match[1]) <= _MAX_COST:
-            what = f"the cost of the hash must be from {_MIN_COST} to {_MAX_COST}; each step doubles the time it takes"
-            reading.blame(path, what)
-    return {name.encode(): secret.reveal().encode() for name, secret in users.items()}
-
-
-def _headers(reading: schema.Reading[WebFile]) -> Mapping[str, str]:
-    headers = reading.value.http_server_config.headers
-    for name, value in headers.items():
-        path = schema.join("http_server_config.headers", name)
-        if name not in _HEADERS:
-            reading.blame(path, f"cannot be set; can be: {', '.join(_HEADERS)}")
-        elif value and _HEADERS[name] and value not in _HEADERS[name]:
-            reading.blame(path, f"expected {' or '.join(_HEADERS[name])}")
-        elif not value.isprintable() or not value.isascii():
-            reading.blame(path, "has a character that a header cannot have")
-    return {name: value for name, value in headers.items() if value}

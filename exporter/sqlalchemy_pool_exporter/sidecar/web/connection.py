@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .connection_limit import ConnectionLimit
-    from .tls import TLS
+    from .tls import ServerTLS
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self.socket = sock
-        self.tls: TLS | None = None  # known once the client has sent its first byte
+        self.tls: ServerTLS | None = None  # known once the client has sent its first byte
         self._limit, self._settings = limit, settings
         # aiohttp forgets ``transport`` before it is closed.
         self._open_transport: asyncio.Transport | None = None

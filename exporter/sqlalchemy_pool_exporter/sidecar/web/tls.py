@@ -13,16 +13,22 @@ import ssl
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import msgspec
+from pydantic import PrivateAttr, WithJsonSchema
 
-from sqlalchemy_pool_exporter.sidecar.config import Secret
+from sqlalchemy_pool_exporter.sidecar.document import reason_of
+from sqlalchemy_pool_exporter.sidecar.secret import Secret
+from sqlalchemy_pool_exporter.sidecar.validation import (
+    Context,
+    Contradiction,
+    Section,
+    contradiction,
+    parsed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from sqlalchemy_pool_exporter.sidecar import schema
 
 _Version = Literal["TLS10", "TLS11", "TLS12", "TLS13"]
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -59,7 +65,7 @@ _CIPHERS = {
     )
 }
 
-_Policy = Literal[
+_ClientAuth = Literal[
     "",
     "NoClientCert",
     "RequestClientCert",
@@ -68,7 +74,7 @@ _Policy = Literal[
     "VerifyClientCertIfGiven",
     "RequireAndVerifyClientCert",
 ]
-_POLICIES = {
+_CLIENT_AUTH = {
     "": ssl.CERT_NONE,
     "NoClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
@@ -76,33 +82,17 @@ _POLICIES = {
 }
 
 
-class TLSSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``tls_server_config`` as written; an empty text is the same as none."""
-
-    cert: str = ""
-    key: Secret = Secret("")
-    client_ca: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    client_auth_type: _Policy = ""
-    client_ca_file: str = ""
-    client_allowed_sans: tuple[str, ...] | None = None
-    min_version: _Version = "TLS12"
-    max_version: _Version = "TLS13"
-    cipher_suites: tuple[_Cipher, ...] = ()
-    prefer_server_cipher_suites: bool = True
-    curve_preferences: tuple[_Curve, ...] = ()
-
-
-class TLS(NamedTuple):
-    """What new connections are greeted with."""
+class ServerTLS(NamedTuple):
+    """What the server uses for new connections."""
 
     context: ssl.SSLContext
     allowed_sans: frozenset[str] | None
 
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
         """Tell whether a client with the verified ``certificate`` of ``getpeercert()`` may come in."""
-        if self.allowed_sans is None or not certificate:  # that there must be one is for OpenSSL to see to
+        if (
+            self.allowed_sans is None or not certificate
+        ):  # OpenSSL has seen to it that there is one if there must be
             return True
         names = certificate.get("subjectAltName", ())
         return any(
@@ -112,112 +102,137 @@ class TLS(NamedTuple):
         )
 
 
-def build(
-    reading: schema.Reading[Any], settings: TLSSettings, path: str, read: Callable[[str], bytes]
-) -> TLS | None:
-    """Return what ``settings`` asks for, or None for plain HTTP; what is wrong is blamed on ``reading``.
+SecretText = Annotated[Secret, parsed(Secret, Secret), WithJsonSchema({"type": "string"})]
 
-    ``path`` is the section's; ``read`` returns the content of a file it names.
-    """
-    s = settings
-    if not any(
-        (s.cert, s.key.reveal(), s.client_ca, s.cert_file, s.key_file, s.client_auth_type, s.client_ca_file)
-    ):
-        return None
-    before = len(reading.faults)
 
-    def blame(option: str, what: str, *also: str) -> None:
-        reading.blame(f"{path}.{option}", what, *(f"{path}.{name}" for name in also))
+class TLSServerConfig(Section):
+    """``tls_server_config`` as written; an empty text is the same as none."""
 
-    _check_certificates(blame, s)
-    _check_protocol(blame, s)
+    cert: str = ""
+    key: SecretText = Secret("")
+    client_ca: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    client_auth_type: _ClientAuth = ""
+    client_ca_file: str = ""
+    client_allowed_sans: tuple[str, ...] | None = None
+    min_version: _Version = "TLS12"
+    max_version: _Version = "TLS13"
+    cipher_suites: tuple[_Cipher, ...] = ()
+    prefer_server_cipher_suites: bool = True
+    curve_preferences: tuple[_Curve, ...] = ()
 
-    def pem(option: str, inline: str) -> bytes:
-        name = getattr(s, f"{option}_file")
-        if not name:
-            return inline.encode()
+    _server_tls: ServerTLS | None = PrivateAttr(default=None)
+
+    @property
+    def server_tls(self) -> ServerTLS | None:
+        """What the section asks for, made of the files as they were when it was validated; None is plain HTTP."""
+        return self._server_tls
+
+    def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
+        """Build what the section asks for, if it asks for TLS."""
+        del given
+        switches = (self.cert, self.key.reveal(), self.client_ca, self.cert_file, self.key_file)
+        if context is None or not any((*switches, self.client_auth_type, self.client_ca_file)):
+            return
+        contents: dict[str, bytes] = {}
+        issues = [*_check_certificates(self), *_check_protocol(self), *_read(self, context, contents)]
+        yield from issues
+        if not issues:
+            yield from self._build(contents)
+
+    def _build(self, contents: Mapping[str, bytes]) -> Iterator[Contradiction]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.options |= ssl.OP_NO_RENEGOTIATION  # one handshake a connection: more only costs the server
+        context.set_alpn_protocols(["http/1.1"])
+        context.minimum_version = _VERSIONS[self.min_version]
+        context.maximum_version = _VERSIONS[self.max_version]
+        context.verify_mode = _CLIENT_AUTH[self.client_auth_type]
+        for option, step in _steps(context, self, contents):
+            try:
+                step()
+            except ssl.SSLError as error:
+                yield contradiction(f"refused by OpenSSL: {error.reason or 'not in PEM format'}", option)
+            except ValueError as error:
+                yield contradiction(str(error), option)
+        allowed = self.client_allowed_sans
+        self._server_tls = ServerTLS(context, None if allowed is None else frozenset(map(_address, allowed)))
+
+
+def _read(section: TLSServerConfig, context: Context, contents: dict[str, bytes]) -> Iterator[Contradiction]:
+    """Fill ``contents`` with certificate, key and authority, from the files or the section itself."""
+    inline = {"cert": section.cert, "key": section.key.reveal(), "client_ca": section.client_ca}
+    for option, text in inline.items():
+        name = getattr(section, f"{option}_file")
         try:
-            return read(name)
-        except (OSError, ValueError) as exc:
-            reason = getattr(exc, "strerror", None) or "not a path"
-            blame(f"{option}_file", f"cannot read {name!r}: {reason}")
-            return b""
-
-    certificate, key = pem("cert", s.cert), pem("key", s.key.reveal())
-    client_ca = pem("client_ca", s.client_ca)
-    if len(reading.faults) > before:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.options |= ssl.OP_NO_RENEGOTIATION  # one handshake a connection: more only costs the server
-    context.set_alpn_protocols(["http/1.1"])
-    context.minimum_version, context.maximum_version = _VERSIONS[s.min_version], _VERSIONS[s.max_version]
-    context.verify_mode = _POLICIES[s.client_auth_type]
-    for option, step in _steps(context, s, certificate, key, client_ca):
-        try:
-            step()
-        except ssl.SSLError as exc:
-            blame(option, f"refused by OpenSSL: {exc.reason or 'not in PEM format'}")
-        except ValueError as exc:
-            blame(option, str(exc))
-    allowed = s.client_allowed_sans
-    return TLS(context, None if allowed is None else frozenset(map(_address, allowed)))
+            contents[option] = context.read(context.directory / name) if name else text.encode()
+        except (OSError, ValueError) as error:
+            yield contradiction(f"cannot read {name!r}: {reason_of(error)}", f"{option}_file")
 
 
 def _steps(
-    context: ssl.SSLContext, s: TLSSettings, certificate: bytes, key: bytes, client_ca: bytes
+    context: ssl.SSLContext, section: TLSServerConfig, contents: Mapping[str, bytes]
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    option = "cert_file" if s.cert_file else "cert"
+    certificate, key, client_ca = contents["cert"], contents["key"], contents["client_ca"]
+    option = "cert_file" if section.cert_file else "cert"
     yield option, lambda: _load_certificate(context, certificate, key)
     if client_ca:
-        option = "client_ca_file" if s.client_ca_file else "client_ca"
+        option = "client_ca_file" if section.client_ca_file else "client_ca"
         # Bundles have names of issuers as comments, in any encoding; OpenSSL skips them, and ``ssl`` takes ASCII only.
         yield option, lambda: context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
     elif context.verify_mode != ssl.CERT_NONE:  # Go's default: whom the system trusts
         yield "client_auth_type", lambda: context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
-    if s.cipher_suites:
-        suites = [_CIPHERS[name] for name in s.cipher_suites if name in _CIPHERS]
+    if section.cipher_suites:
+        suites = [_CIPHERS[name] for name in section.cipher_suites if name in _CIPHERS]
         if suites:
             yield "cipher_suites", lambda: context.set_ciphers(":".join(suites))
         else:  # nothing is left for TLS 1.2
             context.minimum_version = ssl.TLSVersion.TLSv1_3
-    if not s.prefer_server_cipher_suites:
+    if not section.prefer_server_cipher_suites:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    if s.curve_preferences:
-        curve = _CURVES[s.curve_preferences[0]]
+    if section.curve_preferences:
+        curve = _CURVES[section.curve_preferences[0]]
         yield "curve_preferences", lambda: context.set_ecdh_curve(curve)
 
 
-def _check_certificates(blame: Callable[..., None], s: TLSSettings) -> None:
-    for option, inline in (("cert", s.cert), ("key", s.key.reveal()), ("client_ca", s.client_ca)):
-        file = getattr(s, f"{option}_file")
+def _check_certificates(section: TLSServerConfig) -> Iterator[Contradiction]:
+    for option, inline in (
+        ("cert", section.cert),
+        ("key", section.key.reveal()),
+        ("client_ca", section.client_ca),
+    ):
+        file = getattr(section, f"{option}_file")
         if inline and file:
-            blame(option, f"is given beside {option}_file; keep one of them")
+            yield contradiction(f"is given beside {option}_file; keep one of them", option)
         elif not (inline or file or option == "client_ca"):
-            blame(f"{option}_file", f"missing: TLS needs one of {option} and {option}_file", option)
-    if s.client_auth_type not in _POLICIES:
-        blame(
-            "client_auth_type",
+            what = f"missing: TLS needs one of {option} and {option}_file"
+            yield contradiction(what, f"{option}_file", option)
+    if section.client_auth_type not in _CLIENT_AUTH:
+        yield contradiction(
             "Python's ssl cannot take a client certificate without verifying it; "
             "use RequireAndVerifyClientCert or VerifyClientCertIfGiven",
+            "client_auth_type",
         )
-    elif _POLICIES[s.client_auth_type] == ssl.CERT_NONE:
+    elif _CLIENT_AUTH[section.client_auth_type] == ssl.CERT_NONE:
         for option in ("client_ca", "client_ca_file", "client_allowed_sans"):
-            if getattr(s, option):
-                blame(option, "has no effect without a client_auth_type that verifies", "client_auth_type")
+            if getattr(section, option):
+                what = "has no effect without a client_auth_type that verifies"
+                yield contradiction(what, option, "client_auth_type")
 
 
-def _check_protocol(blame: Callable[..., None], s: TLSSettings) -> None:
+def _check_protocol(section: TLSServerConfig) -> Iterator[Contradiction]:
     for option in ("min_version", "max_version"):
-        if getattr(s, option) not in _VERSIONS:
-            blame(option, "is obsolete, and refused by today's OpenSSL; use TLS12 or TLS13")
-    if s.min_version > s.max_version:
-        blame("min_version", "is above max_version", "max_version")
-    if s.cipher_suites and s.max_version == "TLS12" and not set(s.cipher_suites) & set(_CIPHERS):
-        blame("cipher_suites", "are all of TLS 1.3, which max_version excludes", "max_version")
-    if len(s.curve_preferences) > 1:
-        blame(
-            "curve_preferences", "Python's ssl can be told one curve only; give one, or none for its default"
-        )
+        if getattr(section, option) not in _VERSIONS:
+            yield contradiction("is obsolete, and refused by today's OpenSSL; use TLS12 or TLS13", option)
+    if section.min_version > section.max_version:
+        yield contradiction("is above max_version", "min_version", "max_version")
+    suites = set(section.cipher_suites)
+    if suites and section.max_version == "TLS12" and not suites & set(_CIPHERS):
+        what = "are all of TLS 1.3, which max_version excludes"
+        yield contradiction(what, "cipher_suites", "max_version")
+    if len(section.curve_preferences) > 1:
+        what = "Python's ssl can be told one curve only; give one, or none for its default"
+        yield contradiction(what, "curve_preferences")
 
 
 def _load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Physical connections: the hooks through which they open and close, and the events that say why they close."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy.pool import QueuePool, SingletonThreadPool
+
+from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
+
+from .connection_row import row_of, was_collected
+from .faults import never_raises
+from .recorder import DISPOSE, ERROR, GC
+from .sqlalchemy_pool import holds, is_set_up, why_terminated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.pool import Pool
+
+    from .connection_row import ConnectionRow
+    from .recorder import Recorder
+    from .slow_path import SlowPath
+
+try:
+    # An asyncio engine runs each call in a greenlet of its own, all of them in one thread.
+    from greenlet import getcurrent as _current
+except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
+    from threading import current_thread as _current
+
+
+def current_caller() -> object:
+    """Return the greenlet or the thread that runs now."""
+    return _current()
+
+
+_OVERFLOW, _UNPOOLED = map(CLOSE_REASONS.index, ("overflow", "unpooled"))
+
+
+class _Closing(NamedTuple):
+    """A connection that is about to be closed."""
+
+    row: ConnectionRow
+    reason: int
+    for_good: bool
+
+
+class ConnectionHooks:
+    """Records how the physical connections of one pool object open and close."""
+
+    __slots__ = ("_pool", "_slow_path", "disposing", "recorder")
+
+    def __init__(self, pool: Pool, recorder: Recorder, slow_path: SlowPath) -> None:
+        self._pool = pool
+        self._slow_path = slow_path
+        self.recorder = recorder
+        self.disposing: list[object] = []  # the mutable state: the callers that are inside dispose()
+
+    def creator_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return what stands in for the ``_invoke_creator()`` of a pool."""
+
+        @functools.wraps(original)
+        def invoke_creator(record: Any) -> Any:
+            began = self._now() or 0.0
+            try:
+                connection = original(record)
+            except BaseException:
+                self._connect_failed(began)
+                raise
+            self._connected(record, connection, began)
+            return connection
+
+        return invoke_creator
+
+    @never_raises
+    def _now(self) -> float:
+        return self.recorder.clock()
+
+    @never_raises
+    def _connect_failed(self, began: float) -> None:
+        self.recorder.connect_failed(began)
+
+    @never_raises
+    def _connected(self, record: Any, connection: object, began: float) -> None:
+        self.recorder.connected(record, connection, began, state=self._slow_path.new_row_state)
+
+    def close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what stands in for the ``_close_connection()`` of a pool."""
+
+        @functools.wraps(original)
+        def close_connection(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            closing: _Closing | None = None
+            try:
+                try:
+                    closing = self._closing(connection, terminate=kwargs.get("terminate", False))
+                finally:
+                    # Also if a signal handler raised in between: SQLAlchemy takes it for closed.
+                    result = original(connection, *args, **kwargs)
+                return result
+            finally:
+                # An interrupted close is a close: SQLAlchemy drops the connection all the same.
+                if closing is not None:
+                    self._closed(closing)
+
+        return close_connection
+
+    @never_raises
+    def _closing(self, connection: object, *, terminate: bool) -> _Closing | None:
+        row = self.recorder.connections.find(connection)
+        record = row and row()
+        if row is None or not holds(record, connection):
+            return None
+        # A record whose first connection could not be set up is given up.
+        for_good = not terminate or not is_set_up(record)
+        return _Closing(row, self._why(row, record, terminate=terminate), for_good)
+
+    @never_raises
+    def _closed(self, closing: _Closing) -> None:
+        self.recorder.closed(closing.row, closing.reason, for_good=closing.for_good)
+
+    def _why(self, row: ConnectionRow, record: Any, *, terminate: bool) -> int:
+        """Return why a connection is being closed, an index into ``CLOSE_REASONS``.
+
+        1. The pool closes it: it is disposed of, or does not keep the connection.
+        2. The record closes it, for a reason that was seen before: a failed ping, an invalidation.
+        3. The record closes it, for a reason that follows from its timestamps.
+        """
+        if not terminate:
+            if current_caller() in self.disposing:
+                return DISPOSE
+            return _OVERFLOW if isinstance(self._pool, QueuePool | SingletonThreadPool) else _UNPOOLED
+        return why_terminated(self._pool, record) if row.close_reason is None else row.close_reason
+
+    # -- events
+
+    @never_raises
+    def on_invalidate(self, _connection: object, record: Any, _error: object) -> None:
+        """SQLAlchemy closes the connection of a record at once."""
+        row = row_of(record)
+        if row is not None:
+            self.recorder.invalidated(row, GC if was_collected(record) else ERROR)
+
+    @never_raises
+    def on_soft_invalidate(self, _connection: object, record: Any, _error: object) -> None:
+        """SQLAlchemy closes the connection of a record before its next checkout."""
+        self.recorder.soft_invalidated(row_of(record))
+
+    @never_raises
+    def on_close_detached(self, connection: object) -> None:
+        """SQLAlchemy closes a connection that left its record before."""
+        self.recorder.closed_detached(connection)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults while recording: counted, and kept from the application."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    class CountsFaults(Protocol):
+        """A recorder, as far as it is needed here."""
+
+        def fault(self, error: Exception) -> None:
+            """Count a fault."""
+
+    class HasRecorder(Protocol):
+        """What records with a recorder."""
+
+        @property
+        def recorder(self) -> CountsFaults:
+            """The recorder that counts the faults."""
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    S = TypeVar("S", bound=HasRecorder)
+
+
+def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
+    """Count what a method raises as a fault and return None, instead of letting it reach the application.
+
+    Only for methods that do nothing but record: what the application's own call raises must reach it. What a signal
+    handler of the application raises does, since ``Recorder.fault()`` raises it again. Not for the hot path: it costs
+    a call.
+    """
+
+    @functools.wraps(record)
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return record(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            self.recorder.fault(error)
+            return None
+
+    return guarded
+
+
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Return whether a signal handler of the application raised ``error``.
+
+    A task queue ends a task that takes too long by an exception, which is raised wherever the task is.
+    """
+    codes = {
+        getattr(getattr(handler, "__func__", handler), "__code__", None)
+        for handler in map(signal.getsignal, signal.valid_signals())
+    } - {None}
+    frame = error.__traceback__
+    while frame:
+        if frame.tb_frame.f_code in codes:
+            return True
+        frame = frame.tb_next
+    return False

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock by which a process holds its file.
+
+It is an open-file-description lock: the kernel frees it the moment its holder dies, however it dies, and a reader can
+ask for it without taking it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import Final
+
+# struct flock, whose last member, the process, must be 0 for these locks.
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+_WHOLE_FILE: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def is_held(descriptor: int) -> bool:
+    """Return whether a process holds the lock of a file, without taking it."""
+    kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE))[0]
+    return kind != fcntl.F_UNLCK
+
+
+def take(descriptor: int) -> bool:
+    """Take the lock of a file and return whether it was free."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+    except OSError:
+        return False
+    return True

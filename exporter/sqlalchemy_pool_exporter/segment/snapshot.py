@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader derives from one block: the pool's limits, its state and its counters, by the key of the metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, INVALIDATION_KINDS
+
+from .block import (
+    ACTIVE,
+    CHECKINS_UNTIMED,
+    CHECKOUT_ERRORS,
+    CHECKOUT_TIMEOUTS,
+    CLOSES,
+    CONNECT,
+    CONNECT_FAILED,
+    CONNECTIONS_AT,
+    CONNECTIONS_USED,
+    DETACHES,
+    FAULTS,
+    FIELDS,
+    FIRST_COUNTER,
+    HAS_OVERFLOW,
+    HELD_SINCE,
+    HOLD,
+    INVALIDATIONS,
+    LAST_CHECKIN,
+    LEAKED_CHECKOUTS,
+    MAX_OVERFLOW,
+    OVERFLOW_OPENED,
+    PING,
+    PING_FAILURES,
+    PRE_PING,
+    RECYCLE,
+    REPLACED,
+    RETIRED,
+    ROW,
+    SIZE,
+    SUM,
+    TIMEOUT,
+    UNTRACKED_CONNECTIONS,
+    UNTRACKED_PENDING,
+    WAIT,
+    WAIT_FAILED,
+    WAITERS_AT,
+    WAITERS_USED,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The fields of a block that only grow, from FIRST_COUNTER to FIELDS.
+Counts = Sequence[float]
+
+_LIMITS: Final = (
+    ("size", SIZE),
+    ("max_overflow", MAX_OVERFLOW),
+    ("timeout_seconds", TIMEOUT),
+    ("recycle_seconds", RECYCLE),
+    ("pre_ping", PRE_PING),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations per bucket (not cumulative, the last beyond every bound) and their sum in seconds."""
+
+    buckets: tuple[float, ...]
+    sum: float
+
+    @property
+    def count(self) -> float:
+        """How many observations there are."""
+        return sum(self.buckets)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(tuple(map(sum, zip(self.buckets, other.buckets, strict=True))), self.sum + other.sum)
+
+
+# What a metric of one pool says: a number, numbers by the value of the metric's own label, or a histogram.
+Value = float | dict[str, float] | Histogram
+
+
+class Snapshot(NamedTuple):
+    """What was in a block at one moment, as far as it was in use."""
+
+    fields: list[float]  # those before FIRST_COUNTER
+    waiters: list[float]
+    connections: list[float]
+    counts: Counts
+
+    @classmethod
+    def of(cls, block: memoryview[float]) -> Snapshot:
+        """Copy a block; where it is written meanwhile, the copy lies between before and after."""
+        doubles: Any = block  # typeshed gives tolist() the type of memoryview[int]
+        waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
+        connections = doubles[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
+        fields = doubles[:FIELDS].tolist()
+        return cls(fields[:FIRST_COUNTER], waiters, connections, fields[FIRST_COUNTER:])
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a pool writes the block now."""
+        return bool(self.fields[ACTIVE])
+
+    @property
+    def has_overflow(self) -> bool:
+        """Whether the pool can open connections beyond its size."""
+        return bool(self.fields[HAS_OVERFLOW])
+
+    @property
+    def capacity(self) -> float:
+        """How many connections can be out at once; NaN if nothing limits that."""
+        return self.fields[SIZE] + self.fields[MAX_OVERFLOW]
+
+    def values(self, *, now: float, wall: float) -> Iterator[tuple[str, Value]]:
+        """Yield the key and value of every metric that applies to the pool.
+
+        Args:
+            now: seconds of ``time.monotonic()``.
+            wall: seconds since the epoch at the same moment.
+        """
+        yield from self.limits()
+        if not math.isnan(self.capacity):
+            yield "capacity", self.capacity
+        yield from self.state(now=now, wall=wall)
+        yield from counters(self.counts, has_overflow=self.has_overflow)
+
+    def limits(self) -> Iterator[tuple[str, float]]:
+        """Yield the limits that the pool has."""
+        fields = self.fields
+        for key, at in _LIMITS:
+            value = fields[at]
+            if value == value:  # noqa: PLR0124 - not NaN; asked five times for each pool of each worker
+                yield key, value
+
+    def state(self, *, now: float, wall: float) -> Iterator[tuple[str, float | dict[str, float]]]:
+        """Yield what is out, idle and waiting; the arguments are those of ``values()``."""
+        fields = self.fields
+        waiting = list(filter(None, self.waiters))
+        # One pass: a fleet has many of these tables, and most rows of most of them are free.
+        in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
+        rows = self.connections
+        for connected, since, retired in zip(
+            rows[::ROW], rows[HELD_SINCE::ROW], rows[RETIRED::ROW], strict=True
+        ):
+            if since:
+                in_use.append(abs(since))
+            elif connected > 0.0:
+                idle += 1.0
+            # A slot of a pool that was replaced will not be checked out again.
+            elif connected < 0.0 and retired < REPLACED:
+                empty += 1.0
+            if connected > 0.0:
+                opened.append(connected)
+            if connected and not retired:
+                slots += 1.0
+        yield "connections", {"in_use": float(len(in_use)), "idle": idle}
+        if self.has_overflow:
+            # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0, too.
+            size = fields[SIZE]
+            yield "overflow_connections", 0.0 if math.isnan(size) else max(0.0, slots - size)
+        yield "empty_slots", empty
+        yield "pending_checkouts", len(waiting) + fields[UNTRACKED_PENDING]
+        yield "longest_pending_seconds", _age(waiting, now)
+        yield "longest_held_seconds", _age(in_use, now)
+        yield "oldest_connection_seconds", _age(opened, now)
+        # Rounded, so that the two clocks' jitter does not make a new value of the same instant at each scrape.
+        last = fields[LAST_CHECKIN]
+        yield "last_checkin_timestamp_seconds", round(wall - (now - last), 3) if last else 0.0
+        yield "untracked_connections", fields[UNTRACKED_CONNECTIONS]
+
+
+def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value]]:
+    """Yield what only grows, of one block or of the sum of several.
+
+    Args:
+        counts: the fields from FIRST_COUNTER on.
+        has_overflow: whether the pool can open connections beyond its size.
+    """
+    waited, failed = _histogram(counts, WAIT), _histogram(counts, WAIT_FAILED)
+    connected, unconnected = _histogram(counts, CONNECT), _histogram(counts, CONNECT_FAILED)
+    hold = _histogram(counts, HOLD)
+    yield "checkouts_total", waited.count
+    yield "checkins_total", hold.count + counts[CHECKINS_UNTIMED - FIRST_COUNTER]
+    yield "checkout_timeouts_total", counts[CHECKOUT_TIMEOUTS - FIRST_COUNTER]
+    yield "checkout_errors_total", _labelled(counts, CHECKOUT_ERRORS, ERROR_REASONS)
+    yield "connects_total", connected.count
+    yield "connect_errors_total", unconnected.count
+    yield "closes_total", _labelled(counts, CLOSES, CLOSE_REASONS)
+    if has_overflow:
+        yield "overflow_opened_total", counts[OVERFLOW_OPENED - FIRST_COUNTER]
+    yield "ping_failures_total", counts[PING_FAILURES - FIRST_COUNTER]
+    yield "invalidations_total", _labelled(counts, INVALIDATIONS, INVALIDATION_KINDS)
+    yield "detaches_total", counts[DETACHES - FIRST_COUNTER]
+    yield "leaked_checkouts_total", counts[LEAKED_CHECKOUTS - FIRST_COUNTER]
+    yield "checkout_wait_seconds", waited + failed
+    yield "connect_seconds", connected + unconnected
+    yield "ping_seconds", _histogram(counts, PING)
+    yield "hold_seconds", hold
+    yield "exporter_recording_faults_total", counts[FAULTS - FIRST_COUNTER]
+
+
+def _labelled(counts: Counts, at: int, names: tuple[str, ...]) -> dict[str, float]:
+    first = at - FIRST_COUNTER
+    return dict(zip(names, counts[first : first + len(names)], strict=True))
+
+
+def _histogram(counts: Counts, at: int) -> Histogram:
+    total = at + SUM - FIRST_COUNTER
+    return Histogram(tuple(counts[at - FIRST_COUNTER : total]), counts[total])
+
+
+def _age(since: list[float], now: float) -> float:
+    # A store can be younger than the reader's look at the clock.
+    return max(0.0, now - min(since)) if since else 0.0

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How what several workers say of one pool becomes one: sums of counts, and one state.
+
+Seconds are no whole numbers, so the result of adding them depends on the order. If it did here, a sum could shrink by
+its last digit when a worker ends and is added at another place, and Prometheus would take that for a restart. So sums
+are exact until the end, and rounded once: ``total()`` uses ``math.fsum()``, and ``compacted()`` replaces many rows by a
+few that have the same sum exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .snapshot import Counts, Snapshot
+
+State = float | dict[str, float]
+
+# Ages and instants are not added up: the longest, and the latest, is that of all.
+_LARGEST: Final = frozenset(
+    (
+        "longest_pending_seconds",
+        "longest_held_seconds",
+        "oldest_connection_seconds",
+        "last_checkin_timestamp_seconds",
+    )
+)
+
+
+def total(rows: Sequence[Counts]) -> Counts:
+    """Return the sum of rows of counts, rounded once."""
+    return rows[0] if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
+
+
+def compacted(rows: Sequence[Counts]) -> list[Counts]:
+    """Return few rows with exactly the same sum: the rounded sum, what was rounded off of it, and so on."""
+    left, few = list(rows), []
+    while any(rounded := total(left)):
+        few.append(rounded)
+        left.append([-count for count in rounded])
+    return few or left[:1]
+
+
+def capacity(snapshots: Sequence[Snapshot]) -> float:
+    """Return how many connections all these pools can have out at once; NaN if nothing limits one of them."""
+    return math.fsum(snapshot.capacity for snapshot in snapshots)
+
+
+def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
+    """Return limits and state of several workers' pools as one's.
+
+    A limit is there if all have the same. Of ages and instants it is the largest, of everything else the sum.
+
+    Args:
+        snapshots: at least one.
+        now: seconds of ``time.monotonic()``.
+        wall: seconds since the epoch at the same moment.
+    """
+    limits = [dict(snapshot.limits()) for snapshot in snapshots]
+    agreed: dict[str, State] = {
+        key: value for key, value in limits[0].items() if all(one.get(key) == value for one in limits)
+    }
+    states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
+    keys = dict.fromkeys(key for one in states for key in one)
+    return agreed | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
+
+
+def _summed(key: str, values: list[State]) -> State:
+    by_label = [value for value in values if isinstance(value, dict)]
+    if by_label:
+        return {label: sum(one[label] for one in by_label) for label in by_label[0]}
+    numbers = [value for value in values if not isinstance(value, dict)]
+    return max(numbers) if key in _LARGEST else sum(numbers)

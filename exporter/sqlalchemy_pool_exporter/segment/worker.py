@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one file of a directory says, read with care: whatever is wrong with it is one named error.
+
+A file is read with ``pread()`` and never mapped: if it shrinks while it is read that is a short read here, and would
+end the process there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import struct
+import sys
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.errors import SegmentError
+
+from .block import (
+    CONNECTIONS_AT,
+    CONNECTIONS_USED,
+    FIELDS,
+    FIRST_COUNTER,
+    ROW,
+    WAITERS,
+    WAITERS_AT,
+    WAITERS_USED,
+)
+from .format import (
+    DOUBLES_AT,
+    FACTS_AT,
+    FILE_BYTES,
+    FILES,
+    HEADER_BYTES,
+    LAYOUT_VERSION,
+    MAGIC,
+    TEXT_AT,
+    Header,
+    blocks_in,
+    is_unfinished,
+    read_used,
+)
+from .lock import is_held
+from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .snapshot import Counts
+
+_INFO: Final = ("pool_class", "dialect", "driver")
+# What open() says of a symbolic link and of a socket.
+_FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
+# The fields of a block that come before what only grows.
+_STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
+# A count whose highest byte, the sign and most of the exponent, is one of these is a number, is not negative, and is
+# below 2**49, which is more than any process ever counts.
+_HIGHEST_BYTES: Final = bytes(range(0x43))
+_HIGHEST: Final = 7 if sys.byteorder == "little" else 0
+
+
+class OtherError(SegmentError):
+    """A file cannot be read for another reason than that it is damaged: ``kind`` is a value of SEGMENT_ERRORS."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+class WorkerPool(NamedTuple):
+    """What one worker says of one pool."""
+
+    name: str
+    info: dict[str, str]
+    snapshot: Snapshot
+
+
+class Versions(NamedTuple):
+    """What a worker runs on; empty where its file does not say."""
+
+    python: str
+    sqlalchemy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one file says."""
+
+    number: str
+    identity: bytes  # random; no other file has it
+    holders: int  # how many processes have written the file so far
+    is_live: bool
+    pools: tuple[WorkerPool, ...]
+    versions: Versions | None  # None if the file does not say so in a readable form
+
+
+def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
+    """Return what a file says, or None if it was deleted or is being made.
+
+    Args:
+        path: of the file.
+        number: of the worker, from the file's name.
+        known: what was read before, by the identity of the file.
+
+    Raises:
+        SegmentError: the file is damaged; or OtherError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None  # deleted a moment ago
+    except OSError as error:
+        kind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
+        raise OtherError(kind, error.strerror or str(error)) from error
+    try:
+        return _read_open(descriptor, number, known)
+    except OSError as error:
+        raise OtherError("unreadable", error.strerror or str(error)) from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OtherError("foreign", "not a regular file")
+    # The header before the lock: a process that takes the lock later counts up the holders later, too, so what is
+    # remembered of this file under the count that was read here will be read again.
+    header = Header.read(descriptor)
+    if is_unfinished(header, status.st_size):
+        return None
+    header = _checked(header)
+    if status.st_size < header.used:
+        raise SegmentError(f"{status.st_size} bytes where {header.used} are in use")
+    is_live = is_held(descriptor)
+    last = known.get(header.identity)
+    if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
+        # Nothing was written since. At most a new holder has the lock and is about to clear the tables.
+        return last
+    used = _checked(Header.read(descriptor)).used
+    data = read_used(descriptor, used)
+    versions = _versions(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
+    return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), versions)
+
+
+def _checked(header: Header | None) -> Header:
+    if header is None:
+        raise SegmentError("too short for a header")
+    if header.magic != MAGIC:
+        raise OtherError("foreign", "not a segment of this project")
+    if not header.is_known:
+        what = f"layout {header.layout} with {header.fields} fields, this reader knows {LAYOUT_VERSION} with"
+        raise OtherError("version", f"{what} {FIELDS}")
+    if not HEADER_BYTES <= header.used <= FILE_BYTES:
+        raise SegmentError("an impossible header")
+    return header
+
+
+def _pools(data: bytes) -> Iterator[WorkerPool]:
+    for at, rows in blocks_in(data):
+        name, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
+        yield WorkerPool(name, info, _snapshot(data, at + DOUBLES_AT, rows))
+
+
+@lru_cache(FILES)
+def _versions(facts: bytes) -> Versions | None:
+    try:
+        said = json.loads(facts)
+        versions = Versions(said["python"], said.get("sqlalchemy", ""))  # absent in files of older workers
+        "".join(versions).encode()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return versions
+
+
+@lru_cache(FILES)
+def _description(text: bytes) -> tuple[str, dict[str, str]]:
+    try:
+        said = json.loads(text.rstrip(b"\0"))
+        pool, info = said["pool"], {key: said[key] for key in _INFO}
+        "".join((pool, *info.values())).encode()
+    # RecursionError: thousands of nested brackets.
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SegmentError("the description of a pool is not readable") from error
+    return pool, info
+
+
+def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
+    fields = list(_STATE.unpack_from(data, begin))
+    waiters, connections = fields[WAITERS_USED], fields[CONNECTIONS_USED]
+    # Comparisons with NaN are false.
+    if not (0.0 <= waiters <= WAITERS and 0.0 <= connections <= rows):
+        raise SegmentError("tables of an impossible length")
+    return Snapshot(
+        fields,
+        _table(data, begin + 8 * WAITERS_AT, int(waiters), 1),
+        _table(data, begin + 8 * CONNECTIONS_AT, int(connections), ROW),
+        _counts(data, begin),
+    )
+
+
+def _counts(data: bytes, begin: int) -> Counts:
+    counts = data[begin + 8 * FIRST_COUNTER : begin + 8 * FIELDS]
+    if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
+        raise SegmentError("a count that is no number")
+    # Floats are made only when they are added up; before that they were most of what a scrape allocated.
+    return array("d", counts)
+
+
+def _table(data: bytes, begin: int, rows: int, width: int) -> list[float]:
+    """Return the rows of a table without the free ones at its end, which are all zeros and most of it."""
+    size = 8 * width
+    used = len(data[begin : begin + size * rows].rstrip(b"\0"))
+    return array("d", data[begin : begin + -(-used // size) * size]).tolist()

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A YAML file → plain values, with the line of each.
+
+Messages never contain a value: what stands beside the wrong key may be a password.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from sqlalchemy_pool_exporter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Where an option stands: keys of mappings and indexes of lists, from the root.
+Location = tuple[str | int, ...]
+
+# Longer files are refused unread. The pure-Python parser needs about a second for this much, and large real
+# configurations have a few kilobytes.
+MAX_BYTES = 256 * 1024
+
+_CORE = "tag:yaml.org,2002:"
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_QUOTED = re.compile(r"(['\"])(?!.\1|<[a-z ]+>\1).*\1", re.DOTALL)  # except one character or a kind of token
+
+
+class ConfigIssue(NamedTuple):
+    """One thing that is wrong: the line (0 if it is in no file), the place in words, the option, what to do.
+
+    What is wrong inside of an option that is unread is not reported: one cause, one line.
+    """
+
+    line: int
+    place: str
+    location: Location
+    what: str
+    is_unread: bool = False
+
+
+class Untyped(str):
+    """Text that YAML may take for a number or a boolean; the option that it is given to decides."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> object:
+        """What YAML makes of the text."""
+        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, str(self), (True, False))  # type: ignore[no-untyped-call]
+        return _construct(yaml.ScalarNode(tag, str(self)))
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands for a value that no option takes; ``what`` says what it is."""
+
+    what: str
+
+
+class Document:
+    """The values of a YAML text, the issues found while reading it, and the lines.
+
+    ``tree`` consists of dicts, tuples and scalars; an empty text is an empty dict. With ``untyped`` a bare scalar is
+    `Untyped`, as in Go, where the type of the option decides and not the look of the value.
+    """
+
+    def __init__(self, text: str, *, untyped: bool = False) -> None:
+        self.issues: list[ConfigIssue] = []
+        self._untyped = untyped
+        self._values: dict[int, Any] = {}
+        self._root = self._compose(text)
+        self.is_yaml = not self.issues
+        self.tree: Any = {}
+        if self._root is not None and self._root.tag != _CORE + "null":
+            self.tree = self._value(self._root, ())
+
+    def place(self, location: Location) -> tuple[int, str]:
+        """Return the line of ``location``, or of the innermost part of it that is in the file, also in words."""
+        node: Any = self._root
+        line = 0 if node is None else node.start_mark.line + 1
+        for part in location:
+            marked, node = _child(node, part)
+            if marked is None:
+                break
+            line = marked.start_mark.line + 1
+        return line, f"line {line}" if line else ""
+
+    def _compose(self, text: str) -> yaml.Node | None:
+        what, line = "", 0
+        try:
+            return yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else 0
+            # PyYAML quotes the text that it could not read: a bare password that starts with "*" is an alias to it.
+            what = _QUOTED.sub("…", error.problem or "cannot be read")
+        except yaml.reader.ReaderError as error:
+            line, what = text.count("\n", 0, error.position) + 1, "a character that YAML does not allow"
+        except RecursionError:
+            what = "nested too deeply"
+        self.issues.append(ConfigIssue(line, f"line {line}" if line else "", (), f"not YAML: {what}"))
+        return None
+
+    def _value(self, node: yaml.Node, location: Location) -> Any:
+        # Each node is converted once, however many aliases lead to it: a few lines can unfold to billions of values.
+        known = id(node)
+        if known not in self._values:
+            self._values[known] = Unusable("an alias to what it is a part of")
+            self._values[known] = self._convert(node, location)
+        return self._values[known]
+
+    def _convert(self, node: yaml.Node, location: Location) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return {key: self._value(child, (*location, key)) for key, child in self._items(node, location)}
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self._value(child, (*location, i)) for i, child in enumerate(node.value))
+        if not _is_encodable(node.value):
+            return Unusable("half of a character")
+        if self._untyped and node.tag.removeprefix(_CORE) in ("int", "float", "bool", "timestamp"):
+            return Untyped(node.value)
+        return _construct(node)
+
+    def _items(self, node: yaml.MappingNode, location: Location) -> Iterator[tuple[str, yaml.Node]]:
+        seen: dict[str, int] = {}
+        for key_node, child in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _CORE + "null":
+                what = "a key must be text"
+            elif not _is_encodable(key):
+                what = "has half of a character"
+            elif key_node.tag == _CORE + "merge":
+                what = "merge keys are not supported; write each option out"
+            elif key in seen:
+                what = f"given twice, first in line {seen[key]}"
+            else:
+                seen[key] = line
+                yield key, child
+                continue
+            where = (*location, key if isinstance(key, str) else "")
+            self.issues.append(ConfigIssue(line, f"line {line}", where, what))
+
+
+def dotted(location: Location) -> str:
+    """Return the path of an option, such as ``databases[0].name``; a key that is no plain name is not repeated."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += "." * bool(path) + (part if _PLAIN_KEY.fullmatch(part) else "(key)")
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of the file at ``path``, which must not be longer than ``MAX_BYTES``; raises OSError."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
+    return content
+
+
+def read_text(path: Path, read: Callable[[Path], bytes] = read_bytes) -> str:
+    """Return the text of the file at ``path``; ConfigError says what is wrong with it and shows none of its content."""
+    try:
+        return read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8"
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+    # Raised outside the handlers: a UnicodeDecodeError holds the whole content, and would be the error's context.
+    raise ConfigError(f"cannot read {str(path)!r}: {reason}")
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Say why a file could not be read; a path that has a NUL in it is a ValueError."""
+    return getattr(error, "strerror", None) or "not a path"
+
+
+def _child(node: Any, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """Return the node that has the line of a part of ``node``, and the node of its value."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, child) for key, child in node.value if key.value == part), (None, None))
+    return None, None
+
+
+def _construct(node: yaml.Node) -> Any:
+    kind = node.tag.removeprefix(_CORE)
+    if kind == "null":
+        return None
+    if kind in ("str", "value"):  # "value" is a lone "="
+        return node.value
+    if kind not in ("int", "float", "bool", "timestamp"):
+        return Unusable("a YAML tag (quote text that begins with '!')")
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except (ArithmeticError, AttributeError, LookupError, ValueError):  # 2020-02-31, !!int '', !!bool x
+        return Unusable("something else")
+
+
+def _is_encodable(text: str) -> bool:
+    """Tell whether ``text`` has no half of a surrogate pair, which an escape can make and no file or socket takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the status of each probe to metric families."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.metrics import DATABASE_METRICS, ProbeFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy_pool_exporter.exposition import Family
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
+
+    from .probe import ProbeStatus
+    from .queries import ServerState
+
+
+def families(statuses: Iterable[ProbeStatus], now: float) -> Iterator[Family]:
+    """Yield the metric families of all probed databases; ``now`` is on the probes' (monotonic) clock.
+
+    A family without samples is left out.
+    """
+    builder = Builder(DATABASE_METRICS, owner=("database",))
+    for status in statuses:
+        owner = (status.database,)
+        for pool in status.pools:
+            builder.add_info(owner, "database_pool_info", {"pool": pool})
+        builder.add(owner, _probe_values(status, now))
+        if status.server is not None:
+            builder.add(owner, _server_values(status.server))
+    yield from builder.families(with_empty=False)
+
+
+def _probe_values(status: ProbeStatus, now: float) -> Iterator[tuple[str, Value]]:
+    yield "database_probes_total", float(status.probes)
+    failures = {reason: float(status.failures.get(reason, 0)) for reason in get_args(ProbeFailure)}
+    yield "database_probe_failures_total", failures
+    if status.completed_at is not None:
+        yield "database_up", float(status.server is not None)
+        yield "database_probe_age_seconds", max(0.0, now - status.completed_at)
+    if status.duration_seconds is not None:
+        yield "database_probe_duration_seconds", status.duration_seconds
+    if status.succeeded_at is not None:
+        yield "database_last_success_timestamp_seconds", status.succeeded_at
+
+
+def _server_values(server: ServerState) -> Iterator[tuple[str, Value]]:
+    yield "database_max_connections", float(server.max_connections)
+    yield "database_reserved_connections", float(server.reserved_connections)
+    yield "database_behind_pooler", float(server.behind_pooler)
+    # "unknown" is always present, so that a query can find a role that sees too little.
+    sessions = {"unknown": 0, **server.connections}
+    yield "database_connections", {state: float(count) for state, count in sessions.items()}
+    if server.application_connections is not None:
+        yield (
+            "database_application_connections",
+            {application: float(count) for application, count in server.application_connections.items()},
+        )
+    for key, seconds in (
+        ("longest_idle_in_transaction_seconds", server.longest_idle_in_transaction_seconds),
+        ("idle_session_timeout_seconds", server.idle_session_timeout_seconds),
+        ("idle_in_transaction_session_timeout_seconds", server.idle_in_transaction_session_timeout_seconds),
+    ):
+        if seconds is not None:
+            yield f"database_{key}", seconds

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where options are given outside of the configuration file: environment and command line.
+
+`serve` merges them with the file and validates the whole. `healthcheck` needs two options, and must load neither what
+validates nor, without a file, what reads YAML.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .document import Location
+
+CONFIG_VARIABLE = "SQLALCHEMY_POOL_EXPORTER_CONFIG"
+
+# Environment variable → option. Few on purpose: what differs between two containers of one image.
+VARIABLES: Mapping[str, str] = {
+    "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "web.listen_address",
+    "SQLALCHEMY_POOL_EXPORTER_DIR": "segments.directory",
+    "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL": "log.level",
+}
+
+_MAX_PORT = 65535
+
+
+class Address(NamedTuple):
+    """Where to listen; an empty host means every interface, IPv6 and IPv4."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``host:port``, ``:port`` or ``[ipv6]:port``; ValueError says which part is wrong."""
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})", text, re.ASCII)
+        if match is None:
+            raise ValueError("expected host:port, :port or [ipv6]:port")
+        if match[1]:
+            try:
+                ipaddress.IPv6Address(match[1])
+            except ValueError:
+                raise ValueError("what stands in brackets is not an IPv6 address") from None
+        if int(match[3]) > _MAX_PORT:
+            raise ValueError(f"a port is at most {_MAX_PORT}")
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+DEFAULT_ADDRESS = Address("", 10079)
+
+
+class Override(NamedTuple):
+    """The text that an option is given outside of the file, and where."""
+
+    text: str
+    origin: str
+
+
+def find_file(path: Path | None) -> Path | None:
+    """Return ``path``, or else the file that the environment names."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return path if path is not None or not named else Path(named)
+
+
+def find_overrides(command_line: Mapping[str, str | None]) -> dict[Location, Override]:
+    """Return the options that are given outside of the file; the command line wins over the environment."""
+    overrides: dict[Location, Override] = {}
+    for variable, option in VARIABLES.items():
+        if text := os.environ.get(variable):
+            overrides[tuple(option.split("."))] = Override(text, variable)
+    for option, given in command_line.items():
+        if given is not None:
+            overrides[tuple(option.split("."))] = Override(given, "command line")
+    return overrides

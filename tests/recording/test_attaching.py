@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool can be instrumented while it is in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.pool import (
+    Pool,
+    QueuePool,
+)
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.database import Database
+from tests.support.pool_incidents import quietly
+from tests.support.programs import PROLOGUE, run
+from tests.support.samples import Exposition
+from tests.support.witness import metric_state, pool_state
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
+
+@pytest.mark.parametrize("moment", ["before the record", "while connecting"])
+def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
+    """A checkout that another thread began before is in use once it succeeds, and returned once it is returned."""
+    arrived, go_on = threading.Event(), threading.Event()
+    database = Database()
+
+    def stop() -> None:
+        arrived.set()
+        assert go_on.wait(10)
+
+    class Slow(QueuePool):
+        def _create_connection(self) -> Any:
+            if moment == "before the record":
+                stop()
+            return super()._create_connection()
+
+    engine = database.engine(poolclass=Slow)
+    if moment == "while connecting":
+        database.during_connect = stop
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(engine.connect()))
+    thread.start()
+    assert arrived.wait(10)
+    registry = CollectorRegistry()
+    handle = instrument(engine, registry=registry)
+    go_on.set()
+    thread.join()
+    assert Exposition(registry).value("connections", handle.name, state="in_use") == 1
+    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    got.pop().close()
+    assert Exposition(registry).value("connections", handle.name, state="in_use") == 0
+    assert Exposition(registry).value("connections", handle.name, state="idle") == 1
+    assert not Exposition(registry).get("exporter_recording_faults_total", handle.name)
+
+
+def test_attaching_while_callers_wait() -> None:
+    """Callers who wait in the queue when the pool is instrumented are in use when they are served."""
+    engine = Database().engine(pool_size=1, max_overflow=0, pool_timeout=10)
+    held = engine.connect()
+    got: list[Any] = []
+    threads = [threading.Thread(target=lambda: got.append(engine.raw_connection())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    queue: Any = engine.pool._pool  # type: ignore[attr-defined]
+    while len(queue.not_empty._waiters) < 2:
+        time.sleep(0.001)
+    registry = CollectorRegistry()
+    handle = instrument(engine, registry=registry)
+    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    held.close()
+    for served in (1, 2):
+        while len(got) < served:
+            time.sleep(0.001)
+        exposition = Exposition(registry)
+        assert metric_state(exposition, handle.name) == pool_state(engine.pool)
+        assert exposition.value("connections", handle.name, state="in_use") == 1
+        got[-1].close()
+    for thread in threads:
+        thread.join()
+    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    assert Exposition(registry).value("pending_checkouts", handle.name) == 0
+
+
+def test_attaching_does_not_wait_for_the_queue() -> None:
+    """A finalizer that closes a handle while its thread is in the queue does not meet one who waits for the queue."""
+    result = run(
+        """
+        pool, other = QueuePool(Connection), QueuePool(Connection)
+        pool.connect().close()
+        handle = instrument(other, registry=registry)
+        threading.Timer(60, os._exit, [1]).start()
+        with pool._pool.mutex:  # as within put() and get(), in which the garbage collector can run
+            attaching = threading.Thread(target=lambda: instrument(pool, registry=registry))
+            attaching.start()
+            attaching.join(0.5)
+            handle.close()
+        attaching.join()
+        sys.stdout.write("done")
+        sys.stdout.flush()
+        os._exit(0)
+        """,
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "done", result.stderr
+
+
+def test_others_that_refer_to_the_pool_are_not_touched() -> None:
+    """Attaching looks at who refers to the pool without asking objects of the application's what they are."""
+
+    class Lazy:
+        def __init__(self, pool: Pool) -> None:
+            self.pool = pool
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
+            raise RuntimeError("working outside of a context")
+
+    engine = Database().engine()
+    with engine.connect():
+        lazy = Lazy(engine.pool)
+        quietly(engine)
+    del lazy

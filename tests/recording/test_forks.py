@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A forked child begins with a block of its own, wherever its parent was."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.programs import PROLOGUE, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_in_the_middle() -> None:
+    """A child forked by one thread while others connect counts its own checkouts exactly, and its parent's stay."""
+    result = run(
+        """
+        pool = QueuePool(lambda: (arrived.release(), go_on.wait(), Connection())[-1], pool_size=30)
+        arrived, go_on = threading.Semaphore(0), threading.Event()
+        go_on.set()
+        pool.connect().close()
+        instrument(pool, name="p", registry=registry)
+        go_on.clear()
+        arrived = threading.Semaphore(0)
+        held = pool.connect()
+        others = [threading.Thread(target=lambda: pool.connect().close()) for _ in range(20)]
+        for other in others:
+            other.start()
+        for _ in others:
+            arrived.acquire()
+
+        def child():
+            go_on.set()
+            assert samples()["pending_checkouts"] == 0
+            mine = pool.recreate()
+            held = [mine.connect() for _ in range(20)]
+            now = samples()
+            assert now["connections.in_use"] == 20, now
+            assert now["checkouts_total"] == 20, now
+            held.clear()
+            now = samples()
+            assert (now["connections.in_use"], now["pending_checkouts"]) == (0, 0), now
+
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    child()
+                    status = 0
+                except BaseException:
+                    import traceback
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            statuses.append(os.waitpid(pid, 0)[1])
+
+        statuses = []
+        forker = threading.Thread(target=fork)
+        forker.start()
+        forker.join()
+        assert samples()["pending_checkouts"] == 20
+        go_on.set()
+        for other in others:
+            other.join()
+        now = samples()
+        assert (now["connections.in_use"], now["checkouts_total"], now["checkins_total"]) == (1, 21, 20), now
+        print(statuses)
+        """,
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "[0]\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_with_a_hook_of_the_applications_own(tmp_path: Path) -> None:
+    """A fork hook of the application's that disposes of its engine first touches nothing of its parent's."""
+    result = run(
+        """
+        pool = QueuePool(Connection, pool_size=4)
+        os.register_at_fork(after_in_child=lambda: (pool.recreate().connect().close(), held.pop().close()))
+        instrument(pool, name="p", registry=registry, directory=sys.argv[1])
+        held = [pool.connect(), pool.connect()]
+        before = samples()
+        assert before["exporter_segment_shared"] == 1, before
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        after = samples()
+        changed = {key for key in before if before[key] != after[key] and not key.startswith(("longest", "oldest"))}
+        print(sorted(changed))
+        """,
+        str(tmp_path),
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_while_another_thread_instruments() -> None:
+    """A child forked while another thread of its parent registers a pool can instrument one of its own."""
+    result = run(
+        """
+        arrived, go_on = threading.Event(), threading.Event()
+
+        class Slow(CollectorRegistry):
+            def register(self, collector):
+                arrived.set()
+                go_on.wait()
+                super().register(collector)
+
+        thread = threading.Thread(target=lambda: instrument(QueuePool(Connection), name="a", registry=Slow()))
+        thread.start()
+        arrived.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            handle = instrument(QueuePool(Connection), name="b", registry=registry)
+            handle.close()
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+        go_on.set()
+        thread.join()
+        """,
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "0\n", result.stderr

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The garbage collector and finalizers at any moment of a recording leave the numbers true."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import event
+from sqlalchemy.pool import (
+    Pool,
+    QueuePool,
+)
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.database import Database, Socket
+from tests.support.moments import Scene, checks_out_again, each_moment
+from tests.support.pool_incidents import POOLS, quietly
+from tests.support.programs import run
+from tests.support.samples import Exposition, RegistrySamples
+from tests.support.witness import metric_state, pool_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
+
+@pytest.mark.parametrize("poolclass", POOLS)
+def test_everything_is_collected_as_before(poolclass: type[Pool]) -> None:
+    """Engine, pool, records and connections that are dropped are collected."""
+    database = Database()
+    engine = database.engine(poolclass=poolclass)
+    handle = quietly(engine)
+    raw: Any = engine.raw_connection()
+    dropped = [
+        weakref.ref(each) for each in (engine, engine.pool, raw, raw._connection_record, raw.dbapi_connection)
+    ]
+    raw.close()
+    del raw, engine
+    gc.collect()
+    assert [reference() for reference in dropped] == [None] * len(dropped)
+    assert handle.closed
+    assert not database.open
+
+
+def test_what_a_listener_loses_is_collected() -> None:
+    """A connection whose return a listener interrupts is lost to its pool, and nothing else keeps it."""
+    database, registry = Database(), CollectorRegistry()
+    engine = database.engine(poolclass=QueuePool)
+    handle = instrument(engine, registry=registry)
+    raw: Any = engine.raw_connection()
+    record = weakref.ref(raw._connection_record)
+
+    def refuse(*_: object) -> None:
+        message = "no"
+        raise LookupError(message)
+
+    event.listen(engine, "checkin", refuse)
+    with pytest.raises(LookupError):
+        raw.close()
+    # The collector, unlike the last reference, leaves a weak reference its callback, and so what that refers to.
+    cycle: list[object] = [raw]
+    cycle.append(cycle)
+    del raw, cycle
+    gc.collect()
+    gc.collect()
+    assert record() is None
+    assert not database.open
+    assert Exposition(registry).value("connections", handle.name, state="in_use") == 0
+
+
+@pytest.mark.parametrize("poolclass", POOLS)
+def test_nothing_waits_for_the_garbage_collector_that_did_not_before(poolclass: type[Pool]) -> None:
+    """Without the collector, records and connections go when they did before, and with them what they hold open."""
+
+    def lifetimes(*, instrumented: bool) -> list[object]:
+        database = Database()
+        make: Any = partial(Socket, database)
+        pool = poolclass(make)
+        if instrumented:
+            instrument(pool, registry=CollectorRegistry())
+        told: list[object] = []
+        gc.disable()
+        try:
+            for end in ("close", "detach", "invalidate", "drop", "keep"):
+                raw: Any = pool.connect()
+                kept = [weakref.ref(raw._connection_record), weakref.ref(raw.dbapi_connection)]
+                if end in {"detach", "invalidate"}:
+                    getattr(raw, end)()
+                if end != "drop":
+                    raw.close()
+                if end != "keep":
+                    del raw
+                told.append((end, [reference() is None for reference in kept], sorted(database.open)))
+            if poolclass is QueuePool:
+                several = [pool.connect() for _ in range(7)]
+                records = [weakref.ref(raw._connection_record) for raw in several]
+                for raw in several:
+                    raw.close()
+                told.append(([record() is None for record in records], sorted(database.open)))
+            pool.dispose()
+            told.append(sorted(database.open))
+            pool = pool.recreate()
+            told.append(sorted(database.open))
+        finally:
+            gc.enable()
+        return told
+
+    assert lifetimes(instrumented=False) == lifetimes(instrumented=True)
+
+
+def returns_one(scene: Scene) -> None:
+    if scene.held:
+        scene.held.pop()
+
+
+def opens_overflow(scene: Scene) -> None:
+    several = [scene.pool.connect() for _ in range(3)]
+    several.clear()
+
+
+@pytest.mark.parametrize("finalizer", [returns_one, checks_out_again, opens_overflow])
+@pytest.mark.parametrize("act", ["checkout", "overflow", "invalidate", "detach", "leak"])
+def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) -> None:
+    """A finalizer that returns or checks out connections of the same pool, anywhere in a recording, is counted too."""
+    for scene, where, raised in each_moment(act, finalizer, max_overflow=9):
+        assert raised is None, where
+        scene.assert_true(where)
+        counted = RegistrySamples(scene.registry).counters(scene.handle.name)
+        assert "exporter_recording_faults" not in counted, where
+        assert counted["checkouts"] == counted["checkins"] + counted.get("detaches", 0), where
+
+
+def test_the_garbage_collector_in_the_middle() -> None:
+    """With a collection at every allocation, whose finalizers use the same pool, every total is exact."""
+    engine, registry = Database().engine(pool_size=2, max_overflow=-1), CollectorRegistry()
+    engine.connect().close()  # under a lock of SQLAlchemy's, for which a finalizer would wait for ever
+    handle = instrument(engine, registry=registry)
+    tally = {"checkouts": 0, "depth": 0}
+
+    def cycle() -> None:
+        raw = engine.raw_connection()
+        tally["checkouts"] += 1
+        raw.close()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if tally["depth"] < 3:
+                tally["depth"] += 1
+                cycle()
+                tally["depth"] -= 1
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(300):
+            Garbage()
+            cycle()
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    counted = Exposition(registry).counters(handle.name)
+    assert {"checkouts": tally["checkouts"], "checkins": tally["checkouts"]} == {
+        key: counted[key] for key in ("checkouts", "checkins")
+    }
+    assert tally["checkouts"] > 300
+    assert "exporter_recording_faults" not in counted
+    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    assert Exposition(registry).value("pending_checkouts", handle.name) == 0
+
+
+def test_a_finalizer_may_close_a_handle_at_any_moment() -> None:
+    """An object of the application's whose finalizer closes its handle can be collected while another is registered."""
+    result = run(
+        """
+        import gc
+        from prometheus_client import CollectorRegistry
+        from sqlalchemy.pool import QueuePool
+        from sqlalchemy_pool_exporter import instrument
+
+        class Owner:
+            def __init__(self):
+                self.itself = self
+                self.pool = QueuePool(object)
+                self.handle = instrument(self.pool, name="owned", registry=registry)
+
+            def __del__(self):
+                self.handle.close()
+
+        registry = CollectorRegistry()
+        gc.freeze()
+        for step in range(1, 400):
+            gc.disable()
+            gc.collect()
+            Owner()
+            gc.set_threshold(gc.get_count()[0] + step)
+            gc.enable()
+            instrument(QueuePool(object), name="other", registry=registry).close()
+        print("done")
+        """
+    )
+    assert result.stdout == "done\n", result.stderr

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing grows with the number of checkouts, connections or handles."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import tracemalloc
+from functools import partial
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.pool import (
+    QueuePool,
+)
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.database import Database, Socket
+from tests.support.diary import PACKAGE
+from tests.support.samples import Exposition
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
+
+@pytest.mark.parametrize(
+    "what", ["engines", "named engines", "disposals", "shared dialect", "closed handles"]
+)
+def test_nothing_grows(what: str) -> None:
+    """Engines that come and go, are disposed of or un-instrumented again and again, leave no memory and no series."""
+    registry = CollectorRegistry()
+    keeper = Database().engine(pool_pre_ping=True)
+    name = instrument(keeper, name="keeper", registry=registry).name
+    numbers = count()
+
+    def once() -> None:
+        if what == "disposals":
+            keeper.connect().close()
+            keeper.dispose()
+            return
+        if what == "shared dialect":
+            make: Any = Database().connect
+            pool = QueuePool(make, dialect=keeper.dialect, pre_ping=True)
+            instrument(pool, registry=registry)
+            pool.connect().close()
+            return
+        engine = Database().engine()
+        handle = instrument(
+            engine, name=f"n{next(numbers)}" if what == "named engines" else None, registry=registry
+        )
+        engine.connect().close()
+        if what == "closed handles":
+            handle.close()
+
+    def ours(times: int) -> int:
+        for _ in range(times):
+            once()
+        gc.collect()
+        snapshot = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(True, f"{PACKAGE}/*", all_frames=True)]
+        )
+        return sum(trace.size for trace in snapshot.traces)
+
+    logging.getLogger("sqlalchemy_pool_exporter").disabled = True
+    tracemalloc.start(6)
+    try:
+        taken = [ours(times) for times in (30, 60, 60, 60)]
+    finally:
+        tracemalloc.stop()
+        logging.getLogger("sqlalchemy_pool_exporter").disabled = False
+    # What is kept is kept in each round, a weak reference with 60 bytes at least; a dictionary grows in one of them.
+    assert min(after - before for before, after in pairwise(taken)) < 60 * 30
+    assert {dict(labels)["pool"] for _, labels in Exposition(registry).samples if "pool" in dict(labels)} == {
+        name
+    }
+
+
+def test_a_name_can_be_used_again() -> None:
+    """The series of a pool that was collected is gone, and a new one of the same name takes its place."""
+    registry = CollectorRegistry()
+    for _ in range(3):
+        engine = Database().engine()
+        assert instrument(engine, name="again", registry=registry).name == "again"
+        engine.connect().close()
+        assert Exposition(registry).value("checkouts_total", "again") == 1
+        del engine
+        gc.collect()
+        assert Exposition(registry).get("checkouts_total", "again") is None
+
+
+def test_a_reused_address_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new connection at the address of one that is gone is still seen when the old one's slot is given up."""
+    database = Database()
+    make: Any = partial(Socket, database)
+    # Where the third comes to lie is the allocator's business: here it is always where the first was.
+    address = {1: 1, 2: 2, 3: 1}
+
+    def id_(thing: Any) -> int:
+        return address[thing.serial] if isinstance(thing, Socket) else id(thing)
+
+    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.connection_table.id", id_, raising=False)
+    pool, registry = QueuePool(make, pool_size=2, recycle=3600), CollectorRegistry()
+    name = instrument(pool, registry=registry).name
+    invalidated, old = pool.connect(), pool.connect()
+    record: Any = old._connection_record
+    record.starttime -= 7200
+    old.close()
+    invalidated.invalidate()
+    new = pool.connect()
+    assert record.dbapi_connection.serial == 3
+    pool.dispose()
+    new.close()
+    pool.dispose()
+    counted = Exposition(registry).counters(name)
+    assert (1, 1, 1) == tuple(counted[f"closes.{reason}"] for reason in ("error", "recycle", "dispose"))
+    assert not database.open

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the recorder stores, told from its block alone: rows are all that it takes, and no SQLAlchemy is needed."""
+
+from __future__ import annotations
+
+import gc
+import math
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
+from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
+from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
+from sqlalchemy_pool_exporter.segment.block import (
+    CHECKOUT_TIMEOUTS,
+    DISPOSED,
+    EMPTY,
+    HAS_OVERFLOW,
+    MAX_OVERFLOW,
+    NOT_APPLICABLE,
+    PRE_PING,
+    RECYCLE,
+    REPLACED,
+    SCRATCH,
+    SIZE,
+    TIMEOUT,
+    UNTRACKED,
+    WAITERS,
+)
+from sqlalchemy_pool_exporter.segment.snapshot import Histogram
+from sqlalchemy_pool_exporter.segment.store import BlockStore
+
+if TYPE_CHECKING:
+    from sqlalchemy_pool_exporter.recording.connection_row import ConnectionRow
+
+
+class Record:
+    """An object that has a connection now and then, and stands for SQLAlchemy's record."""
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """A recorder on a block in memory, and the records that tests made; ``size`` is the pool's."""
+
+    def __init__(self, *, size: float = 1.0, rows: int = 64) -> None:
+        self.clock = Clock()
+        self.recorder = Recorder(
+            "bench",
+            info={},
+            configuration={
+                SIZE: size,
+                MAX_OVERFLOW: 2.0,
+                TIMEOUT: 30.0,
+                RECYCLE: NOT_APPLICABLE,
+                PRE_PING: 0.0,
+                HAS_OVERFLOW: 1.0,
+            },
+            store=BlockStore(),
+            rows=rows,
+            clock=self.clock,
+        )
+        self.records: list[Record] = []
+
+    def connect(self, connection: object = "", *, state: float = IN_POOL) -> ConnectionRow:
+        """Open a connection in a new record, and return its row."""
+        record = Record()
+        self.records.append(record)
+        self.recorder.connected(record, connection or object(), self.clock.now, state=state)
+        row = row_of(record)
+        assert row is not None
+        return row
+
+    def value(self, key: str, label: str | None = None) -> Any:
+        """Return what a reader of the block sees."""
+        value = dict(self.recorder.values())[key]
+        return value[label] if label is not None and isinstance(value, dict) else value
+
+    def count(self, key: str) -> float:
+        """Return how many observations a histogram has."""
+        histogram = self.value(key)
+        assert isinstance(histogram, Histogram)
+        return histogram.count
+
+    def closes(self) -> dict[str, float]:
+        """Return the closes by reason, without those that are 0."""
+        return {reason: count for reason, count in self.value("closes_total").items() if count}
+
+
+def test_no_sqlalchemy_is_imported() -> None:
+    """The recorder and all that it imports work where SQLAlchemy is not installed."""
+    program = (
+        "import sys; sys.modules['sqlalchemy'] = None\nimport sqlalchemy_pool_exporter.recording.recorder\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_connection_from_opening_to_closing() -> None:
+    """A row is idle once its connection opened, in use while held, empty once closed, and free when released."""
+    bench = Bench()
+    recorder = bench.recorder
+    row = bench.connect()
+    assert {"in_use": 0.0, "idle": 1.0} == bench.value("connections")
+    assert bench.value("connects_total") == 1
+    bench.clock.now += 2
+    recorder.checked_out(row, bench.clock.now - 1)
+    assert {"in_use": 1.0, "idle": 0.0} == bench.value("connections")
+    assert (1, 1.0) == (bench.value("checkouts_total"), bench.value("checkout_wait_seconds").sum)
+    bench.clock.now += 3
+    since, row.table[row.held_at] = row.table[row.held_at], 0.0
+    recorder.returned(since, collected=False)
+    assert (1, 3.0) == (bench.value("checkins_total"), bench.value("hold_seconds").sum)
+    recorder.closed(row, ERROR, for_good=False)
+    assert {"error": 1} == bench.closes()
+    assert (1, False) == (bench.value("empty_slots"), row.is_released)
+    recorder.connected(bench.records[0], object(), bench.clock.now)
+    assert (0, 1) == (bench.value("empty_slots"), bench.value("connections", "idle"))
+    recorder.closed(row, ERROR, for_good=True)
+    assert row.is_released
+    assert row_of(bench.records[0]) is None
+    assert (0, 0) == (bench.value("empty_slots"), bench.value("connections", "idle"))
+    assert recorder.connections.by_id == {}
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize(("state", "reason"), [(IN_POOL, "gc"), (DISPOSED, "dispose"), (REPLACED, "dispose")])
+def test_a_record_that_is_collected(state: float, reason: str, held: bool, tracked: bool) -> None:
+    """Its row goes with it; the close is counted, and a leak if the connection was held."""
+    bench = Bench(rows=64 if tracked else 0)
+    row = bench.connect()
+    assert bench.value("untracked_connections") == (not tracked)
+    if held:
+        bench.recorder.checked_out(row, bench.clock.now)
+    if state != IN_POOL:
+        bench.recorder.disposed_or_replaced(state)
+    bench.records.clear()
+    gc.collect()
+    assert row.is_released
+    assert {reason: 1} == bench.closes()
+    assert bench.value("leaked_checkouts_total") == held
+    assert (0, 0) == (bench.value("untracked_connections"), bench.value("connections", "in_use"))
+
+
+def test_the_backup_reference_frees_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an interrupt ends the first callback at its start, the second one frees the row, once."""
+    raised: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: raised.append(unraisable.exc_value))
+    bench = Bench()
+    interrupts = [KeyboardInterrupt()]
+    original = Recorder._record_collected
+
+    def collected(self: Recorder, reference: Any) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        original(self, reference)
+
+    monkeypatch.setattr(Recorder, "_record_collected", collected)
+    bench = Bench()
+    row = bench.connect()
+    bench.records.clear()
+    assert [KeyboardInterrupt] == [type(error) for error in raised]
+    assert row.is_released
+    assert {"gc": 1} == bench.closes()
+
+
+def test_a_row_never_goes_back_to_an_earlier_state() -> None:
+    """A pool that was replaced can be disposed of still, and a released row stays released."""
+    bench = Bench()
+    row = bench.connect()
+    states = []
+    for state in (DISPOSED, REPLACED, DISPOSED):
+        bench.recorder.disposed_or_replaced(state)
+        states.append(row.state)
+    assert [DISPOSED, REPLACED, REPLACED] == states
+    bench.recorder.release_row(row)
+    bench.recorder.disposed_or_replaced(DISPOSED)
+    assert row.is_released
+    assert repr(row).startswith("<ConnectionRow released")
+
+
+def test_overflow_is_what_was_opened_beyond_the_size() -> None:
+    """Connections of a pool that was disposed of or replaced, and empty rows that connect again, are no overflow."""
+    bench = Bench(size=2)
+    first = bench.connect()
+    bench.connect()
+    assert bench.value("overflow_opened_total") == 0
+    bench.connect()
+    assert (1, 1) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))
+    bench.recorder.closed(first, ERROR, for_good=False)
+    bench.recorder.connected(bench.records[0], object(), 1.0)
+    assert bench.value("overflow_opened_total") == 1
+    bench.recorder.disposed_or_replaced(REPLACED)
+    bench.connect(state=REPLACED)
+    bench.connect()
+    bench.connect()
+    assert (1, 0) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))
+    bench.connect()
+    assert (2, 1) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))
+
+
+def test_a_reason_that_is_known_before_the_close() -> None:
+    """A hard invalidation is counted with the close, a failed ping keeps its reason, a soft one voids it."""
+    bench = Bench()
+    recorder, row = bench.recorder, bench.connect()
+    recorder.invalidated(row, GC)
+    assert row.close_reason == GC
+    recorder.soft_invalidated(row)
+    assert row.close_reason is None
+    recorder.pinged(row, bench.clock.now, alive=False)
+    recorder.invalidated(row, ERROR)
+    assert row.close_reason == CLOSE_REASONS.index("ping_failed")
+    recorder.closed(row, row.close_reason, for_good=False)
+    assert {"ping_failed": 1} == bench.closes()
+    assert {"hard": 1, "soft": 1} == bench.value("invalidations_total")
+    assert (1, 1) == (bench.value("ping_failures_total"), bench.count("ping_seconds"))
+
+
+@pytest.mark.parametrize("is_closed_next", [True, False])
+def test_a_detached_connection(is_closed_next: bool) -> None:
+    """It leaves its row empty; its close is counted once, when it was collected or when it is closed."""
+    bench, connection = Bench(), object()
+    row = bench.connect(connection)
+    bench.recorder.checked_out(row, bench.clock.now)
+    bench.recorder.detached(row, was_out=True, collected=is_closed_next, is_closed_next=is_closed_next)
+    assert (1, row.table[row.at]) == (bench.value("detaches_total"), EMPTY)
+    bench.recorder.closed_detached(connection)
+    assert {"gc" if is_closed_next else "detached": 1} == bench.closes()
+    assert bench.value("leaked_checkouts_total") == is_closed_next
+    bench.recorder.closed_detached(connection)
+    assert bench.closes()["detached"] == 2 - is_closed_next
+
+
+def test_one_record_has_one_row() -> None:
+    """Two threads that meet the same record for the first time get the same row, and no slot is lost."""
+    bench, record = Bench(), Record()
+    connection = object()
+    first = bench.recorder.add_row(record, 1.0, connection)
+    assert bench.recorder.add_row(record, 1.0, connection) is first
+    assert bench.value("connections", "idle") == 1
+    bench.recorder.release_row(first)
+    again = bench.recorder.add_row(record, EMPTY, None)
+    assert again.at == first.at or not math.isnan(again.at)
+    assert bench.value("empty_slots") == 1
+
+
+def test_waiters_beyond_the_table_are_counted() -> None:
+    """A caller for which the table has no slot is pending all the same, and slots are used again."""
+    bench = Bench()
+    recorder = bench.recorder
+    slots = [recorder.acquire_waiter(SCRATCH)[0] for _ in range(WAITERS + 2)]
+    assert slots[-2:] == [UNTRACKED, UNTRACKED]
+    assert len(set(slots)) == WAITERS + 1
+    assert bench.value("pending_checkouts") == WAITERS + 2
+    bench.clock.now += 5
+    assert bench.value("longest_pending_seconds") >= 0
+    for slot in slots[1:]:
+        recorder.release_waiter(slot)
+    assert bench.value("pending_checkouts") == 1
+    recorder.checkout_failed(slots[0], bench.clock.now - 5, CHECKOUT_TIMEOUTS)
+    assert (0, 1) == (bench.value("pending_checkouts"), bench.value("checkout_timeouts_total"))
+    assert slots[1] in {recorder.acquire_waiter(SCRATCH)[0] for _ in range(WAITERS)}
+
+
+def test_after_stop_nothing_is_written() -> None:
+    """A recorder that was stopped leaves records alone, and does not fail."""
+    bench = Bench()
+    row = bench.connect()
+    block = bench.recorder.block
+    bench.recorder.stop()
+    before = bytes(block)
+    assert bench.recorder.stopped
+    assert row.is_released
+    assert vars(bench.records[0]) == {}
+    late = Record()
+    bench.recorder.connected(late, object(), 1.0)
+    assert bench.recorder.add_row(late, 1.0, object()).is_released
+    bench.recorder.fault(ValueError())
+    assert vars(late) == {}
+    assert bytes(block) == before
+
+
+def test_after_a_fork_it_begins_again() -> None:
+    """The child has a block without the parent's connections and counts."""
+    bench = Bench()
+    bench.recorder.checked_out(bench.connect(), bench.clock.now)
+    parent = bench.recorder.block
+    bench.recorder.restart()
+    assert bench.recorder.block is not parent
+    assert (0, 0) == (bench.value("checkouts_total"), bench.value("connections", "in_use"))
+    assert bench.value("size") == 1
+    assert vars(bench.records[0]) == {}

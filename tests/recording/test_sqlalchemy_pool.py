@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every name that SQLAlchemy does not publish and that we use is in one list, and the installed release has it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
+
+import sqlalchemy_pool_exporter
+from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import PING_METHODS, UNPUBLISHED_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(sqlalchemy_pool_exporter.__file__).parent
+RECORDING = {path.stem: ast.parse(path.read_bytes()) for path in (PACKAGE / "recording").glob("*.py")}
+LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
+HOME = "sqlalchemy_pool"
+# The hot path, which a call for each of them would cost a third more.
+HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
+# Of others than SQLAlchemy: prometheus_client says in no other way whether a collector is registered.
+OTHERS = {"_collector_to_names"}
+
+
+def _defined(tree: ast.AST) -> Iterator[str]:
+    """Yield the names that a module of ours gives to attributes: methods, slots, and what it assigns to itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
+            yield node.attr
+
+
+def _is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
+
+
+def _used(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes of other objects that a module uses and that are private or in the list."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not _is_self(node.value):
+            yield node.attr
+        # As an argument of getattr() or hasattr(), or as a constant for it.
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            yield node.value
+
+
+def _unpublished(module: str) -> set[str]:
+    ours = {name for tree in RECORDING.values() for name in _defined(tree)} - LISTED
+    slots = {
+        element.value
+        for tree in RECORDING.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__"
+        for element in ast.walk(node.value)
+        if isinstance(element, ast.Constant)
+    }
+    return (
+        {
+            name
+            for name in _used(RECORDING[module])
+            if name in LISTED or (name.startswith("_") and not name.startswith(("__", "_pool_exporter_")))
+        }
+        - ((ours | slots) - LISTED)
+        - {"_is_gil_enabled"}
+    )
+
+
+def test_all_are_listed() -> None:
+    """The one module uses what it lists, and lists nothing that is used no more."""
+    used = set().union(*map(_unpublished, RECORDING)) - OTHERS
+    assert LISTED | {PING_METHODS[0]} == used
+
+
+@pytest.mark.parametrize("module", sorted(RECORDING.keys() - {HOME}))
+def test_no_other_module_uses_any(module: str) -> None:
+    """The other modules ask the one module, but for the few names of the hot path."""
+    assert HOT_PATH.get(module, set()) == _unpublished(module) - OTHERS
+
+
+def test_the_rest_of_the_package_knows_no_pool() -> None:
+    """Outside ``recording`` nothing imports SQLAlchemy."""
+    importing = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE / "recording"
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sqlalchemy")
+        or (
+            isinstance(node, ast.Import)
+            and any(each.name.split(".")[0] == "sqlalchemy" for each in node.names)
+        )
+    }
+    assert importing == set()
+
+
+def test_the_installed_release_has_them() -> None:
+    """Each name is there on a real pool, record, proxy and queue."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    pool: Any = engine.pool
+    proxy: Any = pool.connect()
+    asyncio_pool: Any = AsyncAdaptedQueuePool(lambda: None)  # type: ignore[arg-type]
+    owners: dict[str, Any] = {
+        "pool": pool,
+        "QueuePool": pool,
+        "SingletonThreadPool": SingletonThreadPool(lambda: None),  # type: ignore[arg-type]
+        "queue of threads": pool._pool,
+        "queue of asyncio": asyncio_pool._pool,
+        "record": proxy._connection_record,
+        "proxy": proxy,
+        "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
+    }
+    assert owners.keys() == UNPUBLISHED_NAMES.keys()
+    missing = {
+        f"{owner}.{name}"
+        for owner, names in UNPUBLISHED_NAMES.items()
+        for name in names
+        if not hasattr(owners[owner], name)
+    }
+    assert missing == set()
+    assert any(hasattr(engine.dialect, name) for name in PING_METHODS)
+    proxy.close()
+    engine.dispose()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forked children: each has a file of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.segment.format import FILES, file_name
+from tests.support.segments import (
+    a_pool,
+    counted,
+    live,
+    names,
+)
+from tests.support.wait import eventually
+from tests.support.workers import Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Pools here are kept by hand; what a forked child inherits of them is none of its business.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def test_fork(directory: Path) -> None:
+    """A child has a file of its own before its first checkout, and does not touch its parent's."""
+    with Worker(directory) as parent:
+        parent.do("pool", "orders")
+        parent.do("cycle", "orders", 3)
+        parent.do("hold", "orders", 1)
+        before = (directory / "worker-000").read_bytes()
+        child = parent.do("fork", "orders", 2)
+        try:
+            assert (directory / "worker-000").read_bytes() == before
+            assert counted(directory, "orders") == {"000": 4, "001": 2}
+            assert live(directory) == ["000", "001"]
+        finally:
+            os.kill(child, signal.SIGKILL)
+        assert eventually(lambda: live(directory) == ["000"])
+
+
+def test_a_child_does_not_keep_its_parents_lock(directory: Path) -> None:
+    """The file of a killed parent is free at once, though its child lives on; and the next one counts on in it."""
+    with Worker(directory) as parent:
+        parent.do("pool", "orders")
+        parent.do("cycle", "orders", 3)
+        child = parent.do("fork", "orders", 2)
+        try:
+            parent.kill()
+            assert live(directory) == ["001"]
+            with Worker(directory) as second:
+                second.do("pool", "orders")
+                second.do("cycle", "orders", 1)
+                assert live(directory) == ["000", "001"]
+                assert counted(directory, "orders") == {"000": 4, "001": 2}
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_forks_of_forks(directory: Path, registry: CollectorRegistry) -> None:
+    """As many files as processes at once, though each generation is forked by the one before."""
+    pool = a_pool()
+    handle = instrument(pool, name="orders", registry=registry, directory=directory)
+    pool.connect().close()
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(3):
+            pool.connect().close()
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+                os._exit(0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert counted(directory, "orders") == {"000": 1, "001": 1, "002": 1, "003": 1, "004": 0}
+    handle.close()
+
+
+def _check_out(directory: Path) -> None:
+    pool = a_pool()
+    instrument(pool, name="orders", registry=CollectorRegistry(), directory=directory)
+    pool.connect().close()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(directory: Path, registry: CollectorRegistry, method: str) -> None:
+    """Processes of multiprocessing have a file each while they run, and follow one another in it."""
+    pool = a_pool()
+    handle = instrument(pool, name="parent", registry=registry, directory=directory)
+    context: Any = multiprocessing.get_context(method)
+    for _ in range(2):
+        process = context.Process(target=_check_out, args=(directory,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert counted(directory, "orders") == {"001": 2}
+    assert live(directory) == ["000"]
+    assert names(directory) == ["worker-000", "worker-001"]
+    handle.close()
+
+
+def test_a_child_without_room(
+    directory: Path, registry: CollectorRegistry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A child for which there is no file goes on in memory and leaves its parent's alone."""
+    with Worker(directory) as parent:
+        parent.do("pool", "orders")
+        parent.do("cycle", "orders", 3)
+        for number in range(1, FILES):
+            (directory / file_name(number)).symlink_to("nowhere")
+        before = (directory / "worker-000").read_bytes()
+        child = parent.do("fork", "orders", 2)
+        os.kill(child, signal.SIGKILL)
+        assert (directory / "worker-000").read_bytes() == before
+    assert f"all {FILES} files in" in capfd.readouterr().err

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damaged files, and files that change while they are read: whatever is in them, the reader goes on."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.format import file_name
+from tests.support.samples import Exposition
+from tests.support.segments import (
+    QUEUE,
+    Process,
+    Scraper,
+    descriptors,
+    workers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+_dice = st.randoms(use_true_random=False)
+
+
+@pytest.fixture(scope="module")
+def sane(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a file with two pools in it."""
+    directory = tmp_path_factory.mktemp("sane")
+    process = Process(directory)
+    process.count(3)
+    process.lease.block("billing", QUEUE, 64)
+    process.kill()
+    (path,) = directory.iterdir()
+    return path.read_bytes()[:40_000]
+
+
+def _flip(data: bytearray, dice: random.Random) -> None:
+    for _ in range(dice.randint(1, 8)):
+        data[dice.choice((dice.randrange(64), dice.randrange(4096, 6200), dice.randrange(len(data))))] ^= (
+            1 << dice.randrange(8)
+        )
+
+
+def _cut(data: bytearray, dice: random.Random) -> None:
+    del data[dice.randrange(len(data)) :]
+
+
+def _overwrite(data: bytearray, dice: random.Random) -> None:
+    at = dice.choice((0, dice.randrange(4096), dice.randrange(4096, 6200), dice.randrange(len(data))))
+    junk = dice.randbytes(dice.randint(1, 300))
+    data[at : at + len(junk)] = junk
+
+
+def _shift(data: bytearray, dice: random.Random) -> None:
+    at = dice.randrange(len(data))
+    data[at:at] = bytes(dice.randint(1, 64))
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, _overwrite, _shift])
+def test_fuzzed_files(
+    tmp_path_factory: pytest.TempPathFactory, sane: bytes, damage: Callable[[bytearray, random.Random], None]
+) -> None:
+    """Whatever is in a file costs at most a counted error, and its neighbour shows what it always shows.
+
+    A flipped bit that makes one plausible number of another cannot be told from that number; there is no checksum,
+    since the writer stores each value alone. So what is asserted is that the answer is whole, and not that it is true.
+    """
+    directory = tmp_path_factory.mktemp("fuzz")
+    neighbour = Process(directory, "neighbour")
+    neighbour.count(5)
+    registry = Scraper(directory).registry
+    gc.collect()
+    before = descriptors()
+
+    @settings(max_examples=60)
+    @given(_dice)
+    def check(dice: random.Random) -> None:
+        data = bytearray(sane)
+        damage(data, dice)
+        (directory / file_name(1)).write_bytes(data)
+        exposition = Exposition(registry)
+        assert exposition.value("checkouts_total", "neighbour") == 5
+        states = workers(exposition)
+        errors = sum(
+            value
+            for (name, _), value in exposition.samples.items()
+            if name == "sqlalchemy_pool_exporter_segment_errors"
+        )
+        unfinished = not any(data[:8]) and len(data) in (0, 4096)
+        assert states["live"] == 1
+        assert states["gone"] + errors == (0 if unfinished else 1)
+        # Whoever starts next is not ended by it, either, and has a file.
+        lease = Lease(directory)
+        lease.block("orders", QUEUE, 64)
+        lease.close()
+        (directory / file_name(2)).unlink(missing_ok=True)
+
+    check()
+    gc.collect()
+    assert descriptors() <= before
+    neighbour.kill()
+
+
+def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
+    """A file that shrinks, grows, vanishes or is replaced under the reader's eyes is an error or not, and no more."""
+    neighbour = Process(tmp_path, "neighbour")
+    path = tmp_path / file_name(1)
+    path.write_bytes(sane)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        dice = random.Random(11)  # noqa: S311 - the same each time
+        while not stop.is_set():
+            match dice.randrange(4):
+                case 0:
+                    os.truncate(path, dice.randrange(len(sane)))
+                case 1:
+                    path.write_bytes(sane)
+                case 2:
+                    (tmp_path / "new").write_bytes(sane[: dice.randrange(len(sane))])
+                    (tmp_path / "new").replace(path)
+                case _:
+                    path.unlink()
+                    path.write_bytes(sane)
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        reader = Reader(tmp_path)
+        before = descriptors()
+        for _ in range(1000):
+            fleet = reader.read()
+            assert ("neighbour",) in fleet.counts
+            assert sum(fleet.errors.values()) <= 1
+        # One more may be the other thread's.
+        assert descriptors() <= before + 1
+    finally:
+        stop.set()
+        disturbing.join()
+        neighbour.kill()

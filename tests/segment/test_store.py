@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocks of a process: in a file, or in memory whatever is wrong with the directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_pool_exporter import instrument, uninstrument
+from sqlalchemy_pool_exporter.segment.block import (
+    DETACHES,
+)
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.lock import is_held
+from sqlalchemy_pool_exporter.segment.store import BlockStore
+from tests.support.samples import Exposition
+from tests.support.segments import (
+    a_pool,
+    as_nobody,
+    live,
+    names,
+)
+from tests.support.workers import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
+
+INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
+LOGGER = "sqlalchemy_pool_exporter"
+# Pools here are kept by hand; what a forked child inherits of them is none of its business.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+NOBODY = 65534
+
+
+def assert_falls_back(
+    directory: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    """Assert that two pools work and are counted, with one warning, and with a metric that says it."""
+    pools = {"first": a_pool(), "second": a_pool()}
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        for name, pool in pools.items():
+            instrument(pool, name=name, registry=registry, directory=directory)
+            pool.connect().close()
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [why]
+    exposition = Exposition(registry)
+    for name, pool in pools.items():
+        assert exposition.value("exporter_segment_shared", name) == 0
+        assert exposition.counters(name)["checkouts"] == 1
+        uninstrument(pool)
+
+
+def test_no_directory_asked_for(registry: CollectorRegistry) -> None:
+    """Without a directory nothing is said of one."""
+    pool = a_pool()
+    with instrument(pool, name="p", registry=registry):
+        assert Exposition(registry).get("exporter_segment_shared", "p") is None
+
+
+def test_shared(directory: Path, registry: CollectorRegistry) -> None:
+    """With a directory that works the metric is 1."""
+    pool = a_pool()
+    with instrument(pool, name="p", registry=registry, directory=directory):
+        assert Exposition(registry).value("exporter_segment_shared", "p") == 1
+
+
+def test_missing_directory(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not made: whoever owns it decides on its mode."""
+    missing = tmp_path / "missing"
+    why = f"cannot use directory {str(missing)!r}: No such file or directory"
+    assert_falls_back(missing, registry, caplog, why)
+    assert not missing.exists()
+
+
+def test_no_directory_but_a_file(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file is no directory."""
+    file = tmp_path / "file"
+    file.write_text("precious")
+    assert_falls_back(file, registry, caplog, f"cannot use directory {str(file)!r}: Not a directory")
+
+
+def test_symlink_loop(tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """A path that leads nowhere is an error of the directory and not of the application."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    why = f"cannot use directory {str(loop)!r}: Too many levels of symbolic links"
+    assert_falls_back(loop, registry, caplog, why)
+
+
+def test_a_later_start_recovers(tmp_path: Path, directory: Path) -> None:
+    """What could not be used is tried again at the next start, and not before."""
+    missing = tmp_path / "later"
+    with Worker(missing) as worker:
+        worker.do("pool", "orders")
+        assert worker.do("sample", "exporter_segment_shared", "orders") == 0
+        missing.mkdir()
+        worker.do("pool", "other")
+        assert worker.do("sample", "exporter_segment_shared", "other") == 0
+    with Worker(missing) as worker:
+        worker.do("pool", "orders")
+        assert worker.do("sample", "exporter_segment_shared", "orders") == 1
+
+
+@as_root
+def test_read_only_directory(directory: Path) -> None:
+    """In a directory of somebody else nothing is made, and that is said."""
+    directory.parent.chmod(0o755)
+    directory.chmod(0o755)
+    with as_nobody(directory) as told:
+        assert told == "cannot use directory '.': Permission denied"
+    assert names(directory) == []
+
+
+@as_root
+def test_read_only_directory_with_a_file_of_ours(directory: Path) -> None:
+    """A file of ours that is there already is taken, whoever owns the directory."""
+    (directory / "worker-000").touch(0o600)
+    os.chown(directory / "worker-000", NOBODY, NOBODY)
+    directory.parent.chmod(0o755)
+    directory.chmod(0o755)
+    with as_nobody(directory) as told:
+        assert told == "0"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """Yield a file system of 64 KiB."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", path], check=False)
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@as_root
+def test_full_disk(tiny: Path) -> None:
+    """Pools for which the disk has no room are counted in memory; those that have it are shared still."""
+    with Worker(tiny) as worker:
+        for number in range(10):
+            worker.do("pool", f"pool {number}")
+            worker.do("cycle", f"pool {number}", 3)
+        assert [worker.do("sample", "checkouts_total", f"pool {number}") for number in range(10)] == [3] * 10
+        assert worker.do("sample", "exporter_segment_shared", "pool 0") == 0
+        counts = Reader(tiny).read().counts
+        assert ("pool 0",) in counts
+        assert ("pool 9",) not in counts
+        # Not even room for a header.
+        (tiny / "filler").write_bytes(b"")
+        with contextlib.suppress(OSError), (tiny / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        with Worker(tiny) as second:
+            second.do("pool", "orders")
+            second.do("cycle", "orders", 3)
+            assert second.do("sample", "checkouts_total", "orders") == 3
+            assert second.do("sample", "exporter_segment_shared", "orders") == 0
+            assert live(tiny) == ["000"]
+
+
+@as_root
+def test_holes_on_a_full_disk(tiny: Path) -> None:
+    """A file that was copied with holes is made whole before it is written to, or not taken."""
+    with Worker(tiny) as worker:
+        worker.do("pool", "orders")
+    # As `cp --sparse=always` leaves it.
+    path = tiny / "worker-000"
+    data = path.read_bytes()[:20_000]
+    path.unlink()
+    with path.open("wb") as file:
+        for at in range(0, len(data), 4096):
+            if any(data[at : at + 4096]):
+                file.seek(at)
+                file.write(data[at : at + 4096])
+        file.truncate(64 * 2**20)
+    with contextlib.suppress(OSError), (tiny / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    with Worker(tiny) as worker:
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 1000)
+        assert worker.do("sample", "exporter_segment_shared", "orders") == 0
+
+
+def test_a_limit_on_file_size(
+    directory: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that may write no long files goes on in memory."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        why = f"cannot use directory {str(directory)!r}: File too large"
+        assert_falls_back(directory, registry, caplog, why)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_descriptor_left(
+    directory: Path,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process without a free descriptor goes on in memory, having tried once."""
+    opened = 0
+
+    def refuse(*_: object, **__: object) -> int:
+        nonlocal opened
+        opened += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    Lease(directory).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        segments = BlockStore(directory)
+    assert opened == 1
+    assert segments.is_shared is False
+    assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["Too many open files"]
+
+
+def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker whose file is deleted goes on, says so once, and takes a new one at its next start."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    assert segments.is_shared is True
+    (directory / "worker-000").unlink()
+    block[DETACHES] += 1.0
+    assert [segments.is_shared, segments.is_shared] == [False, False]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "worker-000' was deleted" in message
+    assert BlockStore(directory).is_shared is True
+    assert names(directory) == ["worker-000"]
+
+
+def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new pool is a moment to notice, too: who has no endpoint of his own would never be told."""
+    segments = BlockStore(directory)
+    segments.block("orders", INFO, 64)
+    (directory / "worker-000").unlink()
+    segments.block("billing", INFO, 64)[DETACHES] += 1.0
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "worker-000' was deleted" in message
+
+
+def test_descriptors_closed_by_the_application(directory: Path) -> None:
+    """Who closes every descriptor, as a daemon does, loses the lock; what has its number then is not closed."""
+    lease = Lease(directory)
+    # Two: the lock, and the mapping's, which sees the lock as somebody else's.
+    (lock,) = (number for number in descriptors_of(lease.path) if not is_held(number))
+    with Path(os.devnull).open() as other:
+        os.dup2(other.fileno(), lock)
+        assert not lease.is_there
+        lease.close()
+        os.fstat(lock)
+        os.close(lock)
+
+
+def descriptors_of(path: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.readlink() == path:
+                found.append(int(entry.name))
+    return found

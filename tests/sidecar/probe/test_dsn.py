@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A DSN is refused before any part of its password is used as something else; TLS modes mean what libpq means."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import shutil
+import ssl
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from asyncpg import connect_utils
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
+from tests.support.probed_server import SECRET, ProbedServer
+from tests.support.running_probe import (
+    running,
+    scenario,
+    target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+UGLY = (
+    "postgresql://watcher:pa/{}@127.0.0.1:1/postgres",
+    "postgresql://watcher:p@{}:word@127.0.0.1:1/postgres",
+    "postgresql://watcher:12#{}@127.0.0.1:1/postgres",
+    "postgresql://watcher:12/{}@127.0.0.1:1/postgres",
+    "postgresql://watcher:a:{}@127.0.0.1:{}/postgres",
+    "postgresql://[{}",
+    "postgresql://watcher:\u2100{}@127.0.0.1/postgres",
+    "mysql://watcher:{}@127.0.0.1/orders",
+    "{}",
+    "host=127.0.0.1 password={}",
+    "",
+)
+
+
+@pytest.mark.parametrize("template", UGLY)
+def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
+    """A password with characters that were not percent-encoded never becomes a host name, nor part of an error."""
+    with pytest.raises(ValueError, match=r"encode|expected a DSN|is empty|is not a URL") as caught:
+        DSN(template.replace("{}", SECRET))
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://127.0.0.1/orders",
+        "postgres://watcher:a%40b%2F@db.example:5432/orders?sslmode=verify-full",
+        "postgresql://watcher@[::1]:5432,db.example/orders",
+        "postgresql:///orders?host=/run/postgresql",
+        "postgresql://watcher@%2Frun%2Fpostgresql/orders",
+    ],
+)
+def test_a_usable_dsn_is_taken(dsn: str) -> None:
+    """Hosts, ports, lists, sockets and encoded passwords are all fine."""
+    assert DSN(dsn).reveal() == dsn
+
+
+_TEXT = st.text(st.sampled_from("aZ09-._~%:@/?#[],&=;+ é\\|'\"") | st.characters(codec="utf-8"), max_size=8)
+_NAMES = st.text(st.sampled_from("abz09-."), min_size=1, max_size=8)
+_PORTS = st.sampled_from(["", ":", ":1", ":5432", ":65535", ":0", ":65536", ":x", ":+1"])
+_HOSTS = st.sampled_from(["h", "db.example", "127.0.0.1", "[::1]", "%2Frun", "h%C3%A9", "", "[::1", "a b"])
+_QUERIES = st.sampled_from(
+    [
+        *(
+            "",
+            "?",
+            "?a=b",
+            "?a",
+            "?a=",
+            "?user=me",
+            "?user=%6de&password=x",
+            "?dbname=d",
+            "?database=e&dbname=f",
+        ),
+        *(
+            "?host=h",
+            "?host=h,i",
+            "?host=/run",
+            "?host=h:1,[::2]:3",
+            "?host=h,i&port=1,2",
+            "?host=h,i&port=7",
+        ),
+        *("?host=h:2&port=1,2", "?port=1", "?port=1,2", "?port=x", "?host=", "?host=,", "?sslmode=require"),
+        *("?sslmode=odd", "?target_session_attrs=primary", "?target_session_attrs=odd", "?gsslib=odd"),
+        *("?user=a@b", "?host=[h", "?host=::1", "?host=[::1]x"),
+    ]
+)
+
+
+@st.composite
+def _dsns(draw: st.DrawFn) -> str:
+    """Draw texts that are DSNs, or nearly so."""
+    user, password = draw(_TEXT), draw(_TEXT)
+    if draw(st.booleans()):
+        user, password = quote(user, safe=""), quote(password, safe="")
+    login = draw(st.sampled_from(["", f"{user}@", f"{user}:{password}@", f":{password}@"]))
+    hosts = ",".join(draw(st.lists(st.builds("".join, st.tuples(_HOSTS, _PORTS)), max_size=3)))
+    path = draw(st.sampled_from(["", "/", "/orders", "/a%20b", "//x", "/a@b"]) | _TEXT.map("/".__add__))
+    return f"postgresql://{login}{hosts}{path}{draw(_QUERIES)}"
+
+
+@given(text=_dsns())
+@hypothesis_settings(deadline=None, max_examples=500)
+def test_asyncpg_reads_a_dsn_as_we_do(text: str) -> None:
+    """Whatever is accepted has for asyncpg the hosts, ports, user and database that it has for us."""
+    try:
+        dsn = DSN(text)
+    except ValueError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PG")]:
+            patch.delenv(name)
+        patch.setenv("PGUSER", "default-user")
+        patch.setenv("PGPASSFILE", "/nowhere")
+        connecting = connect_utils._parse_connect_dsn_and_args
+        arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
+        addresses, parameters = connecting(**arguments | {"dsn": text})
+    expected = [
+        f"{host}/.s.PGSQL.{port or 5432}" if host.startswith("/") else (host, port or 5432)
+        for host, port in dsn.hosts
+    ]
+    if dsn.hosts:
+        assert addresses == expected
+    assert parameters.user == (dsn.user or "default-user")
+    assert parameters.database == (parameters.user if dsn.database is None else dsn.database)
+
+
+@scenario
+async def test_a_password_that_changes_is_read_again(
+    server: ProbedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each connect reads the DSN's file; a malformed or missing one is a failure with reason configuration."""
+    file = tmp_path / "dsn"
+    file.write_text(server.dsn("watcher", SECRET.upper()))
+    async with running(Database(name="orders", dsn_file=file, timeout_seconds=15.0)) as runner:
+        file.write_text(f"postgresql://watcher:x/{SECRET}@y/z")
+        await runner.probe_again()
+        assert {"authentication": 1, "configuration": 1} == runner.probe.status.failures
+        file.unlink()
+        await runner.probe_again()
+        assert {"authentication": 1, "configuration": 2} == runner.probe.status.failures
+        file.write_text(server.dsn())
+        await runner.probe_again()
+        assert runner.server.max_connections == 20
+    assert "percent-encoded" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@contextlib.asynccontextmanager
+async def tls_proxy(server: ProbedServer, certificates: Path) -> AsyncIterator[int]:
+    """Terminate TLS before a server, as PostgreSQL itself negotiates it; the wheel's server has none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "crt", certificates / "key")
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        try:
+            assert struct.unpack("!ll", await reader.readexactly(8)) == (8, 80877103)
+            writer.write(b"S")
+            await writer.start_tls(context)
+            upstream, downstream = await asyncio.open_connection("127.0.0.1", server.port)
+            await asyncio.gather(pipe(reader, downstream), pipe(upstream, writer))
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+@pytest.mark.requires("openssl")
+@pytest.mark.parametrize(
+    ("mode", "ca", "host", "expected"),
+    [
+        ("require", False, "127.0.0.1", None),
+        ("require", True, "127.0.0.1", None),
+        ("verify-ca", True, "127.0.0.1", None),
+        ("verify-full", True, "localhost", None),
+        ("verify-full", True, "127.0.0.1", "IP address mismatch"),
+        ("verify-full", False, "localhost", "unable to get local issuer certificate"),
+        ("disable", False, "127.0.0.1", ""),
+    ],
+)
+@scenario
+async def test_tls_modes_mean_what_libpq_means(  # noqa: PLR0917
+    server: ProbedServer,
+    certificates: Path,
+    caplog: pytest.LogCaptureFixture,
+    mode: Any,
+    ca: bool,
+    host: str,
+    expected: str | None,
+) -> None:
+    """Each mode connects where it should and refuses where it should, and says why."""
+    tls = DatabaseTLS(mode=mode, ca_file=certificates / "ca.crt" if ca else None)
+    async with tls_proxy(server, certificates) as port:
+        dsn = f"postgresql://watcher:{SECRET}@{host}:{port}/postgres"
+        async with running(target(dsn, tls=tls)) as runner:
+            if expected is None:
+                assert runner.server.max_connections == 20
+            elif expected:
+                assert {"tls": 1} == runner.probe.status.failures
+                assert expected in caplog.text
+            else:
+                assert {"disconnected": 1} == runner.probe.status.failures
+
+
+@scenario
+async def test_tls_is_not_given_up_when_the_server_has_none(server: ProbedServer) -> None:
+    """A mode that requires TLS never falls back to plain text."""
+    if await _has_tls(server):
+        pytest.skip("this server offers TLS")
+    async with running(target(server.dsn("watcher"), tls=DatabaseTLS(mode="require"))) as runner:
+        assert {"tls": 1} == runner.probe.status.failures
+
+
+async def _has_tls(server: ProbedServer) -> bool:
+    connection = await server.connect()
+    offered = await connection.fetchval("SHOW ssl") == "on"
+    await connection.close()
+    return bool(offered)
+
+
+@pytest.mark.requires("openssl")
+def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
+    """A file that is missing, no certificate, or locked is named in the error; so is a contradiction."""
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("not a certificate")
+    crt, key, locked = (certificates / name for name in ("crt", "key", "locked.key"))
+    nowhere = Path("/nowhere")
+    for tls, message in (
+        (
+            DatabaseTLS(mode="verify-full", ca_file=nowhere),
+            "tls.ca_file: cannot read '/nowhere'.*No such file",
+        ),
+        (DatabaseTLS(mode="require", ca_file=nonsense), "tls.ca_file: .*nonsense.*not usable"),
+        (DatabaseTLS(mode="require", cert_file=crt, key_file=locked), "tls.cert_file: .*crt.*not usable"),
+        (
+            DatabaseTLS(mode="require", cert_file=nowhere, key_file=key),
+            "tls.cert_file: cannot read '/nowhere'",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tls.context()
+    for options, message in (
+        ({"mode": "require", "key_file": locked}, "cert_file and key_file belong together"),
+        ({"mode": "verify-ca"}, "verify-ca needs a ca_file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DatabaseTLS.model_validate(options)
+    assert DatabaseTLS(mode="disable").context() is False
+    assert DatabaseTLS().context() is None
+    context = DatabaseTLS(mode="require").context()
+    assert context
+    assert context.verify_mode == ssl.CERT_NONE
+    context = DatabaseTLS(mode="require", ca_file=certificates / "ca.crt").context()
+    assert context
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
+@pytest.mark.requires("openssl")
+@scenario
+async def test_tls_files_are_read_at_each_connect(
+    server: ProbedServer, certificates: Path, tmp_path: Path
+) -> None:
+    """A CA that is renewed on disk is used at the next connect, without a new probe."""
+    ca = tmp_path / "ca.crt"
+    async with tls_proxy(server, certificates) as port:
+        dsn = f"postgresql://watcher:{SECRET}@localhost:{port}/postgres"
+        async with running(target(dsn, tls=DatabaseTLS(mode="verify-full", ca_file=ca))) as runner:
+            assert {"configuration": 1} == runner.probe.status.failures
+            shutil.copy(certificates / "ca.crt", ca)
+            await runner.probe_again()
+            assert runner.server.max_connections == 20

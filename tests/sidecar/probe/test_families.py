@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scrape shows of the status of the probes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import pytest
+
+from sqlalchemy_pool_exporter.metrics import DATABASE_METRICS, ProbeFailure, SessionState
+from sqlalchemy_pool_exporter.sidecar.probe.families import families
+from sqlalchemy_pool_exporter.sidecar.probe.probe import (
+    Probe,
+    ProbeStatus,
+)
+from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerState
+from tests.support.running_probe import (
+    exposition,
+    exposition_text,
+    parse,
+    target,
+)
+
+FULL = ProbeStatus(
+    database="orders",
+    pools=("orders", "reports"),
+    probes=12,
+    failures={"timeout": 2},
+    completed_at=100.0,
+    duration_seconds=0.25,
+    succeeded_at=1.7e9,
+    server=ServerState(
+        max_connections=100,
+        reserved_connections=3,
+        connections={"active": 4, "idle": 0},
+        application_connections={"web": 3, "other": 1},
+        longest_idle_in_transaction_seconds=0.0,
+        idle_session_timeout_seconds=600.0,
+        idle_in_transaction_session_timeout_seconds=None,
+        behind_pooler=False,
+    ),
+)
+
+
+def test_shows_the_last_result_and_its_age() -> None:
+    """A scrape gets what the last probe saw, how old that is, and every counter from the start."""
+    shown = exposition(FULL, now=107.5)
+    failures = {("probe_failures_total", (reason,)): 0.0 for reason in get_args(ProbeFailure)}
+    assert (
+        failures
+        | {
+            ("probe_failures_total", ("timeout",)): 2.0,
+            ("pool_info", ("orders",)): 1.0,
+            ("pool_info", ("reports",)): 1.0,
+            ("up", ()): 1.0,
+            ("probes_total", ()): 12.0,
+            ("probe_age_seconds", ()): 7.5,
+            ("probe_duration_seconds", ()): 0.25,
+            ("last_success_timestamp_seconds", ()): 1.7e9,
+            ("max_connections", ()): 100.0,
+            ("reserved_connections", ()): 3.0,
+            ("behind_pooler", ()): 0.0,
+            ("connections", ("unknown",)): 0.0,
+            ("connections", ("active",)): 4.0,
+            ("connections", ("idle",)): 0.0,
+            ("application_connections", ("web",)): 3.0,
+            ("application_connections", ("other",)): 1.0,
+            ("longest_idle_in_transaction_seconds", ()): 0.0,
+            ("idle_session_timeout_seconds", ()): 600.0,
+        }
+        == shown
+    )
+
+
+def test_before_the_first_probe_only_the_counters_are_there() -> None:
+    """Nobody knows yet whether the database is up, so nothing says so; the pools it has are configured."""
+    shown = exposition(Probe(target("postgresql://127.0.0.1/x")).status)
+    assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
+
+
+@pytest.mark.parametrize(("pools", "expected"), [((), {"orders"}), (("a", "b"), {"a", "b"})])
+def test_pools_are_those_configured_or_the_one_called_like_the_database(
+    pools: tuple[str, ...], expected: set[str]
+) -> None:
+    """Each pool has a sample of its own, whether the database was reached or not."""
+    shown = exposition(Probe(target("postgresql://127.0.0.1/x", pools=pools)).status)
+    assert {("pool_info", (pool,)) for pool in expected} == {key for key in shown if key[0] == "pool_info"}
+
+
+def test_a_database_that_is_down_hides_no_other() -> None:
+    """Two databases share the families; one that is down has up 0, its counters and its last success."""
+    down = dataclasses.replace(FULL, database="ledger", server=None)
+    text = exposition_text(FULL, down, now=100.0)
+    parsed = {family.name: family for family in parse(text)}
+    up = {sample.labels["database"]: sample.value for sample in parsed["sqlalchemy_pool_database_up"].samples}
+    assert {"orders": 1.0, "ledger": 0.0} == up
+    shown = {name for name, _ in exposition(down)}
+    counted = {"pool_info", "probes_total", "probe_failures_total"}
+    assert (
+        counted
+        | {
+            "up",
+            "probe_age_seconds",
+            "probe_duration_seconds",
+            "last_success_timestamp_seconds",
+        }
+        == shown
+    )
+
+
+def test_everything_shown_is_declared() -> None:
+    """Every family has a declaration with its type, its labels and their values, and every declaration is shown."""
+    full = dataclasses.replace(
+        FULL,
+        server=dataclasses.replace(
+            FULL.server or pytest.fail("no observation"),
+            connections=dict.fromkeys(get_args(SessionState), 1),
+            idle_in_transaction_session_timeout_seconds=90.0,
+        ),
+    )
+    declared = {metric.name: metric for metric in DATABASE_METRICS}
+    shown = set()
+    for family in families([full], 100.0):
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+        shown.add(name)
+        metric = declared[name]
+        assert family.type == metric.kind
+        assert family.documentation == metric.help
+        for sample in family.samples:
+            assert ("database", *metric.labels) == tuple(sample.labels)
+        if metric.values:
+            assert set(metric.values) == {sample.labels[metric.labels[0]] for sample in family.samples}
+    assert set(declared) == shown
+
+
+def test_a_status_cannot_be_changed() -> None:
+    """A scrape in another thread reads a status that no probe changes."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FULL.probes = 13  # type: ignore[misc]

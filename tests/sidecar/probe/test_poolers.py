@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Behind pgbouncer the probe reports what it can know, and leaves nothing on the connections it borrows."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.probed_server import Bouncer, ProbedServer, connect, count_sessions
+from tests.support.running_probe import (
+    exposition,
+    running,
+    scenario,
+    target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.requires("pgbouncer")
+@scenario
+async def test_behind_pgbouncer_it_says_what_it_cannot_know(
+    server: ProbedServer, bouncer: Callable[..., Bouncer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's side is read through the pooler; what the pooler hides is absent and told once in the log."""
+    pooler = bouncer()
+    admin = await server.connect(application="admin")
+    await admin.execute("ALTER ROLE watcher SET idle_in_transaction_session_timeout = '90s'")
+    app = await connect(pooler.dsn("app"))
+    await app.execute("BEGIN")
+    async with running(target(pooler.dsn())) as runner:
+        for _ in range(3):
+            await runner.probe_again()
+        seen = runner.server
+        assert seen.behind_pooler
+        assert seen.application_connections is None
+        assert seen.idle_session_timeout_seconds is None
+        assert seen.idle_in_transaction_session_timeout_seconds == 90.0
+        assert seen.max_connections == 20
+        assert seen.connections["idle_in_transaction"] == 1
+        assert await count_sessions(admin) == sum(seen.connections.values())
+        assert exposition(runner.probe.status)["behind_pooler", ()] == 1.0
+    assert len([record for record in caplog.records if "behind a connection pooler" in record.message]) == 1
+    async with running(target(server.dsn("watcher"))) as runner:
+        assert not runner.server.behind_pooler
+    await admin.execute("ALTER ROLE watcher RESET ALL")
+
+
+@pytest.mark.requires("pgbouncer")
+@scenario
+async def test_nothing_is_left_on_a_connection_the_pooler_lent(
+    server: ProbedServer, bouncer: Callable[..., Bouncer]
+) -> None:
+    """The application that gets the probe's server connection next is not read-only and has no timeout of ours."""
+    pooler = bouncer(default_pool_size=1)
+    settings = "SELECT pg_backend_pid(), current_setting('default_transaction_read_only'), "
+    settings += "current_setting('transaction_read_only'), current_setting('statement_timeout')"
+    app = await connect(pooler.dsn())
+    before = await app.fetchrow(settings)
+    async with running(target(pooler.dsn())) as runner:
+        for _ in range(2):
+            await runner.probe_again()
+            assert await app.fetchrow(settings) == before
+        assert runner.probe.status.probes == 3
+    assert list(before)[1:] == ["off", "off", "0"]
+    assert await app.fetchrow(settings) == before
+
+
+@pytest.mark.requires("pgbouncer")
+@pytest.mark.parametrize(
+    ("options", "dsn", "expected"),
+    [
+        (
+            {},
+            {"role": "postgres", "database": "pgbouncer"},
+            "configuration: this is pgbouncer's admin console",
+        ),
+        ({}, {"database": "nowhere"}, "configuration: "),
+        ({}, {"password": "wrong"}, "authentication: "),
+        ({"pool_mode": "statement"}, {}, "configuration: a pooler in statement mode"),
+        ({"max_client_conn": 0}, {}, "too_many_connections: "),
+    ],
+    ids=["admin console", "no database", "wrong password", "statement mode", "full"],
+)
+@scenario
+async def test_what_pgbouncer_refuses_has_a_reason(
+    bouncer: Callable[..., Bouncer],
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    dsn: dict[str, str],
+    expected: str,
+) -> None:
+    """Its refusals are told apart, though most have one SQLSTATE; the admin console is no database."""
+    async with running(target(bouncer(**options).dsn(**dsn))) as runner:
+        assert runner.probe.status.server is None
+    if "statement mode" in expected and version("asyncpg") < "0.32":
+        expected = "disconnected: "  # it loses what is said before the connection is closed
+    assert f"database 'orders': {expected}" in caplog.text
+
+
+@pytest.mark.requires("pgbouncer")
+@scenario
+async def test_pgbouncer_without_a_server_or_a_free_connection(
+    server: ProbedServer, bouncer: Callable[..., Bouncer]
+) -> None:
+    """A pooler whose pool is taken costs the timeout, one whose server is gone is unavailable; both recover."""
+    pooler = bouncer(default_pool_size=1, server_login_retry=1, server_connect_timeout=1)
+    app = await connect(pooler.dsn())
+    async with running(target(pooler.dsn(), timeout_seconds=0.5)) as runner:
+        await app.execute("BEGIN")
+        status = await runner.probe_again()
+        assert {"timeout": 1} == status.failures
+        await app.execute("COMMIT")
+        await runner.probe_again()
+        assert runner.server.max_connections == 20
+        await asyncio.to_thread(server.stop)
+        status = await runner.probe_again()
+        assert status.server is None
+    server.start()
+    async with running(target(pooler.dsn(), timeout_seconds=0.5)) as runner:
+        for _ in range(40):
+            if runner.probe.status.server is not None:
+                break
+            await asyncio.sleep(0.1)  # pgbouncer tries the server again at its own pace
+            await runner.probe_again()
+        assert runner.server.max_connections == 20

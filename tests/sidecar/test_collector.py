@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sidecar shows of the workers: sums, labels, and what they run on."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy
+
+from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.segment import block as layout
+from sqlalchemy_pool_exporter.segment.format import FACTS_AT, HEADER_BYTES
+from tests.support.segments import (
+    NOW,
+    QUEUE,
+    Process,
+    Scraper,
+    by_worker,
+    processes,
+    workers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.samples import Exposition
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Makes processes that are killed at the end."""
+    with processes(tmp_path) as make:
+        yield make
+
+
+def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """By default counters and histograms are one series a pool, and states one a worker."""
+    one, two = process(), process()
+    one.count(3, faults=1)
+    two.count(4, faults=2)
+    one.hold(NOW - 5)
+    exposition = Scraper(tmp_path).scrape()
+    assert exposition.value("checkouts_total", "orders") == 7
+    assert exposition.value("checkout_wait_seconds_count", "orders") == 7
+    assert exposition.value("checkout_wait_seconds_sum", "orders") == 7 / 4
+    assert exposition.value("exporter_recording_faults_total", "orders") == 3
+    assert by_worker(exposition, "connections", state="in_use") == {"000": 1, "001": 0}
+    assert by_worker(exposition, "longest_held_seconds") == {"000": 5, "001": 0}
+    assert by_worker(exposition, "size") == {"000": 2, "001": 2}
+    assert workers(exposition) == {"live": 2, "gone": 0}
+
+
+def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """States of all workers are summed, ages are the longest, and limits are shown where all have the same."""
+    one, two = process(size=2.0), process(size=3.0)
+    one.hold(NOW - 5)
+    two.hold(NOW - 7)
+    one.block[layout.LAST_CHECKIN], two.block[layout.LAST_CHECKIN] = NOW - 3, NOW - 9
+    exposition = Scraper(tmp_path, worker_label=False).scrape()
+    assert exposition.value("connections", "orders", state="in_use") == 2
+    assert exposition.value("longest_held_seconds", "orders") == 7
+    assert exposition.value("last_checkin_timestamp_seconds", "orders") == 2 * NOW - 3
+    assert exposition.get("size", "orders") is None
+    assert exposition.value("max_overflow", "orders") == 1
+    assert exposition.value("capacity", "orders") == 7
+
+
+def test_counters_per_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """Each worker's counters are its own series; the exporter's own faults and what is of no worker stay one."""
+    process().count(3, faults=1)
+    process().count(4, faults=2)
+    exposition = Scraper(tmp_path, counters_per_worker=True).scrape()
+    assert by_worker(exposition, "checkouts_total") == {"000": 3, "001": 4}
+    assert by_worker(exposition, "checkout_wait_seconds_count") == {"000": 3, "001": 4}
+    assert exposition.value("exporter_recording_faults_total", "orders") == 3
+
+
+@pytest.mark.parametrize("counters_per_worker", [False, True])
+@pytest.mark.parametrize("worker_label", [False, True])
+def test_no_series_twice(
+    tmp_path: Path, process: Callable[..., Process], *, worker_label: bool, counters_per_worker: bool
+) -> None:
+    """However it is shown, and with two blocks of one name in a file, no series appears twice."""
+    one = process()
+    one.lease.block("orders", QUEUE, 128)[layout.FAULTS] = 1.0
+    process("billing")
+    process().kill()
+    exposition = Scraper(
+        tmp_path, worker_label=worker_label, counters_per_worker=counters_per_worker
+    ).scrape()
+    series = [line.rpartition(" ")[0] for line in exposition.text.splitlines() if not line.startswith("#")]
+    assert sorted(set(series)) == sorted(series)
+
+
+def test_capacity(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """The ceiling is the sum over the live workers; if one of them has none, the fleet has none."""
+    process(size=2.0, max_overflow=1.0)
+    gone = process(size=5.0, max_overflow=10.0)
+    gone.kill()
+    scraper = Scraper(tmp_path)
+    assert scraper.scrape().value("capacity", "orders") == 3
+    process(size=5.0, max_overflow=10.0)
+    assert scraper.scrape().value("capacity", "orders") == 18
+    process(size=layout.NOT_APPLICABLE, max_overflow=layout.NOT_APPLICABLE)
+    assert scraper.scrape().get("capacity", "orders") is None
+
+
+def test_different_pools(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """Each worker shows the pools it has."""
+    process("orders").count(1)
+    process("billing").count(2)
+    exposition = Scraper(tmp_path).scrape()
+    assert by_worker(exposition, "size", "orders") == {"000": 2}
+    assert by_worker(exposition, "size", "billing") == {"001": 2}
+    assert exposition.value("checkouts_total", "billing") == 2
+
+
+def test_different_drivers(tmp_path: Path) -> None:
+    """While two releases of an application run, both descriptions of the pool are shown; then the last one."""
+    old = Process(tmp_path)
+    new = Process(tmp_path, info={**QUEUE, "driver": "asyncpg"})
+    scraper = Scraper(tmp_path)
+
+    def drivers() -> set[str]:
+        samples = scraper.scrape().samples
+        return {dict(labels)["driver"] for name, labels in samples if name == "sqlalchemy_pool_info"}
+
+    assert drivers() == {"psycopg", "asyncpg"}
+    old.kill()
+    assert drivers() == {"asyncpg"}
+    new.kill()
+    assert drivers() == {"asyncpg"}
+
+
+# -- what the workers run on
+
+
+def versions(exposition: Exposition) -> list[dict[str, str]]:
+    """Return the labels of the samples of ``build_info``, whose values are all 1."""
+    found = {
+        labels: value
+        for (name, labels), value in exposition.samples.items()
+        if name == "sqlalchemy_pool_exporter_build_info"
+    }
+    assert set(found.values()) == {1.0}
+    return sorted(map(dict, found), key=lambda labels: labels["python"])
+
+
+def say(process: Process, facts: bytes) -> None:
+    """Let a process's file say something else of it."""
+    with process.lease.path.open("r+b") as file:
+        file.seek(FACTS_AT)
+        file.write(facts.ljust(HEADER_BYTES - FACTS_AT, b"\0"))
+
+
+def test_versions_are_the_applications(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """``build_info`` has one sample for each pair of versions at work, and its own version of the exporter."""
+    say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.1"}')
+    say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.2"}')
+    process()
+    own = {"version": package_version()}
+    assert versions(Scraper(tmp_path).scrape()) == [
+        {**own, "python": platform.python_version(), "sqlalchemy": sqlalchemy.__version__},
+        {**own, "python": "3.9.1", "sqlalchemy": "2.0.7"},
+    ]
+
+
+def test_versions_of_the_gone_are_not_shown(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """Without a live worker there is one sample with empty labels, so that the target is still known as one."""
+    nothing = [{"version": package_version(), "python": "", "sqlalchemy": ""}]
+    scraper = Scraper(tmp_path)
+    assert versions(scraper.scrape()) == nothing
+    worker = process()
+    assert versions(scraper.scrape()) != nothing
+    worker.kill()
+    assert versions(scraper.scrape()) == nothing
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [b"", b"{", b"\xff\xfe", b"[]", b"7", b"{}", b'{"python": 3}', b'{"python": "3.9", "sqlalchemy": null}',
+     b'{"python": "\\ud800"}', b"[" * 4000],
+)  # fmt: skip
+def test_unreadable_facts_cost_the_label_alone(
+    tmp_path: Path, process: Callable[..., Process], facts: bytes
+) -> None:
+    """Whatever a file says of its process, its counts are shown and it is no error."""
+    damaged = process()
+    damaged.count(3)
+    say(damaged, facts)
+    scraper = Scraper(tmp_path)
+    exposition = scraper.scrape()
+    assert versions(exposition) == [{"version": package_version(), "python": "", "sqlalchemy": ""}]
+    assert exposition.value("checkouts_total", "orders") == 3
+    assert scraper.errors() == {}
+
+
+def test_facts_of_an_older_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """A file that was written before SQLAlchemy's version was part of it has an empty label for that."""
+    say(process(), b'{"pid": 7, "program": "app", "version": "0.0.1", "python": "3.11.2"}')
+    (found,) = versions(Scraper(tmp_path).scrape())
+    assert found == {"version": package_version(), "python": "3.11.2", "sqlalchemy": ""}

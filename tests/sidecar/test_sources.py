@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses, and the options that environment and command line give."""
+
+from __future__ import annotations
+
+import pytest
+
+from sqlalchemy_pool_exporter.sidecar.sources import Address, Override, find_overrides
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (":10079", Address("", 10079)),
+        ("127.0.0.1:0", Address("127.0.0.1", 0)),
+        ("db-1.example.org:65535", Address("db-1.example.org", 65535)),
+        ("[::1]:80", Address("::1", 80)),
+        ("[fe80::1%eth0]:80", Address("fe80::1%eth0", 80)),
+    ],
+)
+def test_address(text: str, expected: Address) -> None:
+    """Addresses are read, and written the way they are read."""
+    assert Address.parse(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "localhost",
+        "10079",
+        "::1:80",
+        "[::1]",
+        "[]:80",
+        "[::g]:80",
+        ":65536",
+        ":-1",
+        ": 80",
+        "a b:80",
+        ":٣",
+    ],
+)
+def test_no_address(text: str) -> None:
+    """What is no address is refused with the form expected."""
+    with pytest.raises(ValueError, match=r"expected host:port|not an IPv6 address|at most 65535"):
+        Address.parse(text)
+
+
+def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line wins over the environment, an empty variable is none, and the origin is kept."""
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS", ":1")
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL", "debug")
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_DIR", "")
+    assert find_overrides({"web.listen_address": ":2", "web.config_file": None}) == {
+        ("web", "listen_address"): Override(":2", "command line"),
+        ("log", "level"): Override("debug", "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL"),
+    }

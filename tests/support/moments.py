@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let something happen at every moment of a recording at which CPython would let something else in."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Self
+
+from prometheus_client import CollectorRegistry
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.database import Database
+from tests.support.diary import PACKAGE
+from tests.support.samples import RegistrySamples
+from tests.support.witness import metric_state, pool_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+
+_CALLS = {
+    dis.opmap[name] for name in dis.opmap if name.startswith(("CALL", "PRECALL")) and "INTRINSIC" not in name
+}
+_SECOND_HALF = dis.opmap["CALL"] if "PRECALL" in dis.opmap else None
+_BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name and "NO_INTERRUPT" not in name}
+
+
+class Intruder:
+    """Lets something happen in the middle of the recording: at the first moment possible, or a later one.
+
+    The moments are those at which CPython runs signal handlers, other threads and (since 3.12) the garbage collector:
+    on entering a function, after a call of something written in C, and at a jump backwards. Only the code of this
+    package is looked at. The first instruction of a function that SQLAlchemy calls is left out, since it is the first
+    of SQLAlchemy's own function without us.
+    """
+
+    def __init__(self, moment: int, intrude: Callable[[], object], *, outermost: bool = False) -> None:
+        self._moment = moment
+        self._intrude = intrude
+        self._outermost = outermost
+        self._seen = 0
+        self._before: dict[FrameType, int] = {}
+        self.where: str | None = None
+
+    def __enter__(self) -> Self:
+        self._traced = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(self._traced)
+        self._before.clear()
+
+    def _trace(self, frame: FrameType, what: str, _: object) -> Any:
+        caller = frame.f_back
+        if what == "call" and caller in self._before:
+            self._before[caller] = -1  # a function written in Python
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if what == "call":
+            frame.f_trace_opcodes = True
+            ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
+            self._before[frame] = -1
+            if ours or self._outermost:
+                self._moment_passes(frame)
+        elif what == "opcode":
+            opcode = frame.f_code.co_code[frame.f_lasti]
+            # In 3.11 a call is two instructions, of which the first is none yet.
+            called = self._before.get(frame) in _CALLS and opcode != _SECOND_HALF
+            if called or opcode in _BACKWARD:
+                self._moment_passes(frame)
+            self._before[frame] = opcode
+        elif what == "exception":
+            self._before[frame] = -1  # what raises is not followed by a look for signals
+        elif what == "return":
+            self._before.pop(frame, None)
+        return self._trace
+
+    def _moment_passes(self, frame: FrameType) -> None:
+        self._seen += 1
+        if self._seen == self._moment:
+            self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+            self._intrude()
+
+
+class Scene:
+    """An instrumented pool in the middle of something."""
+
+    def __init__(self, *, warm: bool = True, **options: Any) -> None:
+        self.database = Database()
+        self.engine = self.database.engine(pool_timeout=0, **options)
+        self.pool: Any = self.engine.pool
+        self.registry = CollectorRegistry()
+        self.held: list[Any] = []
+        with self.engine.connect():
+            pass  # what SQLAlchemy does only once is done
+        if not warm:
+            self.pool.dispose()
+        self.handle = instrument(self.engine, registry=self.registry)
+
+    def checkout(self) -> None:
+        self.pool.connect().close()
+
+    def overflow(self) -> None:
+        self.held += [self.pool.connect(), self.pool.connect()]
+        while self.held:
+            self.held.pop().close()  # the first is kept, the second closed
+
+    def timeout(self) -> None:
+        self.held += [self.pool.connect(), self.pool.connect()]
+        self.pool.connect()
+
+    def refused(self) -> None:
+        self.held.append(self.pool.connect())
+        self.database.connect_fails = ConnectionRefusedError()
+        self.pool.connect()
+
+    def invalidate(self) -> None:
+        raw = self.pool.connect()
+        raw.invalidate()
+        raw.close()
+        self.pool.connect().close()
+
+    def detach(self) -> None:
+        raw = self.pool.connect()
+        raw.detach()
+        raw.close()
+
+    def dispose(self) -> None:
+        self.pool.dispose()
+
+    def leak(self) -> None:
+        self.held.append(self.pool.connect())
+        self.held.clear()
+
+    def settle(self) -> RegistrySamples:
+        """Let go of everything, and return the numbers."""
+        self.held.clear()
+        self.database.connect_fails = None
+        gc.collect()
+        return RegistrySamples(self.registry)
+
+    def assert_true(self, where: str | None) -> None:
+        """Assert that nothing is in use or pending, that nothing is lost, and that it goes on as ever."""
+        exposition = self.settle()
+        name = self.handle.name
+        state = {
+            "pending": exposition.value("pending_checkouts", name),
+            "in use": exposition.value("connections", name, state="in_use"),
+            "idle": exposition.value("connections", name, state="idle"),
+            "overflow": exposition.value("overflow_connections", name),
+            "checked out": self.pool.checkedout(),
+        }
+        if where and where.startswith("detach"):
+            del state["idle"]  # its row says so until the pool connects there again
+        expected = {
+            "pending": 0,
+            "in use": 0,
+            "idle": len(self.database.open),
+            "overflow": 0,
+            "checked out": 0,
+        }
+        assert {key: expected[key] for key in state} == state, where
+        for _ in range(4):  # and some more, whose records come to lie where those were that are gone
+            self.held += [self.pool.connect(), self.pool.connect()]
+            assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
+            self.held.clear()
+        assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
+
+
+ACTS = ("checkout", "overflow", "timeout", "refused", "invalidate", "detach", "leak")
+
+
+def each_moment(
+    act: str, intrude: Callable[[Scene], object], **options: Any
+) -> Iterator[tuple[Scene, str, Any]]:
+    """Run an act again and again, intruding one moment later each time, until there is no later one.
+
+    Yields the scene, where it was, and what the act raised.
+    """
+    for moment in count(1):
+        scene = Scene(**options)
+        raised: BaseException | None = None
+        intruder = Intruder(moment, partial(intrude, scene))
+        with intruder:
+            try:
+                getattr(scene, act)()
+            except BaseException as error:  # noqa: BLE001 - whatever was thrown in
+                raised = error.with_traceback(None)
+                raised.__context__ = None
+        if intruder.where is None:
+            assert moment > 3, "not a moment in it"
+            return
+        yield scene, f"{act}: {intruder.where}", raised
+
+
+def interrupt(_: Scene) -> None:
+    raise KeyboardInterrupt
+
+
+def checks_out_again(scene: Scene) -> None:
+    scene.pool.connect().close()

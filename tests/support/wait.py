@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting until a condition holds that another thread, process or server brings about."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SECONDS = 60.0  # No measurement: a loaded machine may take this long before a test gives up.
+POLL_SECONDS = 0.01
+
+T = TypeVar("T")
+
+
+def eventually(
+    condition: Callable[[], T], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
+) -> T:
+    """Call a condition until its value is true, for so many seconds at most, and return its last value.
+
+    Assert the result: ``assert eventually(lambda: server.count(name) == 0)``.
+    """
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(poll_seconds)
+    return value
+
+
+async def eventually_async(
+    condition: Callable[[], Any], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
+) -> Any:
+    """Do the same without blocking the event loop; the condition is a function or a coroutine function."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
+        if value or time.monotonic() >= deadline:
+            return value
+        await asyncio.sleep(poll_seconds)

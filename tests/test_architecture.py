@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture: which packages may import which, no cycles, and what each entry point loads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+NAME = "sqlalchemy_pool_exporter"
+PACKAGE = ROOT / "exporter" / NAME
+# The modules outside of the packages that segment may import.
+SHARED = {"about", "errors", "metrics"}
+
+Imports = dict[str, set[str]]  # module → the modules of the package that it imports, both without NAME
+
+
+# -- what the source imports
+
+
+def read_imports(package: Path = PACKAGE) -> Imports:
+    """Read which module of a package imports which, from the source; imports for type checkers and in functions too."""
+    files = {_module_name(path, package): path for path in package.rglob("*.py")}
+    return {name: set(_imported(path, name, files)) for name, path in files.items()}
+
+
+def _module_name(path: Path, package: Path) -> str:
+    parts = path.relative_to(package).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(path: Path, module: str, known: Mapping[str, Path]) -> Iterator[str]:
+    is_package = path.name == "__init__.py"
+    full = f"{NAME}.{module}".rstrip(".")
+    parent = full if is_package else full.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), parent)
+            # `from package import module` imports the module, `from module import name` only the module.
+            names = [
+                f"{base}.{alias.name}" if _relative(f"{base}.{alias.name}") in known else base
+                for alias in node.names
+            ]
+        else:
+            continue
+        yield from (found for name in names if (found := _relative(name)) is not None)
+
+
+def _relative(name: str) -> str | None:
+    """Return a module's name below the package, "" for the package itself, or None if it is not of the package."""
+    return name.removeprefix(NAME).removeprefix(".") if name == NAME or name.startswith(f"{NAME}.") else None
+
+
+def direction_faults(imports: Imports) -> list[str]:
+    """Return the imports that lead in a direction that they must not."""
+    return [
+        f"{module} imports {imported}"
+        for module, all_imported in sorted(imports.items())
+        for imported in sorted(all_imported)
+        if not _may_import(module, imported)
+    ]
+
+
+def _may_import(module: str, imported: str) -> bool:
+    package, target = module.partition(".")[0], imported.partition(".")[0]
+    if package == target:
+        return True
+    if package == "segment":
+        return target in SHARED
+    forbidden = {
+        "sidecar": {"recording"},
+        "recording": {"sidecar"},
+        "alerting": {"recording", "segment", "sidecar"},
+    }
+    if package in forbidden:
+        return target not in forbidden[package]
+    # What both processes share knows neither of them; the entry points know both.
+    return module in {"", "__main__", "cli"} or target not in {"recording", "sidecar"}
+
+
+def cycle(imports: Imports) -> list[str] | None:
+    """Return a cycle of imports, or None; that a module's package is imported first is no import of its own."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return None
+
+
+def test_direction_of_imports() -> None:
+    """No package imports one that it must not know."""
+    imports = read_imports()
+    assert {"recording", "segment", "sidecar", "alerting"} <= {module.partition(".")[0] for module in imports}
+    assert [] == direction_faults(imports)
+
+
+def test_no_cycles() -> None:
+    """No module imports itself by way of others, for type checkers or otherwise."""
+    assert cycle(read_imports()) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "fault"),
+    [
+        ("segment/file.py", "import sqlalchemy_pool_exporter.families", "segment.file imports families"),
+        ("segment/file.py", "from ..recording import hooks", "segment.file imports recording.hooks"),
+        (
+            "sidecar/web/app.py",
+            "def f():\n    from sqlalchemy_pool_exporter.recording.hooks import Hooks",
+            "sidecar.web.app imports recording.hooks",
+        ),
+        (
+            "recording/hooks.py",
+            "if TYPE_CHECKING:\n    from sqlalchemy_pool_exporter.sidecar.web import app",
+            "recording.hooks imports sidecar.web.app",
+        ),
+        ("alerting/rules.py", "from ..segment import file", "alerting.rules imports segment.file"),
+        ("families.py", "from .recording.hooks import Hooks", "families imports recording.hooks"),
+    ],
+)
+def test_wrong_directions_are_found(path: str, source: str, fault: str, tmp_path: Path) -> None:
+    """An import in a wrong direction is found, however it is written and wherever it stands."""
+    files = (
+        "families.py",
+        "segment/file.py",
+        "recording/hooks.py",
+        "sidecar/web/app.py",
+        "alerting/rules.py",
+    )
+    for name in files:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source if name == path else "import json\n")
+    assert [fault] == direction_faults(read_imports(tmp_path))
+
+
+def test_cycles_are_found(tmp_path: Path) -> None:
+    """A cycle of two modules is found, though one of its imports is for type checkers alone."""
+    (tmp_path / "one.py").write_text("from .two import b\n")
+    (tmp_path / "two.py").write_text("if TYPE_CHECKING:\n    from . import one\n")
+    assert {"one", "two"} == set(cycle(read_imports(tmp_path)) or ())
+
+
+# -- what is loaded
+
+SQLALCHEMY = {"sqlalchemy", "greenlet", "typing_extensions"}
+PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "yaml"}
+AIOHTTP = {
+    "aiohappyeyeballs",
+    "aiohttp",
+    "aiosignal",
+    "attr",
+    "attrs",
+    "frozenlist",
+    "idna",
+    "multidict",
+    "propcache",
+    "typing_extensions",
+    "yarl",
+}
+COMMAND = "import sys; from sqlalchemy_pool_exporter.cli import main; sys.argv[1:] = {}; main()"
+
+# Entry point → what it runs, and the third-party packages that it may load.
+ENTRY_POINTS: dict[str, tuple[str, set[str]]] = {
+    "the package": ("import sqlalchemy_pool_exporter", set()),
+    "the command line's parser": (COMMAND.format(["--help"]), set()),
+    "healthcheck": (COMMAND.format(["healthcheck", "--listen-address", "127.0.0.1:1"]), set()),
+    "rules": (COMMAND.format(["rules", "--out", "."]), {"yaml"}),
+    "dashboards": (COMMAND.format(["dashboards", "--out", "."]), set()),
+    "check-config": (COMMAND.format(["check-config"]), {"asyncpg", "bcrypt", *PYDANTIC, *AIOHTTP}),
+    "serve": (
+        "import sqlalchemy_pool_exporter.sidecar.main",
+        {"asyncpg", "bcrypt", "prometheus_client", *PYDANTIC, *AIOHTTP},
+    ),
+    "instrument": ("from sqlalchemy_pool_exporter import instrument", {"prometheus_client", *SQLALCHEMY}),
+}
+
+
+def loaded(program: str, directory: Path) -> set[str]:
+    """Run a program in a Python of its own, and return the third-party packages that it has loaded at its end."""
+    report = f"""
+import atexit, json, sys
+before = set(sys.modules)
+atexit.register(lambda: print("\\n" + json.dumps(sorted(set(sys.modules) - before))))
+{program}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", report], cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    modules = json.loads(done.stdout.splitlines()[-1])
+    packages = {module.partition(".")[0] for module in modules}
+    return {name for name in packages if not _is_own(name) and not name.startswith("_")}
+
+
+def _is_own(name: str) -> bool:
+    # Cython registers cython_runtime for each extension module that it has compiled.
+    return name in {NAME, "cython_runtime"} or name in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_loaded_packages(entry_point: str, tmp_path: Path) -> None:
+    """An entry point loads no third-party package but those that it is known to need."""
+    program, allowed = ENTRY_POINTS[entry_point]
+    assert set() == loaded(program, tmp_path) - allowed
+
+
+def test_loaded_packages_are_found(tmp_path: Path) -> None:
+    """A package that a function imports is among the loaded ones."""
+    assert "sqlalchemy" in loaded("def f():\n    import sqlalchemy\nf()", tmp_path)

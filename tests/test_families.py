@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families from (metric, labels, value), and the series that are kept from scrape to scrape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_pool_exporter import exposition, families
+from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.metrics import BUCKETS, Metric
+from sqlalchemy_pool_exporter.segment.snapshot import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
+
+METRICS = (
+    Metric("sqlalchemy_pool_size", "gauge", "Size."),
+    Metric("sqlalchemy_pool_closes_total", "counter", "Closes.", ("reason",)),
+    Metric("sqlalchemy_pool_wait_seconds", "histogram", "Waits."),
+    Metric("sqlalchemy_pool_info", "info", "Which.", ("driver",)),
+)
+
+
+def builder(known: Mapping[Owner, OwnerSeries] | None = None) -> Builder:
+    return Builder(METRICS, owner=("pool", "worker"), known=known)
+
+
+def lines(built: Builder) -> list[str]:
+    written = exposition.text(built.families()).decode()
+    return [line for line in written.splitlines() if not line.startswith("#")]
+
+
+def test_a_number() -> None:
+    """A number is one sample, with as many of the owner's labels as there are values; whole ones are fine, too."""
+    built = builder()
+    built.add((), [("size", 1.0)])
+    built.add(("orders",), [("size", 2)])
+    built.add(("orders", "003"), [("size", True)])
+    assert lines(built) == [
+        "sqlalchemy_pool_size 1.0",
+        'sqlalchemy_pool_size{pool="orders"} 2.0',
+        'sqlalchemy_pool_size{pool="orders",worker="003"} 1.0',
+    ]
+
+
+def test_numbers_by_label() -> None:
+    """Numbers by the value of the metric's own label are a sample each."""
+    built = builder()
+    built.add(("orders",), [("closes_total", {"gc": 1.0, "error": 2.0})])
+    assert lines(built) == [
+        'sqlalchemy_pool_closes_total{pool="orders",reason="gc"} 1.0',
+        'sqlalchemy_pool_closes_total{pool="orders",reason="error"} 2.0',
+    ]
+
+
+def test_a_histogram() -> None:
+    """A histogram's buckets are cumulative, up to +Inf, which is the count."""
+    built = builder()
+    buckets = (1.0, *(0.0 for _ in BUCKETS[1:]), 2.0)
+    built.add(("orders",), [("wait_seconds", Histogram(buckets, 99.5))])
+    shown = lines(built)
+    assert shown[0] == 'sqlalchemy_pool_wait_seconds_bucket{le="0.0005",pool="orders"} 1.0'
+    assert shown[-3:] == [
+        'sqlalchemy_pool_wait_seconds_bucket{le="+Inf",pool="orders"} 3.0',
+        'sqlalchemy_pool_wait_seconds_count{pool="orders"} 3.0',
+        'sqlalchemy_pool_wait_seconds_sum{pool="orders"} 99.5',
+    ]
+    assert len(shown) == len(BUCKETS) + 3
+
+
+def test_an_info() -> None:
+    """An info says what it says by its labels."""
+    built = builder()
+    built.add_info(("orders",), "info", {"driver": "psycopg"})
+    assert lines(built) == ['sqlalchemy_pool_info{driver="psycopg",pool="orders"} 1.0']
+
+
+def test_empty_families() -> None:
+    """Families without samples are there unless they are not wanted, in the order in which they were given."""
+    built = builder()
+    built.add((), [("wait_seconds", Histogram((0.0,) * (len(BUCKETS) + 1), 0.0)), ("size", 1.0)])
+    assert [family.name for family in built.families()] == [metric.family for metric in METRICS]
+    shown = [family.name for family in built.families(with_empty=False)]
+    assert shown == ["sqlalchemy_pool_size", "sqlalchemy_pool_wait_seconds"]
+
+
+def test_a_family_is_its_metric() -> None:
+    """Name, type, help and unit of a family are the metric's."""
+    found = {
+        family.name: (family.type, family.documentation, family.unit)
+        for family in map(families.empty, METRICS)
+    }
+    assert found == {
+        "sqlalchemy_pool_size": ("gauge", "Size.", ""),
+        "sqlalchemy_pool_closes": ("counter", "Closes.", ""),
+        "sqlalchemy_pool_wait_seconds": ("histogram", "Waits.", "seconds"),
+        "sqlalchemy_pool": ("info", "Which.", ""),
+    }
+
+
+def test_series_are_kept() -> None:
+    """What was shown before is not made again; what is not shown any more is forgotten."""
+    first = builder()
+    values: list[tuple[str, Value]] = [("size", 1.0), ("closes_total", {"gc": 1.0})]
+    for owner in (("orders",), ("billing",)):
+        first.add(owner, values)
+    second = builder(first.series)
+    second.add(("orders",), values)
+    (before, _), (after,) = (next(iter(built.families())).series for built in (first, second))
+    assert before is after
+    assert set(second.series) == {("orders",)}
+
+
+@pytest.mark.parametrize(
+    "later", [{"b": 2.0, "a": 1.0}, {"a": 1.0}, {"c": 3.0}, {}, {"a": 1.0, "b": 2.0, "c": 3.0}]
+)
+def test_label_values_that_change(later: dict[str, float]) -> None:
+    """Label values of one scrape need not be those of the scrape before, nor in their order."""
+    first = builder()
+    first.add(("orders",), [("closes_total", {"a": 1.0, "b": 2.0})])
+    second, fresh = builder(first.series), builder()
+    for built in (second, fresh):
+        built.add(("orders",), [("closes_total", later)])
+    assert lines(second) == lines(fresh)
+
+
+def test_samples_that_were_changed_are_what_is_written() -> None:
+    """A collector that wraps another may change its families' samples; then these are exposed."""
+    built = builder()
+    built.add(("orders",), [("size", 1.0)])
+    (family,) = built.families(with_empty=False)
+    family.samples[0].labels["service"] = "shop"
+    assert b'sqlalchemy_pool_size{pool="orders",service="shop"} 1.0' in exposition.text([family])
+    family.samples = []
+    assert b"{" not in exposition.openmetrics([family])
