@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.config import Address
+from sqlalchemy_pool_exporter.sidecar.sources import Address
 
 from .connection import SERVER_HEADER, Connection
 from .connection_limit import ConnectionLimit
