@@ -165,10 +165,13 @@ class Connection(web.RequestHandler):
         """Start the deadline for a client that does not read."""
         super().pause_writing()
         self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
+        if self._open_transport is not None:
+            self._limit.set_stalled(self, self._open_transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Stop the deadline: the client has read everything."""
         super().resume_writing()
+        self._limit.set_reading(self)
         if self._write_deadline is not None:
             self._write_deadline.cancel()
 
