@@ -34,8 +34,8 @@ class ConnectionLimit(Generic[C]):
 
     Mutable state: every connection is in one of four collections. ``_new`` (no request yet) and ``_kept`` (idle after a
     request) map to the loop time since when it is idle, the longest idle first; ``_busy`` has a request in hand;
-    ``_closing`` was aborted and still takes its descriptor. ``_unsent`` has the bytes that stalled clients have not read.
-    All belong to the event loop's thread.
+    ``_closing`` was aborted and still takes its descriptor. ``_unsent`` has the bytes that stalled clients
+    have not read. All belong to the event loop's thread.
     """
 
     def __init__(self, maximum: int) -> None:
