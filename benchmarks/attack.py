@@ -37,6 +37,7 @@ DRIP_SECONDS = 0.5
 DESCRIPTORS = 4096
 MEMORY_MIB = 256  # the chart's limit
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: sidecar\r\n\r\n"
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # begins a record of 512 bytes
 HEAD = b"GET /metrics HTTP/1.1\r\nX-Slow: "
 
 WORKER = """
@@ -69,8 +70,9 @@ ATTACKS = {
     "none": Attack("no attack", 0),
     "idle": Attack("idle clients", 1500),
     "slow-head": Attack("clients that send a head slowly", 1500, sends=HEAD, drips=True),
-    "unread": Attack("clients that do not read the answer", 300, sends=REQUEST),
+    "unread": Attack("clients that do not read the answers", 300, sends=REQUEST * 50),
     "tls-silent": Attack("silent TLS clients", 300, tls=True),
+    "tls-hello": Attack("TLS clients that stop in their hello", 300, tls=True, sends=HELLO),
     "tls-idle": Attack("TLS clients, idle after the handshake", 300, tls=True, handshake=True),
 }
 

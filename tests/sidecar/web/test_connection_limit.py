@@ -6,7 +6,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_pool_exporter.sidecar.web.connection_limit import GRACE_SECONDS, ConnectionLimit
+from sqlalchemy_pool_exporter.sidecar.web.connection_limit import (
+    GRACE_SECONDS,
+    MAX_UNSENT_BYTES,
+    ConnectionLimit,
+)
 from tests.support.wire import HANG
 
 if TYPE_CHECKING:
@@ -183,5 +187,34 @@ def test_removing_twice() -> None:
         await limit.emptied()
         assert len(limit) == 0
         limit.abort_one()  # nothing is left, and nothing happens
+
+    run(scenario())
+
+
+def test_unread_answers_are_bounded() -> None:
+    """When unread answers exceed their bound the client that has not read for longest goes, one that reads stays."""
+
+    async def scenario() -> None:
+        limit, clients, aborted = await full(4)
+        for client in clients[:3]:
+            limit.set_stalled(client, MAX_UNSENT_BYTES // 3)
+        limit.set_reading(clients[0])
+        limit.set_stalled(clients[3], MAX_UNSENT_BYTES // 3)
+        assert aborted == []
+        limit.set_stalled(clients[0], MAX_UNSENT_BYTES // 2)
+        assert aborted == [1, 2]
+        await asyncio.sleep(0)
+        assert len(limit) == 2
+
+    run(scenario())
+
+
+def test_one_large_unread_answer_is_kept() -> None:
+    """An answer larger than the bound does not close the only client that has not read all of its own."""
+
+    async def scenario() -> None:
+        limit, clients, aborted = await full(2)
+        limit.set_stalled(clients[0], 2 * MAX_UNSENT_BYTES)
+        assert aborted == []
 
     run(scenario())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint's door against slow, greedy and hostile clients, over real sockets."""
+"""Accepting, the limit of connections, closing and listening, over real sockets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, example, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.config import Web
@@ -27,12 +24,10 @@ from tests.support.wire import (
     Numbers,
     ask,
     dial,
-    emptied,
     parsed,
     rest,
     serving,
     settings,
-    talk,
     until,
 )
 
@@ -42,234 +37,6 @@ if TYPE_CHECKING:
 SOON = 0.1  # seconds a test configures as the limit it waits to run out
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
 LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-
-
-# ------------------------------------------------------------ slow clients
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"G",
-        b"GET /metrics HTTP/1.1\r\nHost: test\r\nX-Slow: ",
-        REQUEST + b"GET /metr",
-    ],
-)
-def test_an_unfinished_request_is_cut_off(sent: bytes) -> None:
-    """Who does not complete a request in time is cut off, be it the first on the connection or a later one."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
-            received = await talk(endpoint, sent)
-            assert received.count(b"HTTP/1.1 200") == sent.count(REQUEST)
-            await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-def test_an_unfinished_request_after_idle_time_is_cut_off() -> None:
-    """On a connection that was kept the clock starts with the first byte of the next request."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(REQUEST)
-            assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200")
-            writer.write(b"GET /metr")
-            assert await rest(reader, writer) == b""
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("sent", [LAST_REQUEST, REQUEST, REQUEST * 3])
-def test_a_client_that_has_sent_everything(sent: bytes) -> None:
-    """Who closes his half after the request gets the answer, and the connection is closed then."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(sent)
-            writer.write_eof()
-            received = await rest(reader, writer)
-            assert received.count(b"healthy\n") == sent.count(b"GET")
-            await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-def test_a_client_that_has_sent_everything_waits_for_a_scrape() -> None:
-    """A scrape that takes its time is answered too, though the client's half was closed meanwhile."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with serving(gated) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-            await gated.has_begun()
-            writer.write_eof()
-            gated.gate.set()
-            assert (await rest(reader, writer)).startswith(b"HTTP/1.1 200")
-            await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-def test_a_client_that_sends_nothing_or_half_a_request_and_goes() -> None:
-    """Who ends before there is a request is let go at once, and has no answer."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            for sent in (b"", b"GET /met"):
-                reader, writer = await dial(endpoint)
-                writer.write(sent)
-                await until(lambda: endpoint.connections == 1)
-                writer.write_eof()
-                assert await rest(reader, writer) == b""
-                await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-def test_dripping_does_not_prolong_the_deadline() -> None:
-    """A byte now and then does not keep an unfinished request alive."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(b"GET /metrics HTTP/1.1\r\n")
-
-            async def drip() -> None:
-                with contextlib.suppress(ConnectionError):
-                    while True:
-                        writer.write(b"X-Drip: 1\r\n")
-                        await writer.drain()
-                        await asyncio.sleep(SOON / 10)
-
-            dripping = asyncio.create_task(drip())
-            assert await rest(reader, writer) == b""
-            dripping.cancel()
-
-    asyncio.run(scenario())
-
-
-def test_an_idle_connection_is_closed_in_the_end() -> None:
-    """A kept-alive connection serves further requests, and is closed when none comes for long enough."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(keepalive_timeout_seconds=SOON)) as endpoint:
-            received = await talk(endpoint, REQUEST)
-            assert parsed(received).body == b"healthy\n"
-            await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-def test_idle_time_is_not_request_time() -> None:
-    """A connection may be idle for longer than a request may take to arrive."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(REQUEST)
-            assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200")
-            await asyncio.sleep(3 * SOON)
-            writer.write(LAST_REQUEST)
-            assert (await rest(reader, writer)).endswith(b"healthy\n")
-
-    asyncio.run(scenario())
-
-
-def test_a_client_that_does_not_read_is_cut_off() -> None:
-    """Who asks for much and reads nothing loses the connection, and what was kept for it is gone."""
-
-    async def scenario() -> None:
-        async with serving(Large(), settings(write_timeout_seconds=SOON)) as endpoint:
-            loop = asyncio.get_running_loop()
-            with socket.socket() as sock:
-                sock.setblocking(False)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-                await loop.sock_sendall(sock, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-                await until(lambda: endpoint.connections > 0)
-                await asyncio.wait_for(emptied(endpoint), HANG)
-
-    asyncio.run(scenario())
-
-
-def test_a_slow_reader_that_reads_is_served() -> None:
-    """The deadline is for standing still: a large answer that is read gets through whole."""
-
-    async def scenario() -> None:
-        async with serving(Large(), settings(write_timeout_seconds=5)) as endpoint:
-            reply = await ask(endpoint)
-            assert reply.headers["content-length"] == str(len(reply.body))
-
-    asyncio.run(scenario())
-
-
-# ---------------------------------------------------------- greedy clients
-
-
-def test_a_head_too_large_is_refused() -> None:
-    """A request head beyond the limit is 431, whether it is one line or many."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(max_request_bytes=1024)) as endpoint:
-            for sent in (b"GET /" + b"a" * 2000, b"GET / HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 200):
-                assert parsed(await talk(endpoint, sent)).status == 431
-            await emptied(endpoint)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    "framing", [b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"]
-)
-def test_a_body_too_large_is_not_taken(framing: bytes) -> None:
-    """Of a body nobody reads no more is taken than a request may have."""
-
-    async def scenario() -> None:
-        async with serving(Numbers(), settings(max_request_bytes=1024)) as endpoint:
-            reader, writer = await dial(endpoint)
-            writer.write(b"POST /-/reload HTTP/1.1\r\nHost: test\r\n" + framing)
-            with contextlib.suppress(ConnectionError):
-                for _ in range(1000):
-                    writer.write(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
-                    await writer.drain()
-            await rest(reader, writer)
-            await emptied(endpoint)
-            assert (await ask(endpoint)).status == 200
-
-    asyncio.run(scenario())
-
-
-def test_a_small_body_does_no_harm() -> None:
-    """A body that is not asked for is skipped, and the next request on the connection is answered."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            sent = b"GET /-/ready HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello"
-            received = await talk(endpoint, sent + LAST_REQUEST)
-        assert received.count(b"HTTP/1.1 200 OK") == 2
-        assert received.endswith(b"healthy\n")
-
-    asyncio.run(scenario())
-
-
-def test_pipelined_requests_are_answered_in_order() -> None:
-    """Several requests in one go are answered one after the other, in their order."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            ready = REQUEST.replace(b"healthy", b"ready")
-            received = await talk(
-                endpoint, REQUEST + ready + REQUEST + LAST_REQUEST.replace(b"healthy", b"ready")
-            )
-        bodies = [part.partition(b"\r\n\r\n")[2] for part in received.split(b"HTTP/1.1 ")[1:]]
-        assert bodies == [b"healthy\n", b"ready\n", b"healthy\n", b"ready\n"]
-
-    asyncio.run(scenario())
 
 
 # ------------------------------------------------ the limit of connections
@@ -391,26 +158,6 @@ def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
     asyncio.run(scenario())
 
 
-def test_a_flood_during_a_request_is_cut_off() -> None:
-    """Who sends on and on while its request is in hand is cut off."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        try:
-            async with serving(gated, settings(max_request_bytes=1024)) as endpoint:
-                reader, writer = await dial(endpoint)
-                writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-                await gated.has_begun()
-                writer.write(b"GET /metrics HTTP/1.1\r\n" * 1000)
-                assert await rest(reader, writer) == b""
-                await emptied(endpoint)
-                gated.gate.set()
-        finally:
-            gated.gate.set()
-
-    asyncio.run(scenario())
-
-
 def test_closing_does_not_wait_for_who_does_not_read() -> None:
     """An answer that is on its way when the endpoint is closed has until the patience is over, no longer."""
 
@@ -424,79 +171,6 @@ def test_closing_does_not_wait_for_who_does_not_read() -> None:
             writer.transport.abort()
 
     asyncio.run(scenario())
-
-
-# ------------------------------------------------------------ any bytes at all
-
-_LINES = st.sampled_from(
-    [
-        b"GET /metrics HTTP/1.1\r\n",
-        b"HEAD / HTTP/1.0\r\n",
-        b"POST /-/reload HTTP/1.1\r\n",
-        b"GET http://user:secret@other/metrics HTTP/1.1\r\n",
-        b"CONNECT other:443 HTTP/1.1\r\n",
-        b"OPTIONS * HTTP/1.1\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET /metrics?name[]=%ff%zz&name[]=%00 HTTP/1.1\r\n",
-        b"Host: test\r\n",
-        b"Host: \xff\r\n",
-        b"Content-Length: 5\r\n",
-        b"Content-Length: -1\r\n",
-        b"Content-Length: 99999999999999999999\r\n",
-        b"Transfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: gzip, chunked\r\n",
-        b"Content-Encoding: gzip\r\n",
-        b"Expect: 100-continue\r\n",
-        b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
-        b"Connection: close\r\n",
-        b"Accept: \xff\xfe;q=\xfd\r\n",
-        b"Accept-Encoding: gzip;q=1e400\r\n",
-        b"Authorization: Basic ====\r\n",
-        b"X-Prometheus-Scrape-Timeout-Seconds: 1e-400\r\n",
-        b" folded\r\n",
-        b": nameless\r\n",
-        b"\r\n",
-        b"5\r\nhello\r\n0\r\n\r\n",
-        b"ffffffffffffffff\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"\x00\xff\n\r",
-    ]
-)
-
-
-@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(st.lists(_LINES | st.binary(max_size=40), max_size=8).map(b"".join), min_size=30, max_size=30)
-)
-@example([b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + b"x" * 999_999])
-@example([b"OPTIONS * HTTP/1.1\r\n\r\n", b"CONNECT a HTTP/1.1\r\n\r\n", b"GET //[ HTTP/1.1\r\n\r\n"])
-def test_any_bytes_at_all(streams: list[bytes]) -> None:
-    """Whatever is sent, nothing fails, hangs or is left behind, and the next scrape is whole."""
-    records: list[logging.LogRecord] = []
-    lost: list[dict[str, Any]] = []
-
-    class Recording(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-
-    handler = Recording(logging.WARNING)
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: lost.append(context))
-        options = settings(header_timeout_seconds=SOON, keepalive_timeout_seconds=SOON)
-        async with serving(Numbers(), options) as endpoint:
-            await asyncio.gather(*(talk(endpoint, stream) for stream in streams))
-            reply = await ask(endpoint)
-            assert (reply.status, b"things_total" in reply.body) == (200, True)
-            await emptied(endpoint)
-
-    logging.getLogger().addHandler(handler)
-    try:
-        asyncio.run(scenario())
-    finally:
-        logging.getLogger().removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
-    assert lost == []
 
 
 # --------------------------------------------------------------- listening

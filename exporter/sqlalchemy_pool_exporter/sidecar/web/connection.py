@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.config import Web
@@ -58,13 +60,19 @@ class Connection(web.RequestHandler):
         self.socket = sock
         self.tls: ServerTLS | None = None  # known once the client has sent its first byte
         self._limit, self._settings = limit, settings
-        self._open_transport: asyncio.Transport | None = (
-            None  # aiohttp forgets ``transport`` before it is closed
-        )
+        # aiohttp forgets ``transport`` before it is closed.
+        self._open_transport: asyncio.Transport | None = None
         self._received, self._tail = 0, b""
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log an error of aiohttp's own; what clients can cause by malformed requests at debug level only."""
+        if isinstance(sys.exception(), HttpProcessingError):
+            _logger.debug(*args, **kwargs)
+        else:
+            super().log_exception(*args, **kwargs)
 
     async def first_byte(self, *, tls: bool) -> None:
         """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
@@ -72,15 +80,10 @@ class Connection(web.RequestHandler):
         Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
         """
         self._start_head_deadline()
-        readable: asyncio.Future[None] = self._loop.create_future()
-
-        def sent() -> None:
-            if not readable.done():  # it is cancelled when the connection is aborted
-                readable.set_result(None)
-
-        self._loop.add_reader(self.socket, sent)
+        readable = asyncio.Event()
+        self._loop.add_reader(self.socket, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             self._loop.remove_reader(self.socket)
         byte = self.socket.recv(1, socket.MSG_PEEK)
@@ -162,10 +165,13 @@ class Connection(web.RequestHandler):
         """Start the deadline for a client that does not read."""
         super().pause_writing()
         self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
+        if self._open_transport is not None:
+            self._limit.set_stalled(self, self._open_transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Stop the deadline: the client has read everything."""
         super().resume_writing()
+        self._limit.set_reading(self)
         if self._write_deadline is not None:
             self._write_deadline.cancel()
 

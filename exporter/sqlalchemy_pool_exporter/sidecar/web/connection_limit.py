@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar
 # A connection is not closed for another in its first moments. A scraper sends its request within this time even if it
 # is 50 ms away; clients that reconnect as soon as they are closed would otherwise push it out before that.
 GRACE_SECONDS = 0.1
+# Answers of all clients together that wait to be read. 128 clients that do not read would hold 1.7 MB each.
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
 
 
 class Abortable(Protocol):
@@ -32,7 +34,8 @@ class ConnectionLimit(Generic[C]):
 
     Mutable state: every connection is in one of four collections. ``_new`` (no request yet) and ``_kept`` (idle after a
     request) map to the loop time since when it is idle, the longest idle first; ``_busy`` has a request in hand;
-    ``_closing`` was aborted and still takes its descriptor. All belong to the event loop's thread.
+    ``_closing`` was aborted and still takes its descriptor. ``_unsent`` has the bytes that stalled clients
+    have not read. All belong to the event loop's thread.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -41,6 +44,7 @@ class ConnectionLimit(Generic[C]):
         self._kept: dict[C, float] = {}
         self._busy: set[C] = set()
         self._closing: set[C] = set()
+        self._unsent: dict[C, int] = {}  # bytes of connections that do not read, the longest so first
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -76,10 +80,23 @@ class ConnectionLimit(Generic[C]):
             self._kept[connection] = asyncio.get_running_loop().time()
             self._changed.set()
 
+    def set_stalled(self, connection: C, unsent: int) -> None:
+        """Note that ``unsent`` bytes wait for the client; close the longest stalled while there are too many in all."""
+        self._unsent[connection] = unsent
+        while len(self._unsent) > 1 and sum(self._unsent.values()) > MAX_UNSENT_BYTES:
+            longest = next(iter(self._unsent))
+            del self._unsent[longest]
+            self._abort(longest)
+
+    def set_reading(self, connection: C) -> None:
+        """Note that the client has read everything."""
+        self._unsent.pop(connection, None)
+
     def remove(self, connection: C) -> None:
         """Note that ``connection`` is closed; does nothing the second time."""
         self._take_out(connection)
         self._closing.discard(connection)
+        self._unsent.pop(connection, None)
         self._changed.set()
 
     def abort_one(self) -> None:
