@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
+from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
 from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
@@ -125,6 +125,9 @@ def test_a_connection_from_opening_to_closing() -> None:
     since, row.table[row.held_at] = row.table[row.held_at], 0.0
     recorder.returned(since, collected=False)
     assert (1, 3.0) == (bench.value("checkins_total"), bench.value("hold_seconds").sum)
+    assert bench.value("hold_seconds").buckets.index(1.0) == BUCKETS.index(
+        5.0
+    )  # the first bound above 3 seconds
     recorder.closed(row, ERROR, for_good=False)
     assert {"error": 1} == bench.closes()
     assert (1, False) == (bench.value("empty_slots"), row.is_released)

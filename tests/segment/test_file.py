@@ -60,6 +60,16 @@ def test_first_free_slot(directory: Path, leases: Callable[..., Lease]) -> None:
     assert names(directory) == ["worker-000", "worker-001", "worker-002"]
 
 
+def test_a_taken_file_is_left_alone(directory: Path, leases: Callable[..., Lease]) -> None:
+    """A process that looks for a free file writes nothing into one that another process holds."""
+    lease = leases(directory)
+    block = lease.block("orders", INFO, 64)
+    block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
+    before = lease.path.read_bytes()
+    assert leases(directory).number == 1
+    assert before == lease.path.read_bytes()
+
+
 def test_counting_goes_on_after_kill(directory: Path) -> None:
     """The next process takes the killed one's file and counts on from there; what was out and idle is gone."""
     with Worker(directory) as first:
