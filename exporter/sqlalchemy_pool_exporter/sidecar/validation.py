@@ -32,7 +32,7 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from .document import ConfigIssue, Location, Untyped, Unusable, dotted, read_bytes
 
 if typing.TYPE_CHECKING:
-    from pydantic.functional_validators import ModelWrapValidatorHandler
+    from pydantic import ModelWrapValidatorHandler
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Section")
