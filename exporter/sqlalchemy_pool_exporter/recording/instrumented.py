@@ -27,7 +27,7 @@ class Instrumented:
     on the pool, where an application that compares the attributes of pools would find it.
     """
 
-    __slots__ = ("_collectors", "_forks_are_watched", "_hooks", "_process", "lock", "recorders")
+    __slots__ = ("_collectors", "_hooks", "_process", "lock", "recorders")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a finalizer that closes a handle can run under it
@@ -37,8 +37,9 @@ class Instrumented:
         self._collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = (
             weakref.WeakKeyDictionary()
         )
-        self._process = os.getpid()
-        self._forks_are_watched = False
+        self._process: int | None = (
+            None  # whose recorders these are; None until the first pool is instrumented
+        )
 
     def hooks_of(self, pool: Pool) -> Hooks | None:
         """Return what is attached to a pool, or None."""
@@ -62,10 +63,13 @@ class Instrumented:
             return collector
 
     def watch_forks(self) -> None:
-        """Take care of each child that this process forks."""
-        if not self._forks_are_watched and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.notice_fork)
-            self._forks_are_watched = True
+        """Call ``notice_fork()`` in every child that is forked from now on."""
+        if self._process is None:
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self.notice_fork)
+            # After the registration: if another thread forks in between, the child has the fork hook. Not at import: a
+            # process that instruments only in a forked child would later take its own dispose() for a fork.
+            self._process = os.getpid()
 
     def notice_fork(self) -> None:
         """In a forked child: take a block of one's own for each pool, and leave the parent's alone.
