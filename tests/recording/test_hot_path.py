@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkout and a return cost, in calls and in memory: figures that no busy machine changes.
 
-And that the recording is done as one where it says so, which is told from its bytecode.
+And the stretches that are marked as straight lines are uninterruptible, as their bytecode shows.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
 
 
 def test_there_are_straight_lines() -> None:
-    """The hooks of checkout and return, and whatever counts, are marked."""
+    """The hooks of checkout and return, and the methods that count, have marked stretches."""
     assert len(stretches(checkout)) >= 2
     assert len(stretches(recorder)) >= 4
     assert len(stretches(connection_row)) >= 1
@@ -304,7 +304,7 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
 
 @pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder, slots])
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
-    """A statement that stores what it made of the same place stands on one line: a debugger stops between two."""
+    """A statement that reads and stores the same place is on one line: a debugger can switch threads between two."""
     found = 0
     for statement in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(statement, ast.AugAssign):
@@ -374,7 +374,7 @@ print(*sorted(name for name in set(sys.modules) - before if name.startswith("sql
 
 
 def _taken(make: Callable[[int], object], number: int) -> float:
-    """Return the bytes that each of several things takes that is made in our code."""
+    """Return the bytes that our code allocates for each of ``number`` things made."""
     kept = [make(0)]
     gc.collect()
     tracemalloc.start(8)
