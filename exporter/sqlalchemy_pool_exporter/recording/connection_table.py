@@ -68,8 +68,8 @@ class ConnectionTable:
         # Atomic: while a pool in use is being instrumented, two threads can add the same record.
         first = self.by_id.setdefault(row.record_id, row)
         if first is None or first.is_released or first() is not record:
-            # A signal interrupted the release of that row, and this record has the address of its record. Pop first, so
-            # that the new row is the last in the index.
+            # That entry is left over from an object that had the address of this record, for example because a signal
+            # interrupted its release. Pop it first, so that the new row is the last in the index.
             self.by_id.pop(row.record_id, None)
             first = self.by_id[row.record_id] = row
         if first is not row:
