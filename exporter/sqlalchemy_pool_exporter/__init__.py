@@ -27,8 +27,8 @@ __all__ = [
     "wsgi_app",
 ]
 
-# Each public name is loaded on its first use (PEP 562): the command line and the sidecar import this package too, and
-# must not load SQLAlchemy for it.
+# Each public name is loaded on its first use (PEP 562), because the command line and the sidecar also import this
+# package and must not load SQLAlchemy.
 _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
     "recording.endpoint": ("Server", "aiohttp_handler", "asgi_app", "serve", "wsgi_app"),

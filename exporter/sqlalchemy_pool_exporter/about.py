@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which version of this package is at work."""
+"""The version of this package."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
-@cache  # it does not change, and to ask takes longer than a scrape of one pool
+@cache  # looking it up takes longer than a scrape of one pool
 def package_version() -> str:
-    """Return the version of this package, or ``unknown`` where it runs without being installed."""
+    """Return the version of this package, or ``unknown`` if the package is not installed."""
     try:
         return version("sqlalchemy-pool-exporter")
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that come with the wheel: rules, dashboards and the sample configuration.
 
-The build puts them below ``bundled/`` in the package (see ``force-include`` in ``pyproject.toml``), so that they have
-one place in the repository and are found wherever the package is installed. A source checkout has none.
+The build copies them to ``bundled/`` in the package (see ``force-include`` in ``pyproject.toml``). So they have one
+place in the repository, and an installed package can find them. A source checkout has no ``bundled/``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def text(name: str) -> str:
 
 
 def texts(folder: str) -> dict[str, str]:
-    """Return the texts of the files of a bundled folder, such as ``dashboards``, by file name and in its order.
+    """Return the texts of a bundled folder, such as ``dashboards``, by file name in alphabetical order.
 
     Raises:
         BundleError: the package was not installed from a wheel.
@@ -45,10 +45,10 @@ def texts(folder: str) -> dict[str, str]:
 
 
 def write(contents: Mapping[str, str], directory: Path) -> list[Path]:
-    """Write each text to the file of its name in ``directory``, which is made if need be; return the paths.
+    """Write each text to a file in ``directory``, which is made if necessary; return the paths.
 
     Raises:
-        BundleError: a file cannot be written; the message says which.
+        BundleError: a file cannot be written; the message names it.
     """
     written = []
     for name, content in contents.items():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions the project raises: one root, few leaves.
+"""Exceptions that this package raises.
 
-Nothing here is ever raised out of a checkout or a return; recording counts its faults instead.
+A checkout or a return never raises one of them; recording counts its faults instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class PoolExporterError(Exception):
 
 
 class TargetError(PoolExporterError, TypeError):
-    """What was given to ``instrument()`` or ``uninstrument()`` is not an engine or a pool."""
+    """An argument of ``instrument()`` or ``uninstrument()`` cannot be used: no engine or pool, name or registry."""
 
 
 class ConfigError(PoolExporterError, ValueError):
@@ -20,16 +20,16 @@ class ConfigError(PoolExporterError, ValueError):
 
 
 class EndpointError(PoolExporterError, OSError):
-    """An HTTP endpoint cannot listen where it was told to."""
+    """An HTTP endpoint cannot listen on its address or port."""
 
 
 class SegmentError(PoolExporterError):
-    """A shared segment cannot be used: truncated, foreign, or of another layout version."""
+    """A segment file cannot be used: damaged, foreign, or of another layout version."""
 
 
 class BundleError(PoolExporterError, OSError):
-    """A bundled file is missing, or cannot be written where it was told to go."""
+    """A bundled file is missing, or cannot be written to the given directory."""
 
 
 class ThresholdError(PoolExporterError, ValueError):
-    """A threshold of the rules has an unknown name or a value that is none; the message lists every fault."""
+    """A threshold of the rules has an unknown name or an invalid value; the message lists every fault."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From metric families to what a scrape gets: Prometheus' text format, and OpenMetrics.
+"""Writes metric families in Prometheus' text format or in OpenMetrics.
 
-The output is byte for byte that of prometheus_client's writers for the same families. Theirs examine each label of each
-sample at every scrape, which was more than half of a scrape of many workers. Here a series keeps the beginning of its
-line, so a collector that keeps its series leaves only the numbers to write. Families with features that this project
-does not use, such as exemplars, are left to prometheus_client's writers.
+The output is byte for byte the same as that of prometheus_client's writers. Those examine each label of each sample at
+every scrape, which took more than half the time of a scrape of many workers. Here a series keeps the start of its line,
+so if a collector keeps its series, only the values are written anew. prometheus_client's writers still write families
+with features that this project does not use, such as exemplars.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from .negotiation import Wanted
 
-# OpenMetrics type → text-format type and name suffix. The text format reorders the samples of all other types, which
-# is left to prometheus_client.
+# OpenMetrics type → text-format type and name suffix. The text format reorders the samples of all other types, so
+# prometheus_client writes those.
 _TEXT_TYPES: Final = {
     "counter": ("counter", "_total"),
     "gauge": ("gauge", ""),
@@ -38,20 +38,20 @@ _TEXT_TYPES: Final = {
     "summary": ("summary", ""),
     "unknown": ("untyped", ""),
 }
-# A name of a family, sample or label that is written as it is. prometheus_client escapes or quotes others.
+# A name of a family, sample or label that needs no escaping. prometheus_client writes the others.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _TEXT_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
-# Go writes numbers from here on with an exponent. Prometheus compares values of the label `le` as text.
+# From this number on, Go writes an exponent. Prometheus compares values of the label `le` as text, so write as Go does.
 _FIRST_EXPONENT: Final = 1e6
 _OPENMETRICS_END: Final = "# EOF\n"
 _GZIP_LEVEL: Final = 3
-# prometheus_client 0.21, the oldest that is supported, has no such option.
+# prometheus_client 0.21, the oldest supported release, has no such option.
 _HAS_ESCAPING: Final = "escaping" in inspect.signature(exposition.generate_latest).parameters
 
 
 class Series(NamedTuple):
-    """The name and the labels of a sample, and the beginning of its line: all but the value."""
+    """The name and the labels of a sample, and the start of its line up to the value."""
 
     name: str
     labels: Mapping[str, str]
@@ -59,24 +59,24 @@ class Series(NamedTuple):
 
     @classmethod
     def of(cls, name: str, labels: Mapping[str, str]) -> Series:
-        """Return the series of a name and its labels, whose names must be valid."""
+        """Return the series with a name and labels; the names must need no escaping."""
         pairs = ",".join([f'{key}="{value.translate(_ESCAPES)}"' for key, value in sorted(labels.items())])
         return cls(name, labels, f"{name}{{{pairs}}} " if pairs else f"{name} ")
 
 
 class Family(Metric):
-    """A family of series. It makes its samples, which prometheus_client and its users read, only when asked."""
+    """A family of series. It makes ``samples``, which prometheus_client reads, only on demand."""
 
     def __init__(self, name: str, documentation: str, kind: str, unit: str = "") -> None:
-        # Without super().__init__(), which would set samples.
+        # Do not call super().__init__(): it would set samples.
         self.name, self.documentation, self.type, self.unit = name, documentation, kind, unit
-        # Two lists instead of one of pairs: tens of thousands of pairs are work for the garbage collector.
+        # Two lists instead of one list of pairs: the garbage collector would track tens of thousands of pairs.
         self.series: list[Series] = []
         self.values: list[float] = []
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of the base class
-        """The samples as prometheus_client has them."""
+        """The samples, as objects of prometheus_client."""
         return [
             Sample(series.name, dict(series.labels), value)
             for series, value in zip(self.series, self.values, strict=True)
@@ -84,7 +84,7 @@ class Family(Metric):
 
     @property
     def has_samples(self) -> bool:
-        """Whether samples were made or set; they can have been changed since, so they are what is exposed."""
+        """Whether ``samples`` was made or set. It may have changed since, so it takes precedence over the series."""
         return "samples" in self.__dict__
 
     def restricted(self, names: Collection[str]) -> Family:
@@ -101,11 +101,11 @@ _Lines = Iterable[tuple[Series, float]]
 
 
 def write(families: Iterable[Metric], wanted: Wanted) -> bytes:
-    """Return the answer to a scrape: the families it wants, in the format it wants, compressed if it wants that."""
+    """Return the body of the answer to a scrape: the wanted families in the wanted format, compressed if wanted."""
     shown = _restricted(families, wanted.names) if wanted.names else families
     writer = openmetrics if wanted.format.kind == "openmetrics" else text
     body = writer(shown, utf8_names=wanted.format.utf8_names)
-    # No time of day, so that equal expositions are equal bytes.
+    # mtime=0, so that equal expositions are equal bytes.
     return gzip.compress(body, _GZIP_LEVEL, mtime=0) if wanted.gzipped else body
 
 
@@ -128,8 +128,8 @@ def text(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
 
     Args:
         families: of this project or of prometheus_client.
-        utf8_names: whether names with other characters than letters, digits and underscores stand in quotes (version
-            1.0.0 of the format) or get underscores in their place (0.0.4).
+        utf8_names: put names that have other characters than letters, digits and underscores in quotes (version 1.0.0
+            of the format), instead of replacing those characters by underscores (0.0.4).
     """
     parts: list[str] = []
     for family in families:
@@ -167,7 +167,7 @@ def openmetrics(families: Iterable[Metric], *, utf8_names: bool = False) -> byte
 
 
 def _written(lines: _Lines) -> list[str]:
-    # No call for short floats, which nearly all of tens of thousands of numbers are.
+    # No call of number() for short floats: nearly all of tens of thousands of values are short.
     return [
         f"{start}{value!r}\n"
         if -_FIRST_EXPONENT < value < _FIRST_EXPONENT and type(value) is float
@@ -212,7 +212,7 @@ def _lines(family: Metric) -> _Lines | None:
 
 
 class _OneFamily:
-    """One family in the shape of a registry, which prometheus_client's writers take."""
+    """One family as a registry, because prometheus_client's writers take a registry."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -223,6 +223,6 @@ class _OneFamily:
 
 
 def _foreign(writer: Callable[..., bytes], family: Metric, *, utf8_names: bool) -> str:
-    """Return what one of prometheus_client's writers makes of a family."""
+    """Return a family as written by one of prometheus_client's writers."""
     options = {"escaping": "allow-utf-8"} if utf8_names and _HAS_ESCAPING else {}
     return writer(_OneFamily(family), **options).decode()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From (metric, labels, value) to metric families: what every collector of this project builds its scrape with.
+"""From (metric, labels, value) to metric families: the builder that every collector of this project uses.
 
-A builder makes the families of one scrape. A collector with many series hands ``Builder.series`` of one scrape to the
-builder of the next: a series that is shown again then costs nothing but its number, and one that is not is forgotten.
+A builder makes the families of one scrape. A collector with many series passes ``Builder.series`` of one scrape to the
+builder of the next one. A series that appears again is reused, so only its value costs time. A series that does not
+appear again is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .metrics import Metric
     from .segment.snapshot import Value
 
-# Values of the labels that say whose a sample is: a pool, a pool and a worker, a database, or no labels at all.
+# The owner of a sample, as label values: a pool, a pool and a worker, a database, or an empty tuple.
 Owner = tuple[str, ...]
 
 _BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
@@ -48,8 +49,8 @@ class Builder:
 
     Args:
         metrics: the families to build, in this order.
-        owner: names of the labels that say whose a sample is; an owner may leave out the last of them.
-        known: ``series`` of the builder of the scrape before.
+        owner: names of the labels of the owner; an owner may leave out the last ones.
+        known: ``series`` of the builder of the last scrape.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Builder:
         self.series: dict[Owner, OwnerSeries] = {}
 
     def add(self, owner: Owner, values: Iterable[tuple[str, Value]]) -> None:
-        """Add what is known of one owner.
+        """Add samples of one owner.
 
         Args:
-            owner: label values, in the order of the names the builder was given.
-            values: keys of metrics, each with a number, with numbers by the value of the metric's own label, or with
-                a histogram.
+            owner: label values, in the order of the builder's label names.
+            values: pairs of the key of a metric and its value: a number, numbers by the value of the metric's own
+                label, or a histogram.
         """
         series = self.series.get(owner)
         if series is None:
@@ -79,7 +80,7 @@ class Builder:
         families, numbers = self._families, series.numbers
         for key, value in values:
             family = families[key]
-            # A number first: of tens of thousands of values nearly all are.
+            # Numbers first, because nearly all of tens of thousands of values are numbers.
             if isinstance(value, (float, int)):
                 one = numbers.get(key)
                 if one is None:
@@ -101,7 +102,7 @@ class Builder:
                 family.values.extend(value.values())
 
     def add_info(self, owner: Owner, key: str, labels: Mapping[str, str]) -> None:
-        """Add a sample whose labels are what it says; its value is 1."""
+        """Add a sample with the value 1, whose labels carry the information."""
         family = self._families[key]
         family.series.append(Series.of(self._metrics[key].name, {**self._labels(owner), **labels}))
         family.values.append(1.0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every metric, declared once.
 
-The exposition, the reference in ``docs/metrics.md`` and the checks of dashboards and rules are all made from
-this table, and the segment sizes its fields by it.
+The exposition, the reference in ``docs/metrics.md``, the checks of dashboards and rules, and the fields of a block are
+all derived from this table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Kind = Literal["counter", "gauge", "histogram", "info"]
 PREFIX: Final = "sqlalchemy_pool_"
 _SUFFIXES: Final = {"counter": "_total", "info": "_info"}
 
-# Upper bounds in seconds. They reach past SQLAlchemy's default pool_timeout of 30 s, so that a caller who waited
-# for the whole of it is told apart from one who waited for ever.
+# Upper bounds in seconds. They reach past SQLAlchemy's default pool_timeout of 30 s, so that a caller that waited for
+# the whole timeout is in another bucket than a caller that waited much longer.
 BUCKETS: Final = (
     0.0005,
     0.001,
@@ -57,8 +57,9 @@ INVALIDATION_KINDS: Final = ("hard", "soft")
 class Metric:
     """One metric family.
 
-    ``name`` is the name of the samples as Prometheus shows them (counters with ``_total``); ``labels`` come after
-    the labels that say whose sample it is; ``values`` is the closed set of values of the only label, if it is one.
+    ``name`` is the name of the samples in Prometheus (with ``_total`` for a counter). ``labels`` are the metric's own
+    labels, which follow the owner's labels such as ``pool``. ``values`` are all values that its only label can have, if
+    they are a closed set.
     """
 
     name: str
@@ -69,17 +70,17 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The name without the prefix: how collectors name it."""
+        """The name without the prefix, by which collectors refer to the metric."""
         return self.name.removeprefix(PREFIX)
 
     @property
     def family(self) -> str:
-        """The name of the family in OpenMetrics: without the suffix that its type adds to the samples."""
+        """The name of the family in OpenMetrics: without the suffix that the type adds to the samples."""
         return self.name.removesuffix(_SUFFIXES.get(self.kind, ""))
 
     @property
     def unit(self) -> str:
-        """The base unit the name ends in, or an empty string for plain counts."""
+        """The base unit at the end of the name, or an empty string for plain counts."""
         return "seconds" if self.name.endswith("_seconds") else ""
 
 
@@ -148,7 +149,7 @@ POOL_METRICS: Final = (
     _pool(
         "longest_pending_seconds",
         "gauge",
-        "Age of the oldest checkout under way; 0 when nobody waits for one.",
+        "Age of the oldest checkout under way; 0 when there is none.",
     ),
     _pool("longest_held_seconds", "gauge", "Age of the oldest checkout not returned; 0 when nothing is out."),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
@@ -184,7 +185,7 @@ POOL_METRICS: Final = (
     _pool(
         "closes_total",
         "counter",
-        "Physical connections closed, by why: older than pool_recycle (recycle), found dead by pre-ping "
+        "Physical connections closed, by reason: older than pool_recycle (recycle), found dead by pre-ping "
         "(ping_failed), made before the whole pool was invalidated (pool_invalidated), invalidated softly "
         "(soft_invalidated), invalidated after an error (error), returned beyond pool_size (overflow), returned to "
         "a pool that keeps none (unpooled), pool disposed of (dispose), closed after detach() (detached), "
@@ -209,7 +210,7 @@ POOL_METRICS: Final = (
     _pool(
         "leaked_checkouts_total",
         "counter",
-        "Checkouts that nobody returned: the garbage collector found the connection.",
+        "Checkouts that were never returned: the garbage collector found the connection.",
     ),
     _pool(
         "checkout_wait_seconds",
@@ -227,7 +228,7 @@ POOL_METRICS: Final = (
     ),
 )
 
-# Of the exporter itself, in the application and in the sidecar; without the label ``pool`` unless it is named.
+# Of the exporter itself, in the application and in the sidecar. Only those that name the label ``pool`` have it.
 EXPORTER_METRICS: Final = (
     _pool(
         "exporter_build_info",
@@ -246,7 +247,7 @@ EXPORTER_METRICS: Final = (
     _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
 )
 
-# Of the exporter in the application alone.
+# Of the exporter in the application only.
 APPLICATION_METRICS: Final = (
     _pool(
         "exporter_segment_shared",
@@ -265,12 +266,13 @@ APPLICATION_METRICS: Final = (
 WORKER_STATES: Final = ("live", "gone")
 SEGMENT_ERRORS: Final = ("unreadable", "foreign", "version", "damaged")
 
-# Of the sidecar alone.
+# Of the sidecar only.
 SIDECAR_METRICS: Final = (
     _pool(
         "exporter_workers",
         "gauge",
-        "Segments in the directory: of processes that live, and of such that are gone and whose counts stay.",
+        "Segments in the directory: of processes that run (live), and of processes that ended and whose counts stay "
+        "(gone).",
         labels=("state",),
         values=WORKER_STATES,
     ),
@@ -296,7 +298,7 @@ RELOAD_METRICS: Final = (
     ),
 )
 
-# Of sessions on a server, as the probe tells them apart, and why it could not ask.
+# The states of sessions that the probe distinguishes, and the reasons for which a probe fails.
 SessionState = Literal[
     "active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "starting", "unknown"
 ]
@@ -354,7 +356,7 @@ DATABASE_METRICS: Final = (
         "application_connections",
         "gauge",
         "Client connections of the whole server by application_name: the largest, all others as other, "
-        "those without a name as unnamed. Absent behind a pooler, where the name is of whoever came last.",
+        "those without a name as unnamed. Absent behind a pooler, which passes on the name of its latest client.",
         "application_name",
     ),
     _database(
@@ -381,7 +383,7 @@ DATABASE_METRICS: Final = (
     ),
     _database("probes_total", "counter", "Probes of the database, failed ones too."),
     _database(
-        "probe_failures_total", "counter", "Probes that failed, by why.", "reason", get_args(ProbeFailure)
+        "probe_failures_total", "counter", "Probes that failed, by reason.", "reason", get_args(ProbeFailure)
     ),
     _database("probe_duration_seconds", "gauge", "How long the last probe took, connecting included."),
     _database("probe_age_seconds", "gauge", "Time since the last probe ended: the age of all these numbers."),

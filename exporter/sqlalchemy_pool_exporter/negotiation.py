@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Accept``, ``Accept-Encoding`` and ``name[]`` → what a scrape wants (RFC 9110, section 12.5).
+"""``Accept``, ``Accept-Encoding`` and ``name[]`` → format, compression and families (RFC 9110, section 12.5).
 
-Every endpoint, of the application and of the sidecar, chooses here, so that one request gets one answer everywhere.
+The endpoints of the application and of the sidecar all use this module, so that they answer the same request alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _UTF8: Final = "allow-utf-8"
 
 
 class Format(NamedTuple):
-    """One format of an exposition, as a content type names it."""
+    """A format of the exposition, as its content type names it."""
 
     kind: Literal["text", "openmetrics"]
     media_type: str
     version: str
-    # Whether names may have any characters and then stand in quotes; if not, odd characters become underscores.
+    # Whether names may have any characters, in quotes. If not, such characters become underscores.
     utf8_names: bool = False
 
     @property
@@ -31,15 +31,15 @@ class Format(NamedTuple):
 
 
 _TEXT: Final = Format("text", "text/plain", "0.0.4")
-# The text format with names in quotes; only for clients that name this version, since older ones cannot read it.
+# The text format with names in quotes, only for clients that ask for this version, because older ones cannot read it.
 _TEXT_1: Final = Format("text", "text/plain", "1.0.0")
 _OPENMETRICS: Final = Format("openmetrics", "application/openmetrics-text", "1.0.0")
-# Of equal ones the first is chosen, and it is the answer if none is acceptable: exporters answer no scrape with 406.
+# The first one wins among equals, and if none is acceptable: exporters do not answer a scrape with 406.
 _OFFERS: Final = (_TEXT, _TEXT_1, _OPENMETRICS)
 
 
 class Wanted(NamedTuple):
-    """What one scrape asks for; scrapes that want the same can share an answer."""
+    """What a scrape asks for. Scrapes that ask for the same can share an answer."""
 
     format: Format
     names: frozenset[str]  # of families or samples; empty: all of them
@@ -50,9 +50,9 @@ class Wanted(NamedTuple):
         """Return what a request asks for.
 
         Args:
-            accept: the header; several joined by commas.
-            accept_encoding: the same.
-            names: values of the query parameter ``name[]``; empty ones choose nothing.
+            accept: the header ``Accept``; several are joined by commas.
+            accept_encoding: the header ``Accept-Encoding``; likewise.
+            names: values of the query parameter ``name[]``; empty ones are ignored.
         """
         return cls(choose_format(accept), frozenset(filter(None, names)), accepts_gzip(accept_encoding))
 
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """One element of the header, in lower case."""
+    """One element of an ``Accept`` header, in lower case."""
 
     name: str
     version: str  # empty: any
@@ -73,7 +73,7 @@ class _Range(NamedTuple):
 
 
 def choose_format(accept: str) -> Format:
-    """Return the format that ``accept`` prefers: the highest q, then the one it names more exactly."""
+    """Return the format that ``accept`` prefers: the one with the highest q, then the most exact match."""
     ranges = list(_ranges(accept))
     fits = [_best_fit(offer, ranges) for offer in _OFFERS]
     preferences = [(fit.q, exactness if fit.q else 0) for exactness, fit in fits]
@@ -83,14 +83,14 @@ def choose_format(accept: str) -> Format:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether gzip is accepted, and preferred no less than no encoding at all."""
+    """Return whether gzip is accepted with at least the q of no encoding."""
     quality = {coding: q for coding, _, _, q in _ranges(accept_encoding)}
     gzip = quality.get("gzip", quality.get("*", 0.0))
     return gzip > 0 and gzip >= quality.get("identity", 0.0)
 
 
 def _best_fit(offer: Format, ranges: list[_Range]) -> tuple[int, _Range]:
-    """Return the range that ``offer`` fits most exactly, and how exactly: from 4 to 1, or 0 for none."""
+    """Return the range that matches ``offer`` most exactly, and how exactly: from 4 to 1, or 0 for no match."""
     fits = [(0, _Range("", "", "", 0.0))]
     for range_ in ranges:
         if (range_.name, range_.version) == (offer.media_type, offer.version):
@@ -107,7 +107,7 @@ def _best_fit(offer: Format, ranges: list[_Range]) -> tuple[int, _Range]:
 
 
 def _ranges(header: str) -> Iterator[_Range]:
-    """Yield the elements of a header; one with a q that is no number from 0 to 1 is left out."""
+    """Yield the elements of a header; skip elements whose q is not a number from 0 to 1."""
     for element in header.lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
         values = dict(parameter.partition("=")[::2] for parameter in parameters)

@@ -88,7 +88,7 @@ def test_attaching_while_callers_wait() -> None:
 
 
 def test_attaching_does_not_wait_for_the_queue() -> None:
-    """A finalizer that closes a handle while its thread is in the queue does not meet one who waits for the queue."""
+    """A finalizer that closes a handle while its thread has the queue's lock does not deadlock with another thread."""
     result = run(
         """
         pool, other = QueuePool(Connection), QueuePool(Connection)
@@ -111,7 +111,7 @@ def test_attaching_does_not_wait_for_the_queue() -> None:
 
 
 def test_others_that_refer_to_the_pool_are_not_touched() -> None:
-    """Attaching looks at who refers to the pool without asking objects of the application's what they are."""
+    """Attaching finds the pool's records without running code of the application's objects."""
 
     class Lazy:
         def __init__(self, pool: Pool) -> None:

@@ -132,3 +132,25 @@ def test_forked_while_another_thread_instruments() -> None:
         prologue=PROLOGUE,
     )
     assert result.stdout == "0\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_instrumented_only_in_the_child() -> None:
+    """A child whose parent imported the package but instrumented nothing keeps its counts over its first dispose."""
+    result = run(
+        """
+        pid = os.fork()
+        if pid == 0:
+            pool = QueuePool(Connection, pool_size=4)
+            instrument(pool, name="p", registry=registry)
+            pool.connect().close()
+            pool.dispose()
+            pool.connect().close()
+            now = samples()
+            print(*(now[key] for key in ("checkouts_total", "checkins_total", "connects_total")), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """,
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "2.0 2.0 2.0\n", result.stderr

@@ -338,7 +338,7 @@ def test_without_the_gil_there_is_a_warning(
 
 @pytest.mark.parametrize("wrong", [None, "registry", object(), REGISTRY.restricted_registry([])])
 def test_wrong_registry(wrong: Any) -> None:
-    """What nothing can be registered with is refused by its type, and the pool stays as it was."""
+    """A registry without ``register()`` is refused by its type, and the pool stays as it was."""
     pool = QueuePool(creator)
     with pytest.raises(
         TargetError, match=f"registry must be a CollectorRegistry, got {type(wrong).__name__}"
@@ -348,7 +348,7 @@ def test_wrong_registry(wrong: Any) -> None:
 
 
 def test_a_registry_that_was_emptied(registry: CollectorRegistry) -> None:
-    """Where the application unregistered everything, as to be rid of the default collectors, the next pool is shown."""
+    """If the application unregistered every collector, the next pool that is instrumented is shown."""
     first, second = QueuePool(creator), QueuePool(creator)
     instrument(first, name="first", registry=registry)
     for collector in list(registry._collector_to_names):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("act", ACTS)
 def test_interrupted_at_any_moment(act: str) -> None:
-    """After Ctrl-C anywhere in the recording nobody is pending or in use, and neither pool nor table lost a slot."""
+    """After Ctrl-C anywhere in the recording nothing is pending or in use, and neither pool nor table lost a slot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for scene, where, _ in each_moment(act, interrupt):
@@ -30,7 +30,7 @@ def test_interrupted_at_any_moment(act: str) -> None:
 
 
 class SoftTimeLimitError(Exception):
-    """As task queues raise it out of a signal handler, to end a task that takes too long."""
+    """The exception by which a task queue's signal handler ends a task that takes too long."""
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -66,7 +66,7 @@ def test_a_pre_ping_disturbed_at_any_moment(intrude: Callable[[Scene], None]) ->
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 def test_interrupted_by_real_signals() -> None:
-    """Ctrl-C by a timer, hundreds of times, anywhere in checkouts and returns, leaves nobody pending or in use."""
+    """Ctrl-C by a timer, hundreds of times, anywhere in checkouts and returns, leaves nothing pending or in use."""
     result = run(
         """
         pool = QueuePool(Connection, pool_size=1, max_overflow=-1)

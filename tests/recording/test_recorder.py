@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the recorder stores, told from its block alone: rows are all that it takes, and no SQLAlchemy is needed."""
+"""What the recorder stores, read from its block. The recorder takes only rows, so no SQLAlchemy is needed."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_closing_after_dispose_undoes_everything() -> None:
 
 
 def test_closing_leaves_wrappers_of_others_alone() -> None:
-    """Who wrapped ``connect()`` after us keeps his wrapper, it works, and instrumenting again counts once."""
+    """The application's wrapper around our ``connect()`` stays and works, and instrumenting again counts once."""
     engine, calls = Database().engine(), []
     handle = quietly(engine)
     inner = engine.pool.connect
@@ -101,7 +101,7 @@ def test_closing_leaves_wrappers_of_others_alone() -> None:
 
 
 def test_every_hook_wrapped_by_somebody_else() -> None:
-    """If somebody wrapped every method we did, closing and instrumenting again still counts everything once."""
+    """If the application wrapped every hook, closing and instrumenting again still counts everything once."""
     engine = Database().engine()
     names = set(vars(engine.pool))
     handle = quietly(engine)
@@ -185,7 +185,7 @@ def test_closing_while_threads_are_inside_connect() -> None:
 
 
 def test_attaching_that_fails_leaves_nothing_behind() -> None:
-    """If the registry refuses, because a name is taken or it is none, the pool and its records are untouched."""
+    """If registering fails, because a name is taken or it is no registry, the pool and its records are untouched."""
     engine = Database().engine(pool_pre_ping=True)
     raw: Any = engine.raw_connection()
     before = snapshot(engine, raw._connection_record)

@@ -21,7 +21,7 @@ PACKAGE = Path(sqlalchemy_pool_exporter.__file__).parent
 RECORDING = {path.stem: ast.parse(path.read_bytes()) for path in (PACKAGE / "recording").glob("*.py")}
 LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
-# The hot path, which a call for each of them would cost a third more.
+# The hot path reads these itself: a function for each would add two calls to the seven of a checkout and its return.
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
 # Of others than SQLAlchemy: prometheus_client says in no other way whether a collector is registered.
 OTHERS = {"_collector_to_names"}

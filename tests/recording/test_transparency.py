@@ -112,7 +112,7 @@ def test_signatures_stay(poolclass: type[Pool]) -> None:
 
 
 def test_a_ping_can_be_asked_for_as_before() -> None:
-    """Whoever calls the dialect's ping himself, by position or by name, gets its answer."""
+    """An application that calls the dialect's ping itself, by position or by keyword, gets its answer."""
     engine = Database().engine(pool_pre_ping=True)
     quietly(engine)
     name = "_do_ping_w_event" if hasattr(engine.dialect, "_do_ping_w_event") else "do_ping"

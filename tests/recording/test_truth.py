@@ -374,7 +374,7 @@ def test_soft_invalidation(case: Case) -> None:
 
 
 def test_reconnect_that_fails_after_a_recycle(case: Case) -> None:
-    """The old connection is closed, the new one is a connect error, nobody holds anything, and the next one works."""
+    """The old connection is closed, the new one is a connect error, nothing is in use, and the next checkout works."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_recycle=3600)
@@ -466,7 +466,7 @@ def test_detach_then_close(case: Case) -> None:
 
 
 def test_connection_left_to_the_garbage_collector(case: Case) -> None:
-    """A checkout nobody returns is a leak once it is collected, and nothing stays in use."""
+    """A checkout that is never returned is a leak once its proxy is collected, and nothing stays in use."""
 
     def scenario(case: Case) -> None:
         engine = case.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that are killed all the time, sidecars too: what is shown is what happened."""
+"""Workers and sidecars are killed all the time, and the metrics still show what happened."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 
 
 class Crew:
-    """Processes under load, of which each that is killed is replaced at once."""
+    """Processes under load; each one that is killed is replaced at once."""
 
     def __init__(self, directory: Path, tallies: Path, url: str) -> None:
         self._directory, self._tallies, self._url = directory, tallies, url
@@ -156,7 +156,7 @@ def test_kill_everything(tmp_path: Path, server: Server, application_name: str) 
         began = time.monotonic()
         body, before = Body(steady.pid), (0, 0)
         while time.monotonic() - began < SECONDS or crew.kills < 4 * WORKERS:
-            # Everyone's turn comes, at a moment nobody knows.
+            # Each process is killed in turn, at a random moment.
             for place in dice.sample(range(WORKERS), WORKERS):
                 time.sleep(dice.uniform(0.2, 1.0))
                 crew.replace(place)

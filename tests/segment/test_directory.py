@@ -53,7 +53,7 @@ def test_counts_of_the_gone_stay(tmp_path: Path, process: Callable[..., Process]
 
 
 def test_a_life_between_two_scrapes(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Who comes, counts and is killed between two scrapes was counted."""
+    """The counts of a worker that starts and is killed between two scrapes are in the sums."""
     process().kill()
     scraper = Scraper(tmp_path)
     scraper.scrape()
@@ -92,7 +92,7 @@ def test_deleted_and_made_again(
 def test_the_dead_cost_nothing(
     tmp_path: Path, process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dead worker's file is not opened again until somebody touches it, and then at once."""
+    """A dead worker's file is not opened again until a process touches it, and then at once."""
     opened: list[str] = []
     real_open, real_time = os.open, time.time_ns
 
@@ -184,7 +184,7 @@ OBSTACLES: dict[str, Callable[[Path], object]] = {
 
 
 def test_many_deleted_files(tmp_path: Path) -> None:
-    """Where the directory is emptied at every restart, what was counted stays, however often."""
+    """If the directory is emptied at every restart, the counts stay, however often that happens."""
     scraper = Scraper(tmp_path)
     at_once = 16
     for _ in range(FILES // at_once + 3):
@@ -199,7 +199,7 @@ def test_many_deleted_files(tmp_path: Path) -> None:
 
 
 def test_the_next_holder_before_it_is_ready(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A file that was locked again but not yet cleared is still that of the one who is gone."""
+    """A file that is locked again but not yet cleared still counts as the dead worker's."""
     first = process()
     first.count(3)
     first.hold(NOW - 5)
@@ -238,7 +238,7 @@ def test_complaints_begin_and_end(
 
 
 def test_a_file_that_shrank_after_its_worker_died(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """What was read of it stays in the sums, and the damage is told, though nobody writes there any more."""
+    """The counts of a damaged file stay in the sums and the damage is reported, although no process writes the file."""
     worker = process()
     worker.count(3)
     scraper = Scraper(tmp_path)
@@ -251,7 +251,7 @@ def test_a_file_that_shrank_after_its_worker_died(tmp_path: Path, process: Calla
 
 
 def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A negative count, one that is no number, and one that nobody can have counted are damage; the most is not."""
+    """A count that is negative, not a number or impossibly large is damage; the largest possible count is not."""
     worker = process()
     scraper = Scraper(tmp_path)
     for count, errors in (
@@ -268,7 +268,7 @@ def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -
 
 
 def test_other_files(tmp_path: Path) -> None:
-    """What is not called like a segment is none of our business."""
+    """A file with another name than a segment's is ignored."""
     for name in ("worker-1", "worker-0001", "worker-000.bak", "worker-1024", "lost+found", ".worker-000"):
         (tmp_path / name).write_text("precious")
     assert Scraper(tmp_path).errors() == {}

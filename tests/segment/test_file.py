@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a process: whose it is, and what survives in it."""
+"""The file of a process: which process has it, and what survives in it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
 # Pools here are kept by hand; what a forked child inherits of them is none of its business.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 NOBODY = 65534
 
 
@@ -52,7 +52,7 @@ NOBODY = 65534
 
 
 def test_first_free_slot(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A process takes the first file that nobody holds; there are as many as processes at once."""
+    """A process takes the first file that no process holds; there are as many files as processes at once."""
     first, second, third = (leases(directory) for _ in range(3))
     assert [first.number, second.number, third.number] == [0, 1, 2]
     second.close()
@@ -96,7 +96,7 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
 def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     directory: Path, leases: Callable[..., Lease]
 ) -> None:
-    """A pool that the next holder has not is not its own: its counts stay, and it is not active."""
+    """If the next holder does not have a pool, the pool's counts stay, and it is not active."""
     lease = leases(directory)
     block = lease.block("orders", INFO, 64)
     block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
@@ -210,7 +210,7 @@ OBSTACLES = {
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_obstacles_are_passed_over(directory: Path, leases: Callable[..., Lease], obstacle: str) -> None:
-    """What is no file of ours, or none that can be gone on with, is passed over, not followed and not changed."""
+    """A file that is not a usable segment is passed over: it is neither followed nor changed."""
     path = directory / file_name(0)
     OBSTACLES[obstacle](path)
     target = directory / "target"
@@ -230,8 +230,8 @@ def test_obstacles_are_passed_over(directory: Path, leases: Callable[..., Lease]
 
 
 @as_root
-def test_a_file_of_somebody_else_is_passed_over(directory: Path) -> None:
-    """Root could write everybody's file, and leaves it alone; who is nobody cannot and does not."""
+def test_a_file_of_another_user_is_passed_over(directory: Path) -> None:
+    """Root passes over a file of another user although it could write it; so does an unprivileged user, who cannot."""
     (directory / "worker-000").touch()
     os.chown(directory / "worker-000", NOBODY, NOBODY)
     lease = Lease(directory)
@@ -261,7 +261,7 @@ def test_an_interrupted_beginning_is_begun_again(
 
 
 def test_more_workers_than_slots(directory: Path, leases: Callable[..., Lease]) -> None:
-    """Where every name is taken by something else, that is said, and nothing is searched any further."""
+    """If every name is taken by something else, an error says so, and the search ends."""
     for number in range(FILES):
         (directory / file_name(number)).symlink_to("nowhere")
     with pytest.raises(SegmentError, match=f"all {FILES} files in .* are taken"):
@@ -321,7 +321,7 @@ def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
 
 
 def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistry) -> None:
-    """Who is instrumented again counts on; meanwhile the counts are there and the state is not."""
+    """A pool that is instrumented again goes on counting; meanwhile its counts are shown and its state is not."""
     pool = a_pool()
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
@@ -349,7 +349,7 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
 
 
 def test_two_pools_in_two_directories(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """Each directory has a file of the process with the pools that were meant for it; a link to one is that one."""
+    """A process has one file in each directory, with that directory's pools; a link is the directory."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")

@@ -100,7 +100,7 @@ def test_fuzzed_files(
         unfinished = not any(data[:8]) and len(data) in (0, 4096)
         assert states["live"] == 1
         assert states["gone"] + errors == (0 if unfinished else 1)
-        # Whoever starts next is not ended by it, either, and has a file.
+        # It does not end the next process that starts, either, and that process has a file.
         lease = Lease(directory)
         lease.block("orders", QUEUE, 64)
         lease.close()
@@ -113,7 +113,7 @@ def test_fuzzed_files(
 
 
 def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
-    """A file that shrinks, grows, vanishes or is replaced under the reader's eyes is an error or not, and no more."""
+    """A file that shrinks, grows, vanishes or is replaced while it is read costs at most a counted error."""
     neighbour = Process(tmp_path, "neighbour")
     path = tmp_path / file_name(1)
     path.write_bytes(sane)

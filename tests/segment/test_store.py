@@ -41,7 +41,7 @@ LOGGER = "sqlalchemy_pool_exporter"
 # Pools here are kept by hand; what a forked child inherits of them is none of its business.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 NOBODY = 65534
 
 
@@ -79,7 +79,7 @@ def test_shared(directory: Path, registry: CollectorRegistry) -> None:
 def test_missing_directory(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not made: whoever owns it decides on its mode."""
+    """A missing directory is not made, because its owner decides on its mode."""
     missing = tmp_path / "missing"
     why = f"cannot use directory {str(missing)!r}: No such file or directory"
     assert_falls_back(missing, registry, caplog, why)
@@ -119,7 +119,7 @@ def test_a_later_start_recovers(tmp_path: Path, directory: Path) -> None:
 
 @as_root
 def test_read_only_directory(directory: Path) -> None:
-    """In a directory of somebody else nothing is made, and that is said."""
+    """In a directory of another user no file is made, and a warning says so."""
     directory.parent.chmod(0o755)
     directory.chmod(0o755)
     with as_nobody(directory) as told:
@@ -129,7 +129,7 @@ def test_read_only_directory(directory: Path) -> None:
 
 @as_root
 def test_read_only_directory_with_a_file_of_ours(directory: Path) -> None:
-    """A file of ours that is there already is taken, whoever owns the directory."""
+    """A present file of the same user is taken, even in a directory of another user."""
     (directory / "worker-000").touch(0o600)
     os.chown(directory / "worker-000", NOBODY, NOBODY)
     directory.parent.chmod(0o755)
@@ -252,7 +252,7 @@ def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A new pool is a moment to notice, too: who has no endpoint of his own would never be told."""
+    """A new pool also notices a deleted file, because an application without an endpoint has no scrapes."""
     segments = BlockStore(directory)
     segments.block("orders", INFO, 64)
     (directory / "worker-000").unlink()
@@ -262,9 +262,9 @@ def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.L
 
 
 def test_descriptors_closed_by_the_application(directory: Path) -> None:
-    """Who closes every descriptor, as a daemon does, loses the lock; what has its number then is not closed."""
+    """A process that closes every descriptor, as a daemon does, loses the lock; a file with its number stays open."""
     lease = Lease(directory)
-    # Two: the lock, and the mapping's, which sees the lock as somebody else's.
+    # Two: the lock, and the mapping's, which sees the lock as another holder's.
     (lock,) = (number for number in descriptors_of(lease.path) if not is_held(number))
     with Path(os.devnull).open() as other:
         os.dup2(other.fileno(), lock)

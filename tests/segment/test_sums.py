@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over workers: exact, whoever ends and whatever is deleted."""
+"""Sums over workers: exact, whichever worker ends and whichever file is deleted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sums_of_seconds_never_shrink(seconds: list[float], ends: list[int], dat
 
 
 def test_sums_of_deleted_files_never_shrink(tmp_path: Path) -> None:
-    """Nor when there were so many that all but the latest are remembered as one sum."""
+    """A sum stays the same, too, if so many files were deleted that only the latest are remembered one by one."""
     reader, dice = Reader(tmp_path), random.Random(5)  # noqa: S311 - the same each time
     at = layout.HOLD + layout.SUM - layout.FIRST_COUNTER
     every: list[float] = []
@@ -115,7 +115,7 @@ def test_a_limit_that_one_has_not() -> None:
 
 
 def test_state_of_one_is_its_own() -> None:
-    """The sum of one is what it says."""
+    """The state over one snapshot is that of the snapshot."""
     one = snapshot(SIZE=2.0, LAST_CHECKIN=990.0)
     clocks = {"now": 1000.0, "wall": 5000.0}
     assert sums.state([one], **clocks) == dict((*one.limits(), *one.state(**clocks)))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The application's side: what happens to a pool is recorded into its block."""
+"""The application's side: hooks in SQLAlchemy's pool, and the recorder that stores what they see into a block."""

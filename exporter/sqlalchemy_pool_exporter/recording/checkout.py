@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hot path: the two hooks that every checkout and every return runs through.
 
-They use names of SQLAlchemy that it does not publish; all others are in ``sqlalchemy_pool``.
+These hooks use private names of SQLAlchemy themselves; the other modules get theirs from ``sqlalchemy_pool``.
 
-Each records in its own ``try``: a fault in recording is counted and never reaches the application, and what the
-application's call raises is raised on, untouched.
+Each hook records in its own ``try``. A fault in recording is counted and never reaches the application. An exception of
+the application's call is raised again unchanged.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ _FIRST_BUCKET: Final = BUCKETS[0]
 
 
 class SlowPath(Protocol):
-    """What records the checkouts and returns that are not recorded here."""
+    """Records the checkouts and returns that the hot path does not."""
 
     def checked_out(self, connection: Any, began: float, error: Exception) -> object:
         """Record a checkout that raised ``error`` on the hot path."""
 
     def returned(self, record: Any, row: ConnectionRow, since: float) -> object:
-        """Record a return, before it happens; ``row`` is marked as returned already."""
+        """Record a return before the record goes back; ``row`` is already marked as returned."""
 
     def return_failed(self, record: Any, error: Exception) -> object:
         """Record a return that raised ``error`` on the hot path."""
 
     def release_if_discarded(self, record: Any) -> object:
-        """Free the row of a record that went back without a connection, if the pool did not keep it."""
+        """Free the row of a record that went back without a connection, if the pool did not keep the record."""
 
 
 def connect_hook(
     slow_path: SlowPath, recorder: Recorder, original: Callable[[], Any], creator: CodeType
 ) -> Callable[[], Any]:
-    """Return what stands in for the ``connect()`` of a pool.
+    """Return the wrapper around a pool's ``connect()``.
 
     Args:
-        slow_path: records what is not recorded here.
+        slow_path: records what the wrapper does not.
         recorder: the recorder of the pool.
-        original: the method that it stands in for.
-        creator: the code of the hook around the creator, by which a traceback says that connecting failed.
+        original: the method that is wrapped.
+        creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
     take, give, clock = recorder.waiters.free.pop, recorder.waiters.free.append, recorder.clock
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
@@ -83,17 +83,18 @@ def connect_hook(
             connection = original()
         except BaseException as error:
             try:
-                # No call before this store, here and below: an interrupt would leave a caller pending for ever.
+                # Here and below, no call may come before this store: an exception of a signal handler in that call
+                # would leave the caller pending for ever.
                 recorder.block[waiter] = 0.0
                 recorder.checkout_failed(waiter, began, _error_field(error, connect.__code__, creator))
             except Exception as fault:  # noqa: BLE001 - recording never raises
                 recorder.fault(fault)
             raise
-        # The hot path is 2. What raises (3 and 4) is for the slow path to tell apart.
-        # 1. SingletonThreadPool hands one proxy out again to the thread that holds it: no new checkout.
-        # 2. The record has a row: the checkout is stored there.
-        # 3. The record has none, since it connected before its pool was instrumented.
-        # 4. The recording failed, or the pool is not instrumented any more.
+        # Four cases. 2 is the hot path; 3 and 4 raise, and the slow path tells them apart.
+        # 1. SingletonThreadPool gives a thread the proxy that it already holds: no new checkout.
+        # 2. The record has a row, and the checkout is stored in it.
+        # 3. The record has no row, because it connected before its pool was instrumented.
+        # 4. Recording failed, or the pool is no longer instrumented.
         try:
             recorder.block[waiter] = 0.0
             if waiter > UNTRACKED:
@@ -107,7 +108,7 @@ def connect_hook(
             if record._pool_exporter_holder is not holder:
                 record._pool_exporter_holder = holder
                 wait = now - began
-                # Most waits fall into the first bucket; the comparison costs a fifth of the search.
+                # Most waits fall into the first bucket. The comparison costs a fifth of the search.
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
                 block = recorder.block
                 # straight line
@@ -125,21 +126,21 @@ def connect_hook(
 def return_hook(
     slow_path: SlowPath, recorder: Recorder, original: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
-    """Return what stands in for the ``_do_return_conn()`` of a pool."""
+    """Return the wrapper around a pool's ``_do_return_conn()``."""
     clock = recorder.clock
     hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
 
     def _do_return_conn(record: Any) -> Any:
         vacant = False
-        # The hot path is 1.
-        # 1. A connection that was checked out comes back.
-        # 2. There is no connection any more, or its checkout was not seen, or it was not checked out.
-        # 3. The record has no row, since its connection was out when its pool was instrumented; or a fault.
+        # Three cases. 1 is the hot path; 2 and 3 are for the slow path.
+        # 1. A connection whose checkout was recorded comes back.
+        # 2. The record has lost its connection, or the checkout was not recorded, or there was none.
+        # 3. The record has no row, because its connection was out when its pool was instrumented; or recording failed.
         try:
             vacant = record.dbapi_connection is None
             row = record._pool_exporter_row
-            # straight line: before the record goes back, since the next holder may have it at once, and before any
-            # call, since an interrupt would leave it in use for ever
+            # straight line: before the record goes back, because another caller can check it out at once; before any
+            # call, because an exception of a signal handler in that call would leave the row in use for ever
             since = row.table[row.held_at]
             row.table[row.held_at] = 0.0
             # end of straight line
@@ -148,7 +149,8 @@ def return_hook(
                 held = now - since
                 bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
                 collected = record._pool_exporter_holder() is None
-                # Dropped before the proxy is, like SQLAlchemy's own, or its callback would be called each time.
+                # Drop this reference while the proxy lives, as SQLAlchemy drops its own: if the proxy went first, the
+                # reference's callback would run at each return.
                 record._pool_exporter_holder = None
                 block = recorder.block
                 # straight line
@@ -163,7 +165,7 @@ def return_hook(
         except Exception as error:  # noqa: BLE001 - recording never raises
             slow_path.return_failed(record, error)
         finally:
-            # Also if a signal handler raised in between: a record that does not go back is lost to the pool.
+            # Even if a signal handler raised above: a record that does not go back is lost to the pool.
             result = original(record)
         if vacant:
             slow_path.release_if_discarded(record)
@@ -173,16 +175,16 @@ def return_hook(
 
 
 def mark_held(record: Any, row: ConnectionRow, holder: weakref.ref[Any] | None, before: float) -> None:
-    """Mark a connection as checked out if it still is, although its checkout was not seen.
+    """Mark a connection as checked out, if it still is, although its checkout was not recorded.
 
     Args:
         record: the record of the connection.
         row: the row of the record.
-        holder: refers to the proxy that the holder has, if it is known.
-        before: a moment at which it was checked out already.
+        holder: a weak reference to the caller's proxy, if it is known.
+        before: a time at which the connection was already checked out.
     """
     since, table, held_at = -before, row.table, row.held_at
-    # straight line: the holder may return it at any moment
+    # straight line: in between, another thread could return the connection
     if record.fairy_ref is not None and not table[held_at]:
         record._pool_exporter_holder = holder
         table[held_at] = since
@@ -199,10 +201,11 @@ def _error_field(error: BaseException, connect: CodeType, creator: CodeType) -> 
 
 
 def _failed_to_connect(error: BaseException, connect: CodeType, creator: CodeType) -> bool:
-    """Return whether ``error`` came out of the driver's connect, which only its traceback says.
+    """Return whether ``error`` came out of the driver's connect.
 
-    A driver can raise any exception. Behind the hook of another checkout, which a listener or a creator makes of
-    another pool, it is that checkout that failed to connect.
+    A driver can raise any exception, so only the traceback tells. A listener or a creator can check out of another
+    instrumented pool. If the traceback reaches that pool's ``connect`` wrapper first, that checkout failed to connect
+    and not this one.
     """
     frame = error.__traceback__ and error.__traceback__.tb_next
     while frame:

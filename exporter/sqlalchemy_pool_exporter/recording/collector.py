@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From blocks to metric families: what a registry asks at each scrape."""
+"""From blocks to metric families: the collector that a registry calls at each scrape."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _METRICS = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
 class PoolCollector(Collector):
     """Collects the pools that are shown in one registry.
 
-    The mutable state is those pools; ``add()`` and ``remove()`` are called under one lock, by ``instrument()`` and by
-    ``Handle.close()``.
+    The mutable state is those pools. ``instrument()`` and ``Handle.close()`` call ``add()`` and ``remove()`` under one
+    lock.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -45,16 +45,16 @@ class PoolCollector(Collector):
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
         registry = self._registry()
-        # Asked each time: an application that wants no default collectors unregisters all that it finds.
+        # Check each time: an application that wants no default collectors may have unregistered all collectors.
         if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
             registry.register(self)
         self._keep_alive(without=None)
         self._recorders[recorder.name] = weakref.ref(recorder)
 
     def remove(self, recorder: Recorder) -> None:
-        """Show a pool no more, nor those that were collected.
+        """Stop showing a pool, and pools that were garbage-collected.
 
-        The collector stays registered: a finalizer can get here while the registry's lock is held.
+        The collector stays registered, because a finalizer can call this while the registry's lock is held.
         """
         self._keep_alive(without=recorder)
 
@@ -66,7 +66,7 @@ class PoolCollector(Collector):
         }
 
     def describe(self) -> Iterator[Family]:
-        """Yield every family without samples, by which the registry knows whose names they are."""
+        """Yield every family without samples; the registry reserves their names for this collector."""
         yield from map(families.empty, _METRICS)
 
     def collect(self) -> Iterator[Family]:
@@ -97,7 +97,7 @@ class PoolCollector(Collector):
 
 
 def versions() -> dict[str, str]:
-    """Return the versions at work."""
+    """Return the labels of the metric ``exporter_build_info``."""
     return {
         "version": package_version(),
         "python": platform.python_version(),

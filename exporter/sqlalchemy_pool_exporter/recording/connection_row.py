@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row of the table of connections, tied to the connection record that it is about.
+"""A row of the table of connections, tied to its connection record.
 
-This module knows of a record only that it can be weakly referenced and that attributes can be set on it.
+This module only needs a record that can be weakly referenced and that takes attributes; it knows no SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The record's attribute for its row. The hooks look it up once at each checkout and at each return.
+# The record's attribute for its row. The hooks read it once at each checkout and once at each return.
 ROW_ATTRIBUTE: Final = "_pool_exporter_row"
-# The record's attribute for SQLAlchemy's weak reference to the proxy that the holder of the connection has. A dead
-# reference says that the proxy was collected. It is kept on the record because the proxy leads to the record: kept
-# anywhere else, it would keep a record alive that never came back.
+# The record's attribute for SQLAlchemy's weak reference to the proxy that the caller got. If the reference is dead, the
+# proxy was garbage-collected instead of returned. It is stored on the record and nowhere else, because elsewhere it
+# would keep a record alive that never came back.
 HOLDER_ATTRIBUTE: Final = "_pool_exporter_holder"
 
-# The states of a row, in the order in which it goes through them; none is ever left for an earlier one.
-IN_POOL: Final = 0.0  # its connection, or its empty slot, counts against pool_size
-# DISPOSED: the pool was disposed of while the row was in use, and goes on without it
-# REPLACED: the pool was replaced by a new one while the row was in use
-RELEASED: Final = 3.0  # the table's row is free, or belongs to another connection
+# The lifecycle state of a row: IN_POOL, DISPOSED, REPLACED, RELEASED. It only moves forward in this order.
+IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_size
+# DISPOSED: the pool was disposed of while the connection was out, and goes on without it
+# REPLACED: a new pool took the place of this one while the connection was out
+RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
 
 class BackupRef(weakref.ref[Any]):
@@ -37,9 +37,9 @@ class BackupRef(weakref.ref[Any]):
 
 
 class ConnectionRow(weakref.ref[Any]):
-    """A row of the table of connections, and the weak reference to the record that it is about.
+    """A row of the table of connections, and a weak reference to its record.
 
-    The recorder keeps it alive, so its callback runs when the record is collected without having been closed.
+    The recorder keeps this object alive, so its weakref callback runs when the record is garbage-collected.
     """
 
     __slots__ = (
@@ -53,11 +53,11 @@ class ConnectionRow(weakref.ref[Any]):
         "table",
     )
 
-    table: memoryview[float]  # the block; where its table is full, four doubles of the row's own
-    at: int  # where in ``table`` the row begins, which is its field connected_at
-    held_at: int  # where in ``table`` its field held_since is
+    table: memoryview[float]  # the block; if its table is full, four private doubles
+    at: int  # index in ``table`` of the row's first field, connected_at
+    held_at: int  # index in ``table`` of the field held_since
     state: float  # IN_POOL, DISPOSED, REPLACED or RELEASED
-    close_reason: int | None  # why the connection will be closed, if that is known before; see CLOSE_REASONS
+    close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
     connection_id: int
     backup_ref: BackupRef | None
@@ -69,13 +69,13 @@ class ConnectionRow(weakref.ref[Any]):
         table: memoryview[float] | None = None,
         at: int = 0,
     ) -> Self:
-        """Make a row in a table, or one with four doubles of its own.
+        """Make a row in a block, or one with four private doubles.
 
         Args:
-            record: what the row is about.
-            on_collected: called with each of the two references when the record is collected.
-            table: the block.
-            at: where in the block the row begins.
+            record: the connection record.
+            on_collected: called with this reference and with the backup when the record is garbage-collected.
+            table: the block; None for private doubles.
+            at: index in the block at which the row begins.
         """
         self = super().__new__(cls, record, on_collected)
         self.backup_ref = BackupRef(record, on_collected)
@@ -99,48 +99,51 @@ class ConnectionRow(weakref.ref[Any]):
 
     @property
     def row(self) -> ConnectionRow:
-        """Itself: the weakref callback gets this reference or the backup, and asks either for its row."""
+        """This row. The weakref callback gets this reference or the backup, and asks either for its row."""
         return self
 
     @property
     def is_released(self) -> bool:
-        """Whether the row is not this connection's any more."""
+        """Whether the row in the block no longer belongs to this record."""
         return self.state == RELEASED
 
     @property
     def is_tracked(self) -> bool:
-        """Whether it has a row in the block."""
+        """Whether the row is in the block."""
         return self.at > 0
 
     @property
     def has_connection(self) -> bool:
-        """Whether the table says that its connection is open."""
+        """Whether the record's connection is open, according to the table."""
         return self.table[self.at] > 0.0
 
     @property
     def is_empty(self) -> bool:
-        """Whether the table says that its connection is closed and can be opened again."""
+        """Whether the record's connection is closed, according to the table; the next checkout connects again."""
         return self.table[self.at] == EMPTY
 
     def disposed_or_replaced(self, state: float) -> None:
-        """Take the connection out of the account of ``pool_size``; ``state`` is ``DISPOSED`` or ``REPLACED``."""
+        """Count the connection against ``pool_size`` no more; ``state`` is ``DISPOSED`` or ``REPLACED``."""
+        table, retired_at = self.table, self.at + RETIRED
+        # straight line: in between, the garbage collector or another thread could release the row
         if self.state < state:
             self.state = state
-            self.table[self.at + RETIRED] = state
+            table[retired_at] = state
+        # end of straight line
 
     def mark_released(self) -> None:
-        """Mark that the row is not used any more."""
+        """Mark the row as released."""
         self.state = RELEASED
-        self.backup_ref = None  # it refers to this row
+        self.backup_ref = None  # breaks the reference cycle
 
     def attach_to_record(self, record: object) -> None:
-        """Let the hooks find the row by its record."""
-        # Not through __dict__: that would make one, and the attribute slower to find at each checkout.
+        """Set the attributes by which the hooks find the row."""
+        # Not through __dict__: that creates a dictionary and slows the look-up at each checkout.
         setattr(record, HOLDER_ATTRIBUTE, None)
         setattr(record, ROW_ATTRIBUTE, self)
 
     def detach_from_record(self) -> None:
-        """Leave nothing on the record."""
+        """Remove our attributes from the record."""
         record = self()
         if record is None:
             return
@@ -150,22 +153,22 @@ class ConnectionRow(weakref.ref[Any]):
 
 
 def row_of(record: object) -> ConnectionRow | None:
-    """Return the row of a record, or None if it has none or has lost it."""
+    """Return the row of a record, or None if it has none or its row was released."""
     row: ConnectionRow | None = getattr(record, ROW_ATTRIBUTE, None)
     return None if row is None or row.is_released else row
 
 
 def has_row(record: object) -> bool:
-    """Return whether a record has a row, be it a released one."""
+    """Return whether a record has a row, released or not."""
     return hasattr(record, ROW_ATTRIBUTE)
 
 
 def was_collected(record: object) -> bool:
-    """Return whether the holder of a connection was collected instead of returning it."""
+    """Return whether the proxy of a connection was garbage-collected instead of returned."""
     holder = getattr(record, HOLDER_ATTRIBUTE, None)
     return holder is not None and holder() is None
 
 
 def forget_holder(record: object) -> None:
-    """Drop the reference to the holder of a connection."""
+    """Drop the reference to the proxy of a connection."""
     setattr(record, HOLDER_ATTRIBUTE, None)

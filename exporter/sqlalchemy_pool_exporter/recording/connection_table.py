@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of connections: which row is about which record and connection, and which rows are free."""
+"""The table of connections: finds the row of a record or of a connection, and knows the free rows."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 
 
 class ConnectionTable:
-    """The rows of one pool's connections, in whichever block is passed.
+    """The rows of one pool's connections. The caller passes the block, which changes when the process forks.
 
     The mutable state is the free slots and the index.
     """
 
     __slots__ = ("_free", "_on_collected", "by_id")
 
-    # The one index: a row under the id of its record and, while that has a connection, under the connection's id.
-    # None stands under the id of a connection whose close was counted before SQLAlchemy closes it.
+    # The index. Each row is under the id() of its record and, while the record has a connection, also under the id() of
+    # the connection. None is under the id() of a connection whose close is counted but still to come.
     by_id: dict[int, ConnectionRow | None]
 
     def __init__(self, on_collected: Callable[[ConnectionRow | BackupRef], None]) -> None:
-        """Make an empty table; ``on_collected`` is called when the record of a row is collected."""
+        """Make an empty table; ``on_collected`` is called when the record of a row is garbage-collected."""
         self._on_collected = on_collected
         self._free = FreeSlots(first=CONNECTIONS_AT, stride=ROW, used=CONNECTIONS_USED)
         self.by_id = {}
 
     def rows(self) -> list[ConnectionRow]:
         """Return each row once, in the order in which they were added."""
-        # list() is one call that no thread interrupts.
+        # list() is one call, so no other thread changes the dictionary meanwhile.
         return [row for key, row in list(self.by_id.items()) if row is not None and key == row.record_id]
 
     def add(
@@ -54,10 +54,10 @@ class ConnectionTable:
         """Return the row of a record that has none yet.
 
         Args:
-            block: where the row is, or where it is counted as untracked if the table is full.
-            record: what the row is about.
-            connected_at: since when its connection is open, ``EMPTY`` if it has none.
-            state: ``IN_POOL``, or ``REPLACED`` if a new pool took the place of the record's.
+            block: holds the row; if its table is full, it counts the connection as untracked.
+            record: the connection record.
+            connected_at: when its connection was opened; ``EMPTY`` if it has none.
+            state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         at = self._free.acquire(block, rows_of(block))
         if at:
@@ -65,11 +65,11 @@ class ConnectionTable:
         else:
             row = ConnectionRow(record, self._on_collected)
             block[UNTRACKED_CONNECTIONS] += 1.0
-        # Atomic: while a pool in traffic is being hooked, two threads can meet the same record for the first time.
+        # Atomic: while a pool in use is being instrumented, two threads can add the same record.
         first = self.by_id.setdefault(row.record_id, row)
         if first is None or first.is_released or first() is not record:
-            # An interrupt left that one behind, for an object that had this address before. Taken out first, so that
-            # the new one comes last.
+            # That entry is left over from an object that had the address of this record, for example because a signal
+            # interrupted its release. Pop it first, so that the new row is the last in the index.
             self.by_id.pop(row.record_id, None)
             first = self.by_id[row.record_id] = row
         if first is not row:
@@ -87,18 +87,18 @@ class ConnectionTable:
         return row
 
     def unlisted(self, record: object) -> ConnectionRow:
-        """Return a row in no table, for a record whose pool is not instrumented any more."""
+        """Return a released row outside the table, for a record whose pool is no longer instrumented."""
         row = ConnectionRow(record, self._on_collected)
         row.mark_released()
         return row
 
     def release(self, block: memoryview[float], row: ConnectionRow, *counters: int) -> None:
-        """Free the row of a connection that will not be used again, and count that in up to two fields."""
+        """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none."""
         if row.is_released:
             return
         first, second = counters or _UNCOUNTED
         table, at = row.table, row.at
-        # straight line: first of all, since an interrupt later on would leave the row as it is for ever
+        # straight line: comes first, because an interrupt before it would leave the row in use for ever
         row.state = RELEASED
         table[at] = table[at + 1] = table[at + 2] = table[at + 3] = 0.0
         block[first] += 1.0
@@ -118,7 +118,7 @@ class ConnectionTable:
             block[UNTRACKED_CONNECTIONS] -= 1.0
 
     def clear(self) -> None:
-        """Release all rows without a trace in the block: another one takes its place, or none."""
+        """Release all rows without writing to the block, because the recorder is about to use another one or none."""
         for row in self.rows():
             row.mark_released()
             row.detach_from_record()
@@ -126,24 +126,24 @@ class ConnectionTable:
         self._free.clear()
 
     def index_connection(self, row: ConnectionRow, connection: object) -> None:
-        """Let a row be found by the connection that its record has now."""
+        """Index a row by the connection that its record has now."""
         if not row.is_released:
             row.connection_id = id(connection)
             self.by_id[row.connection_id] = row
 
     def find(self, connection: object) -> ConnectionRow | None:
-        """Return the row in the index under a connection; the caller asks its record whether it is this one."""
+        """Return the row under the id of a connection; the caller must check that its record has this connection."""
         row = self.by_id.get(id(connection))
         return None if row is None or row.is_released else row
 
     def forget_connection(self, row: ConnectionRow) -> None:
-        """Let a row be found no more by the connection that its record had."""
-        # The address of a connection that is gone can be another's by now.
+        """Remove the index entry of the connection that the record of a row had."""
+        # A new connection can have the address of one that is gone.
         if self.by_id.get(row.connection_id) is row:
             del self.by_id[row.connection_id]
 
     def expect_close(self, connection_id: int) -> None:
-        """Note that SQLAlchemy will close a connection, and that this is counted already."""
+        """Note that SQLAlchemy will close a connection whose close is counted already."""
         self.by_id[connection_id] = None
 
     def is_close_expected(self, connection: object) -> bool:
@@ -155,15 +155,14 @@ class ConnectionTable:
         return True
 
     def is_overflow(self, row: ConnectionRow, size: float) -> bool:
-        """Return whether the pool had ``size`` connections or more before this one; NaN means no limit.
+        """Return whether at least ``size`` connections of the pool are older than this one; NaN means no limit.
 
-        It follows from the order of the index, whatever other threads add meanwhile. The loop takes 10 microseconds for
-        500 rows, once for each physical connection of a ``QueuePool``.
+        The index is in the order of opening, so connections that other threads add meanwhile do not matter.
         """
         older = 0
         if size == size:  # noqa: PLR0124 - not NaN
             for key, other in list(self.by_id.items()):
-                if other is row:
+                if other is row or older >= size:
                     break
                 if other is not None and key == other.record_id and other.state == IN_POOL:
                     older += 1

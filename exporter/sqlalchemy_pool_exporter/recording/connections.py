@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Physical connections: the hooks through which they open and close, and the events that say why they close."""
+"""Physical connections: the hooks that see them open and close, and the events that tell why they close."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .slow_path import SlowPath
 
 try:
-    # An asyncio engine runs each call in a greenlet of its own, all of them in one thread.
+    # An asyncio engine runs each call in its own greenlet, and all of those in one thread.
     from greenlet import getcurrent as _current
 except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
     from threading import current_thread as _current
@@ -34,7 +34,7 @@ _OVERFLOW, _UNPOOLED = map(CLOSE_REASONS.index, ("overflow", "unpooled"))
 
 
 def current_caller() -> object:
-    """Return what tells this caller from all others: its greenlet, or its thread."""
+    """Return the identity of the current caller: its greenlet, or its thread."""
     return _current()
 
 
@@ -58,7 +58,7 @@ class ConnectionHooks:
         self.disposing: list[object] = []  # the mutable state: the callers that are inside dispose()
 
     def creator_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return what stands in for the ``_invoke_creator()`` of a pool."""
+        """Return the wrapper around a pool's ``_invoke_creator()``."""
 
         @functools.wraps(original)
         def invoke_creator(record: Any) -> Any:
@@ -86,7 +86,7 @@ class ConnectionHooks:
         self.recorder.connected(record, connection, began, state=self._slow_path.new_row_state)
 
     def close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what stands in for the ``_close_connection()`` of a pool."""
+        """Return the wrapper around a pool's ``_close_connection()``."""
 
         @functools.wraps(original)
         def close_connection(connection: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,11 +95,11 @@ class ConnectionHooks:
                 try:
                     closing = self._closing(connection, terminate=kwargs.get("terminate", False))
                 finally:
-                    # Also if a signal handler raised in between: SQLAlchemy takes it for closed.
+                    # Even if a signal handler raised above: SQLAlchemy assumes that the connection is closed.
                     result = original(connection, *args, **kwargs)
                 return result
             finally:
-                # An interrupted close is a close: SQLAlchemy drops the connection all the same.
+                # An interrupted close counts as a close: SQLAlchemy drops the connection all the same.
                 if closing is not None:
                     self._closed(closing)
 
@@ -111,7 +111,7 @@ class ConnectionHooks:
         record = row and row()
         if row is None or not holds(record, connection):
             return None
-        # A record whose first connection could not be set up is given up.
+        # SQLAlchemy discards a record if a listener raised while its first connection was set up.
         for_good = not terminate or not is_set_up(record)
         return _Closing(row, self._why(row, record, terminate=terminate), for_good)
 
@@ -122,9 +122,9 @@ class ConnectionHooks:
     def _why(self, row: ConnectionRow, record: Any, *, terminate: bool) -> int:
         """Return why a connection is being closed, an index into ``CLOSE_REASONS``.
 
-        1. The pool closes it: it is disposed of, or does not keep the connection.
-        2. The record closes it, for a reason that was seen before: a failed ping, an invalidation.
-        3. The record closes it, for a reason that follows from its timestamps.
+        1. The pool closes it: the pool is being disposed of, or does not keep the connection.
+        2. The record closes it, for a reason that an earlier hook noted: a failed ping or an invalidation.
+        3. The record closes it, for a reason that its timestamps tell.
         """
         if not terminate:
             if current_caller() in self.disposing:
@@ -136,17 +136,17 @@ class ConnectionHooks:
 
     @never_raises
     def on_invalidate(self, _connection: object, record: Any, _error: object) -> None:
-        """SQLAlchemy closes the connection of a record at once."""
+        """Event: SQLAlchemy is about to close the connection of a record."""
         row = row_of(record)
         if row is not None:
             self.recorder.invalidated(row, GC if was_collected(record) else ERROR)
 
     @never_raises
     def on_soft_invalidate(self, _connection: object, record: Any, _error: object) -> None:
-        """SQLAlchemy closes the connection of a record before its next checkout."""
+        """Event: SQLAlchemy will close the connection of a record at its next checkout."""
         self.recorder.soft_invalidated(row_of(record))
 
     @never_raises
     def on_close_detached(self, connection: object) -> None:
-        """SQLAlchemy closes a connection that left its record before."""
+        """Event: SQLAlchemy closes a detached connection."""
         self.recorder.closed_detached(connection)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-application endpoint: a server of its own, or a mount for the application's.
+"""The in-application endpoint: a server in a thread, or a WSGI, ASGI or aiohttp handler for the application's server.
 
-All of them serve a registry, and answer a request as the sidecar would: they choose and write the format alike.
+Each serves a registry and answers a request as the sidecar does: both choose and write the format with the same code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LAST_PORT = 65535
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _CLIENT_SECONDS  # of the socket: a client that says nothing does not hold its thread for ever
+    timeout = _CLIENT_SECONDS  # of the socket, so that a silent client does not hold its thread for ever
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
         """Log nothing: one line for each scrape is noise in the application's log."""
@@ -55,20 +55,20 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: that asks the resolver for the full name of the host, and can hang on it.
+        # Not HTTPServer.server_bind(): it asks the resolver for the full name of the host, which can hang.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of a client that went away."""
+        """Log nothing when a client disconnects."""
 
 
 class Server:
-    """A running endpoint, in a thread of its own."""
+    """A running endpoint, in its own thread."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        # The resolver would take it modulo 65536; and people pass what the environment says, which is a text.
+        # The resolver would take the port modulo 65536. People also pass a string from the environment.
         if not isinstance(port, int) or not 0 <= port <= _LAST_PORT:
             message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {_LAST_PORT}"
             raise EndpointError(message)
@@ -86,7 +86,7 @@ class Server:
         )
         try:
             self._thread.start()
-        except RuntimeError as error:  # the interpreter ends, or the system has no thread left
+        except RuntimeError as error:  # the interpreter is shutting down, or the system has no thread left
             self._server.server_close()
             message = f"cannot serve on {host!r}, port {port!r}: {error}"
             raise EndpointError(message) from error
@@ -94,23 +94,23 @@ class Server:
 
     @property
     def host(self) -> str:
-        """The address it listens on."""
+        """The address that it listens on."""
         return str(self._server.server_address[0])
 
     @property
     def port(self) -> int:
-        """The port it listens on: the one chosen, where 0 was asked for."""
+        """The port that it listens on; if 0 was asked for, the one that was chosen."""
         return int(self._server.server_address[1])
 
     @property
     def url(self) -> str:
-        """Where the metrics are, as seen from this machine."""
+        """The URL of the metrics, for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def close(self) -> None:
         """Stop listening and wait for the thread to end. Does nothing the second time."""
-        # In a finalizer that runs as the interpreter ends the thread stands still for ever.
+        # While the interpreter shuts down, the thread never runs again: a finalizer that waits for it would hang.
         if self._thread.is_alive() and not sys.is_finalizing():
             self._server.shutdown()
             self._thread.join()
@@ -132,7 +132,7 @@ def serve(
     *,
     registry: CollectorRegistry = REGISTRY,
 ) -> Server:
-    """Start an endpoint for an application that has none: ``/metrics``, in a daemon thread of its own.
+    """Serve ``/metrics`` in a daemon thread, for an application that has no HTTP server.
 
     Args:
         port: 0 chooses a free one; see ``Server.port``.
@@ -140,16 +140,16 @@ def serve(
         registry: what to serve.
 
     Raises:
-        EndpointError: the port is taken or none, or the address is not this machine's.
+        EndpointError: the port is taken or is not a port number, or the address is not one of this machine.
     """
     return Server(host, port, registry)
 
 
 def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[bytes]]:
-    """Return a WSGI application that serves the metrics, to mount where you like."""
+    """Return a WSGI application that serves the metrics at any path where it is mounted."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        # Mounted at the root it is asked for an icon by every browser, and that is no scrape.
+        # Browsers ask for this icon when the application is mounted at the root, and that is no scrape.
         if environ.get("PATH_INFO") == "/favicon.ico":
             return _send(environ, start_response, _Answer(HTTPStatus.OK, _PLAIN, b""))
         return _send(environ, start_response, _metrics(registry, environ))
@@ -158,7 +158,7 @@ def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[b
 
 
 def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
-    """Return an ASGI application that serves the metrics, to mount where you like."""
+    """Return an ASGI application that serves the metrics at any path where it is mounted."""
 
     async def application(
         scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
@@ -196,7 +196,7 @@ def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request
             ",".join(request.headers.getall(name, ())) for name in ("Accept", "Accept-Encoding")
         )
         wanted = Wanted.of(accept, accept_encoding, request.query.getall("name[]", ()))
-        # In a thread: other collectors of the registry may take their time.
+        # In a thread, because other collectors of the registry can be slow.
         status, headers, body = await asyncio.to_thread(_answer, registry, request.method, wanted)
         return web.Response(status=status, body=body, headers=headers)
 
@@ -204,7 +204,7 @@ def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request
 
 
 class _Answer(NamedTuple):
-    """The answer to a request. To HEAD, whose length is this body's, no body is sent."""
+    """The answer to a request. The answer to HEAD has the length of this body, but the body is not sent."""
 
     status: HTTPStatus
     headers: dict[str, str]
@@ -212,7 +212,7 @@ class _Answer(NamedTuple):
 
 
 def _answer(registry: CollectorRegistry, method: str, wanted: Wanted) -> _Answer:
-    """Return the metrics, or what any resource here answers to other methods than GET and HEAD."""
+    """Return the metrics for GET and HEAD, the answer to OPTIONS, or 405 for other methods."""
     if method in {"GET", "HEAD"}:
         return _Answer(HTTPStatus.OK, wanted.headers, exposition.write(registry.collect(), wanted))
     if method == "OPTIONS":
@@ -231,7 +231,7 @@ def _names(query: str) -> list[str]:
 
 
 def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
-    """Return the WSGI application of a server of its own: the metrics and a landing page."""
+    """Return the WSGI application of ``serve()``: the metrics and a landing page."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         return _send(environ, start_response, answer(environ))
@@ -255,7 +255,7 @@ def _send(environ: dict[str, Any], start_response: Callable[..., Any], answer: _
 
 
 def _close_in_children(server: _HTTPServer) -> None:
-    # A forked child has the socket but not the thread: it would keep the port taken and answer nobody.
+    # A forked child inherits the socket but not the thread: it would keep the port taken and answer no request.
     if hasattr(os, "register_at_fork"):
         reference = weakref.ref(server)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults while recording: counted, and kept from the application."""
+"""Faults in recording: counted, and kept from the application."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     class CountsFaults(Protocol):
-        """A recorder, as far as it is needed here."""
+        """The part of a recorder that is needed here."""
 
         def fault(self, error: Exception) -> None:
             """Count a fault."""
 
     class HasRecorder(Protocol):
-        """What records with a recorder."""
+        """An object that records with a recorder."""
 
         @property
         def recorder(self) -> CountsFaults:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
-    """Count what a method raises as a fault and return None, instead of letting it reach the application.
+    """Make a method count its exceptions as faults and return None, so that none reaches the application.
 
-    Only for methods that do nothing but record: what the application's own call raises must reach it. What a signal
-    handler of the application raises does, since ``Recorder.fault()`` raises it again. Not for the hot path: it costs
-    a call.
+    Use it only for methods that do nothing but record, because an exception of the application's own call must reach
+    the application. So must an exception of the application's signal handler: ``Recorder.fault()`` raises it again.
+    Do not use it on the hot path, because it costs a call.
     """
 
     @functools.wraps(record)
@@ -50,7 +50,7 @@ def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
 def is_from_signal_handler(error: BaseException) -> bool:
     """Return whether a signal handler of the application raised ``error``.
 
-    A task queue ends a task that takes too long by an exception, which is raised wherever the task is.
+    Task queues end a task that takes too long in this way, and the exception can be raised inside our code.
     """
     codes = {
         getattr(getattr(handler, "__func__", handler), "__code__", None)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From SQLAlchemy to the recorder: what is put into a pool, and how it is taken out again.
+"""The hooks in a pool: which methods are wrapped, which events are listened to, and how both are undone.
 
 SQLAlchemy's pool events do not fire before the wait, on a timeout or on a recycle, and a ``checkout`` listener makes
-every checkout take SQLAlchemy's slow path. So the pool's own methods are wrapped, on the instance:
+every checkout take SQLAlchemy's slow path. So these methods of the pool are wrapped, on the instance:
 
 ================== ==================================================================================
-``connect``        a checkout begins, ends, fails, times out, is cancelled
-``_do_return_conn`` a record goes back, by a return, an invalidation or a detach
+``connect``        a checkout begins, succeeds, fails, times out or is cancelled
+``_do_return_conn`` a record goes back to the pool: a return, an invalidation or a detach
 ``_invoke_creator`` a physical connection is opened
-``_close_connection`` a physical connection is closed; why follows from its record's timestamps
-``dispose``        what closes meanwhile is disposed of
-``recreate``       the new pool is hooked like the old one
+``_close_connection`` a physical connection is closed; the record's timestamps tell why
+``dispose``        connections that close inside this call are counted as disposed of
+``recreate``       the new pool gets the same hooks
 ================== ==================================================================================
 
-and of the events only ``invalidate``, ``soft_invalidate`` and ``close_detached`` are listened to, which say what no
-method does. A pre-ping is seen by the dialect's method.
+Three events are listened to as well, because no method shows what they do: ``invalidate``, ``soft_invalidate`` and
+``close_detached``. For pre-pings, the ping method of the dialect is wrapped.
 
-A fault in recording is counted and never reaches the application, and what the application's call raises is raised on,
-untouched.
+A fault in recording is counted and never reaches the application. An exception of the application's call is raised
+again unchanged.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """What is told of the life of the hooked pool."""
+    """Follows a hooked pool through forks and replacements."""
 
     def notice_fork(self) -> None:
-        """Leave the parent's numbers alone, if this is a forked child."""
+        """Start new blocks if this is a forked child."""
 
     def follow(self, pool: Pool) -> None:
         """Attach hooks to the pool that replaces this one."""
 
 
 class Hooks:
-    """What is attached to one pool object. The mutable state is in the recorder, the slow path and the connections."""
+    """The hooks of one pool object. The mutable state is in the recorder, the slow path and the connection hooks."""
 
     __slots__ = (
         "__weakref__",
@@ -89,9 +89,9 @@ class Hooks:
     # -- attaching and restoring
 
     def attach(self, *, is_new: bool = False) -> None:
-        """Put the hooks in; connections may be out and callers may be waiting, unless the pool is new."""
+        """Install the hooks. Unless ``is_new``, connections may be checked out and callers may be waiting."""
         pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
-        # A look at every object that the garbage collector knows.
+        # Slow: records_of() asks the garbage collector about every object. A new pool has no records yet.
         present = [] if is_new else list(records_of(pool))
         if not is_new and slow_path.is_in_use(present):
             slow_path.await_latecomers(self._listen)
@@ -107,14 +107,14 @@ class Hooks:
             PingTap.attach(dialect_of(pool), recorder)
         if present:
             slow_path.adopt_present()
-        # Last: from here on checkouts are recorded, and the other hooks are there for them.
+        # Last: a checkout that is recorded needs all the other hooks.
         self._install("connect", self._connect_hook)
 
     def detach(self) -> None:
-        """Put everything back as it was."""
+        """Remove the hooks and listeners."""
         pool = self.pool
         for name, (hook, was_set, original) in self._installed.items():
-            # A hook that the application wrapped stays as a part of that wrapper, and writes to nowhere.
+            # The application wrapped our hook: it stays inside that wrapper and records nothing any more.
             if pool.__dict__.get(name) is not hook:
                 continue
             if was_set:
@@ -145,7 +145,7 @@ class Hooks:
         if not inspect.signature(original).parameters:
             return functools.update_wrapper(hook(original), original)
 
-        # A subclass with arguments of its own.
+        # A subclass of the pool whose connect() takes arguments.
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
             return hook(functools.partial(original, *args, **kwargs))()
@@ -164,12 +164,12 @@ class Hooks:
             disposing.append(caller)
             try:
                 result = original(*args, **kwargs)
-                # Not if it raised: then SQLAlchemy goes on with what is left.
+                # Not if dispose() raised: SQLAlchemy then goes on with the connections that are left.
                 self._disposed_or_replaced(DISPOSED)
             finally:
                 disposing.remove(caller)
-                # An empty one is not closed, and need not be collected: SQLAlchemy 2.0 keeps it as long as the proxy
-                # of the connection that was detached from it.
+                # SQLAlchemy closes no record without a connection, so no hook sees it go. Waiting for its collection is
+                # not enough: in SQLAlchemy 2.0 the proxy of a detached connection keeps the record alive.
                 for record in idle:
                     self._slow_path.release_if_discarded(record)
             return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``instrument()``: which pool is meant, what it is called, and the handle that undoes it."""
+"""``instrument()``: finds the pool, chooses its name, and returns the handle that undoes it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 
 class Handle:
-    """An instrumented pool, and those that replace it when its engine is disposed of.
+    """An instrumented pool, and the pools that replace it when its engine is disposed of.
 
-    It does not keep the pool alive: the series of a pool that is collected go with it.
+    A handle does not keep its pool alive. When the pool is garbage-collected, its series disappear.
     """
 
     __slots__ = ("__weakref__", "_hooks", "_name", "_recorder", "_registry")
@@ -56,11 +56,11 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether the pool is not instrumented any more."""
+        """Whether the pool is no longer instrumented."""
         return self._recorder() is None
 
     def close(self) -> None:
-        """Restore the pool exactly: no wrapper, no listener, its series gone. Does nothing the second time."""
+        """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time."""
         with INSTRUMENTED.lock:
             recorder = self._recorder()
             if recorder is not None:
@@ -69,17 +69,17 @@ class Handle:
                     hooks.detach()
                 recorder.stop()
                 self._recorder = _nothing
-                with contextlib.suppress(TypeError):  # what was given is no registry
+                with contextlib.suppress(TypeError):  # instrument() failed because the registry is not one
                     INSTRUMENTED.collector_of(self._registry).remove(recorder)
                 if INSTRUMENTED.recorders.get(self._name) is recorder:
                     del INSTRUMENTED.recorders[self._name]
 
     def notice_fork(self) -> None:
-        """Leave the parent's numbers alone, if this is a forked child in which the fork hook was not called yet."""
+        """Start new blocks if this is a forked child whose fork hook has not run yet."""
         INSTRUMENTED.notice_fork()
 
     def follow(self, pool: Pool) -> None:
-        """Attach to a pool that replaces the one before; SQLAlchemy's ``recreate()`` made it."""
+        """Attach to the pool that replaces this one; SQLAlchemy's ``recreate()`` made it."""
         with INSTRUMENTED.lock:
             recorder = self._recorder()
             if recorder is not None:
@@ -122,33 +122,35 @@ def instrument(
     directory: str | os.PathLike[str] | None = None,
     group_readable: bool | None = None,
 ) -> Handle:
-    """Make a connection pool visible.
+    """Record a connection pool and show its metrics in a registry.
 
-    Connections that are out already, and callers that wait already, are counted from now on. A second call for the
-    same pool returns the same handle, whatever its arguments.
+    Connections that are already checked out and callers that are already waiting are counted from now on. A second
+    call for the same pool returns the same handle, whatever its arguments.
 
     Args:
         target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``.
         name: the value of the label ``pool``. By default the pool's ``logging_name``, else database and host of the
-            engine's URL, else the class of the pool; never a credential. A name that is taken gets a suffix.
+            engine's URL, else the class of the pool; never a credential. If another pool has the name, this one gets a
+            suffix.
         registry: where the metrics appear.
-        directory: where a sidecar finds the numbers of this process; by default what the environment variable
-            ``SQLALCHEMY_POOL_EXPORTER_DIR`` says, else they stay in memory. If it cannot be used they stay in memory,
-            too, and a warning is logged.
-        group_readable: let the group of the file in there read it, for a sidecar of another user; by default what
-            ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE`` says, else no.
+        directory: where a sidecar reads the metrics of this process. The default is the environment variable
+            ``SQLALCHEMY_POOL_EXPORTER_DIR``; if that is not set, the metrics stay in memory. If the directory cannot be
+            used, a warning is logged and the metrics stay in memory.
+        group_readable: let the group of the segment file read it, for a sidecar that runs as another user. The default
+            is ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE``; if that is not set, no.
 
     Returns:
-        A handle; ``close()`` undoes everything. It need not be kept.
+        A handle; ``close()`` undoes everything. The application need not keep it.
 
     Raises:
-        TargetError: ``target`` is none of these, ``name`` no text, or ``registry`` nothing to register with.
+        TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, or ``registry``
+            has no ``register()``.
     """
     pool, engine = _resolve(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
-    if not hasattr(registry, "register"):  # a restricted registry has none, either
+    if not hasattr(registry, "register"):  # a restricted registry has no register() either
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
     with INSTRUMENTED.lock:
@@ -160,10 +162,10 @@ def instrument(
         store = store_in(directory, group_readable=group_readable)
         recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), store)
         handle = Handle(recorder, registry)
-        # Before it is attached: another thread may fork in between.
+        # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
         INSTRUMENTED.recorders[recorder.name] = recorder
         try:
-            handle._attach(pool, recorder)  # noqa: SLF001 - not for the holder of the handle
+            handle._attach(pool, recorder)  # noqa: SLF001 - not part of the public handle
             INSTRUMENTED.collector_of(registry).add(recorder)
         except BaseException:
             handle.close()
@@ -172,7 +174,7 @@ def instrument(
 
 
 def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
-    """Undo ``instrument(target)``; do nothing if it is not instrumented.
+    """Undo ``instrument(target)``; do nothing if ``target`` is not instrumented.
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool.
@@ -189,7 +191,8 @@ def _handle_of(pool: Pool) -> Handle | None:
 
 
 def _resolve(target: object) -> tuple[Pool, Engine | None]:
-    # AsyncEngine is told by what it wraps: importing sqlalchemy.ext.asyncio would cost every application.
+    # An AsyncEngine is recognized by its sync_engine: an isinstance() would make every application import asyncio's
+    # extension.
     engine = getattr(target, "sync_engine", target)
     if isinstance(engine, Engine):
         return engine.pool, engine
@@ -222,12 +225,12 @@ def _default_name(pool: Pool, engine: Engine | None) -> str:
 
 
 def _public(part: str | None) -> str:
-    # Whatever else people write there comes after one of these, and can be a password.
+    # People also write options here, after one of these characters, and an option can hold a password.
     return re.split(r"[?#;&=\s]", str(part or ""))[0].rpartition("@")[2]
 
 
 def _unique(name: str) -> str:
-    # A file name can hold bytes that no exposition can.
+    # The file name of a SQLite database can hold bytes that are not valid UTF-8; an exposition cannot.
     name = name.encode("utf-8", "replace").decode()
     if name not in INSTRUMENTED.recorders:
         return name

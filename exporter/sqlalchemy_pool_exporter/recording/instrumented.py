@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is instrumented in this process, and what a forked child makes of it."""
+"""The registry of what is instrumented in this process, and the fork hook that resets it in a child."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ if TYPE_CHECKING:
 class Instrumented:
     """All that is instrumented in this process; every change is made under ``lock``.
 
-    The mutable state is three tables, none of which keeps alive what is in it. A table of hooks by pool is here and not
-    on the pool, where an application that compares the attributes of pools would find it.
+    The mutable state is three tables of weak references. The hooks of a pool are looked up here and not in an attribute
+    of the pool, because an application that compares the attributes of pools would see that attribute.
     """
 
-    __slots__ = ("_collectors", "_forks_are_watched", "_hooks", "_process", "lock", "recorders")
+    __slots__ = ("_collectors", "_hooks", "_process", "lock", "recorders")
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a finalizer that closes a handle can run under it
+        self.lock = threading.RLock()  # reentrant: a finalizer that closes a handle can run while it is held
         self.recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
-        # By the address of the pool. The hooks in the pool keep them alive.
+        # By id() of the pool. The pool keeps its hooks alive: its wrapped methods refer to them.
         self._hooks: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
         self._collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = (
             weakref.WeakKeyDictionary()
         )
-        self._process = os.getpid()
-        self._forks_are_watched = False
+        self._process: int | None = (
+            None  # whose recorders these are; None until the first pool is instrumented
+        )
 
     def hooks_of(self, pool: Pool) -> Hooks | None:
-        """Return what is attached to a pool, or None."""
+        """Return the hooks of a pool, or None."""
         hooks = self._hooks.get(id(pool))
         return hooks if hooks is not None and hooks.pool is pool else None
 
     def attached(self, hooks: Hooks) -> None:
-        """Remember what is attached to a pool."""
+        """Remember the hooks of a pool."""
         self._hooks[id(hooks.pool)] = hooks
 
     def detached(self, hooks: Hooks) -> None:
-        """Forget what was attached to a pool."""
+        """Forget the hooks of a pool."""
         self._hooks.pop(id(hooks.pool), None)
 
     def collector_of(self, registry: CollectorRegistry) -> PoolCollector:
@@ -62,21 +63,24 @@ class Instrumented:
             return collector
 
     def watch_forks(self) -> None:
-        """Take care of each child that this process forks."""
-        if not self._forks_are_watched and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.notice_fork)
-            self._forks_are_watched = True
+        """Call ``notice_fork()`` in every child that is forked from now on."""
+        if self._process is None:
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self.notice_fork)
+            # After the registration: if another thread forks in between, the child has the fork hook. Not at import: a
+            # process that instruments only in a forked child would later take its own dispose() for a fork.
+            self._process = os.getpid()
 
     def notice_fork(self) -> None:
-        """In a forked child: take a block of one's own for each pool, and leave the parent's alone.
+        """In a forked child: give each pool a new block, and write to the parent's blocks no more.
 
-        Does nothing the second time, and nothing in the parent: a fork hook of the application can dispose of an engine
-        before ours is called.
+        Does nothing in the parent, and nothing the second time. ``dispose()`` and ``recreate()`` call it too, because a
+        fork hook of the application can dispose of an engine before our fork hook runs.
         """
         if self._process == os.getpid():
             return
         self._process = os.getpid()
-        self.lock = threading.RLock()  # another thread of the parent may have held it
+        self.lock = threading.RLock()  # a thread of the parent may have held the old one
         store.after_fork()
         for recorder in list(self.recorders.values()):
             recorder.restart()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-pings, which no event and no method of the pool shows: the dialect's method is wrapped."""
+"""Pre-pings. No event and no method of the pool shows them, so the ping method of the dialect is wrapped."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PING_SUM: Final = PING + SUM
 
 
 class PingTap:
-    """Stands in for a dialect's ping, and times it for the pool whose connection is pinged.
+    """Wraps the ping of a dialect, and times each ping for the pool that has the connection.
 
-    Pools can share a dialect, as those before and after ``dispose()`` do, so there is one for each dialect.
+    There is one tap for each dialect, because pools can share a dialect: those before and after ``dispose()`` do.
     """
 
     def __init__(self, dialect: Any, name: str) -> None:
@@ -35,7 +35,7 @@ class PingTap:
         functools.update_wrapper(self, self._original)
 
     def __call__(self, dbapi_connection: Any) -> Any:
-        """Ping, and record it; written out, since a checkout with pre-ping runs through it."""
+        """Ping and record it. There are few calls here, because each checkout with pre-ping runs through it."""
         recorder: Recorder | None = None
         found, began = None, 0.0
         try:
@@ -43,7 +43,7 @@ class PingTap:
                 recorder = reference()
                 row = None if recorder is None else recorder.connections.by_id.get(id(dbapi_connection))
                 record = row and row()
-                # An id can be reused; only the record says whose connection it is.
+                # The id of an object can be reused, so check that the record has this connection.
                 if recorder and record and record.dbapi_connection is dbapi_connection:
                     found = row
                     began = recorder.clock()
@@ -75,7 +75,7 @@ class PingTap:
 
     @classmethod
     def attach(cls, dialect: Any, recorder: Recorder) -> None:
-        """Time the pings of the pool that ``recorder`` records, among those of other pools of the dialect."""
+        """Time the pings of the pool that ``recorder`` records; wrap the dialect's ping if no other pool has."""
         name = next(name for name in PING_METHODS if hasattr(dialect, name))
         tap = dialect.__dict__.get(name)
         if not isinstance(tap, cls):
@@ -85,19 +85,19 @@ class PingTap:
 
     @classmethod
     def detach(cls, dialect: Any, recorder: Recorder) -> None:
-        """Time those of this pool no more; the last one restores the dialect."""
+        """Stop timing the pings of this pool; after the last pool, restore the dialect."""
         for name in PING_METHODS:
             tap = getattr(dialect, "__dict__", {}).get(name)
             if isinstance(tap, cls) and not tap.remove(recorder):
                 tap.restore(dialect)
 
     def add(self, recorder: Recorder) -> None:
-        """Time the pings of another pool."""
+        """Time the pings of a pool."""
         self.remove(recorder)
         self._recorders = [*self._recorders, weakref.ref(recorder)]
 
     def remove(self, recorder: Recorder) -> bool:
-        """Forget a pool, and those that were collected; return whether any is left."""
+        """Forget a pool, and pools that were garbage-collected; return whether any pool is left."""
         self._recorders = [other for other in self._recorders if other() not in {None, recorder}]
         return bool(self._recorders)
 

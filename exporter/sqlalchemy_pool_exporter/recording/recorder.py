@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The writer: what happens to one pool, stored into its block.
+"""The recorder: stores what happens to one pool into its block.
 
-The recorder takes rows and knows no SQLAlchemy: what a hook found out about a connection reaches it as an argument.
+The recorder works on rows and knows no SQLAlchemy. The hooks pass what they know of a connection as arguments.
 
-No locks. CPython lets another thread, a signal handler or (since 3.12) the garbage collector run only where the
-bytecode calls something or jumps backwards, so a stretch of stores without either is done as one; each stretch that
-relies on it is marked *straight line*, and a test disassembles them. That holds with the GIL; ``instrument()`` warns
-where there is none.
+There are no locks. CPython lets another thread, a signal handler or (since 3.12) the garbage collector run only where
+the bytecode calls something or jumps backwards. A run of stores without a call or a loop is therefore atomic. Each run
+that relies on this is marked *straight line*, and a test disassembles it. This holds only with the GIL;
+``instrument()`` warns if there is none.
 
 The garbage collector can return a connection in the middle of any method here, in the same thread. So free slots are
-taken and given with the atomic ``list.pop`` and ``list.append``, and nothing read before a call is trusted after it.
+taken and given back with the atomic ``list.pop`` and ``list.append``, and no value that was read before a call is
+trusted after it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
 
 class Recorder:
-    """Records what happens to one pool and to those that replace it.
+    """Records what happens to one pool and to the pools that replace it.
 
     The mutable state is the block, the free slots for waiters, and the table of connections. Methods may raise
     ``Exception``; the hooks catch and count it.
@@ -109,7 +110,7 @@ class Recorder:
         self.store = store
         self._table_rows = rows
         self.block = store.block(name, info, rows)
-        # Also when the pool is simply collected.
+        # Also runs when the pool is garbage-collected without close().
         self._give_back = weakref.finalize(self, store.give_back, name)
         self._give_back.atexit = False
         self._size = math.nan
@@ -130,11 +131,11 @@ class Recorder:
         self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
 
     def values(self) -> Iterator[tuple[str, Value]]:
-        """Yield the key and value of every metric that applies to the pool now."""
+        """Yield the key and value of each metric that applies to the pool now."""
         return Snapshot.of(self.block).values(now=self.clock(), wall=time.time())
 
     def disposed_or_replaced(self, state: float) -> None:
-        """Take the connections that are open now out of the account of ``pool_size``.
+        """Count the connections that are open now against ``pool_size`` no more.
 
         Args:
             state: ``DISPOSED`` if their pool was disposed of, ``REPLACED`` if a new one took its place.
@@ -143,34 +144,34 @@ class Recorder:
             row.disposed_or_replaced(state)
 
     def restart(self) -> None:
-        """Go on in another block, in a forked child: the connections are its parent's, and so are the counts."""
+        """In a forked child, start an empty block: the connections and the counts belong to the parent."""
         self.connections.clear()
         self.waiters.clear()
         self.block = self.store.block(self.name, self.info, self._table_rows)
         self.configure(self.configuration)
 
     def stop(self) -> None:
-        """Write to nowhere from now on: the pool is not instrumented any more."""
-        # A block without room: a caller that is inside a hook, or a wrapper around one, fails to write and finds the
-        # recorder stopped.
+        """Stop recording: the pool is no longer instrumented."""
+        # An empty block: a hook that is still running, or that the application wrapped, fails to store, and its error
+        # path sees that the recorder is stopped.
         self.block = memoryview(b"").cast("d")
         self.connections.clear()
         self._give_back()
 
     @property
     def stopped(self) -> bool:
-        """Whether the pool is not instrumented any more."""
+        """Whether the pool is no longer instrumented."""
         return not self.block
 
     def fault(self, error: Exception | None = None) -> None:
         """Count a fault while recording.
 
         Raises:
-            error: if a signal handler of the application raised it, since then it is no fault.
+            error: if a signal handler of the application raised it: that is no fault of recording.
         """
         if error is not None and is_from_signal_handler(error):
             raise error
-        with contextlib.suppress(Exception):  # nothing is left to count it with
+        with contextlib.suppress(Exception):  # a stopped recorder has no field to count in
             self.block[FAULTS] += 1.0
 
     # -- checkouts that do not succeed at once
@@ -179,11 +180,11 @@ class Recorder:
         """Begin a checkout for which the hot path found no free slot.
 
         Args:
-            waiter: the slot that was taken already, or ``SCRATCH``.
+            waiter: the slot that the hot path took, or ``SCRATCH`` if it took none.
 
         Returns:
-            The slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and when the checkout began, 0
-            after a fault.
+            The slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and the time at which the checkout
+            began (0 after a fault).
         """
         try:
             if waiter == SCRATCH:
@@ -211,7 +212,7 @@ class Recorder:
             self.block[UNTRACKED_PENDING] -= 1.0
 
     def checkout_failed(self, waiter: int, began: float, field: int) -> None:
-        """Record a checkout that raised; ``field`` counts its kind."""
+        """Record a checkout that raised, in the counter ``field``."""
         self.release_waiter(waiter)
         if began:
             self._observe(WAIT_FAILED, began, field)
@@ -234,13 +235,13 @@ class Recorder:
     # -- connections that open
 
     def connected(self, record: object, connection: object, began: float, *, state: float = IN_POOL) -> None:
-        """Record that ``connection`` was opened for ``record``, in a new row or in its old one.
+        """Record that ``connection`` was opened for ``record``, in a new row or in the record's row.
 
         Args:
-            record: what the row is about.
-            connection: what is now open.
-            began: when the attempt to connect began, 0 if that is not known.
-            state: ``REPLACED`` if a new pool took the place of the record's meanwhile.
+            record: the connection record.
+            connection: its new connection.
+            began: when the attempt to connect began; 0 if that is not known.
+            state: ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         if self.stopped:
             return
@@ -254,7 +255,7 @@ class Recorder:
         else:
             row.close_reason = None
             self.connections.index_connection(row, connection)
-            # Last: after an interrupt before it the row is empty, as SQLAlchemy's record is.
+            # Last: if a signal interrupts before this store, the row is empty, and so is SQLAlchemy's record.
             row.table[row.at] = self.clock()
 
     def connect_failed(self, began: float) -> None:
@@ -268,13 +269,13 @@ class Recorder:
         """Return the row of a record that has none yet.
 
         Args:
-            record: what the row is about.
-            connected_at: since when its connection is open, ``EMPTY`` if it has none.
+            record: the connection record.
+            connected_at: when its connection was opened; ``EMPTY`` if it has none.
             connection: that connection.
-            state: ``IN_POOL``, or ``REPLACED`` if a new pool took the place of the record's.
+            state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         if self.stopped:
-            # A caller is still inside a hook. The record may have a row with another recorder by now.
+            # A hook is still running. Meanwhile another recorder may have given the record a row.
             return self.connections.unlisted(record)
         row = self.connections.add(self.block, record, connected_at, state=state)
         if connected_at != EMPTY:
@@ -287,9 +288,9 @@ class Recorder:
         """Record that the connection of a row was closed.
 
         Args:
-            row: whose connection.
+            row: the row of the connection's record.
             reason: index into ``CLOSE_REASONS``.
-            for_good: the pool gives up the record too, instead of connecting again in it.
+            for_good: the pool discards the record too, so it will not connect again.
         """
         table, block = row.table, self.block
         invalidated = row.close_reason is not None
@@ -304,16 +305,16 @@ class Recorder:
             self.release_row(row)
 
     def closed_detached(self, connection: object) -> None:
-        """Record that a detached connection was closed, unless that was counted before."""
+        """Record that a detached connection was closed, unless ``detached()`` counted the close already."""
         if not self.connections.is_close_expected(connection):
             self.block[CLOSES + DETACHED] += 1.0
 
     def release_row(self, row: ConnectionRow) -> None:
-        """Free the row of a connection that will not be used again."""
+        """Free the row of a record that will not be used again."""
         self.connections.release(self.block, row)
 
     def _record_collected(self, reference: ConnectionRow | BackupRef) -> None:
-        """Record that a record was collected: with its connection, if that is still open."""
+        """Free the row of a garbage-collected record; if its connection is open, count that as closed."""
         try:
             row = reference.row
             if row.is_released:
@@ -329,14 +330,14 @@ class Recorder:
     # -- pings and invalidations
 
     def pinged(self, row: ConnectionRow, began: float, *, alive: bool | None) -> None:
-        """Record a pre-ping; ``alive`` is None if it raised instead of answering."""
+        """Record a pre-ping; ``alive`` is None if the ping raised."""
         if alive is False:
             row.close_reason = PING_FAILED
         if began:
             self._observe(PING, began, PING_FAILURES if alive is False else SCRATCH)
 
     def invalidated(self, row: ConnectionRow, reason: int) -> None:
-        """Record that the connection of a row will be closed at once, and why."""
+        """Record why the connection of a row is about to be closed."""
         if row.close_reason != PING_FAILED:
             row.close_reason = reason
 
@@ -344,7 +345,8 @@ class Recorder:
         """Record that a connection will be closed at its next checkout."""
         self.block[_SOFT] += 1.0
         if row is not None:
-            # An earlier invalidation was interrupted: SQLAlchemy did not close the connection then.
+            # Clears the reason of an earlier invalidation that a signal interrupted before SQLAlchemy closed the
+            # connection.
             row.close_reason = None
 
     # -- connections that come back
@@ -353,8 +355,8 @@ class Recorder:
         """Record a return off the hot path.
 
         Args:
-            since: when the connection was checked out; negative if that was not seen.
-            collected: the holder was collected instead of returning it.
+            since: when the connection was checked out; negative if the checkout was not recorded.
+            collected: the proxy was garbage-collected instead of returned.
         """
         now = self.clock()
         held = now - since if since > 0.0 else 0.0
@@ -376,9 +378,10 @@ class Recorder:
 
         Args:
             row: the row of the record.
-            was_out: it was checked out, so this ends a checkout.
-            collected: the holder was collected, and SQLAlchemy lets go of the connection; else the holder keeps it.
-            is_closed_next: SQLAlchemy will say that it closes the detached connection, which is counted here already.
+            was_out: the connection was checked out, so the detach ends a checkout.
+            collected: the proxy was garbage-collected, and SQLAlchemy drops the connection. Otherwise the caller keeps
+                the connection.
+            is_closed_next: a ``close_detached`` event will follow, for the close that is counted here.
         """
         self.connections.forget_connection(row)
         if is_closed_next:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The free slots of a table in a block: of the waiters, or of the connections."""
+"""The free list of a table in a block: the table of waiters, or of connections."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _CHUNK: Final = 16
 
 
 class FreeSlots:
-    """Free slots of one table in a block, as indexes into the block.
+    """The free list of one table, as indexes into the block.
 
-    There is no lock: ``list.pop`` and ``list.append`` are atomic, and the hot path calls them directly. The part of the
-    table that is in use grows by chunks, so that a reader looks at no more of it than was ever needed.
+    There is no lock: ``list.pop`` and ``list.append`` are atomic, and the hot path calls them directly. The used part
+    of the table grows by chunks, so that a reader reads only the part that was ever in use.
     """
 
     __slots__ = ("_first", "_stride", "_used", "free")
@@ -21,9 +21,9 @@ class FreeSlots:
         """Describe a table.
 
         Args:
-            first: where the table begins in the block.
-            stride: how many doubles a slot has.
-            used: the field of the block that says how many slots were ever in use.
+            first: index in the block at which the table begins.
+            stride: doubles per slot.
+            used: the field of the block that holds how many slots were ever in use.
         """
         self._first = first
         self._stride = stride
@@ -37,8 +37,8 @@ class FreeSlots:
         except IndexError:
             pass
         used, most = self._used, float(size)
-        # straight line: two threads that find the list empty take different chunks. And one line, since a debugger
-        # lets other threads in between two.
+        # straight line: two threads that find the list empty must take different chunks. It is a single line because a
+        # debugger can switch threads between two lines.
         block[used] = end = start + _CHUNK if (start := block[used]) + _CHUNK < most else most
         # end of straight line
         first, stride = self._first, self._stride
@@ -49,5 +49,5 @@ class FreeSlots:
             return 0
 
     def clear(self) -> None:
-        """Forget all slots: the block is replaced by a new one."""
+        """Forget all slots, because a new block replaces this one."""
         self.free.clear()

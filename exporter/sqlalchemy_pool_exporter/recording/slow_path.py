@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from .connection_row import ConnectionRow
     from .recorder import Recorder
 
-# After a pool in use is instrumented, callers that were in its queue then can turn up for so long, beside its timeout.
+# Callers that wait in the queue of a pool when it is instrumented are expected for this long plus the pool's timeout.
 _LATECOMERS_SECONDS: Final = 60.0
-_EARLIEST: Final = 0.001  # 0 and less say that there is no connection
+_EARLIEST: Final = 0.001  # in a row's connected_at, 0 and -1 mean that there is no connection
 
 
 class SlowPath:
@@ -54,7 +54,7 @@ class SlowPath:
 
     @property
     def new_row_state(self) -> float:
-        """The state of a row that is added now."""
+        """The lifecycle state of a row that is added now."""
         return REPLACED if self.pool_replaced else IN_POOL
 
     # -- checkouts
@@ -63,10 +63,9 @@ class SlowPath:
     def checked_out(self, connection: Any, began: float, error: Exception) -> None:
         """Record a checkout that raised ``error`` on the hot path.
 
-        1. The pool is not instrumented any more: nothing is recorded.
-        2. The record has a row: ``error`` is a fault.
-        3. The beginning could not be recorded: so is it, and was counted then.
-        4. The record connected before its pool was instrumented: it gets a row.
+        1. The pool is no longer instrumented: nothing is recorded.
+        2. The record has a row, or the start of the checkout could not be recorded: ``error`` is a fault.
+        3. The record connected before its pool was instrumented: it gets a row.
         """
         recorder = self.recorder
         record = record_of(connection)
@@ -81,18 +80,19 @@ class SlowPath:
 
     @never_raises
     def returned(self, record: Any, row: ConnectionRow, since: float) -> None:
-        """Record a return, before it happens; ``row`` is marked as returned already.
+        """Record a return before the record goes back; ``row`` is already marked as returned.
 
-        1. It was not checked out and has its connection: nothing happened.
-        2. It was not checked out and its connection is gone: a listener raised, and SQLAlchemy collected the proxy.
-        3. It was checked out and its connection is gone, but was not closed: a detach, by the holder or, for an asyncio
-           connection whose holder was collected, by SQLAlchemy.
-        4. Its connection was closed, or its checkout was not seen: a return.
+        1. The record was not checked out and still has its connection: there is nothing to record.
+        2. The record was not checked out and its connection is gone without a close: a listener of the checkout raised,
+           the proxy was garbage-collected, and SQLAlchemy detached the connection.
+        3. The record was checked out and its connection is gone without a close: a detach. The caller detached it, or
+           SQLAlchemy did because the proxy of an asyncio connection was garbage-collected.
+        4. Otherwise it is a return, of a connection that was closed or whose checkout was not recorded.
 
         Args:
-            record: the record, about to be put back.
+            record: the record that is about to go back.
             row: its row.
-            since: when it was checked out; negative if that was not seen, 0 if it was not checked out.
+            since: when it was checked out; negative if the checkout was not recorded, 0 if there was none.
         """
         is_detached = not has_connection(record) and row.has_connection
         if not since:
@@ -114,9 +114,9 @@ class SlowPath:
     def return_failed(self, record: Any, error: Exception) -> None:
         """Record a return that raised ``error`` on the hot path.
 
-        1. The pool is not instrumented any more: nothing is recorded.
+        1. The pool is no longer instrumented: nothing is recorded.
         2. The record has a row: ``error`` is a fault.
-        3. The connection was out when the pool was instrumented, and was not found then: its record gets a row.
+        3. The connection was out when the pool was instrumented, but was not found then: its record gets a row.
         """
         if self.recorder.stopped:
             return
@@ -127,7 +127,7 @@ class SlowPath:
 
     @never_raises
     def release_if_discarded(self, record: Any) -> None:
-        """Free the row of a record that went back without a connection, if the pool did not keep it."""
+        """Free the row of a record that went back without a connection, if the pool did not keep the record."""
         row = row_of(record)
         if row is not None and row.is_empty and not keeps(self.pool, record):
             self.recorder.release_row(row)
@@ -135,22 +135,22 @@ class SlowPath:
     # -- a pool that is in use already
 
     def is_in_use(self, records: list[Any]) -> bool:
-        """Return whether connections are out, or on their way to a caller; ``records`` are those of the pool."""
-        # A caller on its way is in the pool's own count before there is a record for it.
+        """Return whether connections are out or about to be handed out; ``records`` are all records of the pool."""
+        # The pool counts a checkout before it makes the record, so ask the pool too.
         return has_out(self.pool) or any(record.in_use or not keeps(self.pool, record) for record in records)
 
     def adopt_present(self) -> None:
-        """Give a row to each connection that is there."""
+        """Give a row to each connection that the pool has now."""
         for record in records_of(self.pool):
-            # One that is neither is about to be handed out, or about to be collected.
+            # A record with none of these is about to be handed out or about to be garbage-collected.
             if record.in_use or has_connection(record) or keeps(self.pool, record):
                 self.adopt(record)
 
     def adopt(self, record: Any) -> ConnectionRow:
-        """Give a row to a record whose connection was not seen to open, and return it."""
+        """Give a row to a record whose connect was not recorded; return the row."""
         recorder = self.recorder
         now = recorder.clock()
-        # A wall clock that was set can make it older than the monotonic one, which starts with the host.
+        # The age is by the wall clock. If that was set, the age can exceed the time since the host started.
         connected_at = max(now - age_of(record), _EARLIEST) if has_connection(record) else EMPTY
         row = recorder.add_row(record, connected_at, record.dbapi_connection, state=self.new_row_state)
         if is_out(record):
@@ -158,11 +158,10 @@ class SlowPath:
         return row
 
     def await_latecomers(self, listen: Callable[[str, Any], None]) -> None:
-        """Listen for the callers that wait in the queue now: they have passed the place where our hook will be."""
+        """Listen for checkouts of the callers that wait in the queue now, since they do not run through our hook."""
         self._latecomers_until = self.recorder.clock() + timeout_of(self.pool) + _LATECOMERS_SECONDS
-        self._checkout_listener = (
-            self._on_checkout
-        )  # each look-up makes another object, and it is found by identity
+        # Kept, because each look-up of a bound method makes a new object, and unlisten() compares by identity.
+        self._checkout_listener = self._on_checkout
         listen("checkout", self._checkout_listener)
 
     @never_raises
@@ -171,7 +170,7 @@ class SlowPath:
         if recorder.clock() > self._latecomers_until:
             unlisten(self.pool, "checkout", self._checkout_listener)
             return
-        # Another reference than the record's: the checkout may be on its way through our hook, which takes that one
-        # for no new checkout.
+        # Not the record's own reference to the proxy: if this checkout also runs through our hook, the hook would find
+        # that reference stored and assume that there is no new checkout.
         row = row_of(record) or self.adopt(record)
         mark_held(record, row, weakref.ref(proxy), recorder.clock())

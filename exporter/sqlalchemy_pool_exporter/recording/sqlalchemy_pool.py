@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SQLAlchemy says of its pools and connection records, by names that it does not publish.
+"""Facts about SQLAlchemy's pools and connection records that only its private names tell.
 
-All of those names that this project uses are in ``UNPUBLISHED_NAMES``, and only this module and the hot path
-(``checkout`` and the ping of ``ping``) use them. A test holds both, and that the installed SQLAlchemy has each of them.
+``UNPUBLISHED_NAMES`` lists every private name that this project uses. Only this module and the hot path (``checkout``
+and the ping of ``ping``) use them. A test checks both, and that the installed SQLAlchemy has each name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# By the object that has them. A pool's queue differs between threads and asyncio, so it has one of the two.
+# By the object that has the name. The queue of a pool is one of two kinds, for threads or for asyncio.
 UNPUBLISHED_NAMES: Final = {
     "pool": (
         "_close_connection",
@@ -47,14 +47,14 @@ UNPUBLISHED_NAMES: Final = {
     "record": ("_soft_invalidate_time", "fairy_ref", "finalize_callback", "starttime"),
     "proxy": ("_connection_record",),
     "listeners of an event": ("for_modify", "listeners"),
-    # Of a dialect's two methods of PING_METHODS, 2.0.0 has the published one alone.
+    # The private one of PING_METHODS is not listed: SQLAlchemy 2.0.0 has only the public one.
 }
 # The methods of a pool that are wrapped.
 CLOSE_CONNECTION: Final = "_close_connection"
 INVOKE_CREATOR: Final = "_invoke_creator"
 RETURN_CONNECTION: Final = "_do_return_conn"
-# The method of a dialect that pings: the first that it has. From 2.0.5 on it is the first one that decides whether an
-# error means that the connection is dead.
+# The ping method of a dialect; the first one that the dialect has is wrapped. Since SQLAlchemy 2.0.5 the private one
+# decides whether an error means that the connection is dead.
 PING_METHODS: Final = ("_do_ping_w_event", "do_ping")
 
 _RECYCLED, _POOL_INVALIDATED, _SOFT_INVALIDATED, _ERROR = map(
@@ -66,25 +66,25 @@ _RECYCLED, _POOL_INVALIDATED, _SOFT_INVALIDATED, _ERROR = map(
 
 
 def configuration(pool: Pool) -> dict[int, float]:
-    """Return the limits of a pool by field; ``NOT_APPLICABLE`` (NaN) where there is none."""
+    """Return the limits of a pool by field; ``NOT_APPLICABLE`` (NaN) for a limit that it does not have."""
     values = dict.fromkeys((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE), NOT_APPLICABLE)
     values[HAS_OVERFLOW] = float(isinstance(pool, QueuePool))
-    # engine_from_config() leaves it the text that it was; SQLAlchemy takes any text for true.
+    # engine_from_config() leaves the string of the configuration here, and SQLAlchemy takes any string for true.
     values[PRE_PING] = float(bool(pool._pre_ping))
     if pool._recycle > -1:
         values[RECYCLE] = float(pool._recycle)
-    # pool_size=0 means no limit, and then SQLAlchemy sets max_overflow to -1, which means no limit, too.
+    # pool_size=0 means no limit. SQLAlchemy then sets max_overflow to -1, which also means no limit.
     if isinstance(pool, QueuePool) and pool.size() > 0:
         values[SIZE] = float(pool.size())
         if pool._max_overflow > -1:
             values[MAX_OVERFLOW] = float(pool._max_overflow)
-            if pool._timeout is not None:  # None waits for ever
+            if pool._timeout is not None:  # None: a caller waits for ever
                 values[TIMEOUT] = float(pool._timeout)
     return values
 
 
 def dialect_of(pool: Pool) -> Any:
-    """Return the dialect of a pool, which may be a stub if the pool has no engine."""
+    """Return the dialect of a pool; without an engine it can be a stub."""
     return pool._dialect
 
 
@@ -100,37 +100,37 @@ def pings(pool: Pool) -> bool:
 
 
 def timeout_of(pool: Pool) -> float:
-    """Return how many seconds a caller waits in the queue of a pool, 0 if it has none or no limit."""
+    """Return how many seconds a caller waits in the queue of a pool; 0 if there is no queue or no limit."""
     return getattr(pool, "_timeout", None) or 0.0
 
 
 def detaches_collected(pool: Pool) -> bool:
-    """Return whether SQLAlchemy detaches a connection whose holder was collected."""
+    """Return whether SQLAlchemy detaches a connection whose proxy was garbage-collected."""
     return bool(getattr(pool._dialect, "is_async", False))
 
 
 def closes_collected(pool: Pool) -> bool:
-    """Return whether SQLAlchemy then closes it, too."""
+    """Return whether SQLAlchemy also closes a connection that it detached for that reason."""
     return bool(getattr(pool._dialect, "has_terminate", False))
 
 
 def records_of(pool: Pool) -> Iterator[Any]:
-    """Yield the connection records of a pool, which keeps no list of those that are out."""
+    """Yield the connection records of a pool, found by the garbage collector: no list has the checked-out ones."""
     if isinstance(pool, SingletonThreadPool) and not pool._all_conns:
         return
     for other in gc.get_referrers(pool):
-        # Not isinstance(): that asks any object of the application's for its __class__.
+        # Not isinstance(): it reads __class__, which runs code of the application for some objects.
         if issubclass(type(other), ConnectionPoolEntry):
             yield other
 
 
 def keeps(pool: Pool, record: Any) -> bool:
-    """Return whether a pool holds on to a record that is not out."""
+    """Return whether a pool keeps a record that is not checked out."""
     if isinstance(pool, NullPool):
         return False
     if not isinstance(pool, QueuePool):
         return True
-    # No generator: what a signal handler raises while one is closed is lost.
+    # Not a generator: an exception of a signal handler is lost if it is raised while a generator closes.
     for other in idle_records(pool):  # noqa: SIM110
         if other is record:
             return True
@@ -138,8 +138,9 @@ def keeps(pool: Pool, record: Any) -> bool:
 
 
 def has_out(pool: Pool) -> bool:
-    """Return whether connections are out, or on their way to a caller."""
-    # Not checkedout(): that waits for the queue's lock, whose holder may be in a finalizer that waits for ours.
+    """Return whether connections are out or about to be handed out."""
+    # Not checkedout(): it takes the queue's lock. The thread that has that lock may be in a finalizer that waits for
+    # our lock.
     return isinstance(pool, QueuePool) and pool.size() - len(idle_records(pool)) + pool._overflow > 0
 
 
@@ -160,42 +161,42 @@ def record_of(proxy: Any) -> Any:
 
 
 def has_connection(record: Any) -> bool:
-    """Return whether a record has a connection at all."""
+    """Return whether a record has a connection."""
     return record.dbapi_connection is not None
 
 
 def holds(record: Any, connection: object) -> bool:
-    """Return whether this very connection is the record's; an id alone can be another's by now."""
+    """Return whether a record has this very connection; the id of an object can be reused."""
     return record is not None and record.dbapi_connection is connection
 
 
 def is_out(record: Any) -> bool:
-    """Return whether a caller holds a record's connection."""
-    # One without a connection is being reconnected, after a listener found it stale: its caller still waits.
+    """Return whether a record's connection is checked out."""
+    # In use without a connection: SQLAlchemy reconnects it because a listener found it stale. Its caller still waits.
     return record.in_use and record.dbapi_connection is not None
 
 
 def holder_of(record: Any) -> Any:
-    """Return SQLAlchemy's weak reference to the proxy that the holder of a connection has, or None."""
+    """Return SQLAlchemy's weak reference to the proxy that the caller got, or None."""
     return record.fairy_ref
 
 
 def age_of(record: Any) -> float:
-    """Return for how many seconds the connection of a record is open, by the wall clock."""
+    """Return how many seconds ago the connection of a record was opened, by the wall clock."""
     seconds: float = time.time() - record.starttime
     return max(0.0, seconds)
 
 
 def is_set_up(record: Any) -> bool:
     """Return whether the first connection of a record was set up."""
-    # A record gets its finalizers last.
+    # SQLAlchemy sets this attribute after the connection is set up.
     return hasattr(record, "finalize_callback")
 
 
 def why_terminated(pool: Pool, record: Any) -> int:
-    """Return the reason for which a record closes its connection, in the order in which ``_ConnectionRecord`` asks.
+    """Return why a record closes its connection, an index into ``CLOSE_REASONS``.
 
-    An index into ``CLOSE_REASONS``.
+    The checks are in the order of SQLAlchemy's ``_ConnectionRecord``.
     """
     if -1 < pool._recycle < time.time() - record.starttime:
         return _RECYCLED
@@ -208,16 +209,17 @@ def why_terminated(pool: Pool, record: Any) -> int:
 
 
 def listen(pool: Pool, name: str, listener: Any) -> None:
-    """Add a listener to a pool that may be in traffic."""
-    # Not event.listen(): it appends to a deque that another thread may be iterating, in the middle of a listener of
-    # the application's, and a deque that changes under its iterator raises there.
+    """Add a listener to a pool that may be in use."""
+    # Not event.listen(): it appends to a deque. If another thread is iterating that deque to call the application's
+    # listeners, the append makes the iteration raise in the application.
     collection = getattr(pool.dispatch, name).for_modify(pool.dispatch)
     collection.listeners = deque((*collection.listeners, listener))
 
 
 def unlisten(pool: Pool, name: str, listener: Any) -> None:
-    """Remove a listener from a pool that may be in traffic."""
+    """Remove a listener from a pool that may be in use."""
     collection = getattr(pool.dispatch, name)
-    # list() is one call that no thread interrupts; and by identity, since a listener can compare as it likes.
+    # list() is one call, so no other thread changes the deque meanwhile. Compare by identity, because a listener can
+    # define its own equality.
     present = list(collection.listeners)
     collection.listeners = deque([other for other in present if other is not listener])

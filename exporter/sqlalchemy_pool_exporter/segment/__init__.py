@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the application and the sidecar share: a pool's block, and the file and the directory that carry blocks."""
+"""Shared by the application and the sidecar: the block of a pool, the segment file, and the directory of segments."""

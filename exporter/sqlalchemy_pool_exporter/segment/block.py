@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of one pool: a block of doubles.
 
-One process writes a block, one aligned eight-byte store at a time, through ``memoryview.cast("d")``, so a reader never
-sees half a value. Every state (in use, idle, pending, ages) is derived from two tables of timestamps: nothing is
-incremented on the way in and decremented on the way out, so nothing can drift. Counters and buckets only grow, and a
-total that is shown is a sum of them, never a difference: a reader in another process sees each grow, in whatever order
-the stores reach it.
+One process writes a block through ``memoryview.cast("d")``. Each write is one aligned store of eight bytes, so a reader
+never sees half a value. Every state (in use, idle, pending, ages) is derived from two tables of timestamps. No number
+is incremented at a checkout and decremented at a return, so none can drift. Counters and buckets only grow, and every
+total that is shown is a sum of them, never a difference. So a reader in another process sees each total grow, in
+whatever order the stores reach it.
 
 Layout of a block, in doubles::
 
@@ -40,11 +40,11 @@ def _fields() -> Callable[[int], int]:
 
 _take = _fields()
 
-# Two fields take stores that have no other place, so that the hot path need not branch. They are never read.
+# SCRATCH and UNTRACKED take stores that have no slot, so that the hot path need not branch. No reader reads them.
 SCRATCH: Final = _take(1)
-UNTRACKED: Final = _take(1)  # of a checkout for which the table of waiters has no slot
-ACTIVE: Final = _take(1)  # 1 while a pool writes here; its counts stay afterwards
-WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader looks no further
+UNTRACKED: Final = _take(1)  # for a checkout for which the table of waiters has no slot
+ACTIVE: Final = _take(1)  # 1 while a pool writes the block; the counts stay afterwards
+WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader reads only these
 CONNECTIONS_USED: Final = _take(1)
 SIZE: Final = _take(1)
 MAX_OVERFLOW: Final = _take(1)
@@ -67,7 +67,7 @@ INVALIDATIONS: Final = _take(len(INVALIDATION_KINDS))
 DETACHES: Final = _take(1)
 LEAKED_CHECKOUTS: Final = _take(1)
 FAULTS: Final = _take(1)
-# A histogram is its buckets (not cumulative, the last one beyond every bound) and behind them the sum.
+# A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1
 WAIT: Final = _take(HISTOGRAM)
@@ -82,13 +82,14 @@ WAITERS: Final = 1024
 WAITERS_AT: Final = FIELDS
 CONNECTIONS_AT: Final = FIELDS + WAITERS
 ROW: Final = 4
-# Places in a row. connected_at, at 0, is 0 in a free row and EMPTY in one whose connection is closed. held_since is 0
-# while the connection is idle, and negative if the checkout was not seen: the age is then known to be at least that.
+# Indexes into a row. connected_at, at 0, is 0 in a free row and EMPTY in a row whose connection is closed. held_since
+# is 0 while the connection is idle. It is negative if the checkout was not recorded: the connection was already checked
+# out at the time -held_since.
 HELD_SINCE: Final = 1
 SITE: Final = 2  # reserved for the place in the application that checked the connection out; always 0 now
 RETIRED: Final = 3
 EMPTY: Final = -1.0
-# Values of retired: the pool of the connection was disposed of and goes on, or it was replaced by another.
+# Values of retired: the pool of the connection was disposed of and goes on, or another pool replaced it.
 DISPOSED: Final = 1.0
 REPLACED: Final = 2.0
 
@@ -99,7 +100,7 @@ _MOST_ROWS: Final = 4096
 def rows_for(capacity: float) -> int:
     """Return how many connection rows a pool of this capacity (NaN: unlimited) gets.
 
-    Twice the capacity, since the connections of a disposed pool can still be out while its successor fills up.
+    It is twice the capacity, because the connections of a disposed pool can still be out while the next pool fills up.
     """
     if math.isnan(capacity):
         return _MOST_ROWS
@@ -107,25 +108,25 @@ def rows_for(capacity: float) -> int:
 
 
 def length(rows: int) -> int:
-    """Return how many doubles a block with room for ``rows`` connections has."""
+    """Return how many doubles a block with ``rows`` connection rows has."""
     return CONNECTIONS_AT + ROW * rows
 
 
 def rows_of(block: memoryview[float]) -> int:
-    """Return for how many connections a block has room."""
+    """Return how many connection rows a block has."""
     return (len(block) - CONNECTIONS_AT) // ROW
 
 
 def allocate(rows: int) -> memoryview[float]:
-    """Return a zeroed block with room for ``rows`` connections, in memory of this process alone.
+    """Return a zeroed block with ``rows`` connection rows, in private memory.
 
-    Not anonymous ``mmap``: Python maps that shared, so a forked child would write into its parent's block.
+    It is not an anonymous ``mmap``: Python maps that shared, so a forked child would write into its parent's block.
     """
     return memoryview(bytearray(8 * length(rows))).cast("d")
 
 
 def clear(block: memoryview[float]) -> None:
-    """Clear the state in a block that is not written any more; keep what only grows, and whether overflow applies."""
+    """Clear the state of a block that no pool writes any more; keep the counters and HAS_OVERFLOW."""
     has_overflow = block[HAS_OVERFLOW]
     for first, end in ((SCRATCH, FIRST_COUNTER), (FIELDS, len(block))):
         block[first:end] = memoryview(bytearray(8 * (end - first))).cast("d")

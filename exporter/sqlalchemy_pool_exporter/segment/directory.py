@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All files of a directory, as a reader sees them: which workers live, what each counted, and the sums.
+"""Reads all segments of a directory: which workers are live, what each counted, and the sums.
 
-A file that cannot be read costs the scrape nothing but an error that names it: what was last read of it stays in the
+A file that cannot be read never fails the scrape: an error names it. The counts of its last successful read stay in the
 sums, so that no counter goes backwards.
 """
 
@@ -34,10 +34,10 @@ _NAMES: Final = {file_name(number): f"{number:03d}" for number in range(FILES)}
 # Longer than the resolution of any file system's clock.
 _CLOCK_RESOLUTION_NS: Final = 2_000_000_000
 
-# By the labels they are shown with: of the pool, or of the pool and the worker.
+# By their labels: pool, or pool and worker.
 CountsByLabels = dict[tuple[str, ...], "Counts"]
 _RowsByLabels = dict[tuple[str, ...], "list[Counts]"]
-# What is wrong, by the name of the file or of the directory and the kind of error.
+# Messages by (name of the file or directory, kind of error).
 _Complaints = dict[tuple[str, str], str]
 
 
@@ -45,10 +45,10 @@ _Complaints = dict[tuple[str, str], str]
 class Fleet:
     """All workers at one moment."""
 
-    workers: tuple[Worker, ...]  # those whose file could be read, whether they live or not
+    workers: tuple[Worker, ...]  # live and gone ones whose file could be read
     errors: dict[str, int]
-    counts: CountsByLabels  # sums over all workers there ever were
-    infos: dict[str, list[dict[str, str]]]  # by pool: what its live workers say of it, or the last ones said
+    counts: CountsByLabels  # sums over all workers that ever ran
+    infos: dict[str, list[dict[str, str]]]  # by pool: of its live workers, or the last ones known
     with_overflow: set[str]  # pools that can open connections beyond their size
 
     @property
@@ -58,7 +58,7 @@ class Fleet:
 
 
 class _Stamp(NamedTuple):
-    """What changes when another process takes a file over, replaces it or cuts it."""
+    """File attributes that change when another process takes over, replaces or truncates a file."""
 
     device: int
     inode: int
@@ -67,17 +67,16 @@ class _Stamp(NamedTuple):
 
     @property
     def is_reliable(self) -> bool:
-        """Whether a change now would show: whether ctime is older than the clock's resolution."""
+        """Whether ctime is older than the clock's resolution, so that a change now would change it."""
         return time.time_ns() - self.changed > _CLOCK_RESOLUTION_NS
 
 
 class Reader:
-    """Reads a directory again and again, and remembers what must not be lost in between.
+    """Reads a directory repeatedly, and remembers what must not be lost in between. Not thread-safe.
 
-    Mutable state: what was last read of each file, deleted ones too, by the file's identity; the stamp of each file of
-    a dead worker, by which it is known to be untouched; the sums of files deleted long ago; and the sums over all
-    workers of which nothing changed since the last time.
-    Not for two threads at once.
+    Mutable state: the last contents of each file, deleted ones included, by the file's identity; the stamp of each
+    dead worker's file, which tells whether the file is unchanged; the sums over files deleted long ago; and the sums
+    over all workers that are not live.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -91,10 +90,10 @@ class Reader:
         self._complained: frozenset[tuple[str, str]] = frozenset()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
-        """Return what the files say now. An unusable file never raises.
+        """Return the workers and sums now. An unusable file never raises.
 
         Args:
-            per_worker: whether counts are those of each worker, instead of sums over all.
+            per_worker: return counts for each worker instead of sums over all workers.
         """
         complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
@@ -129,7 +128,7 @@ class Reader:
         )
 
     def _read(self, name: str) -> Worker | None:
-        """Read a file, unless it is that of a dead worker and was not touched since it was read."""
+        """Read a file, unless it is a dead worker's and has not changed since it was read."""
         path = f"{self.directory}/{name}"
         stamp = _stamp(path)
         before, worker = self._untouched.get(name, (None, None))
@@ -151,7 +150,7 @@ class Reader:
             return None
 
     def _forget(self, deleted: list[Worker]) -> None:
-        """Keep only the sums of all deleted files but the latest, or each would cost memory for ever."""
+        """Keep only sums of all but the last ``FILES`` deleted files, because each would take memory for ever."""
         for worker in deleted[:-FILES]:
             _add(self._forgotten, [worker], per_worker=True)
             del self._known[worker.identity]
@@ -171,10 +170,10 @@ class Reader:
         self._infos.update(said)
 
     def _counts(self, present: dict[bytes, Worker], *, per_worker: bool) -> CountsByLabels:
-        # Resting are the workers that are gone, and those whose file is deleted or cannot be read at the moment.
+        # "Resting" workers are gone, or their file is deleted or cannot be read now. Their counts do not change.
         moving = [worker for worker in present.values() if worker.is_live]
         resting = [w for w in self._known.values() if w.identity not in present or not w.is_live]
-        # Cheap: the same objects are equal without being compared field by field.
+        # Cheap: a comparison of lists treats identical objects as equal and does not compare their fields.
         if self._resting[0] != (per_worker, resting):
             rest: _RowsByLabels = {}
             for labels, rows in self._forgotten.items():

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that this process leases in a shared directory, and writes its blocks into.
+"""The segment file that this process leases in a shared directory, and writes its blocks into.
 
-The files are ``worker-000``, ``worker-001``, … A process takes the first whose lock is free and *goes on counting in
-it*: counters survive ``kill -9`` without an archive, and there are as many files as workers ever ran at once.
+The files are ``worker-000``, ``worker-001``, … A process takes the first file whose lock is free and *goes on counting
+in it*. So counters survive ``kill -9`` without an archive, and there are only as many files as workers ever ran at
+once.
 
-The lock is on a descriptor of its own. The mapping has another one, since forked children inherit that and would keep
-the lock alive.
+The lock and the mapping have separate descriptors. Forked children inherit the descriptor of the mapping; if it were
+the lock's, a child would keep the lock alive.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _WORD: Final = struct.Struct("=Q")
 class Lease:
     """The file that this process writes, and its blocks.
 
-    Mutable state: the file, and which of its blocks are taken and which are free.
+    Mutable state: the file, and which of its blocks are taken or free.
     """
 
     def __init__(self, directory: Path, *, group_readable: bool = False) -> None:
@@ -68,10 +69,10 @@ class Lease:
 
         Args:
             directory: must exist.
-            group_readable: let the group of the file read it, for a sidecar of another user.
+            group_readable: let the group of the file read it, for a sidecar that runs as another user.
 
         Raises:
-            SegmentError: there is no such directory, it cannot be written, or every file in it is taken.
+            SegmentError: the directory does not exist or cannot be written, or every file in it is taken.
         """
         self.directory = directory
         self._mode = 0o640 if group_readable else 0o600
@@ -90,19 +91,19 @@ class Lease:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file."""
         return self.directory / file_name(self.number)
 
     @property
     def is_there(self) -> bool:
-        """Whether the file is where a sidecar looks for it, and its lock still held."""
+        """Whether the file still has its path, so that a sidecar finds it, and its lock is still held."""
         with contextlib.suppress(OSError):
             there = self.path.lstat()
             return _file_of(there) == _file_of(os.fstat(self._lock)) == self._file
         return False
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
-        """Return a block for a pool: the one it had in this file, with its counts, or a new one.
+        """Return a block for a pool: one that the same pool had in this file, with its counts, or a new one.
 
         Raises:
             SegmentError: the disk is full, or the name is too long.
@@ -121,18 +122,18 @@ class Lease:
         return self._doubles(at)
 
     def give_back(self, name: str) -> None:
-        """Clear the state of a pool that is not instrumented any more; its counts stay, for the next like it."""
+        """Clear the state of a pool that is no longer instrumented; the counts stay for the next pool like it."""
         if taken := self._taken[name]:
-            # The older one: its pool may be collected only after the next one of this name was made.
+            # The oldest one: a pool can be garbage-collected after the next pool of the same name was instrumented.
             at = taken.pop(0)
             clear(self._doubles(at))
             self._free[_text_at(self._map, at)].append(at)
 
     def close(self) -> None:
-        """Give the file up; in a forked child, close what was inherited, since the parent's lock must end with it."""
+        """Close the lock's descriptor; a forked child must not keep the lock of its parent alive."""
         with contextlib.suppress(OSError):
-            # An application that became a daemon may have closed all descriptors, and have another file open under
-            # this number.
+            # An application that became a daemon may have closed all descriptors, so that this number now belongs to
+            # another file.
             if _file_of(os.fstat(self._lock)) == self._file:
                 os.close(self._lock)
 
@@ -146,8 +147,8 @@ class Lease:
                 if descriptor is None:
                     continue
                 stack.callback(os.close, descriptor)
-                # Checked before, so that the file of another user is not locked even for a moment, and again after:
-                # it may have been deleted, and made anew, meanwhile.
+                # Check before the lock, so that a file of another user is never locked. Check again after it, because
+                # the file may have been deleted and made anew meanwhile.
                 if not (_is_ours(descriptor, path) and lock.take(descriptor) and _is_ours(descriptor, path)):
                     continue
                 mapped = self._prepare(descriptor, path)
@@ -159,7 +160,7 @@ class Lease:
         raise SegmentError(message)
 
     def _prepare(self, descriptor: int, path: Path) -> mmap.mmap | None:
-        """Map the file and make it ready for this process; return None if it is no file of this project."""
+        """Map the file and make it ready for this process; return None if it is not a valid segment."""
         header = Header.read(descriptor)
         is_new = is_unfinished(header, os.fstat(descriptor).st_size)
         if is_new:
@@ -181,24 +182,25 @@ class Lease:
         for at in self._rows:
             clear(_doubles(mapped, at, self._rows[at]))
             self._free[_text_at(mapped, at)].append(at)
-        # Last: this count tells a reader that what it remembers of the file is the holder's before.
+        # Last: this count tells a reader that what it remembers of the file was written by an earlier holder.
         words[HOLDERS_WORD] = header.holders + 1
         return mapped
 
     def _mapped(self, descriptor: int, path: Path, used: int, *, is_new: bool) -> mmap.mmap | None:
-        # The lock's own descriptor is never mapped: mmap duplicates its descriptor, forked children inherit the
-        # duplicate, and the lock would live as long as one of them.
+        # The lock's descriptor is never mapped: mmap duplicates the descriptor and forked children inherit the
+        # duplicate, so the lock would live as long as any child.
         other = _open(path)
         if other is None:
             return None
         try:
             if not os.path.sameopenfile(descriptor, other):
                 return None
-            # This changes ctime, by which a reader that knows the file as a dead worker's sees it must read it again.
+            # This changes ctime. A reader that knows the file as a dead worker's then reads it again.
             os.fchmod(other, self._mode)
             if is_new:
                 os.ftruncate(other, 0)
-            # A store into a hole of a full disk ends the process, so what is in use is allocated before it is mapped.
+            # If the disk is full, a store into a hole of a mapped file kills the process. So the part in use is
+            # allocated before it is mapped.
             os.posix_fallocate(other, 0, used)
             os.ftruncate(other, FILE_BYTES)
             return mmap.mmap(other, FILE_BYTES)
@@ -232,8 +234,8 @@ def _open(path: Path, flags: int = 0, mode: int = 0o600) -> int | None:
     try:
         return os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     except OSError as error:
-        # A file of another user, a link or a directory of that name: try the next number. But if no file can be made
-        # here, or the process has no descriptor left, the next number will fail, too.
+        # A file of another user, a link or a directory has this name: try the next number. If no file can be made here,
+        # or the process has no descriptor left, the next number would fail too.
         if error.errno not in {errno.EMFILE, errno.ENFILE} and os.path.lexists(path):
             return None
         raise
@@ -261,17 +263,17 @@ def _doubles(mapped: mmap.mmap, at: int, rows: int) -> memoryview[float]:
 
 
 def _facts() -> bytes:
-    """Return what the header says of this process.
+    """Return the facts about this process for the header, as JSON.
 
-    The sidecar shows the versions of Python and SQLAlchemy. The rest is for people who look into the file: the kernel
-    does not tell which process holds a lock of this kind.
+    The sidecar shows the versions of Python and SQLAlchemy. The rest is for people who inspect the file, because the
+    kernel does not tell which process holds a lock of this kind.
     """
     facts: dict[str, Any] = {
         "pid": os.getpid(),
         "program": PurePath(*sys.argv[:1]).name[:200],
         "version": package_version(),
         "python": platform.python_version(),
-        # Not imported for this; a process with pools has it.
+        # Not imported here: a process with pools has imported it.
         "sqlalchemy": getattr(sys.modules.get("sqlalchemy"), "__version__", ""),
     }
     return json.dumps(facts).encode()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of a segment: a file that carries the blocks of one process.
+"""The layout of a segment: the file with the blocks of one process.
 
 ::
 
-    0     magic, layout version, fields of a block, bytes in use, holders so far, identity
-    64    facts about the process that writes it, as JSON
-    4096  blocks, one behind the other: length in bytes of the whole, rows, what the pool is (JSON), then its doubles
+    0     magic, layout version, fields per block, bytes in use, number of holders so far, identity
+    64    facts about the process that writes the file, as JSON
+    4096  blocks, one after another: length in bytes, rows, description of the pool (JSON), doubles
 
-The writer can be killed between any two stores, and a reader looks at any time. So a file counts only once its magic is
-there, and a block only once the bytes in use include it. Either is one aligned store, and the last one of its kind.
+The writer can be killed between any two stores, and a reader can read at any time. So a file is valid only once it has
+its magic, and a block only once the bytes in use include it. Each of these is one aligned store, made last.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 LAYOUT_VERSION: Final = 1
 MAGIC: Final = b"SAPOOLEX"
 HEADER: Final = struct.Struct("=8sIIQQ16s")
-MAGIC_WORD, USED_WORD, HOLDERS_WORD = 0, 2, 3  # places in the header, in words of eight bytes
+MAGIC_WORD, USED_WORD, HOLDERS_WORD = 0, 2, 3  # indexes into the header, in words of eight bytes
 FACTS_AT: Final = 64
 HEADER_BYTES: Final = 4096
-FILE_BYTES: Final = 64 * 2**20  # of address space; on the disk only what is in use
+FILE_BYTES: Final = 64 * 2**20  # of address space; the disk only holds the part in use
 FILES: Final = 1024
 BLOCK_HEADER: Final = struct.Struct("=QQ")
 TEXT_AT: Final = 16
@@ -41,7 +41,7 @@ _UNFINISHED: Final = (0, HEADER_BYTES, FILE_BYTES)
 
 
 class Header(NamedTuple):
-    """The beginning of a file."""
+    """The header of a file."""
 
     magic: bytes
     layout: int
@@ -68,7 +68,7 @@ def file_name(number: int) -> str:
 
 
 def is_unfinished(header: Header | None, size: int) -> bool:
-    """Return whether a file is being made, or its writer was killed meanwhile."""
+    """Return whether a file is still being made, or its writer was killed while making it."""
     return size in _UNFINISHED and (header is None or not any(header.magic))
 
 
@@ -76,7 +76,7 @@ def read_used(descriptor: int, used: int) -> bytes:
     """Return the part of a file that is in use.
 
     Raises:
-        SegmentError: the file is shorter than that.
+        SegmentError: the file is shorter than ``used``.
     """
     data = os.pread(descriptor, used, 0)
     if len(data) < used:
@@ -86,18 +86,18 @@ def read_used(descriptor: int, used: int) -> bytes:
 
 
 def block_bytes(rows: int) -> int:
-    """Return how many bytes a block with room for ``rows`` connections takes in a file."""
+    """Return how many bytes of a file a block with ``rows`` connection rows takes."""
     return DOUBLES_AT + 8 * length(rows)
 
 
 def blocks_in(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where in a file each block begins, and for how many connections it has room.
+    """Yield the offset in bytes and the number of connection rows of each block.
 
     Args:
         data: the part of the file that is in use.
 
     Raises:
-        SegmentError: a block has a length that it cannot have.
+        SegmentError: a block has an impossible length.
     """
     at = HEADER_BYTES
     while at < len(data):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock by which a process holds its file.
+"""The lock by which a process holds its segment file.
 
-It is an open-file-description lock: the kernel frees it the moment its holder dies, however it dies, and a reader can
-ask for it without taking it.
+It is an open-file-description lock. The kernel frees it when the holder dies, even by SIGKILL, and a reader can test it
+without taking it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import os
 import struct
 from typing import Final
 
-# struct flock, whose last member, the process, must be 0 for these locks.
+# struct flock. Its last member, the process id, must be 0 for these locks.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 _WHOLE_FILE: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def is_held(descriptor: int) -> bool:
-    """Return whether a process holds the lock of a file, without taking it."""
+    """Return whether a process holds the lock of a file; do not take it."""
     kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE))[0]
     return kind != fcntl.F_UNLCK
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader derives from one block: the pool's limits, its state and its counters, by the key of the metric."""
+"""The snapshot of one block, and what is derived from it: limits, state and counters, by the key of the metric."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from .block import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The fields of a block that only grow, from FIRST_COUNTER to FIELDS.
+# The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
 Counts = Sequence[float]
 
 _LIMITS: Final = (
@@ -67,26 +67,26 @@ _LIMITS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Observations per bucket (not cumulative, the last beyond every bound) and their sum in seconds."""
+    """Observations per bucket (not cumulative; the last has no upper bound) and their sum in seconds."""
 
     buckets: tuple[float, ...]
     sum: float
 
     @property
     def count(self) -> float:
-        """How many observations there are."""
+        """The number of observations."""
         return sum(self.buckets)
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram(tuple(map(sum, zip(self.buckets, other.buckets, strict=True))), self.sum + other.sum)
 
 
-# What a metric of one pool says: a number, numbers by the value of the metric's own label, or a histogram.
+# The value of a metric of one pool: a number, numbers by the value of the metric's own label, or a histogram.
 Value = float | dict[str, float] | Histogram
 
 
 class Snapshot(NamedTuple):
-    """What was in a block at one moment, as far as it was in use."""
+    """A copy of the used part of a block."""
 
     fields: list[float]  # those before FIRST_COUNTER
     waiters: list[float]
@@ -95,7 +95,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def of(cls, block: memoryview[float]) -> Snapshot:
-        """Copy a block; where it is written meanwhile, the copy lies between before and after."""
+        """Copy a block. A field that is written meanwhile has its old value or its new one."""
         doubles: Any = block  # typeshed gives tolist() the type of memoryview[int]
         waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
         connections = doubles[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
@@ -104,7 +104,7 @@ class Snapshot(NamedTuple):
 
     @property
     def is_active(self) -> bool:
-        """Whether a pool writes the block now."""
+        """Whether a pool is writing the block."""
         return bool(self.fields[ACTIVE])
 
     @property
@@ -114,11 +114,11 @@ class Snapshot(NamedTuple):
 
     @property
     def capacity(self) -> float:
-        """How many connections can be out at once; NaN if nothing limits that."""
+        """How many connections can be checked out at once; NaN if there is no limit."""
         return self.fields[SIZE] + self.fields[MAX_OVERFLOW]
 
     def values(self, *, now: float, wall: float) -> Iterator[tuple[str, Value]]:
-        """Yield the key and value of every metric that applies to the pool.
+        """Yield the key and value of each metric that applies to the pool.
 
         Args:
             now: seconds of ``time.monotonic()``.
@@ -135,14 +135,14 @@ class Snapshot(NamedTuple):
         fields = self.fields
         for key, at in _LIMITS:
             value = fields[at]
-            if value == value:  # noqa: PLR0124 - not NaN; asked five times for each pool of each worker
+            if value == value:  # noqa: PLR0124 - not NaN; runs five times for each pool of each worker
                 yield key, value
 
     def state(self, *, now: float, wall: float) -> Iterator[tuple[str, float | dict[str, float]]]:
-        """Yield what is out, idle and waiting; the arguments are those of ``values()``."""
+        """Yield the state: connections, waiting callers and ages. The arguments are those of ``values()``."""
         fields = self.fields
         waiting = list(filter(None, self.waiters))
-        # One pass: a fleet has many of these tables, and most rows of most of them are free.
+        # One pass, because a scrape can read many tables, and most rows of most tables are free.
         in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
         rows = self.connections
         for connected, since, retired in zip(
@@ -152,7 +152,7 @@ class Snapshot(NamedTuple):
                 in_use.append(abs(since))
             elif connected > 0.0:
                 idle += 1.0
-            # A slot of a pool that was replaced will not be checked out again.
+            # The empty slot of a pool that was replaced will not be checked out again.
             elif connected < 0.0 and retired < REPLACED:
                 empty += 1.0
             if connected > 0.0:
@@ -161,7 +161,7 @@ class Snapshot(NamedTuple):
                 slots += 1.0
         yield "connections", {"in_use": float(len(in_use)), "idle": idle}
         if self.has_overflow:
-            # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0, too.
+            # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0 as well.
             size = fields[SIZE]
             yield "overflow_connections", 0.0 if math.isnan(size) else max(0.0, slots - size)
         yield "empty_slots", empty
@@ -169,14 +169,14 @@ class Snapshot(NamedTuple):
         yield "longest_pending_seconds", _age(waiting, now)
         yield "longest_held_seconds", _age(in_use, now)
         yield "oldest_connection_seconds", _age(opened, now)
-        # Rounded, so that the two clocks' jitter does not make a new value of the same instant at each scrape.
+        # Rounded, so that jitter between the two clocks does not change the value at each scrape.
         last = fields[LAST_CHECKIN]
         yield "last_checkin_timestamp_seconds", round(wall - (now - last), 3) if last else 0.0
         yield "untracked_connections", fields[UNTRACKED_CONNECTIONS]
 
 
 def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value]]:
-    """Yield what only grows, of one block or of the sum of several.
+    """Yield the counters of one block, or of the sum of several.
 
     Args:
         counts: the fields from FIRST_COUNTER on.
@@ -216,5 +216,5 @@ def _histogram(counts: Counts, at: int) -> Histogram:
 
 
 def _age(since: list[float], now: float) -> float:
-    # A store can be younger than the reader's look at the clock.
+    # A writer can store a timestamp after the reader read the clock.
     return max(0.0, now - min(since)) if since else 0.0

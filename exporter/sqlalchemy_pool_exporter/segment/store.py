@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this process keeps its blocks: in its own memory, or in a file of a shared directory.
+"""The blocks of this process: in its own memory, or in a segment file of a shared directory.
 
-The application never depends on the directory. If it is missing, full, read-only or another user's, the blocks are in
-memory until the next start. One warning says so, and a metric as long as it lasts.
+The application never depends on the directory. If the directory is missing, full, read-only or another user's, the
+blocks stay in memory until the process starts again. One warning and the metric ``exporter_segment_shared`` say so.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 
 class BlockStore:
-    """The blocks of this process; with a directory, those in its file there.
+    """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, and whether it still has all blocks.
+    Mutable state: the lease of the file, and whether the file has all blocks.
     """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
@@ -42,9 +42,9 @@ class BlockStore:
 
     @property
     def is_shared(self) -> bool | None:
-        """Whether a sidecar sees every block; None where no directory was asked for.
+        """Whether a sidecar sees every block; None if no directory was asked for.
 
-        Each scrape asks this, so a scrape or a new pool is when a deleted file is noticed.
+        This also checks that the file still exists. Each scrape calls it.
         """
         if self.directory is None or self._lease is None:
             return None if self.directory is None else False
@@ -55,22 +55,22 @@ class BlockStore:
         return self._is_whole
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
-        """Return a block for a pool. Never raises on account of the directory."""
+        """Return a block for a pool; if the file cannot be used, one in memory."""
         if self._lease is not None:
             try:
                 self._check(self._lease)
                 return self._lease.block(name, info, rows)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
+            except Exception as error:  # noqa: BLE001 - the application never depends on the file
                 self._lose(error)
         return allocate(rows)
 
     def give_back(self, name: str) -> None:
-        """Free the block of a pool that is not instrumented any more."""
+        """Free the block of a pool that is no longer instrumented."""
         if self._lease is not None:
             self._lease.give_back(name)
 
     def after_fork(self) -> None:
-        """In a forked child: leave the parent's file and take one of its own."""
+        """In a forked child: close the parent's file and lease another one."""
         if self._lease is not None:
             self._lease.close()
             self._lease = None
@@ -81,11 +81,11 @@ class BlockStore:
         if self.directory is None:
             return
         try:
-            # Imported only when it is needed: not every system has the locks it uses.
+            # Imported only when needed, because not every system has the locks that it uses.
             from .file import Lease  # noqa: PLC0415
 
             self._lease = Lease(self.directory, group_readable=self._group_readable)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong there, the application goes on
+        except Exception as error:  # noqa: BLE001 - the application never depends on the file
             self._warn(error)
 
     @staticmethod
@@ -105,12 +105,12 @@ class BlockStore:
             )
 
 
-# Mutable state: one store for each directory, and one (None) in memory.
+# Mutable state: one store for each directory, and one under None for memory.
 _by_directory: dict[Path | None, BlockStore] = {}
 
 
 def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> BlockStore:
-    """Return this process's store in a directory. None means the one that the environment names, or memory."""
+    """Return the store of this process for a directory; None means the directory of the environment, else memory."""
     given = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE) or None
     if group_readable is None:
         group_readable = os.environ.get(GROUP_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
@@ -121,13 +121,13 @@ def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool |
 
 
 def _resolved(path: Path) -> Path:
-    # One lease, whichever path names the directory. If the path cannot be resolved, the lease reports the reason.
+    # Resolved, so that two paths to one directory share a lease. If that fails, the lease will report the reason.
     with contextlib.suppress(OSError, RuntimeError):
         return path.resolve()
     return path
 
 
 def after_fork() -> None:
-    """Give a forked child files of its own."""
+    """In a forked child: lease new files."""
     for store in _by_directory.values():
         store.after_fork()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How what several workers say of one pool becomes one: sums of counts, and one state.
+"""Adds up the snapshots of several workers: sums of counts, and one state for each pool.
 
-Seconds are no whole numbers, so the result of adding them depends on the order. If it did here, a sum could shrink by
-its last digit when a worker ends and is added at another place, and Prometheus would take that for a restart. So sums
-are exact until the end, and rounded once: ``total()`` uses ``math.fsum()``, and ``compacted()`` replaces many rows by a
-few that have the same sum exactly.
+Seconds are fractions, and the rounded sum of floats depends on the order of adding. When a worker ends, its counts are
+added in another order. The sum could then shrink in its last digit, and Prometheus would take that for a restart. So
+sums are exact and rounded once, at the end: ``total()`` uses ``math.fsum()``, and ``compacted()`` replaces many rows by
+a few rows with exactly the same sum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 State = float | dict[str, float]
 
-# Ages and instants are not added up: the longest, and the latest, is that of all.
+# Ages and points in time are not added up; the largest one counts.
 _LARGEST: Final = frozenset(
     (
         "longest_pending_seconds",
@@ -36,7 +36,7 @@ def total(rows: Sequence[Counts]) -> Counts:
 
 
 def compacted(rows: Sequence[Counts]) -> list[Counts]:
-    """Return few rows with exactly the same sum: the rounded sum, what was rounded off of it, and so on."""
+    """Return few rows with exactly the same sum: the rounded sum, the rounding error, and so on."""
     left, few = list(rows), []
     while any(rounded := total(left)):
         few.append(rounded)
@@ -45,14 +45,14 @@ def compacted(rows: Sequence[Counts]) -> list[Counts]:
 
 
 def capacity(snapshots: Sequence[Snapshot]) -> float:
-    """Return how many connections all these pools can have out at once; NaN if nothing limits one of them."""
+    """Return how many connections these pools can have checked out at once; NaN if one of them has no limit."""
     return math.fsum(snapshot.capacity for snapshot in snapshots)
 
 
 def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
-    """Return limits and state of several workers' pools as one's.
+    """Return the limits and the state of one pool over several workers.
 
-    A limit is there if all have the same. Of ages and instants it is the largest, of everything else the sum.
+    A limit is included if all workers agree on it. Ages and points in time are the largest, all other values the sum.
 
     Args:
         snapshots: at least one.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one file of a directory says, read with care: whatever is wrong with it is one named error.
+"""Reads one segment file; any damage raises one error that names it.
 
-A file is read with ``pread()`` and never mapped: if it shrinks while it is read that is a short read here, and would
-end the process there.
+A file is read with ``pread()`` and never mapped. If the file shrinks meanwhile, ``pread()`` returns fewer bytes, while
+an access to a mapping would kill the process.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ if TYPE_CHECKING:
     from .snapshot import Counts
 
 _INFO: Final = ("pool_class", "dialect", "driver")
-# What open() says of a symbolic link and of a socket.
+# Errors of open() for a symbolic link and for a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
-# The fields of a block that come before what only grows.
+# The fields of a block before its counters.
 _STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
-# A count whose highest byte, the sign and most of the exponent, is one of these is a number, is not negative, and is
-# below 2**49, which is more than any process ever counts.
+# Valid highest bytes of a count. That byte has the sign and most of the exponent. With one of these values the count is
+# finite, not negative, and below 2**49, which is more than any process ever counts.
 _HIGHEST_BYTES: Final = bytes(range(0x43))
 _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
 
 class OtherError(SegmentError):
-    """A file cannot be read for another reason than that it is damaged: ``kind`` is a value of SEGMENT_ERRORS."""
+    """A file cannot be used although it is not damaged; ``kind`` is a value of SEGMENT_ERRORS."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)
@@ -72,7 +72,7 @@ class OtherError(SegmentError):
 
 
 class WorkerPool(NamedTuple):
-    """What one worker says of one pool."""
+    """One pool of one worker."""
 
     name: str
     info: dict[str, str]
@@ -80,7 +80,7 @@ class WorkerPool(NamedTuple):
 
 
 class Versions(NamedTuple):
-    """What a worker runs on; empty where its file does not say."""
+    """Versions that a worker runs on; empty if its file does not say."""
 
     python: str
     sqlalchemy: str
@@ -88,10 +88,10 @@ class Versions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What one file says."""
+    """The contents of one segment file."""
 
     number: str
-    identity: bytes  # random; no other file has it
+    identity: bytes  # random and unique to the file
     holders: int  # how many processes have written the file so far
     is_live: bool
     pools: tuple[WorkerPool, ...]
@@ -99,20 +99,21 @@ class Worker:
 
 
 def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
-    """Return what a file says, or None if it was deleted or is being made.
+    """Return the contents of a segment file, or None if the file was deleted or is still being made.
 
     Args:
-        path: of the file.
-        number: of the worker, from the file's name.
-        known: what was read before, by the identity of the file.
+        path: path of the file.
+        number: number of the worker, from the name of the file.
+        known: results of earlier reads, by the identity of the file.
 
     Raises:
-        SegmentError: the file is damaged; or OtherError.
+        OtherError: the file cannot be read, or is not a segment of this layout.
+        SegmentError: the file is damaged.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return None  # deleted a moment ago
+        return None  # deleted since the directory was listed
     except OSError as error:
         kind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
         raise OtherError(kind, error.strerror or str(error)) from error
@@ -128,8 +129,8 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> W
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise OtherError("foreign", "not a regular file")
-    # The header before the lock: a process that takes the lock later counts up the holders later, too, so what is
-    # remembered of this file under the count that was read here will be read again.
+    # Read the header before the lock is tested. A process that takes the lock after the test also adds itself to
+    # ``holders`` after this read. So the next read sees another count and does not trust what this one remembers.
     header = Header.read(descriptor)
     if is_unfinished(header, status.st_size):
         return None
@@ -139,7 +140,7 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> W
     is_live = is_held(descriptor)
     last = known.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
-        # Nothing was written since. At most a new holder has the lock and is about to clear the tables.
+        # Nothing was written since then. At most, a new holder has the lock and is about to clear the tables.
         return last
     used = _checked(Header.read(descriptor)).used
     data = read_used(descriptor, used)
@@ -207,12 +208,12 @@ def _counts(data: bytes, begin: int) -> Counts:
     counts = data[begin + 8 * FIRST_COUNTER : begin + 8 * FIELDS]
     if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
         raise SegmentError("a count that is no number")
-    # Floats are made only when they are added up; before that they were most of what a scrape allocated.
+    # An array makes no float objects until the counts are added up. Those were most of what a scrape allocated.
     return array("d", counts)
 
 
 def _table(data: bytes, begin: int, rows: int, width: int) -> list[float]:
-    """Return the rows of a table without the free ones at its end, which are all zeros and most of it."""
+    """Return the rows of a table without the free rows at its end, which are zeros and most of the table."""
     size = 8 * width
     used = len(data[begin : begin + size * rows].rstrip(b"\0"))
     return array("d", data[begin : begin + -(-used // size) * size]).tolist()
