@@ -25,10 +25,10 @@ from sqlalchemy_pool_exporter.sidecar.validation import (
     Contradiction,
     Section,
     contradiction,
+    drop_empty_keys,
     parsed,
     report,
     validate,
-    without_nothing,
 )
 
 from .tls import SecretText, ServerTLS, TLSServerConfig
@@ -80,7 +80,7 @@ class HTTPServerConfig(Section):
     """``http_server_config`` as written."""
 
     http2: bool = True
-    headers: Annotated[dict[str, str], BeforeValidator(without_nothing)] = Field(default={})
+    headers: Annotated[dict[str, str], BeforeValidator(drop_empty_keys)] = Field(default={})
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
         """Allow only the headers of the format, and the values that each may have."""
@@ -107,7 +107,7 @@ class WebFile(Section):
 
     tls_server_config: TLSServerConfig = TLSServerConfig()
     http_server_config: HTTPServerConfig = HTTPServerConfig()
-    basic_auth_users: Annotated[dict[str, SecretText], BeforeValidator(without_nothing)] = Field(default={})
+    basic_auth_users: Annotated[dict[str, SecretText], BeforeValidator(drop_empty_keys)] = Field(default={})
     rate_limit: RateLimit = RateLimit()
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
