@@ -149,7 +149,7 @@ def _options() -> list[generate_configuration.Option]:
     "text", ["", "# nothing\n", "---\n", "web:\nlog:\ndatabases:\n", "web: {log: }\n"[:0]]
 )
 def test_empty_means_default(given_file: Callable[[str], Path], text: str) -> None:
-    """What is left out or left empty has its default."""
+    """A missing or empty option has its default."""
     assert load(given_file(text)) == load() == Config()
 
 
@@ -390,7 +390,7 @@ def test_fault(given_file: Callable[[str], Path], text: str, fault: str) -> None
 
 
 def test_faults_without_end(given_file: Callable[[str], Path]) -> None:
-    """Of very many faults the first are told, and how many there are besides."""
+    """Of very many faults, the error lists the first and counts the rest."""
     found = faults(given_file(f"databases: [{'a, ' * 50_000}]"))
     assert found[0] == "line 1: databases[0]: expected a mapping, got a single value"
     assert found[100:] == ["and 49900 more"]
@@ -513,7 +513,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 def test_what_would_fail_at_every_connect(
     given_file: Callable[[str], Path], options: str, fault: str
 ) -> None:
-    """What no connect could ever use is a fault of the configuration, and not a probe that fails for ever."""
+    """A setting with which every connect would fail is a fault of the configuration."""
     (found,) = faults(given_file(f"databases: [{{name: a, {options}}}]"))
     assert found.startswith(f"line 1: databases[0].{fault}")
 

@@ -171,7 +171,7 @@ class DatabaseTLS(Section):
 
     mode: Literal["disable", "require", "verify-ca", "verify-full"] | None = Field(
         default=None,
-        description="As libpq's `sslmode`; without it what the DSN says, else TLS if the server offers it.",
+        description="As libpq's `sslmode`; without it the `sslmode` of the DSN, else TLS if the server offers it.",
     )
     ca_file: FilePath | None = Field(
         default=None, description="CA certificates that verify the server; without it the system's."
@@ -364,6 +364,7 @@ def load(path: Path | None = None, overrides: Mapping[str, str | None] | None = 
 
 
 def _pools(database: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the pools of a database as written; without any, the pool that has the database's name."""
     return _texts(*_items(database.get("pools"))) or _texts(database.get("name"))
 
 
@@ -376,6 +377,7 @@ def _texts(*values: object) -> tuple[str, ...]:
 
 
 def _replaced(tree: Any, location: Location, value: object) -> Any:
+    """Return a copy of ``tree`` with ``value`` at ``location``."""
     if not location:
         return value
     tree = tree if isinstance(tree, dict) else {}

@@ -114,7 +114,7 @@ class Document:
         # Each node is converted once, however many aliases lead to it: a few lines can unfold to billions of values.
         known = id(node)
         if known not in self._values:
-            self._values[known] = Unusable("an alias to what it is a part of")
+            self._values[known] = Unusable("an alias to a node that contains it")
             self._values[known] = self._convert(node, location)
         return self._values[known]
 

@@ -244,7 +244,7 @@ def resolve(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
 
 
 def describe(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """Say in words which values ``schema`` takes."""
+    """Describe the values that ``schema`` takes."""
     schema = resolve(whole, schema)
     if "expects" in schema:
         return str(schema["expects"])
@@ -264,7 +264,7 @@ def _error(kind: str, location: Location, what: str) -> InitErrorDetails:
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
-    """Say what is wrong with one option of ``model``."""
+    """Return the message for one of pydantic's errors in ``model``."""
     kind, location = error["type"], error["loc"]
     if kind in (_INVALID, _CONTRADICTION):
         return str(error["ctx"]["what"])  # an inner section has explained it already

@@ -57,7 +57,7 @@ def test_errors_are_explained_in_our_own_words(error: Exception, expected: Probe
 
 @scenario
 async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer, tmp_path: Path) -> None:
-    """What only the configuration can mend is called so."""
+    """A failure that only another configuration can cure has the reason configuration."""
     for dsn in (
         server.dsn(database="nowhere"),
         f"{server.dsn()}?connect_timeout=3",

@@ -57,7 +57,7 @@ LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
     ],
 )
 def test_an_unfinished_request_is_cut_off(sent: bytes) -> None:
-    """Who does not complete a request in time is cut off, be it the first on the connection or a later one."""
+    """An incomplete request past the deadline closes the connection, for first and later requests."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
@@ -84,7 +84,7 @@ def test_an_unfinished_request_after_idle_time_is_cut_off() -> None:
 
 @pytest.mark.parametrize("sent", [LAST_REQUEST, REQUEST, REQUEST * 3])
 def test_a_client_that_has_sent_everything(sent: bytes) -> None:
-    """Who closes his half after the request gets the answer, and the connection is closed then."""
+    """A client that closes its half after the request gets the response; then the connection closes."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -116,7 +116,7 @@ def test_a_client_that_has_sent_everything_waits_for_a_scrape() -> None:
 
 
 def test_a_client_that_sends_nothing_or_half_a_request_and_goes() -> None:
-    """Who ends before there is a request is let go at once, and has no answer."""
+    """A client that closes before a request gets no response, and its connection closes at once."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -181,7 +181,7 @@ def test_idle_time_is_not_request_time() -> None:
 
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
-    """Who asks for much and reads nothing loses the connection, and what was kept for it is gone."""
+    """A client that requests much and reads nothing is disconnected, and its memory is freed."""
 
     async def scenario() -> None:
         async with serving(Large(), settings(write_timeout_seconds=SOON)) as endpoint:
@@ -227,7 +227,7 @@ def test_a_head_too_large_is_refused() -> None:
     "framing", [b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"]
 )
 def test_a_body_too_large_is_not_taken(framing: bytes) -> None:
-    """Of a body nobody reads no more is taken than a request may have."""
+    """The server reads no more of an unwanted body than a request may have bytes."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_request_bytes=1024)) as endpoint:
@@ -368,7 +368,7 @@ def test_running_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
-    """A crowd that connects anew whenever it is cut off leaves the scraper the time to send its request."""
+    """Many clients that reconnect whenever they are closed leave the scraper time to send its request."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_connections_in_flight=4)) as endpoint:
@@ -392,7 +392,7 @@ def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
 
 
 def test_a_flood_during_a_request_is_cut_off() -> None:
-    """Who sends on and on while its request is in hand is cut off."""
+    """A client that keeps sending while its request is handled is disconnected."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -503,7 +503,7 @@ def test_any_bytes_at_all(streams: list[bytes]) -> None:
 
 
 def test_a_taken_port_is_an_error_at_once() -> None:
-    """A port that somebody listens on is an EndpointError that names the address."""
+    """A port that is in use raises an EndpointError that names the address."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -518,7 +518,7 @@ def test_a_taken_port_is_an_error_at_once() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 64, "x..y"])
-def test_an_address_of_somebody_else_is_an_error(host: str) -> None:
+def test_an_address_of_another_host_is_an_error(host: str) -> None:
     """An address that is not this machine's, or a name that is none, is an EndpointError."""
     with pytest.raises(EndpointError, match="cannot listen on"):
         listener.bind(Address(host, 0))
