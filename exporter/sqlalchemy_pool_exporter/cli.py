@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .sidecar.config import Config
 
-# The exit statuses let a shell or an init system tell a mistake of the caller from a failure of the machine.
+# With two statuses, a shell or an init system can distinguish a wrong call from a failure.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
 
@@ -26,19 +26,19 @@ class _JSONFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        entry = {
             "ts": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "msg": record.getMessage(),
         }
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
 
 
 class _Version(argparse.Action):
-    """Look the version up only when it is asked for: that loads as much as the rest of the command line."""
+    """Read the version only for ``--version``: its imports load as much as the rest of the command line."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .about import package_version  # noqa: PLC0415 - see above
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), _FAILED)
 
 
-# Each command imports what it needs when it runs: a health check every 30 seconds must not load what serves, and the
-# rules can be written without the sidecar's libraries.
+# Each command imports its modules when it runs: a health check every 30 seconds must not load the server, and `rules`
+# works without the sidecar's libraries.
 def _run(options: argparse.Namespace) -> int:
     commands = {
         "check-config": _check_config,
@@ -149,14 +149,14 @@ def _say(message: str, status: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sqlalchemy-pool-exporter",
-        description="Shows the connection pools of all worker processes of an application to Prometheus, "
-        "and what their databases say of them.",
+        description="Shows Prometheus the connection pools of all worker processes of an application, "
+        "and the connections that their databases count.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what in (
         ("serve", "serve the metrics until SIGTERM; SIGHUP reads the configuration again"),
-        ("check-config", "say what is wrong with the configuration, with exit status 2, and do nothing else"),
+        ("check-config", "check the configuration and exit; list its faults, with exit status 2"),
         ("healthcheck", "ask the exporter that runs with this configuration whether it is alive"),
     ):
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
@@ -188,7 +188,7 @@ def _add_dashboards(commands: Any) -> None:
     command = commands.add_parser(
         "dashboards",
         help=what,
-        description=f"{what[0].upper()}{what[1:]}, to be provisioned or imported; what is there already is replaced.",
+        description=f"{what[0].upper()}{what[1:]}, to be provisioned or imported; existing files are replaced.",
     )
     command.add_argument(
         "--out", type=Path, metavar="DIR", required=True, help="directory to write them into"

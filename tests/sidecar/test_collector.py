@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sidecar shows of the workers: sums, labels, and what they run on."""
+"""The sidecar's metrics of the workers: sums, labels and versions."""
 
 from __future__ import annotations
 

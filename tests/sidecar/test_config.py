@@ -149,7 +149,7 @@ def _options() -> list[generate_configuration.Option]:
     "text", ["", "# nothing\n", "---\n", "web:\nlog:\ndatabases:\n", "web: {log: }\n"[:0]]
 )
 def test_empty_means_default(given_file: Callable[[str], Path], text: str) -> None:
-    """What is left out or left empty has its default."""
+    """A missing or empty option has its default."""
     assert load(given_file(text)) == load() == Config()
 
 
@@ -310,7 +310,7 @@ DATABASE = "databases: [{name: a, dsn_env: A, %s}]"
         ),
         (
             DATABASE % "tls: {mode: verify-ca}",
-            "databases[0].tls.mode: verify-ca needs a ca_file; verify-full can do with the system's",
+            "databases[0].tls.mode: verify-ca needs a ca_file; verify-full can use the system's",
         ),
         (
             DATABASE % "tls: {mode: disable, cert_file: c, key_file: k}",
@@ -390,7 +390,7 @@ def test_fault(given_file: Callable[[str], Path], text: str, fault: str) -> None
 
 
 def test_faults_without_end(given_file: Callable[[str], Path]) -> None:
-    """Of very many faults the first are told, and how many there are besides."""
+    """Of very many faults, the error lists the first and counts the rest."""
     found = faults(given_file(f"databases: [{'a, ' * 50_000}]"))
     assert found[0] == "line 1: databases[0]: expected a mapping, got a single value"
     assert found[100:] == ["and 49900 more"]
@@ -474,6 +474,31 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
         ("dsn: 'postgresql://u@h/db?sslmode'", "dsn: a parameter is not written as name=value"),
         ("dsn: 'postgresql:///db?host=h,i&port=1,2,3'", "dsn: has another number of ports than of hosts"),
         ("dsn: 'postgresql://u:a%00b@h/db'", "dsn: has a NUL, which no server takes"),
+        (
+            "dsn: 'postgresql://u@h/db?ssl_min_protocol_version=1.2'",
+            "dsn: expected one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3 as ssl_min_protocol_version",
+        ),
+        (
+            "dsn: 'postgresql://u@h/db?sslmode=verify-ca&sslrootcert=missing'",
+            "dsn: database 'a': sslrootcert: cannot read the file (or its key): No such file",
+        ),
+        (
+            "dsn: 'postgresql://u@h/db?sslmode=require&sslrootcert=/dev/null'",
+            "dsn: database 'a': sslrootcert: the file (or its key) is not usable: NO_CERTIFICATE",
+        ),
+        (
+            "dsn: 'postgresql://u@h/db?sslmode=require&sslcrl=missing'",
+            "dsn: database 'a': sslcrl: cannot read the file",
+        ),
+        ("dsn: 'postgresql://u@h/db?sslcert=missing'", "dsn: database 'a': sslcert: cannot read the file"),
+        (
+            "dsn: 'postgresql://u@h/db?sslmode=verify-ca'",
+            "dsn: database 'a': sslmode=verify-ca needs sslrootcert, since there is no ~/.postgresql/root.crt",
+        ),
+        (
+            "dsn: 'postgresql://u@h/db?sslnegotiation=direct'",
+            "dsn: database 'a': sslnegotiation=direct needs sslmode require, verify-ca or verify-full",
+        ),
         ("dsn_env: NOT_SET", "dsn_env: database 'a': environment variable 'NOT_SET' is not set"),
         ("dsn_file: missing", "dsn_file: database 'a': cannot read "),
         ("dsn_env: A, tls: {mode: verify-ca}", "tls.mode: verify-ca needs a ca_file"),
@@ -488,7 +513,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 def test_what_would_fail_at_every_connect(
     given_file: Callable[[str], Path], options: str, fault: str
 ) -> None:
-    """What no connect could ever use is a fault of the configuration, and not a probe that fails for ever."""
+    """A setting with which every connect would fail is a fault of the configuration."""
     (found,) = faults(given_file(f"databases: [{{name: a, {options}}}]"))
     assert found.startswith(f"line 1: databases[0].{fault}")
 
@@ -513,7 +538,7 @@ def test_tls_that_the_documentation_allows(given_file: Callable[[str], Path]) ->
 def test_a_pool_of_two_databases(
     given_file: Callable[[str], Path], first: str, second: str, lines: list[int]
 ) -> None:
-    """A pool connects to one database; without pools a database has the one called like it."""
+    """A pool connects to one database; without pools a database has the pool that has its name."""
     path = given_file(
         f"databases:\n- {{name: a, dsn_env: A, {first}}}\n- {{name: b, dsn_env: A, {second}}}\n"
     )
@@ -590,7 +615,7 @@ def test_a_configuration_shows_no_dsn() -> None:
         assert SECRET not in shown
 
 
-# Places where somebody may have put a password by mistake.
+# Places where a user may have put a password by mistake.
 MISPLACED = [
     "databases: [{name: a, dsn: 'postgresql+x://u:%s@h/db'}]",
     "databases: [{name: a, dsn: 'mysql://u:%s@h/db'}]",

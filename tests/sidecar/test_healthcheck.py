@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container's health check says of a real exporter, with whatever guards its endpoint."""
+"""The health check of a real exporter, with and without TLS, passwords and rate limit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HASH = "$2b$04$kCjsxeFfl8nLbVTYpdAVsOe1N7UfwNtDHVMVKRDtlE1gCWu/YPMCi"
 
 @pytest.fixture
 def tls(tmp_path: Path) -> dict[str, str]:
-    """Return a `tls_server_config` of a server whose certificate nobody trusts, and a CA for its clients."""
+    """Return a `tls_server_config` of a server whose certificate no client trusts, and a CA for its clients."""
     ca = trustme.CA()
     leaf = ca.issue_cert("elsewhere.example")
     leaf.private_key_pem.write_to_path(tmp_path / "server.key")
@@ -76,7 +76,7 @@ def test_client_certificate(tmp_path: Path, tls: dict[str, str], version: str) -
     """An exporter that asks for a client certificate, and so refuses, is well."""
     wanted = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}
     content = {"tls_server_config": {**tls, **wanted, "min_version": version, "max_version": version}}
-    assert "hangs up on a client without certificate" == guarded(tmp_path / "web.yaml", content)
+    assert "closes the connection of a client without certificate" == guarded(tmp_path / "web.yaml", content)
 
 
 def test_password(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_rate_limit(tmp_path: Path) -> None:
 
 
 def test_nobody_listens(silent: int) -> None:
-    """Nobody there, somebody who says nothing, and somebody else are not well, and the reason is said."""
+    """A closed port, a silent server and another program's server are unhealthy, and the error says why."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
@@ -107,7 +107,7 @@ def test_nobody_listens(silent: int) -> None:
     ],
 )
 def test_something_else_answers(said: bytes, fault: str) -> None:
-    """Whoever else has the port, or an exporter that says it is not well, is not taken for one that is."""
+    """Another server on the port, and an exporter that answers with an error, are unhealthy."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
@@ -163,7 +163,7 @@ def test_command(host: str) -> None:
     ],
 )
 def test_endpoint_of_a_file(tmp_path: Path, text: str | None, expected: Endpoint) -> None:
-    """Of a file that has become wrong since the start, what can be read is taken, and otherwise the default."""
+    """From a file that became wrong after the start, readable options are used, and defaults for the rest."""
     path = tmp_path / "exporter.yaml"
     if text is not None:
         path.write_text(text)

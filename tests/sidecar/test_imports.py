@@ -50,7 +50,7 @@ def test_dashboards(tmp_path: Path) -> None:
 
 
 def test_serve() -> None:
-    """What serves does not load SQLAlchemy, which is the application's."""
+    """`serve` does not import SQLAlchemy."""
     program = "import sys, sqlalchemy_pool_exporter.sidecar.main; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "sqlalchemy" not in ended.stdout.split()

@@ -120,7 +120,7 @@ def test_sighup(directory: Path, config: Path) -> None:
 
 
 def test_reload_forgets_no_count(directory: Path, config: Path) -> None:
-    """What was counted in a file that was deleted since is there after a reload, too."""
+    """The counts of a deleted file survive a reload."""
     with Worker(directory) as worker, Sidecar("--config", config) as sidecar:
         worker.do("pool", "orders")
         worker.do("cycle", "orders", 3)
@@ -197,7 +197,7 @@ def test_check_config(config: Path) -> None:
 
 
 def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) -> None:
-    """What the web configuration file says is checked, too."""
+    """The web configuration file is checked, too."""
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}\n")
     ended = run("check-config", "--config", config, "--web-config-file", tmp_path / "web.yml")
     assert ended.returncode == 2

@@ -42,7 +42,7 @@ def test_address(text: str, expected: Address) -> None:
     ],
 )
 def test_no_address(text: str) -> None:
-    """What is no address is refused with the form expected."""
+    """A malformed address is refused, and the error shows the expected form."""
     with pytest.raises(ValueError, match=r"expected host:port|not an IPv6 address|at most 65535"):
         Address.parse(text)
 

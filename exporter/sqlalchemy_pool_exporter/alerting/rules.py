@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ``config/alerts.yml`` and thresholds to a file of Prometheus' rules.
+"""Renders ``config/alerts.yml`` with thresholds into a file of Prometheus' rules.
 
-The source has every threshold once, under ``thresholds``, and ``${name}`` in the rules wherever its value belongs. What
-is rendered is text, not YAML, so that the result is as readable as the source.
+The source declares each threshold once, under ``thresholds``, and its rules have ``${name}`` in place of the value. The
+values are replaced in the text, not in parsed YAML, so that the result keeps the comments and the layout of the source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HEADER = "# Rendered from config/alerts.yml by `sqlalchemy-pool-exporter rules`
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """One value that the rules leave to their user; the default says which kind of value it takes."""
+    """A value of the rules that users can set; the default determines which kind of value it is."""
 
     name: str
     default: str
@@ -43,7 +43,7 @@ class Threshold:
 
     @property
     def expects(self) -> str:
-        """Say in words which values it takes."""
+        """Describe the values that the threshold takes."""
         if self.one_of:
             return f"one of {', '.join(f'{number:g}' for number in self.one_of)}"
         if _number(self.default) is not None:
@@ -55,22 +55,22 @@ class Threshold:
         )
 
     def accepts(self, text: str) -> bool:
-        """Tell whether it can have this value."""
+        """Return whether ``text`` is a value of this threshold."""
         if _number(self.default) is not None:
             number = _number(text)
             return number is not None and number <= self.most and (not self.one_of or number in self.one_of)
         if _is_duration(self.default):
-            # A window of nothing is an error to Prometheus; to wait for nothing is not.
+            # Prometheus accepts 0s as the "for" of an alert, but not as the range of a query.
             return _is_duration(text) and (self.name.endswith("_for") or re.search("[1-9]", text) is not None)
         return _LABELS.fullmatch(text) is not None
 
     def written(self, text: str) -> str:
-        """Return a value as it stands in the rules: one of a list as the exposition writes it."""
+        """Return a value as the rules have it; a number of ``one_of`` is formatted as in the exposition's labels."""
         return f"{float(text):g}" if self.one_of else text.strip()
 
 
 def source() -> str:
-    """Return the rules that come with the package, thresholds and all.
+    """Return the rules that come with the package, with their thresholds.
 
     Raises:
         BundleError: the package was not installed from a wheel.
@@ -79,7 +79,7 @@ def source() -> str:
 
 
 def thresholds(text: str) -> dict[str, Threshold]:
-    """Return the thresholds of a source by name, in its order."""
+    """Return the thresholds of a source by name, in the source's order."""
     declared: dict[str, Any] = yaml.safe_load(text)["thresholds"]
     return {
         name: Threshold(
@@ -94,10 +94,10 @@ def thresholds(text: str) -> dict[str, Threshold]:
 
 
 def render(text: str, values: Mapping[str, str] | None = None) -> str:
-    """Return the rules of a source with ``values`` for the thresholds named, and the defaults for the others.
+    """Return the rules of a source with ``values`` for the thresholds they name, and the defaults for the others.
 
     Raises:
-        ThresholdError: a name is unknown or a value is none; the message lists every fault.
+        ThresholdError: a name is unknown or a value is not accepted; the message lists every fault.
     """
     known, values = thresholds(text), values or {}
     if faults := [fault for name, value in values.items() if (fault := _fault(known, name, value))]:
@@ -115,10 +115,10 @@ def render(text: str, values: Mapping[str, str] | None = None) -> str:
 
 
 def parse(settings: Sequence[str]) -> dict[str, str]:
-    """Return what ``NAME=VALUE`` settings say, the last of each name.
+    """Return the values of ``NAME=VALUE`` settings by name; the last of each name counts.
 
     Raises:
-        ThresholdError: one of them is none.
+        ThresholdError: a setting has no ``=``.
     """
     values = {}
     for setting in settings:
@@ -147,7 +147,7 @@ def _fault(known: Mapping[str, Threshold], name: str, value: str) -> str | None:
 
 
 def _number(text: str) -> float | None:
-    """Return the number that PromQL would read, if it is one from 0."""
+    """Return the number that PromQL would read, or None if the text is no number from 0."""
     if not re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return None
     number = float(text)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other process: all workers of a directory in one scrape, and what their databases say."""
+"""The exporter's own process: serves the metrics of all workers of a directory, and of the databases it probes."""

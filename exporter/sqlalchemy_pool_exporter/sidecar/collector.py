@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From all segments of a directory to metric families: what the sidecar's registry asks at each scrape."""
+"""Turns all segments of a directory into metric families, at each scrape."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)
 
-# Of the exporter, and never for each worker.
+# Always one series for each pool, never one for each worker.
 _FAULTS = "exporter_recording_faults_total"
 
 
@@ -37,11 +37,11 @@ class FleetCollector(Collector):
     """Collects the pools of every worker process that shares a directory.
 
     Args:
-        reader: of their segments.
-        worker_label: whether states are shown for each worker, or one for all.
-        counters_per_worker: whether counters and histograms are, too.
-        monotonic: the clock of the segments.
-        wall: seconds since the epoch.
+        reader: reads the segments of the directory.
+        worker_label: show the state of each worker; otherwise the sum of the live workers.
+        counters_per_worker: show counters and histograms of each worker; otherwise the sum of all workers.
+        monotonic: the clock of the segments, in seconds.
+        wall: Unix time, in seconds.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FleetCollector(Collector):
                     by_pool.setdefault(pool.name, []).append((worker.number, pool.snapshot))
         for name, by_worker in by_pool.items():
             snapshots = [snapshot for _, snapshot in by_worker]
-            # Never for each worker: it is how many connections they can open together.
+            # Always summed: the number of connections that all workers together can open.
             capacity = sums.capacity(snapshots)
             if not math.isnan(capacity):
                 scrape.add((name,), [("capacity", capacity)])
@@ -115,6 +115,6 @@ class FleetCollector(Collector):
 
 
 def _versions(fleet: Fleet) -> list[dict[str, str]]:
-    """Return what the live workers run on, each combination once; one without versions if that is not known."""
+    """Return the versions of Python and SQLAlchemy of the live workers, each pair once; empty texts if unknown."""
     found = sorted({worker.versions for worker in fleet.live if worker.versions is not None})
     return [versions._asdict() for versions in found or [Versions("", "")]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sidecar's configuration: models, and how they are loaded.
 
-The models are the reference. Names, defaults, limits and descriptions are read from them by ``load``, by the generators
-of documentation and chart, and by the test that holds ``config/exporter.yaml`` to them.
+The models are the only source of names, defaults, limits and descriptions. The generators of documentation and chart
+read them, and a test compares ``config/exporter.yaml`` with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field, PlainSerializer, WithJsonSchema
 from sqlalchemy_pool_exporter.errors import ConfigError
 
 from .document import Document, Untyped, read_text
-from .probe.dsn import DSN, OptionError, client_context
+from .probe.dsn import DSN, OptionError, check_tls, client_context
 from .sources import DEFAULT_ADDRESS, Address, find_file, find_overrides
 from .validation import (
     Context,
@@ -90,8 +90,8 @@ class Web(Section):
         default=128,
         ge=1,
         le=10_000,
-        description="Connections at once. One more takes the place of the one that has waited longest without a "
-        "request; while every one has a request in hand it waits.",
+        description="Connections at once. At the limit, a new connection replaces the one that has been idle longest; "
+        "while every connection has a request under way, the new one waits.",
     )
     max_request_bytes: int = Field(
         default=16_384, ge=512, le=1_048_576, description="Largest request, head and body together."
@@ -105,7 +105,7 @@ class Web(Section):
         description="Time an idle connection is kept; longer than the scrape interval saves handshakes.",
     )
     write_timeout_seconds: Seconds = Field(
-        default=10.0, description="Time a client may stop reading before its connection is cut."
+        default=10.0, description="Time a client may stop reading before its connection is closed."
     )
     scrape_timeout_seconds: Seconds = Field(
         default=30.0,
@@ -115,14 +115,14 @@ class Web(Section):
         default=0.25,
         ge=0,
         le=60,
-        description="Taken off the timeout that Prometheus sends, for the way of the answer.",
+        description="Subtracted from the timeout that Prometheus sends, so that the answer arrives in time.",
     )
     shutdown_timeout_seconds: Seconds = Field(
         default=5.0, description="Time for scrapes under way to finish when the exporter is stopped."
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Prove ``config_file`` by building what it configures."""
+        """Check ``config_file`` by loading it as the server will."""
         del given
         if self.scrape_timeout_offset_seconds >= self.scrape_timeout_seconds:
             what = "must be below scrape_timeout_seconds, or no time is left for a scrape"
@@ -154,14 +154,15 @@ class Segments(Section):
 
 
 class Metrics(Section):
-    """How the workers' numbers are put together."""
+    """How the numbers of the workers are combined."""
 
     worker_label: bool = Field(
         default=True,
-        description="State gauges for each worker with a `worker` label; otherwise summed over the live ones.",
+        description="State gauges for each worker, with a `worker` label; otherwise summed over the live workers.",
     )
     counters_per_worker: bool = Field(
-        default=False, description="Counters and histograms for each worker too; otherwise summed over all."
+        default=False,
+        description="Counters and histograms for each worker, too; otherwise summed over all workers.",
     )
 
 
@@ -170,23 +171,23 @@ class DatabaseTLS(Section):
 
     mode: Literal["disable", "require", "verify-ca", "verify-full"] | None = Field(
         default=None,
-        description="As libpq's `sslmode`; without it what the DSN says, else TLS if the server offers it.",
+        description="As libpq's `sslmode`; without it the `sslmode` of the DSN, else TLS if the server offers it.",
     )
     ca_file: FilePath | None = Field(
-        default=None, description="Certificates to verify the server by; without it the system's."
+        default=None, description="CA certificates that verify the server; without it the system's."
     )
     cert_file: FilePath | None = Field(default=None, description="Client certificate.")
     key_file: FilePath | None = Field(default=None, description="Key of the client certificate.")
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Hold the files to the mode."""
+        """Check that files and mode fit together."""
         del given, context
         is_off = self.mode in ("disable", None)
         if self.ca_file is not None and is_off:
             yield contradiction("is used only with mode require, verify-ca or verify-full", "ca_file", "mode")
         if self.ca_file is None and self.mode == "verify-ca":
-            # The public roots sign for anybody: without the host name that would be no check at all.
-            what = "verify-ca needs a ca_file; verify-full can do with the system's certificates"
+            # A public CA signs certificates for every host name, and verify-ca does not compare the name.
+            what = "verify-ca needs a ca_file; verify-full can use the system's certificates"
             yield contradiction(what, "mode", "ca_file")
         if (self.cert_file is None) != (self.key_file is None):
             yield contradiction("cert_file and key_file belong together", "", "cert_file", "key_file")
@@ -194,7 +195,7 @@ class DatabaseTLS(Section):
             yield contradiction("is used only with a mode other than disable", "cert_file", "mode")
 
     def context(self) -> ssl.SSLContext | Literal[False] | None:
-        """Read the files and return what asyncpg takes: a context, False for no TLS, None for what the DSN says.
+        """Read the files and return asyncpg's ``ssl``: a context, False for no TLS, None to follow the DSN.
 
         Raises:
             OptionError: a file cannot be read or used.
@@ -207,9 +208,9 @@ class DatabaseTLS(Section):
 
 
 class Database(Section):
-    """One PostgreSQL server to ask for its side of the story."""
+    """One PostgreSQL server to probe."""
 
-    stand_ins: ClassVar[Mapping[str, object]] = {"name": "unnamed"}
+    placeholders: ClassVar[Mapping[str, object]] = {"name": "unnamed"}
 
     name: DatabaseName = Field(description="Value of the `database` label; unique.")
     dsn: DSNText | None = Field(
@@ -229,18 +230,17 @@ class Database(Section):
         default=20,
         ge=0,
         le=1000,
-        description="Application names with series of their own; the rest is `other`.",
+        description="Application names that have their own series; all others are summed as `other`.",
     )
     pools: tuple[PoolName, ...] = Field(
         default=(),
-        description="Pools that connect to this server, by the value of their `pool` label, so that alerts and "
-        "dashboards can hold one against the other; without any it is the one called like the database. A pool "
-        "belongs to one database.",
+        description="Pools that connect to this server, by their `pool` label, so that alerts and dashboards can "
+        "compare pools and server; without any, the pool that has the database's name. A pool belongs to one database.",
     )
     tls: DatabaseTLS = DatabaseTLS()
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Prove DSN and TLS by reading what a connect will read."""
+        """Check DSN and TLS by reading what a connect will read."""
         del given
         sources = ("dsn", "dsn_file", "dsn_env")
         named = [name for name in sources if getattr(self, name) is not None]
@@ -261,7 +261,7 @@ class Database(Section):
                 yield contradiction(f"database {self.name!r}: {error.what}", tuple(error.option.split(".")))
 
     def connect_arguments(self) -> dict[str, Any]:
-        """Return ``dsn`` and ``ssl`` for ``asyncpg.connect()``, read now: passwords and certificates are renewed.
+        """Return ``dsn`` and ``ssl`` for ``asyncpg.connect()``, read anew, because secrets and certificates change.
 
         Raises:
             OptionError: a file or a variable cannot be read or used. The message shows nothing of its content.
@@ -269,33 +269,31 @@ class Database(Section):
         return {"dsn": self.read_dsn().reveal(), "ssl": self.tls.context()}
 
     def read_dsn(self) -> DSN:
-        """Return the DSN from where it is kept; raises OptionError."""
-        if self.dsn is not None:
-            return self.dsn
+        """Return the DSN from its source, once the files that it names were read; raises OptionError."""
+        option, source, text = "dsn", "", ""
         if self.dsn_env is not None:
             option, source = "dsn_env", f"environment variable {self.dsn_env!r}"
-            text = os.environ.get(self.dsn_env)
-            if text is None:
+            if self.dsn_env not in os.environ:
                 raise OptionError(option, f"{source} is not set")
-        else:
+            text = os.environ[self.dsn_env]
+        elif self.dsn_file is not None:
             option, source = "dsn_file", f"file {str(self.dsn_file)!r}"
-            text = self._read_dsn_file()
+            try:
+                text = read_text(self.dsn_file)
+            except ConfigError as error:
+                raise OptionError(option, str(error)) from error
         try:
-            return DSN(text.strip())
+            dsn = self.dsn or DSN(text.strip())
+            check_tls(dsn, self.tls.mode)
         except ValueError as error:
-            what = f"{source}: {error}"
+            what = f"{source}: {error}" if source else str(error)
+        else:
+            return dsn
         raise OptionError(option, what)
-
-    def _read_dsn_file(self) -> str:
-        assert self.dsn_file is not None  # noqa: S101 - for the type checker: check() has seen to it
-        try:
-            return read_text(self.dsn_file)
-        except ConfigError as error:
-            raise OptionError("dsn_file", str(error)) from error
 
 
 class Config(Section):
-    """Everything ``sqlalchemy-pool-exporter serve`` can be told."""
+    """All options of ``sqlalchemy-pool-exporter serve``."""
 
     web: Web = Web()
     log: Log = Log()
@@ -306,7 +304,7 @@ class Config(Section):
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Compare the databases with each other, as they are written: others may have faults of their own."""
+        """Compare the databases with each other, as written, so that a fault in one does not hide the others."""
         del context
         listed = given.get("databases")
         databases = [one if isinstance(one, dict) else {} for one in _items(listed)]
@@ -321,7 +319,7 @@ class Config(Section):
 
 
 class Sources:
-    """The file as it is now, and the options that environment or command line override; raises ConfigError."""
+    """The file as read now, and the options of environment and command line; raises ConfigError."""
 
     def __init__(self, path: Path | None, command_line: Mapping[str, str | None]) -> None:
         self.path = find_file(path)
@@ -329,34 +327,34 @@ class Sources:
         self.document = Document("" if self.path is None else read_text(self.path))
 
     def merged(self) -> Any:
-        """Return the values of the file with the overrides in their places."""
+        """Return the values of the file, replaced by the overrides where there are any."""
         tree = self.document.tree
         for location, override in self.overrides.items():
             tree = _replaced(tree, location, Untyped(override.text))
         return tree
 
     def place(self, location: Location) -> tuple[int, str]:
-        """Return the line of an option, and in words where it is given."""
+        """Return the line of an option (0 for an override), and its origin in words."""
         if location in self.overrides:
             return 0, self.overrides[location].origin
         return self.document.place(location)
 
 
 def load(path: Path | None = None, overrides: Mapping[str, str | None] | None = None) -> Config:
-    """Return the configuration: command line over environment over file over default.
+    """Return the configuration. The command line overrides the environment, which overrides the file.
 
-    ``path`` is the file, else the one named in the environment, else there is none; paths in it are relative to it.
-    ``overrides`` maps dotted options such as ``"web.listen_address"`` to the text given on the command line; None
-    stands for not given.
+    Args:
+        path: the file; without it, the file that the environment names, if any. Paths in it are relative to it.
+        overrides: dotted options such as ``"web.listen_address"`` → text of the command line, None if not given.
 
     Raises:
-        ConfigError: it lists every fault, also those of the files that are named, and never a secret.
+        ConfigError: it lists every fault, also those of the files that are named, and shows no secret.
     """
     sources = Sources(path, overrides or {})
     directory = sources.path.parent if sources.path else Path()
     document = sources.document
     config, issues = validate(Config, sources.merged(), Context(directory), sources.place)
-    if sources.overrides:  # what is overridden is nevertheless to be right
+    if sources.overrides:  # values that are overridden must be valid, too
         where = Context(directory, prove=False)
         issues += validate(Config, document.tree, where, document.place)[1]
     issues += document.issues
@@ -366,6 +364,7 @@ def load(path: Path | None = None, overrides: Mapping[str, str | None] | None = 
 
 
 def _pools(database: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the pools of a database as written; without any, the pool that has the database's name."""
     return _texts(*_items(database.get("pools"))) or _texts(database.get("name"))
 
 
@@ -378,6 +377,7 @@ def _texts(*values: object) -> tuple[str, ...]:
 
 
 def _replaced(tree: Any, location: Location, value: object) -> Any:
+    """Return a copy of ``tree`` with ``value`` at ``location``."""
     if not location:
         return value
     tree = tree if isinstance(tree, dict) else {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A YAML file → plain values, with the line of each.
+"""A YAML file → plain values, and the line of each.
 
-Messages never contain a value: what stands beside the wrong key may be a password.
+Messages never contain a value: the value of a wrong key may be a password.
 """
 
 from __future__ import annotations
@@ -19,39 +19,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Where an option stands: keys of mappings and indexes of lists, from the root.
+# Path of an option: keys of mappings and indexes of lists, from the root.
 Location = tuple[str | int, ...]
 
-# Longer files are refused unread. The pure-Python parser needs about a second for this much, and large real
-# configurations have a few kilobytes.
+# Longest file. The pure-Python parser needs about a second for this much; large real configurations have a few
+# kilobytes.
 MAX_BYTES = 256 * 1024
 
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_QUOTED = re.compile(r"(['\"])(?!.\1|<[a-z ]+>\1).*\1", re.DOTALL)  # except one character or a kind of token
+_QUOTED = re.compile(
+    r"(['\"])(?!.\1|<[a-z ]+>\1).*\1", re.DOTALL
+)  # quoted text, except a character or a token's name
 
 
 class ConfigIssue(NamedTuple):
-    """One thing that is wrong: the line (0 if it is in no file), the place in words, the option, what to do.
+    """One fault: its line (0 if it is in no file), the line or origin in words, the option, and the message.
 
-    What is wrong inside of an option that is unread is not reported: one cause, one line.
+    ``is_invalid`` says that the option itself is wrong; then faults inside of it are not reported.
     """
 
     line: int
     place: str
     location: Location
     what: str
-    is_unread: bool = False
+    is_invalid: bool = False
 
 
 class Untyped(str):
-    """Text that YAML may take for a number or a boolean; the option that it is given to decides."""
+    """Text that YAML could read as a number or a boolean; the type of the option decides."""
 
     __slots__ = ()
 
     @property
     def value(self) -> object:
-        """What YAML makes of the text."""
+        """The text as YAML reads it."""
         resolver: Any = yaml.SafeLoader("")
         tag = resolver.resolve(yaml.ScalarNode, str(self), (True, False))
         return _construct(yaml.ScalarNode(tag, str(self)))
@@ -59,7 +61,7 @@ class Untyped(str):
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for a value that no option takes; ``what`` says what it is."""
+    """Replaces a value that no option takes; ``what`` describes it."""
 
     what: str
 
@@ -67,8 +69,8 @@ class Unusable:
 class Document:
     """The values of a YAML text, the issues found while reading it, and the lines.
 
-    ``tree`` consists of dicts, tuples and scalars; an empty text is an empty dict. With ``untyped`` a bare scalar is
-    `Untyped`, as in Go, where the type of the option decides and not the look of the value.
+    ``tree`` consists of dicts, tuples and scalars; for an empty text it is an empty dict. With ``untyped``, unquoted
+    numbers, booleans and dates are `Untyped`, because Go, whose format this is, reads them by the option's type.
     """
 
     def __init__(self, text: str, *, untyped: bool = False) -> None:
@@ -82,7 +84,7 @@ class Document:
             self.tree = self._value(self._root, ())
 
     def place(self, location: Location) -> tuple[int, str]:
-        """Return the line of ``location``, or of the innermost part of it that is in the file, also in words."""
+        """Return the line of ``location``, or of its nearest parent in the file, as a number and in words."""
         node: Any = self._root
         line = 0 if node is None else node.start_mark.line + 1
         for part in location:
@@ -112,7 +114,7 @@ class Document:
         # Each node is converted once, however many aliases lead to it: a few lines can unfold to billions of values.
         known = id(node)
         if known not in self._values:
-            self._values[known] = Unusable("an alias to what it is a part of")
+            self._values[known] = Unusable("an alias to a node that contains it")
             self._values[known] = self._convert(node, location)
         return self._values[known]
 
@@ -148,7 +150,7 @@ class Document:
 
 
 def dotted(location: Location) -> str:
-    """Return the path of an option, such as ``databases[0].name``; a key that is no plain name is not repeated."""
+    """Return the path of an option, such as ``databases[0].name``; a key that may be a secret is shown as "(key)"."""
     path = ""
     for part in location:
         if isinstance(part, int):
@@ -159,7 +161,7 @@ def dotted(location: Location) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of the file at ``path``, which must not be longer than ``MAX_BYTES``; raises OSError."""
+    """Return the content of the file at ``path``; raises OSError, also if it is longer than ``MAX_BYTES``."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -168,24 +170,24 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, read: Callable[[Path], bytes] = read_bytes) -> str:
-    """Return the text of the file at ``path``; ConfigError says what is wrong with it and shows none of its content."""
+    """Return the text of the file at ``path``; raises ConfigError, whose message shows nothing of the content."""
     try:
         return read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"byte {error.start} is not UTF-8"
     except (OSError, ValueError) as error:
         reason = reason_of(error)
-    # Raised outside the handlers: a UnicodeDecodeError holds the whole content, and would be the error's context.
+    # Raised outside the handlers, because a UnicodeDecodeError as the error's context would hold the whole content.
     raise ConfigError(f"cannot read {str(path)!r}: {reason}")
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Say why a file could not be read; a path that has a NUL in it is a ValueError."""
+    """Return why a file could not be read; a path with a NUL raises a ValueError."""
     return getattr(error, "strerror", None) or "not a path"
 
 
 def _child(node: Any, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
-    """Return the node that has the line of a part of ``node``, and the node of its value."""
+    """Return the node whose line is that of ``part`` (a mapping's key, a list's item), and the node of the value."""
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part], node.value[part]
     if isinstance(node, yaml.MappingNode):
@@ -208,5 +210,5 @@ def _construct(node: yaml.Node) -> Any:
 
 
 def _is_encodable(text: str) -> bool:
-    """Tell whether ``text`` has no half of a surrogate pair, which an escape can make and no file or socket takes."""
+    """Return whether UTF-8 can encode ``text``: YAML escapes can produce half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a running exporter whether it is alive: for a container that has no curl.
+"""Ask a running exporter whether it is alive, for containers that have no curl.
 
-The question is whether it answers, not whether it lets everybody in. So a demand for a password or a client
-certificate, and a rate limit that is reached, count as answers too.
+The exporter is healthy if it answers. So a refusal for lack of a password or a client certificate, or because of the
+rate limit, counts as healthy.
 
-A container runs this every 30 seconds, so it loads nothing that it does not need: no pydantic, and YAML only if there
-is a file.
+A container runs this every 30 seconds. To be fast, this module imports no pydantic, and YAML only if there is a file.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-PATH = "/-/healthy"
-TIMEOUT_SECONDS = 4.0
+_HEALTH_PATH = "/-/healthy"
+_TIMEOUT_SECONDS = 4.0
 
-# An address that stands for all interfaces → one of them. `localhost` is tried as IPv6 and as IPv4.
-_OWN = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is what is replaced
-_ANSWERS = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+# Address of all interfaces → address to connect to. `localhost` is tried as IPv6 and as IPv4.
+_LOOPBACK = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is replaced, not bound
+_HEALTHY_STATUSES = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
-# What a file that is no YAML any more says of an option of ``web``.
+# Line of an option of ``web``, for a file that is no longer valid YAML.
 _LINE = r"(?m)^[ \t]+{}:[ \t]*[\"']?([^\s\"'#]+)"
 
 
@@ -41,23 +40,23 @@ class _PlainHTTPError(Exception):
 
 
 class Endpoint(NamedTuple):
-    """Where an exporter listens, and whether it may speak TLS there."""
+    """The address of an exporter, and whether it may speak TLS."""
 
     address: Address = DEFAULT_ADDRESS
     may_speak_tls: bool = False
 
 
 def find_endpoint(path: Path | None, command_line: Mapping[str, str | None]) -> Endpoint:
-    """Return where the exporter that was started with this file and command line listens.
+    """Return the endpoint of the exporter that was started with this file and command line.
 
-    Never raises: the exporter read the file when it was started, and does not end because somebody edits it wrongly
-    afterwards. Of a wrong file this takes what it can, and otherwise the default.
+    Never raises, because a running exporter does not end when its file becomes wrong. From a wrong file this takes the
+    options that it can read, and the defaults for the others.
     """
     overrides = {option: override.text for option, override in find_overrides(command_line).items()}
     address, config_file = (overrides.get(("web", name)) for name in ("listen_address", "config_file"))
     file = find_file(path)
     if file is not None and (address is None or config_file is None):
-        written = _web_of(file)
+        written = _web_options(file)
         address = address if address is not None else written.get("listen_address")
         config_file = config_file if config_file is not None else written.get("config_file")
     try:
@@ -66,9 +65,9 @@ def find_endpoint(path: Path | None, command_line: Mapping[str, str | None]) -> 
         return Endpoint(DEFAULT_ADDRESS, bool(config_file))
 
 
-def _web_of(file: Path) -> Mapping[str, str]:
-    """Return the texts of the section ``web``."""
-    from .document import Document, read_text  # noqa: PLC0415 - without a file there is no need for YAML
+def _web_options(file: Path) -> Mapping[str, str]:
+    """Return those options of the section ``web`` that are text."""
+    from .document import Document, read_text  # noqa: PLC0415 - imports YAML, which is needed for a file only
 
     try:
         text = read_text(file)
@@ -84,17 +83,17 @@ def _web_of(file: Path) -> Mapping[str, str]:
     )
 
 
-def check(endpoint: Endpoint, timeout: float = TIMEOUT_SECONDS) -> str:
+def check(endpoint: Endpoint, timeout: float = _TIMEOUT_SECONDS) -> str:
     """Ask the exporter at ``endpoint`` and return its answer in a few words.
 
-    Whether it speaks TLS is found out by trying. Its web configuration file is not read: a running exporter goes on
-    when a new content is wrong. ``timeout`` is in seconds, for each step.
+    If the exporter may speak TLS, the check tries TLS first and then plain HTTP. It does not read the web configuration
+    file, because the exporter keeps the old settings when a new file is wrong. ``timeout`` is in seconds per step.
 
     Raises:
-        EndpointError: nothing answers there, or what answers is not well.
+        EndpointError: there is no answer, or the answer is an error.
     """
     address, may_speak_tls = endpoint
-    host = _OWN.get(address.host, address.host)
+    host = _LOOPBACK.get(address.host, address.host)
     try:
         if may_speak_tls:
             with contextlib.suppress(_PlainHTTPError):
@@ -111,8 +110,9 @@ def _ask_tls(connection: http.client.HTTPSConnection) -> str:
     try:
         return _ask(connection)
     except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
-        # A server that wants a client certificate does this: asyncio sends no alert. A server that hangs does not.
-        return "hangs up on a client without certificate"
+        # The exporter refuses a client without certificate like this, because asyncio sends no TLS alert. A server that
+        # hangs closes nothing.
+        return "closes the connection of a client without certificate"
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             raise _PlainHTTPError from None
@@ -121,19 +121,19 @@ def _ask_tls(connection: http.client.HTTPSConnection) -> str:
 
 def _ask(connection: http.client.HTTPConnection) -> str:
     try:
-        connection.request("GET", PATH, headers={"Connection": "close"})
+        connection.request("GET", _HEALTH_PATH, headers={"Connection": "close"})
         response = connection.getresponse()
         response.read()
     finally:
         connection.close()
-    said = f"{response.status} {response.reason}"
-    if response.status not in _ANSWERS:
-        raise EndpointError(f"{PATH} answers {said}")
-    return said
+    answer = f"{response.status} {response.reason}"
+    if response.status not in _HEALTHY_STATUSES:
+        raise EndpointError(f"{_HEALTH_PATH} answers {answer}")
+    return answer
 
 
 def _unverified_context() -> ssl.SSLContext:
-    # The check asks its own container and sends no secret: owner and age of the certificate do not matter.
+    # The check connects to its own container and sends no secret, so the certificate need not be verified.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

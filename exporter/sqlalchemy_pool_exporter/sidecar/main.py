@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's life: start, reload, ordered end."""
+"""The sidecar's process: start, reload, shutdown."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 
 class Sidecar:
-    """Serves what the segments and the databases say, until it is told to stop.
+    """Serves the metrics of the segments and the probed databases, until it is stopped.
 
-    Mutable state: the configuration in force and what was made from it. A reload replaces all of it but the server.
+    Mutable state: the configuration in force, the collector and the probes made from it, and the result of the last
+    reload. A reload replaces all of these; the web server stays.
 
     Args:
-        config: what to start with.
+        config: the first configuration.
         load: reads the configuration again, or raises ConfigError.
     """
 
@@ -56,7 +57,7 @@ class Sidecar:
 
         Raises:
             ConfigError: the configuration of the web server is wrong.
-            EndpointError: it cannot listen where it was told to.
+            EndpointError: it cannot listen on the configured address.
         """
         with self._signals():
             await self._serve(started)
@@ -78,7 +79,7 @@ class Sidecar:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Handle signals from before the start to after the end: SIGHUP would end the process otherwise."""
+        """Handle signals from before the start to after the end: an unhandled SIGHUP ends the process."""
         loop = asyncio.get_running_loop()
         reloads: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
 
@@ -97,14 +98,14 @@ class Sidecar:
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:
-        """End `run()`, in order."""
+        """Let `run()` shut down and return."""
         self._stop.set()
 
     async def reload(self) -> None:
-        """Load the configuration again and apply it, except ``web`` and ``log``, which need a new start.
+        """Load the configuration again and apply it, except ``web`` and ``log``, which need a restart.
 
         Raises:
-            ConfigError: it is wrong; the old one stays in force.
+            ConfigError: the new configuration is wrong; the old one stays in force.
         """
         # One reload at a time, or an older configuration could be applied after a newer one.
         async with self._reloading:
@@ -129,7 +130,7 @@ class Sidecar:
         directory = config.segments.directory
         if directory is None:
             return None
-        # The reader of a directory is kept: it remembers the counts of files that have been deleted since.
+        # The reader of a directory is kept, because it holds the counts of files that were deleted.
         if self._reader is None or self._reader.directory != directory:
             self._reader = Reader(directory)
         return FleetCollector(
@@ -145,14 +146,14 @@ class Sidecar:
             _logger.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400 - the message says all
 
     async def _probe_exactly(self, databases: Sequence[Database]) -> None:
-        """Stop the probes of other databases, start those that are missing, and leave the rest undisturbed."""
-        leaving = {
+        """Stop the probes of all other databases and start those that are missing; the rest continue undisturbed."""
+        stopping = {
             database: running for database, running in self._probes.items() if database not in databases
         }
-        for database, (_, task) in leaving.items():
+        for database, (_, task) in stopping.items():
             del self._probes[database]
             task.cancel()
-        await asyncio.gather(*(task for _, task in leaving.values()), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in stopping.values()), return_exceptions=True)
         for database in databases:
             if database not in self._probes:
                 probe = Probe(database)

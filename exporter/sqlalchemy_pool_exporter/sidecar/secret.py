@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that no log, error or representation shows."""
+"""Text that logs, errors and representations do not show."""
 
 from __future__ import annotations
 
 
 class Secret:
-    """A text that is shown only by `reveal`: ``repr``, ``str`` and formatting are redacted."""
+    """A text that only `reveal` returns; ``repr``, ``str`` and formatting show ``***``."""
 
     __slots__ = ("_text",)
 
@@ -13,7 +13,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the text; call it where the secret is used and keep the result nowhere."""
+        """Return the text; call it where the secret is used, and do not store the result."""
         return self._text
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where options are given outside of the configuration file: environment and command line.
+"""Options from the environment and the command line, which override the configuration file.
 
-`serve` merges them with the file and validates the whole. `healthcheck` needs two options, and must load neither what
-validates nor, without a file, what reads YAML.
+`serve` merges them with the file and validates the result. `healthcheck` needs only two options; to start fast, it
+imports neither the validation nor, without a file, the YAML parser. So this module imports neither.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "SQLALCHEMY_POOL_EXPORTER_CONFIG"
 
-# Environment variable → option. Few on purpose: what differs between two containers of one image.
+# Environment variable → option. Only the options that differ between containers of one image.
 VARIABLES: Mapping[str, str] = {
     "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "web.listen_address",
     "SQLALCHEMY_POOL_EXPORTER_DIR": "segments.directory",
@@ -31,14 +31,14 @@ _MAX_PORT = 65535
 
 
 class Address(NamedTuple):
-    """Where to listen; an empty host means every interface, IPv6 and IPv4."""
+    """A host and port to listen on; an empty host means every interface, IPv6 and IPv4."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``host:port``, ``:port`` or ``[ipv6]:port``; ValueError says which part is wrong."""
+        """Parse ``host:port``, ``:port`` or ``[ipv6]:port``; raises ValueError, which names the wrong part."""
         match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})", text, re.ASCII)
         if match is None:
             raise ValueError("expected host:port, :port or [ipv6]:port")
@@ -46,7 +46,7 @@ class Address(NamedTuple):
             try:
                 ipaddress.IPv6Address(match[1])
             except ValueError:
-                raise ValueError("what stands in brackets is not an IPv6 address") from None
+                raise ValueError("the text in brackets is not an IPv6 address") from None
         if int(match[3]) > _MAX_PORT:
             raise ValueError(f"a port is at most {_MAX_PORT}")
         return cls(match[1] or match[2], int(match[3]))
@@ -59,20 +59,20 @@ DEFAULT_ADDRESS = Address("", 10079)
 
 
 class Override(NamedTuple):
-    """The text that an option is given outside of the file, and where."""
+    """The text of an option, and its origin: a variable's name or "command line"."""
 
     text: str
     origin: str
 
 
 def find_file(path: Path | None) -> Path | None:
-    """Return ``path``, or else the file that the environment names."""
+    """Return ``path``; without one, the file that the environment variable names."""
     named = os.environ.get(CONFIG_VARIABLE)
     return path if path is not None or not named else Path(named)
 
 
 def find_overrides(command_line: Mapping[str, str | None]) -> dict[Location, Override]:
-    """Return the options that are given outside of the file; the command line wins over the environment."""
+    """Return the options of environment and command line; the command line wins."""
     overrides: dict[Location, Override] = {}
     for variable, option in VARIABLES.items():
         if text := os.environ.get(variable):

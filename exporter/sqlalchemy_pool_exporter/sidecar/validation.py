@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain values → models, with every fault at once, in words that name the option and never a value.
+"""Plain values → models. One error lists every fault; its messages name the option and never show a value.
 
-pydantic finds what is wrong with one option. A `Section` adds what is wrong between its options, and what is wrong
-with the files that they name, even if other options of the same file are wrong too.
+pydantic checks each option. A `Section` then checks its options against each other and reads the files that they name,
+also when other options of the same configuration are invalid.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ S = TypeVar("S", bound="Section")
 
 _MAX_SHOWN = 100
 
-# Types of pydantic's errors: an option that could not be read, and options that do not fit together.
-_UNREAD, _CONTRADICTION = "unread", "contradiction"
+# Types of pydantic's errors: one option is invalid, or valid options do not fit together.
+_INVALID, _CONTRADICTION = "invalid", "contradiction"
 
 
 class Contradiction(NamedTuple):
-    """Something wrong between options; the first location is where it is reported."""
+    """Options that do not fit together; it is reported at the first location."""
 
     what: str
     locations: tuple[Location, ...]
@@ -52,7 +52,7 @@ class Contradiction(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a file is validated with: its directory, how the files that it names are read, and whether they are."""
+    """Directory of the file, the function that reads the files it names, and whether ``check`` opens them at all."""
 
     directory: Path
     read: Callable[[Path], bytes] = read_bytes
@@ -60,7 +60,7 @@ class Context:
 
 
 class Section(BaseModel):
-    """A mapping of a configuration file: its options, and the rules between them."""
+    """A mapping of a configuration file: its options, and rules for their combination."""
 
     model_config = ConfigDict(
         strict=True,
@@ -71,26 +71,26 @@ class Section(BaseModel):
         regex_engine="python-re",
     )
 
-    # What stands for a required option that is not valid, so that the others are judged nevertheless.
-    stand_ins: ClassVar[Mapping[str, object]] = {}
+    # Required option → the value that replaces an invalid one, so that ``check`` can still check the other options.
+    placeholders: ClassVar[Mapping[str, object]] = {}
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterable[Contradiction]:
-        """Yield what is wrong between options, by building what they stand for if there is a ``context``.
+        """Yield the contradictions between options, and with a ``context`` those found by opening what they name.
 
-        ``given`` has the values as they were written. Options that are not valid have their defaults here; a
-        contradiction with one of them is dropped: one cause, one line.
+        ``given`` has the values as written. Invalid options have their defaults in ``self``. The caller drops a
+        contradiction with an invalid option, because that option is reported already.
         """
         del given, context
         return ()
 
     @model_validator(mode="wrap")
     @classmethod
-    def _judge(cls, given: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+    def _report_all(cls, given: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         if isinstance(given, cls):
             return given
         section: Self | None
         errors: list[InitErrorDetails] = []
-        unread: list[Location] = []
+        invalid: list[Location] = []
         if isinstance(given, dict):
             given = dict(cls._given(given))
         try:
@@ -98,13 +98,14 @@ class Section(BaseModel):
         except ValidationError as error:
             for found in error.errors(include_url=False):
                 location: Location = found["loc"]
-                if found["type"] != _CONTRADICTION:
-                    unread.append(location)
-                errors.append(_error(found["type"], location, _explain(cls, found)))
+                kind = _CONTRADICTION if found["type"] == _CONTRADICTION else _INVALID
+                if kind == _INVALID:
+                    invalid.append(location)
+                errors.append(_error(kind, location, _explain(cls, found)))
             section = cls._without({details["loc"][:1] for details in errors}, given, handler)
         if section is not None:
             for what, locations in section.check(given, info.context):
-                if not any(place[: len(bad)] == bad for place in locations for bad in unread):
+                if not any(place[: len(bad)] == bad for place in locations for bad in invalid):
                     errors.append(_error(_CONTRADICTION, locations[0], what))
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
@@ -115,7 +116,7 @@ class Section(BaseModel):
         for key, value in given.items():
             if key not in cls.model_fields:
                 yield key, value
-            elif value is not None:  # "key:" with nothing behind it means its default, as templates write it
+            elif value is not None:  # "key:" without a value, which templates write, means the default
                 has_type = cls.model_fields[key].annotation in (bool, int, float)
                 yield key, typed(value) if has_type else value
 
@@ -123,16 +124,16 @@ class Section(BaseModel):
     def _without(
         cls, faulty: set[Location], given: Any, handler: ModelWrapValidatorHandler[Self]
     ) -> Self | None:
-        """Return the section without the options at ``faulty``, or None if it is no section at all."""
+        """Return the section without the options at ``faulty``; None if ``given`` is no mapping."""
         if not isinstance(given, dict):
             return None
         rest = {key: value for key, value in given.items() if (key,) not in faulty}
-        stand_ins = {key: value for key, value in cls.stand_ins.items() if (key,) in faulty}
-        return handler({**rest, **stand_ins})
+        placeholders = {key: value for key, value in cls.placeholders.items() if (key,) in faulty}
+        return handler({**rest, **placeholders})
 
 
 def contradiction(what: str, *places: str | Location) -> Contradiction:
-    """Return a contradiction between options of a section; an empty place is the section itself."""
+    """Return a contradiction at ``places``: names of options, or paths; an empty name is the section itself."""
     locations = [place if isinstance(place, tuple) else (place,) if place else () for place in places]
     return Contradiction(what, tuple(locations))
 
@@ -140,13 +141,13 @@ def contradiction(what: str, *places: str | Location) -> Contradiction:
 def validate(
     model: type[S], tree: Any, context: Context, place: Callable[[Location], tuple[int, str]]
 ) -> tuple[S | None, list[ConfigIssue]]:
-    """Return the model of ``tree``, or None, and what is wrong; ``place`` says where an option is given."""
+    """Return the model of ``tree`` and no issues, or None and all issues; ``place`` returns an option's line."""
     try:
         return model.model_validate(tree, context=context), []
     except ValidationError as error:
         issues = [
             ConfigIssue(
-                *place(found["loc"]), found["loc"], found["ctx"]["what"], is_unread=found["type"] == _UNREAD
+                *place(found["loc"]), found["loc"], found["ctx"]["what"], is_invalid=found["type"] == _INVALID
             )
             for found in error.errors(include_url=False)
         ]
@@ -154,13 +155,13 @@ def validate(
 
 
 def report(source: str, issues: Sequence[ConfigIssue]) -> ConfigError:
-    """Return the one error that lists every issue of ``source``, each once, by line."""
-    unread = {issue.location for issue in issues if issue.is_unread}
+    """Return one error that lists every issue of ``source`` once, sorted by line."""
+    invalid = {issue.location for issue in issues if issue.is_invalid}
     found = sorted(
         {
             (issue.line, issue.place, issue.location, issue.what)
             for issue in issues
-            if not any(issue.location[:i] in unread for i in range(len(issue.location)))
+            if not any(issue.location[:i] in invalid for i in range(len(issue.location)))
         }
     )
     count = f"{len(found)} fault{'s' * (len(found) > 1)}"
@@ -170,7 +171,7 @@ def report(source: str, issues: Sequence[ConfigIssue]) -> ConfigError:
     ]
     if len(found) > _MAX_SHOWN:
         lines.append(f"and {len(found) - _MAX_SHOWN} more")
-    # An issue may be the whole report of another file.
+    # An issue that contains the report of another file has several lines.
     return ConfigError("\n  ".join([f"{source}: {count}", *(line.replace("\n", "\n  ") for line in lines)]))
 
 
@@ -178,14 +179,14 @@ def report(source: str, issues: Sequence[ConfigIssue]) -> ConfigError:
 
 
 def text_of(value: object) -> str:
-    """Return ``value`` if it is text; else the error that pydantic has for what is not."""
+    """Return ``value`` as a plain str; raises pydantic's error if it is not text."""
     if not isinstance(value, str):
         raise PydanticKnownError("string_type")
     return str(value)
 
 
 def parsed(kind: type[T], parse: Callable[[str], T]) -> PlainValidator:
-    """Return the validator of a type that is written as text; ``parse`` raises ValueError with a remedy."""
+    """Return the validator of a type that is written as text; a ValueError of ``parse`` becomes the message."""
 
     def validate(value: Any) -> T:
         return value if isinstance(value, kind) else parse(text_of(value))
@@ -194,12 +195,12 @@ def parsed(kind: type[T], parse: Callable[[str], T]) -> PlainValidator:
 
 
 def typed(value: object) -> object:
-    """Return what YAML makes of text that has no type yet."""
+    """Return `Untyped` text as the type that YAML gives it, and other values unchanged."""
     return value.value if isinstance(value, Untyped) else value
 
 
-def without_nothing(value: object) -> object:
-    """Drop the keys of a mapping that have nothing behind them."""
+def drop_empty_keys(value: object) -> object:
+    """Drop the keys of a mapping that have no value."""
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
@@ -210,7 +211,7 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     if not text or "\0" in text:
         raise ValueError("expected a path, got an empty one")
     if isinstance(value, Untyped) or info.context is None:
-        return Path(text)  # a shell's paths are relative to its working directory
+        return Path(text)  # a path of the command line is relative to the working directory
     return typing.cast("Path", info.context.directory / text)
 
 
@@ -228,12 +229,12 @@ class _Schema(GenerateJsonSchema):
 
 @functools.cache
 def json_schema(model: type[BaseModel]) -> Mapping[str, Any]:
-    """Return the JSON schema of ``model``, from which messages and documentation take what an option expects."""
+    """Return the JSON schema of ``model``; messages and documentation read from it which values an option takes."""
     return model.model_json_schema(schema_generator=_Schema)
 
 
 def resolve(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Follow a reference, and take the alternative that is not null."""
+    """Return ``schema`` with its reference followed, and of "a value or null" the value's schema."""
     if "anyOf" in schema:
         arm = next(arm for arm in schema["anyOf"] if arm.get("type") != "null")
         schema = {**arm, **{key: value for key, value in schema.items() if key != "anyOf"}}
@@ -243,7 +244,7 @@ def resolve(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
 
 
 def describe(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """Say in words which values ``schema`` takes."""
+    """Describe the values that ``schema`` takes."""
     schema = resolve(whole, schema)
     if "expects" in schema:
         return str(schema["expects"])
@@ -252,23 +253,21 @@ def describe(whole: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     kind = schema["type"]
     if kind == "array":
         return f"a list, each {describe(whole, schema['items'])}"
-    names = {"boolean": "true or false", "integer": "an integer", "number": "a number", "string": "text"}
-    text = names.get(kind, "a mapping")
+    text = _NAMES[kind]
     return f"{text} from {schema['minimum']:g} to {schema['maximum']:.15g}" if "minimum" in schema else text
 
 
 def _error(kind: str, location: Location, what: str) -> InitErrorDetails:
-    kind = kind if kind == _CONTRADICTION else _UNREAD
     return InitErrorDetails(
         type=PydanticCustomError(kind, "{what}", {"what": what}), loc=location, input=None
     )
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
-    """Say what is wrong with one option of ``model``."""
+    """Return the message for one of pydantic's errors in ``model``."""
     kind, location = error["type"], error["loc"]
-    if kind in (_UNREAD, _CONTRADICTION):
-        return str(error["ctx"]["what"])  # said by the section inside
+    if kind in (_INVALID, _CONTRADICTION):
+        return str(error["ctx"]["what"])  # an inner section has explained it already
     if kind == "missing":
         return "required"
     if kind == "value_error":
@@ -281,14 +280,11 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     schema = whole
     for part in location:
         schema = resolve(whole, schema)
-        schema = schema["items"] if isinstance(part, int) else _property(schema, part)
+        if isinstance(part, int):
+            schema = schema["items"]
+        else:
+            schema = schema.get("properties", {}).get(part) or schema["additionalProperties"]
     return f"expected {describe(whole, schema)}{_but_got(typed(error['input']), resolve(whole, schema))}"
-
-
-def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return typing.cast(
-        "Mapping[str, Any]", schema.get("properties", {}).get(key) or schema["additionalProperties"]
-    )
 
 
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", tuple: "array"}
@@ -303,7 +299,7 @@ _NAMES = {
 
 
 def _but_got(given: object, schema: Mapping[str, Any]) -> str:
-    """Say of which kind ``given`` is, if that is what is wrong."""
+    """Return the end of a message that names the type of ``given``, if the type is what is wrong; else ""."""
     if given is None or isinstance(given, Unusable):
         return f", got {'nothing' if given is None else given.what}"
     kind, wanted = _KINDS.get(type(given), "other"), schema["type"]

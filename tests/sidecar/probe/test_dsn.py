@@ -12,17 +12,17 @@ import ssl
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
-from asyncpg import connect_utils
+from asyncpg import ClientConfigurationError, connect_utils
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN, check_tls
 from tests.support.probed_server import SECRET, ProbedServer
 from tests.support.running_probe import (
     running,
@@ -286,6 +286,74 @@ def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
     context = DatabaseTLS(mode="require", ca_file=certificates / "ca.crt").context()
     assert context
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
+@pytest.mark.requires("openssl")
+@pytest.mark.parametrize("mode", ["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"sslrootcert": "ca.crt"},
+        {"sslrootcert": "key"},
+        {"sslrootcert": "nowhere"},
+        {"sslcrl": "nowhere"},
+        {"sslcert": "crt", "sslkey": "key"},
+        {"sslcert": "crt", "sslkey": "locked.key", "sslpassword": "wrong"},
+        {"sslcert": "crt"},
+        {"sslcert": "nowhere"},
+        {"sslkey": "nowhere"},
+        {"sslrootcert": "ca.crt", "ssl_min_protocol_version": "TLSv1.3"},
+        {"home": "ca.crt:root.crt"},
+        {"home": "key:root.crt"},
+        {"home": "key:root.crl"},
+        {"home": "crt:postgresql.crt key:postgresql.key"},
+        {"home": "crt:postgresql.crt"},
+        {"environment": "PGSSLROOTCERT", "file": "ca.crt"},
+        {"environment": "PGSSLROOTCERT", "file": "nowhere"},
+        {"environment": "PGSSLCERT", "file": "nowhere"},
+        {"host": "/run/postgresql", "sslcert": "nowhere"},
+    ],
+    ids=str,
+)
+def test_tls_of_a_dsn_is_judged_as_asyncpg_does(
+    certificates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    parameters: dict[str, str],
+) -> None:
+    """The TLS files of a DSN are accepted exactly if asyncpg can use them, and the error shows no path."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PGUSER", "watcher")
+    (tmp_path / ".postgresql").mkdir()
+    given = dict(parameters)
+    for copy in given.pop("home", "").split():
+        source, _, copied = copy.partition(":")
+        shutil.copy(certificates / source, tmp_path / ".postgresql" / copied)
+    if variable := given.pop("environment", None):
+        monkeypatch.setenv(variable, str(certificates / given.pop("file")))
+    query = {
+        name: str(certificates / value) if (certificates / value).exists() or value == "nowhere" else value
+        for name, value in {"host": "db.example", **given, **({"sslmode": mode} if mode else {})}.items()
+    }
+    dsn = DSN(f"postgresql:///orders?{urlencode(query)}")
+    connecting = connect_utils._parse_connect_dsn_and_args
+    arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
+    is_usable = False
+    with contextlib.suppress(OSError, ClientConfigurationError):
+        connecting(**arguments | {"dsn": dsn.reveal()})
+        is_usable = True
+    if is_usable:
+        check_tls(dsn, None)
+    else:
+        with pytest.raises(ValueError, match=r"^ssl\w+(: |=)") as caught:
+            check_tls(dsn, None)
+        assert str(certificates) not in str(caught.value)
+        assert caught.value.__context__ is None
+    check_tls(dsn, "require")
 
 
 @pytest.mark.requires("openssl")

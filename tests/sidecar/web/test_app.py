@@ -48,7 +48,7 @@ def test_text_is_the_default() -> None:
 
 
 def test_openmetrics_is_complete() -> None:
-    """What is served as OpenMetrics parses as such and ends with its end mark."""
+    """The OpenMetrics exposition parses as OpenMetrics and ends with `# EOF`."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -73,7 +73,7 @@ def test_a_real_registry_is_served() -> None:
 
 
 def test_gzip_is_the_same_text() -> None:
-    """What comes gzipped is, unpacked, what comes plain; caches are told that it depends."""
+    """The gzipped response has the same content as the plain one; `Vary` names the header."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -172,7 +172,7 @@ def test_scrape_timeout_of_prometheus(said: str) -> None:
 
 
 def test_scrape_timeout_without_header() -> None:
-    """Who sends no timeout is held to the configured one."""
+    """Without a timeout header, the configured timeout applies."""
 
     async def scenario() -> None:
         options = settings(scrape_timeout_seconds=0.05, scrape_timeout_offset_seconds=0)
@@ -363,7 +363,7 @@ def test_reload_is_off_unless_enabled() -> None:
 
 
 def test_reload_of_a_bad_configuration() -> None:
-    """What is wrong with the new configuration is the answer to the reload, a 500."""
+    """A reload with a wrong configuration gets a 500 that lists the faults."""
 
     async def reload() -> None:
         message = "exporter.yaml: 1 fault\n  line 3: web: unknown key"
@@ -447,7 +447,7 @@ def test_the_handle() -> None:
 
 
 def test_closing_finishes_what_is_under_way() -> None:
-    """A scrape under way at the close gets its answer; nobody new gets in; idle connections do not hold it up."""
+    """`close` answers the scrape under way, accepts no new connection, and does not wait for idle ones."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -473,7 +473,7 @@ def test_closing_finishes_what_is_under_way() -> None:
 
 
 def test_closing_does_not_wait_for_ever() -> None:
-    """A collection that never ends is cut off when the patience is over, and a second close does nothing."""
+    """`close` aborts a collection that hangs after the shutdown timeout; a second `close` does nothing."""
 
     async def scenario() -> None:
         gated = Gated()

@@ -56,7 +56,7 @@ def test_odd_passwords(files: Files, password: bytes, status: int) -> None:
 
 
 def test_a_password_too_long_costs_nothing(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """A password that bcrypt cannot have made is refused without asking it, whoever the user is."""
+    """A password that is too long for bcrypt is refused without a bcrypt, for known and unknown users."""
     path = files.write(users(prometheus=hashed()))
     replies = asked(path, basic("prometheus", "x" * 73), basic("nobody", "x" * 73))
     assert [reply.status for reply in replies] == [401, 401]
@@ -87,7 +87,7 @@ def test_names_and_passwords_of_any_text(files: Files, user: str, password: str)
     ],
 )
 def test_headers_that_are_none(files: Files, authorization: str) -> None:
-    """What is not the header of basic auth is 401 like no header at all."""
+    """A malformed `Authorization` header gets 401, as a missing one does."""
     (reply,) = asked(files.write(users(prometheus=hashed())), {"Authorization": authorization})
     assert reply.status == 401
 
@@ -114,7 +114,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str]]:
 
 
 def test_a_scrape_does_not_cost_a_bcrypt(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """What was right or wrong once is known from then on; what is checked is checked beside the event loop."""
+    """Each pair of credentials costs one bcrypt, which does not block the event loop."""
     path = files.write(users(prometheus=hashed()))
     right, wrong, unknown = (
         basic("prometheus", PASSWORD),
@@ -206,7 +206,7 @@ def test_limits_at_the_edge(interval: float, burst: int, *, allowed: bool) -> No
 
 
 def test_rate_limit(files: Files) -> None:
-    """Beyond the burst requests get 429, whoever asks and for whatever; a changed limit holds at once."""
+    """Beyond the burst every request gets 429, of any user and for any path; a changed limit holds at once."""
     path = files.write({"rate_limit": {"interval": "1h", "burst": 2}, **users(prometheus=hashed())})
 
     async def scenario() -> None:

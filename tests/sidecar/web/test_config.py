@@ -89,7 +89,7 @@ def test_a_bad_change_keeps_the_old(files: Files, caplog: pytest.LogCaptureFixtu
     ],
 )
 def test_faults_of_users(files: Files, entry: object, fault: str) -> None:
-    """What is no hash of bcrypt, or one that no scrape could wait for, is refused."""
+    """A text that is no bcrypt hash, and a hash too slow for a scrape, are refused."""
     (found,) = faults(files.write({"basic_auth_users": entry}))
     assert found.startswith(fault)
 

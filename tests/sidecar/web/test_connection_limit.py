@@ -74,7 +74,7 @@ async def add(limit: ConnectionLimit[Client], aborted: list[int]) -> Client:
 
 
 def test_the_longest_waiting_goes() -> None:
-    """Of the connections without a request in hand the one that has waited longest goes; a request begins the wait."""
+    """The longest idle connection is closed; a request restarts its idle time."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(3)

@@ -49,7 +49,7 @@ def test_https(files: Files) -> None:
 
 
 def test_http_on_the_https_port(files: Files) -> None:
-    """Who speaks plain HTTP to the TLS port is cut off, and nothing of it reaches the log as an error."""
+    """The TLS port closes a plain-HTTP connection and logs no error."""
 
     async def scenario() -> None:
         async with serving(Numbers(), web_config=WebConfig(files.with_tls())) as endpoint:
@@ -163,7 +163,7 @@ def test_client_certificates(
     ],
 )
 def test_allowed_names_of_clients(files: Files, allowed: list[str], *, admitted: bool) -> None:
-    """Of verified clients only those get in of whom a name, address or e-mail is listed, to the letter."""
+    """A verified client is admitted only if a name, address or e-mail of its certificate is listed exactly."""
     clients = trustme.CA()
     clients.cert_pem.write_to_path(files.directory / "clients.crt")
     path = files.with_tls(
@@ -262,7 +262,7 @@ GCM_256, GCM_128 = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_W
 def test_cipher_suites(
     files: Files, suites: list[str], client: str, expected: str | None, *, prefer_server: bool
 ) -> None:
-    """Of the suites listed the server's favourite is taken, or the client's if so configured; of others none."""
+    """A connection uses a listed suite: the server's first choice, or the client's if so configured."""
     path = files.with_tls(
         max_version="TLS12", cipher_suites=suites, prefer_server_cipher_suites=prefer_server
     )
@@ -392,7 +392,7 @@ CERTIFICATE = {"cert_file": "server.crt", "key_file": "server.key"}
     ],
 )
 def test_faults_of_tls(files: Files, options: dict[str, Any], expected: list[str]) -> None:
-    """What is missing, contradictory, unreadable or beyond Python's ssl is refused, each with the reason."""
+    """Missing, contradictory, unreadable and unsupported options are refused, each with the reason."""
     files.issue()
     os.mkfifo(files.directory / "pipe")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -423,7 +423,7 @@ def test_options_that_do_not_switch_tls_on(files: Files) -> None:
     )
 
 
-def test_an_encrypted_key_asks_nobody(files: Files) -> None:
+def test_an_encrypted_key_does_not_prompt(files: Files) -> None:
     """With a terminal at hand, too, no passphrase is asked for: that would be waited for for ever."""
     files.issue()
     key = ec.generate_private_key(ec.SECP256R1())

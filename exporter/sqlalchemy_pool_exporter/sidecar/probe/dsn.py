@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a database is reached: the DSN, and the TLS context that goes with it.
+"""How a probe reaches a database: the DSN, and TLS.
 
-asyncpg parses the DSN again. What it would read otherwise than its author meant is refused here: a password that is not
-percent-encoded would in part be taken for the name of a host and looked up.
+asyncpg parses the DSN again. This module refuses a DSN that asyncpg would not read as its author meant it. For example,
+asyncpg would take a part of a password that is not percent-encoded for a host name, and look it up.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,25 +18,27 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
 _MAX_PORT: Final = 65535
 _HOST: Final = re.compile(r"(\[[^][]+\]|[^][:/@]+)(?::([0-9]*))?")
 _ENCODE: Final = "special characters in the user or the password must be percent-encoded"
 
-# Parameters that asyncpg itself understands and that have few values; a wrong one fails at every connect.
+# Parameters that asyncpg reads itself → the values that it accepts. With any other value every connect fails.
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
     "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
     "gsslib": ("gssapi", "sspi"),
+    "ssl_min_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "ssl_max_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
 }
+_MODES_WITHOUT_FALLBACK: Final = ("require", "verify-ca", "verify-full")
 
 
 class OptionError(ConfigError):
-    """An option of a database leads to something that cannot be used now."""
+    """An option of a database names a file, a variable or a DSN that cannot be used now."""
 
     def __init__(self, option: str, what: str) -> None:
         super().__init__(f"{option}: {what}")
@@ -44,10 +48,12 @@ class OptionError(ConfigError):
 class DSN(Secret):
     """The address of a PostgreSQL server with user and password, as asyncpg will read it.
 
-    ``hosts`` are pairs of host and port, None where the DSN has no port; none means what ``PG*`` variables say.
+    ``hosts`` are pairs of host and port; the port is None where the DSN has none. Without a host in the DSN, the list
+    is empty, and asyncpg uses the ``PG*`` environment variables.
 
     Raises:
-        ValueError: the text is not a DSN, or not the one that its author meant. The message quotes nothing of it.
+        ValueError: the text is not a DSN, or asyncpg would not read it as its author meant it. The message quotes
+            nothing of the text.
     """
 
     __slots__ = ("database", "hosts", "parameters", "user")
@@ -129,10 +135,67 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def check_tls(dsn: DSN, section_mode: str | None) -> None:
+    """Read the TLS files that asyncpg will read for ``dsn``, from its parameters, ``PG*`` variables and defaults.
+
+    ``section_mode`` is the mode of the section ``tls``. If it is set, asyncpg ignores the TLS files of the DSN.
+
+    Raises:
+        ValueError: a file is missing or unusable, so every connect would fail. The message quotes nothing of the DSN.
+    """
+
+    def value(name: str) -> str | None:
+        return dsn.parameters.get(name) or os.environ.get(f"PG{name.upper().replace('_', '')}")
+
+    only_sockets = bool(dsn.hosts) and all(host.startswith("/") for host, _ in dsn.hosts)
+    mode = section_mode or value("sslmode") or ("disable" if only_sockets else "prefer")
+    if value("sslnegotiation") == "direct" and mode not in _MODES_WITHOUT_FALLBACK:
+        raise ValueError("sslnegotiation=direct needs sslmode require, verify-ca or verify-full")
+    if section_mode or mode == "disable" or "service" in dsn.parameters:
+        return  # asyncpg takes further parameters from a service file
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if mode in _MODES_WITHOUT_FALLBACK:
+        found = _load("sslrootcert", value("sslrootcert"), "root.crt", context.load_verify_locations)
+        if not found and mode != "require":
+            raise ValueError(f"sslmode={mode} needs sslrootcert, since there is no ~/.postgresql/root.crt")
+        _load("sslcrl", value("sslcrl"), "root.crl", context.load_verify_locations)
+
+    def load_certificate(file: Path) -> None:
+        key = value("sslkey") or _default_file("postgresql.key")
+        context.load_cert_chain(file, key, password=lambda: dsn.parameters.get("sslpassword", ""))
+
+    _load("sslcert", value("sslcert"), "postgresql.crt", load_certificate)
+
+
+def _load(parameter: str, named: str | None, default: str, load: Callable[[Path], None]) -> bool:
+    """Load the file that ``parameter`` names, or the default file of libpq; return whether there is one."""
+    try:
+        file = Path(named) if named else _default_file(default)
+        if file is not None:
+            load(file)
+    except ssl.SSLError as error:
+        what = f"the file (or its key) is not usable: {error.reason}"
+    except OSError as error:
+        what = f"cannot read the file (or its key): {error.strerror}"
+    else:
+        return file is not None
+    # Raised outside the handlers: the OSError has the path, which is a part of the DSN.
+    raise ValueError(f"{parameter}: {what}")
+
+
+def _default_file(name: str) -> Path | None:
+    """Return the file that libpq and asyncpg use if no parameter names one, if it exists."""
+    try:
+        file = Path.home() / ".postgresql" / name
+    except RuntimeError:  # this user has no home directory
+        return None
+    return file if file.exists() else None
+
+
 def client_context(
     mode: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
 ) -> ssl.SSLContext:
-    """Return the context of a mode of libpq but ``disable``; ``require`` verifies only if a CA file is given.
+    """Return the context for any ``sslmode`` except ``disable``; ``require`` verifies only if a CA file is given.
 
     Raises:
         OptionError: a file cannot be read or used.

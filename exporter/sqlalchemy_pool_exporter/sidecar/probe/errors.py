@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a probe failed: from an exception to a reason (a label value) and a text for the log.
+"""Classifies the exception of a failed probe: a reason (a label value) and a text for the log.
 
-The texts are this module's own. The messages of asyncpg, the server and the parsers may quote parts of the DSN
-(``invalid literal for int(): 'pass'``), so the log gets only the class of the exception and its SQLSTATE from them.
+Messages of asyncpg, the server and the parsers may quote parts of the DSN (``invalid literal for int(): 'pass'``). So
+the log shows a text of this module, and of the exception only its class and SQLSTATE.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the status of each probe to metric families."""
+"""Turns the status of each probe into metric families."""
 
 from __future__ import annotations
 

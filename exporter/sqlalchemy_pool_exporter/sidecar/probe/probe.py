@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A probe: one small read-only connection over which the sidecar asks a database server how full it is.
+"""A probe: asks one database server over one read-only connection how many connections it has.
 
-A `Probe` runs on its own clock and keeps its last `ProbeStatus`. A scrape reads that status and never waits for a
+A `Probe` runs at its own interval and keeps its last `ProbeStatus`. A scrape reads that status and never waits for a
 server.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 APPLICATION_NAME: Final = "sqlalchemy-pool-exporter"
 
-# First and longest delay between failed attempts, in seconds. An interval that is longer than the latter replaces it.
+# First and longest delay after a failed probe, in seconds. If the interval is longer, it is the longest delay.
 BACKOFF: Final = (1.0, 60.0)
 
 _logger = logging.getLogger(__name__)

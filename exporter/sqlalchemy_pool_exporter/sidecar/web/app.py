@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .config import WebConfig
 
 _DEFAULTS = Web()
-# Different answers (format, filter, encoding) that may wait for one collection; a scraper asks for one.
+# Different responses (format, filter, encoding) that may wait for one collection; a scraper asks for one.
 _MAX_ANSWERS = 32
 
 _PAGE = """<!DOCTYPE html>
@@ -53,21 +53,20 @@ li {{ margin: .5rem 0; }}
 </body>
 </html>
 """
-# The page needs its own style and nothing else; a header of the web configuration file takes the place of these.
+# The page needs only its own style. Headers of the web configuration file replace these.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 
-
 _Reload = Callable[[], Awaitable[object]]
 
 
 class Collectable(Protocol):
-    """What a scrape needs of a registry; ``prometheus_client.CollectorRegistry`` is one."""
+    """The part of ``prometheus_client.CollectorRegistry`` that a scrape needs."""
 
     def collect(self) -> Iterable[Metric]:
-        """Return the families as they are now; called in a thread, never in two at once."""
+        """Return the current families. Called in a thread, and only by one at a time."""
         ...
 
 
@@ -82,17 +81,19 @@ class Link(NamedTuple):
 async def start(
     app: web.Application, settings: Web = _DEFAULTS, *, web_config: WebConfig | None = None
 ) -> Listener:
-    """Serve ``app`` as ``settings`` say and return the handle, whose ``close()`` ends it.
+    """Serve ``app`` with ``settings`` and return the listener, whose ``close()`` stops it.
 
-    ``web_config`` adds TLS, basic auth and rate limit. Raises EndpointError at once if the address cannot be had.
-    An application can be started once.
+    ``web_config`` adds TLS, basic auth and rate limit. An application can be started once.
+
+    Raises:
+        EndpointError: the address cannot be bound.
     """
     if web_config is not None:
         webauth.guard(app, web_config)
     return await listen(app, settings, web_config)
 
 
-def application(  # noqa: PLR0913 - two objects, and what the exporter may add to them
+def application(  # noqa: PLR0913 - two objects, and optional parts of the pages
     registry: Collectable,
     settings: Web = _DEFAULTS,
     *,
@@ -101,10 +102,10 @@ def application(  # noqa: PLR0913 - two objects, and what the exporter may add t
     reload: _Reload | None = None,
     links: Sequence[Link] = (),
 ) -> web.Application:
-    """Return the application that serves ``registry``; routes of the caller's may be added before it is started.
+    """Return the application that serves ``registry``; the caller may add routes before the start.
 
-    ``ready`` decides what ``/-/ready`` answers. ``reload`` is awaited by ``/-/reload``, where the settings enable
-    that; it may raise ConfigError, whose message is the answer. ``links`` are added to the landing page.
+    ``/-/ready`` responds with 200 while ``ready`` returns True. ``/-/reload`` awaits ``reload`` if the settings enable
+    it; if that raises ConfigError, its message is the response. ``links`` are added to the landing page.
     """
     landing = _landing_page(settings.telemetry_path, version, links)
     pages = _Pages(registry, settings, landing, ready, reload)
@@ -123,10 +124,10 @@ class _OverloadError(Exception):
 
 
 class Exposition:
-    """Collects and writes out, in threads: one collection and one writing at a time.
+    """Collects families and writes their exposition, in threads: one collection and one writing at a time.
 
-    Who arrives while a collection is under way waits for the next and shares it with everybody who waits: a scrape
-    never shows values from before it was asked for, and a hundred scrapers cost two collections, not a hundred.
+    A scrape that arrives during a collection waits for the next one and shares it with all scrapes that wait. So a
+    scrape never shows values from before its request, and a hundred scrapes at once cost two collections.
 
     Mutable state: ``_next``, the collection that has not begun. It belongs to the event loop's thread.
     """
@@ -137,7 +138,7 @@ class Exposition:
         self._next: _Collection | None = None
 
     async def answer(self, wanted: Wanted) -> bytes:
-        """Return the exposition; if the caller is cancelled it goes on for those who share it."""
+        """Return the exposition. If the caller is cancelled, the collection continues for the others that share it."""
         if self._next is None:
             self._next = _Collection(asyncio.create_task(self._collect()))
         collection = self._next
@@ -151,7 +152,7 @@ class Exposition:
 
     async def _collect(self) -> list[Metric]:
         async with self._collecting:
-            self._next = None  # from here on it is too late to share it
+            self._next = None  # later scrapes must not share this collection
             return await run_in_daemon_thread(lambda: list(self._registry.collect()))
 
     async def _write(self, families: asyncio.Future[list[Metric]], wanted: Wanted) -> bytes:
@@ -168,7 +169,7 @@ class _Collection:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Take note of an error for which nobody waits any more, or asyncio reports it as never retrieved."""
+    """Retrieve the task's error: if every scrape that waited was cancelled, asyncio would log it as never retrieved."""
     if not task.cancelled():
         task.exception()
 
@@ -199,7 +200,7 @@ class _Pages:
             async with clock:
                 body = await self._exposition.answer(wanted)
         except TimeoutError:
-            if not clock.expired():  # it was the collector's own
+            if not clock.expired():  # the collector raised it
                 raise
             what = f"503: the metrics were not collected within {seconds:g} seconds\n"
             raise web.HTTPServiceUnavailable(text=what) from None
@@ -223,29 +224,28 @@ class _Pages:
             raise web.HTTPForbidden(text="403: reloading over HTTP is off, see web.enable_lifecycle\n")
         try:
             await self._reload()
-        except ConfigError as exc:  # lists paths and lines, never values
+        except ConfigError as error:  # lists paths and lines, never values
             raise web.HTTPInternalServerError(
-                text=f"not reloaded, the old configuration stays: {exc}\n"
-            ) from exc
+                text=f"not reloaded, the old configuration stays: {error}\n"
+            ) from error
         return web.Response(text="reloaded\n")
 
 
 def scrape_timeout(header: str, settings: Web) -> float:
-    """Return the seconds a scrape may take, by what Prometheus said in ``header`` and by the settings."""
+    """Return the seconds that a scrape may take: the timeout of Prometheus' ``header``, limited by the settings."""
     try:
-        said = float(header)
+        sent = float(header)
     except ValueError:
-        said = 0.0
-    if not (math.isfinite(said) and said > 0):
+        sent = 0.0
+    if not (math.isfinite(sent) and sent > 0):
         return settings.scrape_timeout_seconds
-    left = max(
-        said - settings.scrape_timeout_offset_seconds, said / 2
-    )  # the offset is for timeouts well above it
-    return min(left, settings.scrape_timeout_seconds)
+    # At least half of a short timeout remains, whatever the offset.
+    remaining = max(sent - settings.scrape_timeout_offset_seconds, sent / 2)
+    return min(remaining, settings.scrape_timeout_seconds)
 
 
 def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> str:
-    everything = (
+    all_links = (
         Link(telemetry_path, "Metrics", "for Prometheus"),
         *links,
         Link("/-/healthy", "Health", "answers as long as the exporter runs"),
@@ -253,7 +253,7 @@ def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> s
     )
     items = (
         f'<li><a href="{html.escape(link.path)}">{html.escape(link.text)}</a>: {html.escape(link.description)}</li>'
-        for link in everything
+        for link in all_links
     )
-    said = f"Version {html.escape(version)}." if version else ""
-    return _PAGE.format(version=said, links="\n".join(items))
+    sentence = f"Version {html.escape(version)}." if version else ""
+    return _PAGE.format(version=sentence, links="\n".join(items))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask, and how often: basic auth and rate limit of a web configuration file, as aiohttp middleware."""
+"""Basic auth and rate limit of a web configuration file, as aiohttp middleware."""
 
 from __future__ import annotations
 
@@ -26,43 +26,45 @@ if TYPE_CHECKING:
     from .config import RateLimit, WebConfig
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="sqlalchemy-pool-exporter", charset="UTF-8"'}
-_REMEMBERED = 100
-_BCRYPT_BYTES = 72  # bcrypt reads no further, and the library raises
+_MAX_REMEMBERED = 100
+_BCRYPT_BYTES = 72  # bcrypt ignores further bytes, and the library refuses them
 
 
 class BasicAuth:
-    """Checks credentials; what was checked once costs no bcrypt again.
+    """Checks credentials, and remembers the result, so that a scraper costs one bcrypt and not one for each request.
 
-    Mutable state: ``_right`` and ``_wrong``, digests of credentials that were checked. They are kept apart so that
-    somebody who guesses cannot push out what the scraper sends.
+    Mutable state: ``_right`` and ``_wrong``, digests of credentials that were checked. They are separate, so that a
+    client that guesses passwords cannot evict the digest of the scraper's.
     """
 
     def __init__(self) -> None:
-        self._key = os.urandom(32)  # the digests are of no use outside this process
+        self._key = os.urandom(32)  # makes the digests useless outside this process
         self._right: dict[bytes, None] = {}
         self._wrong: dict[bytes, None] = {}
-        self._one_at_a_time = asyncio.Lock()  # as the toolkit does: guesses must not take every core
+        self._one_at_a_time = asyncio.Lock()  # as in the toolkit, so that guesses use one core at most
 
     async def admits(self, users: Mapping[bytes, bytes], authorization: str) -> bool:
-        """Tell whether the ``Authorization`` header is that of one of ``users`` (name → bcrypt hash)."""
+        """Return whether the ``Authorization`` header is valid for one of ``users`` (name → bcrypt hash)."""
         credentials = _credentials(authorization)
         if credentials is None or len(credentials[1]) > _BCRYPT_BYTES:
-            return False  # without a bcrypt, whoever the user is: that tells nothing
+            return False  # without a bcrypt for every user, known or not, so the time tells nothing
         user, password = credentials
-        hashed = users.get(user) or self._stand_in(user, users)
+        hashed = users.get(user) or self._decoy(user, users)
         digest = self._digest(user, hashed, password)
         if digest not in self._right and digest not in self._wrong:
             async with self._one_at_a_time:
-                if digest not in self._right and digest not in self._wrong:  # nor meanwhile
+                if (
+                    digest not in self._right and digest not in self._wrong
+                ):  # another request may have checked it
                     right = await run_in_daemon_thread(lambda: _matches(password, hashed)) and user in users
                     _remember(self._right if right else self._wrong, digest)
         return digest in self._right
 
-    def _stand_in(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
-        """Return the hash an unknown ``user`` is checked against, so that the answer takes as long as for a known one.
+    def _decoy(self, user: bytes, users: Mapping[bytes, bytes]) -> bytes:
+        """Return the hash for checking an unknown ``user``, so that it takes as long as checking a known one.
 
-        It is one of the known ones', always the same for the same name: with costs that differ, an unknown name is as
-        slow as some known one, and stays so.
+        It is the hash of a known user, always the same one for the same name. So an unknown name is as slow as some
+        known one, each time, even if the costs of the hashes differ.
         """
         hashes = sorted(users.values())
         return hashes[int.from_bytes(self._digest(user)[:8], "big") % len(hashes)]
@@ -73,20 +75,23 @@ class BasicAuth:
 
 
 class RateLimiter:
-    """A token bucket: full at first, a token each ``interval`` seconds. Mutable state: ``_tokens`` as of ``_then``."""
+    """A token bucket: full at the start, one token each ``interval`` seconds.
+
+    Mutable state: ``_tokens``, counted at ``_counted_at``.
+    """
 
     def __init__(self, limit: RateLimit, now: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._now = now
-        self._tokens, self._then = float(limit.burst), now()
+        self._tokens, self._counted_at = float(limit.burst), now()
 
     def allows(self) -> bool:
-        """Take a token if there is one."""
+        """Take a token; return False if there is none."""
         if not self.limit.interval:
             return True
         now = self._now()
-        self._tokens = min(self.limit.burst, self._tokens + (now - self._then) / self.limit.interval)
-        self._then = now
+        self._tokens = min(self.limit.burst, self._tokens + (now - self._counted_at) / self.limit.interval)
+        self._counted_at = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -94,7 +99,10 @@ class RateLimiter:
 
 
 def guard(app: web.Application, web_config: WebConfig) -> None:
-    """Let every request of ``app`` pass the limit first, then the headers, then the password, as the toolkit does."""
+    """Check the rate limit, then the password of every request of ``app``, and set the headers of every response.
+
+    The order is that of the exporter-toolkit.
+    """
     auth = BasicAuth()
     limiter = RateLimiter(web_config.policy.rate_limit)
 
@@ -132,11 +140,11 @@ def _credentials(authorization: str) -> tuple[bytes, bytes] | None:
 def _matches(password: bytes, hashed: bytes) -> bool:
     try:
         return bcrypt.checkpw(password, hashed)
-    except ValueError:  # a release of the library that refuses a NUL, or whatever else it does not like
+    except ValueError:  # some releases of the library refuse a NUL in a password
         return False
 
 
 def _remember(digests: dict[bytes, None], digest: bytes) -> None:
-    while len(digests) >= _REMEMBERED:
+    while len(digests) >= _MAX_REMEMBERED:
         del digests[next(iter(digests))]  # the oldest
     digests[digest] = None

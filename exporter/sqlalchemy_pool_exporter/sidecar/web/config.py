@@ -2,8 +2,8 @@
 """``web.config_file``: TLS, basic auth, headers and rate limit, in the format of Prometheus' exporter-toolkit.
 
 The format is https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md, so that one file
-serves all exporters of a host. Where this differs on purpose: a bad new file does not break the endpoint but leaves the
-old one in force, and what Python's ``ssl`` cannot do is refused (see ``webtls``). HTTP/2 is allowed and never spoken.
+serves all exporters of a host. Three differences are intended. If a new file is wrong, the old one stays in force.
+Options that Python's ``ssl`` cannot apply are refused (see ``tls``). HTTP/2 may be enabled, but is not spoken.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sqlalchemy_pool_exporter.sidecar.validation import (
     Contradiction,
     Section,
     contradiction,
+    drop_empty_keys,
     parsed,
     report,
     validate,
-    without_nothing,
 )
 
 from .tls import SecretText, ServerTLS, TLSServerConfig
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# Header → the values it may have, where they are few. The list is the toolkit's; names are spelled as there.
+# Header → its allowed values; () allows any. Names and values are those of the toolkit.
 _HEADERS: Mapping[str, tuple[str, ...]] = {
     "Content-Security-Policy": (),
     "Strict-Transport-Security": (),
@@ -57,13 +57,13 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)"
 
 
 class Duration(float):
-    """Seconds, written as Go writes durations."""
+    """Seconds, in the file a duration of Go."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read ``1s``, ``1m30s``, ``250ms`` or ``0``."""
+        """Parse a text such as ``1s``, ``1m30s``, ``250ms`` or ``0``."""
         if text != "0" and not re.fullmatch(f"(?:{_DURATION.pattern})+", text):
             raise ValueError("expected a duration with its unit, such as 1s or 250ms, or 0")
         return cls(sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
@@ -80,10 +80,10 @@ class HTTPServerConfig(Section):
     """``http_server_config`` as written."""
 
     http2: bool = True
-    headers: Annotated[dict[str, str], BeforeValidator(without_nothing)] = Field(default={})
+    headers: Annotated[dict[str, str], BeforeValidator(drop_empty_keys)] = Field(default={})
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Allow only the headers of the format, and the values that each may have."""
+        """Allow only the headers of the format, and their allowed values."""
         del given, context
         for name, value in self.headers.items():
             option = ("headers", name)
@@ -96,22 +96,22 @@ class HTTPServerConfig(Section):
 
 
 class RateLimit(Section):
-    """``rate_limit``: a token each ``interval`` seconds, ``burst`` at most; no limit if the interval is 0."""
+    """``rate_limit``: one token each ``interval`` seconds, at most ``burst``; no limit if the interval is 0."""
 
     interval: GoDuration = Duration(0)
     burst: int = Field(default=0, ge=0, le=1_000_000)
 
 
 class WebFile(Section):
-    """The file as written."""
+    """The whole file as written."""
 
     tls_server_config: TLSServerConfig = TLSServerConfig()
     http_server_config: HTTPServerConfig = HTTPServerConfig()
-    basic_auth_users: Annotated[dict[str, SecretText], BeforeValidator(without_nothing)] = Field(default={})
+    basic_auth_users: Annotated[dict[str, SecretText], BeforeValidator(drop_empty_keys)] = Field(default={})
     rate_limit: RateLimit = RateLimit()
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Allow only users that a client can name, and hashes that are checked within a scrape."""
+        """Allow only user names that a client can send, and hashes that can be checked during a scrape."""
         del given, context
         for name, secret in self.basic_auth_users.items():
             option = ("basic_auth_users", name)
@@ -139,35 +139,35 @@ class Policy(NamedTuple):
 
 
 class WebConfig:
-    """A web configuration file that is re-read whenever it, or a file it names, has changed.
+    """A web configuration file that is loaded again when it, or a file it names, has changed.
 
-    The content is compared, at every handshake and every request, as the toolkit does: time stamps of a file system are
-    too coarse to tell two writes apart, and reading four small files costs less than parsing one request.
+    Like the toolkit, `current` compares the contents at every handshake and every request: time stamps of a file system
+    are too coarse to distinguish two writes, and reading four small files costs less than parsing one request.
 
-    Mutable state: ``_policy`` (in force), ``_seen`` (digest of each file at the last attempt), ``failures``, ``ok``.
+    Mutable state: ``_policy`` (in force), ``_seen`` (digest of each file at the last load), ``failures`` and ``ok``.
     It belongs to the event loop's thread.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the file at ``path``; ConfigError lists every fault."""
+        """Load the file at ``path``; raises ConfigError, which lists every fault."""
         self._path = path
         self._seen: dict[Path, bytes] = {}
         self._policy = self._load()
-        self.failures = 0  # how often a new content was refused
-        self.ok = True  # False while what is in force is older than the file
+        self.failures = 0  # number of new contents that were refused
+        self.ok = True  # False while the policy in force is older than the file
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {str(self._path)!r} ok={self.ok} failures={self.failures}>"
 
     @property
     def policy(self) -> Policy:
-        """What is in force, as of the last look at the files."""
+        """The policy in force since the last call of `current`."""
         return self._policy
 
     def current(self) -> Policy:
-        """Look at the files and return what is to be applied now.
+        """Load the files again if they have changed, and return the policy in force.
 
-        Never raises: a bad new content is logged and counted, once.
+        Never raises: a wrong new content is logged and counted once, and the old policy stays.
         """
         if all(_digest(path) == digest for path, digest in self._seen.items()):
             return self._policy
@@ -208,7 +208,7 @@ class WebConfig:
 
 
 def _content(path: Path) -> bytes:
-    # Without blocking: a pipe would be waited for, and everybody else with it.
+    # Without O_NONBLOCK, opening a pipe would block the event loop.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client's connection: aiohttp's protocol, with deadlines and a budget of bytes for each request.
+"""One client's connection: aiohttp's protocol, with deadlines and a limit of bytes for each request.
 
-aiohttp parses requests and writes answers. It waits for ever for the head of a request and for a client that does not
-read, and does not limit what a client sends beyond a request's head.
+aiohttp parses requests and writes responses. It has no deadline for the head of a request or for a client that does not
+read, and no limit for the bytes that a client sends after a request's head.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's protocol for one client, with deadlines and a budget of bytes for each request.
+    """aiohttp's protocol for one client, with deadlines and a limit of bytes for each request.
 
     Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of these bytes), ``_busy`` (a
-    request is being handled), ``_client_finished`` (the client will send no more), and the two running deadlines.
+    request is being handled), ``_client_finished`` (the client has closed its half), ``_aborted``, the transport, and
+    the timers of both deadlines.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=settings.keepalive_timeout_seconds,
             max_line_size=settings.max_request_bytes,
             max_field_size=settings.max_request_bytes,
-            lingering_time=1.0,  # no page reads a body; this lets the rest of one arrive before the close
+            lingering_time=1.0,  # no handler reads a body; wait this long for the rest of it before the close
             auto_decompress=False,
         )
         self.socket = sock
@@ -75,13 +76,23 @@ class Connection(web.RequestHandler):
             super().log_exception(*args, **kwargs)
 
     async def first_byte(self, *, tls: bool) -> None:
-        """Wait until the client sends; a silent one costs a socket, but neither a transport nor TLS buffers.
+        """Wait for the client's first byte, so that a silent client costs a socket, but no transport or TLS buffers.
 
-        Raises ConnectionError if the client sends no TLS handshake where ``tls`` is expected, or has left.
+        Raises ConnectionError if the client has closed, or if ``tls`` is expected and the byte begins no TLS handshake.
         """
         self._start_head_deadline()
+<<<<<<< HEAD
         readable = asyncio.Event()
         self._loop.add_reader(self.socket, readable.set)
+=======
+        readable: asyncio.Future[None] = self._loop.create_future()
+
+        def sent() -> None:
+            if not readable.done():  # the waiting task may have been cancelled
+                readable.set_result(None)
+
+        self._loop.add_reader(self.socket, sent)
+>>>>>>> words-sidecar
         try:
             await readable.wait()
         finally:
@@ -91,7 +102,7 @@ class Connection(web.RequestHandler):
             raise ConnectionAbortedError("no request" if not byte else "no TLS handshake")
 
     def close_unopened(self) -> None:
-        """Release what a connection without a transport has."""
+        """Release the socket of a connection that has no transport."""
         if self._head_deadline is not None:
             self._head_deadline.cancel()
         self.socket.close()
@@ -105,23 +116,24 @@ class Connection(web.RequestHandler):
             self.abort_handshake()
 
     def abort_handshake(self) -> None:
-        """Close the connection if its TLS handshake is not complete."""
+        """Close the connection if its first byte or its TLS handshake is still awaited."""
         if self._open_transport is None and not self._aborted:
-            # asyncio shows the transport only after the handshake, so the socket ends it. Cancelling the handshake's
-            # task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage collection.
+            # asyncio hands out the transport only after the handshake, so this shuts the socket down. Cancelling the
+            # handshake's task would leave asyncio's TLS buffers (256 KiB) in a reference cycle until a full garbage
+            # collection.
             self._aborted = True
-            with suppress(OSError):  # the client was faster
+            with suppress(OSError):  # the client has closed it already
                 self.socket.shutdown(socket.SHUT_RDWR)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the deadline for the first request, unless the client's certificate is not allowed."""
+        """Start the deadline for the first request; abort if the client's certificate is not allowed."""
         self._open_transport = transport = cast("asyncio.Transport", transport)
         refused = self.tls is not None and not self.tls.admits(transport.get_extra_info("peercert"))
         if refused or self._aborted:
             transport.abort()
             return
-        # asyncio calls ``pause_writing`` when more than ``high`` bytes are unsent: here, as soon as the client does not
-        # keep up. Not 0, which asyncio's TLS takes as exceeded by an empty buffer.
+        # asyncio calls ``pause_writing`` when more than ``high`` bytes are unsent: with 1, as soon as the client reads
+        # too slowly. With 0, asyncio's TLS would pause for an empty buffer.
         transport.set_write_buffer_limits(high=1)
         self._start_head_deadline()
         super().connection_made(transport)
@@ -138,14 +150,14 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
-        """Keep the connection open while answers are due to a client that has closed its half, as ``nc`` does."""
+        """Return whether to keep the connection open for responses to a client that closed its half, as ``nc`` does."""
         self._client_finished = True
         if self.tls is not None:
             return False  # TLS connections have no half-closed state
         return self._busy or bool(self._messages) or self._waiter is None
 
     def begin_request(self) -> None:
-        """Note that the head of a request is complete and its handler begins."""
+        """Record that the head of a request is complete and its handler begins."""
         self._busy, self._received = True, 0
         self._limit.set_busy(self)
         if self._head_deadline is not None:
@@ -153,12 +165,12 @@ class Connection(web.RequestHandler):
             self._head_deadline = None
 
     def end_request(self) -> None:
-        """Note that the handler has returned; the answer is still to be written."""
+        """Record that the handler has returned; the response is not written yet."""
         self._busy = False
         self._limit.set_idle(self)
         if self._client_finished and not self._messages:
             self.close()
-        if self._tail != _HEAD_END:  # a part of the next request, or a body, follows the head
+        if self._tail != _HEAD_END:  # more bytes have followed the head: a body, or the next request
             self._start_head_deadline()
 
     def pause_writing(self) -> None:
@@ -176,7 +188,7 @@ class Connection(web.RequestHandler):
             self._write_deadline.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the deadlines and make room for another connection."""
+        """Stop the deadlines and leave the connection limit."""
         for deadline in (self._head_deadline, self._write_deadline):
             if deadline is not None:
                 deadline.cancel()
@@ -190,10 +202,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a malformed request without repeating any part of it."""
+        """Return the response to a malformed request; it quotes no part of the request."""
         _logger.debug("bad request: %s", type(exc).__name__)
         if request.writer.output_size > 0:
-            message = "the answer has already begun"
+            message = "the response has already begun"
             raise ConnectionError(message)
         response = web.Response(status=status, text=f"{status}: {HTTPStatus(status).phrase}\n")
         response.headers["Server"] = SERVER_HEADER

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limit of open connections, and the choice of the connection that is closed for a new one."""
+"""Limits open connections, and chooses the connection that is closed for a new one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import asyncio
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-# A connection is not closed for another in its first moments. A scraper sends its request within this time even if it
-# is 50 ms away; clients that reconnect as soon as they are closed would otherwise push it out before that.
+# Age below which a connection is not closed for another. A scraper sends its request within this time, even from 50 ms
+# away. Without it, clients that reconnect at once would displace the scraper before its request arrives.
 GRACE_SECONDS = 0.1
 # Answers of all clients together that wait to be read. 128 clients that do not read would hold 1.7 MB each.
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
@@ -28,14 +28,14 @@ C = TypeVar("C", bound=Abortable)
 class ConnectionLimit(Generic[C]):
     """At most ``maximum`` connections.
 
-    At the limit, an idle connection is closed for a new one: the one that has waited longest without having sent a
-    request. Connections that are kept alive after a request are closed only while they take more than half of the
-    places, or all that are idle. A connection whose request is being handled is never closed for another.
+    At the limit, the longest idle connection is closed for a new one. Connections that have not sent a request are
+    closed first. Connections that are kept alive after a request are closed only if they are more than half of the
+    maximum, or if no others are idle. A connection whose request is being handled is never closed for another.
 
     Mutable state: every connection is in one of four collections. ``_new`` (no request yet) and ``_kept`` (idle after a
-    request) map to the loop time since when it is idle, the longest idle first; ``_busy`` has a request in hand;
-    ``_closing`` was aborted and still takes its descriptor. ``_unsent`` has the bytes that stalled clients
-    have not read. All belong to the event loop's thread.
+    request) map it to the loop time at which it became idle, the longest idle first. ``_busy`` holds connections whose
+    request is being handled. ``_closing`` holds aborted connections, whose descriptors are still open. ``_unsent`` has
+    the bytes that stalled clients have not read. All belong to the event loop's thread.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -60,7 +60,7 @@ class ConnectionLimit(Generic[C]):
         return [*self._new, *self._kept, *self._busy, *self._closing]
 
     async def add(self, connection: C) -> None:
-        """Add a connection, as soon as there is room for it."""
+        """Wait until there is room, then add a connection."""
         while len(self) >= self.maximum:
             self._changed.clear()
             seconds = None if self._closing else self._abort_longest_idle()
@@ -70,12 +70,12 @@ class ConnectionLimit(Generic[C]):
         self._new[connection] = asyncio.get_running_loop().time()
 
     def set_busy(self, connection: C) -> None:
-        """Note that a request of ``connection`` is being handled."""
+        """Record that a request of ``connection`` is being handled."""
         if self._take_out(connection):
             self._busy.add(connection)
 
     def set_idle(self, connection: C) -> None:
-        """Note that ``connection`` waits for its next request from now on."""
+        """Record that ``connection`` waits for its next request."""
         if self._take_out(connection):
             self._kept[connection] = asyncio.get_running_loop().time()
             self._changed.set()
@@ -93,7 +93,7 @@ class ConnectionLimit(Generic[C]):
         self._unsent.pop(connection, None)
 
     def remove(self, connection: C) -> None:
-        """Note that ``connection`` is closed; does nothing the second time."""
+        """Record that ``connection`` is closed; does nothing the second time."""
         self._take_out(connection)
         self._closing.discard(connection)
         self._unsent.pop(connection, None)
@@ -111,7 +111,7 @@ class ConnectionLimit(Generic[C]):
             await self._changed.wait()
 
     def _abort_longest_idle(self) -> float | None:
-        """Close one connection, or return the seconds until one may be closed; None if only a change can tell."""
+        """Close the longest idle connection, or return the seconds until it may be closed; None if none is idle."""
         idle = self._kept if len(self._kept) > self.maximum // 2 or not self._new else self._new
         now = asyncio.get_running_loop().time()
         for connection, since in idle.items():

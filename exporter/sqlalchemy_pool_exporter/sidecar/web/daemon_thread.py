@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocking work off the event loop, in a thread that cannot keep the process from ending."""
+"""Runs blocking work in a daemon thread, which cannot keep the process from exiting."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 async def run_in_daemon_thread(work: Callable[[], T]) -> T:
     """Return what ``work()`` returns, or raise what it raises.
 
-    ``asyncio.to_thread`` uses a pool whose threads are joined at exit: a collector that hangs on a dead file system
-    would keep the process from ending. A thread a call costs about 0.1 ms, and the callers bound their number.
+    The threads of ``asyncio.to_thread`` are joined at exit, so a collector that hangs on a dead file system would keep
+    the process from exiting. A new thread for each call costs about 0.1 ms; the callers limit their number.
     """
     outcome: Future[T] = Future()
 
@@ -29,7 +29,7 @@ async def run_in_daemon_thread(work: Callable[[], T]) -> T:
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             if isinstance(error, StopIteration) or not isinstance(error, Exception):
-                # An asyncio future refuses StopIteration, and a task ends the event loop with the others.
+                # asyncio futures refuse StopIteration. SystemExit and KeyboardInterrupt would end the event loop.
                 wrapped = RuntimeError(f"{type(error).__name__} in a thread")
                 wrapped.__cause__ = error
                 error = wrapped

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's HTTP server: listens, accepts connections up to a limit, and closes in order.
+"""The sidecar's HTTP server: listens, accepts connections up to a limit, and shuts down.
 
-aiohttp's own sites accept connections without limit and see a TLS connection only after the handshake. Connections are
-accepted here, therefore, and handed to aiohttp's runner.
+aiohttp's own sites accept connections without limit, and learn of a TLS connection only after its handshake. So this
+module accepts the connections and passes them to aiohttp's runner.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Listener:
         """Stop listening, let requests finish for ``shutdown_timeout_seconds``, then abort what is left."""
         deadline = asyncio.get_running_loop().time() + self.settings.shutdown_timeout_seconds
         self._accepting.cancel()
-        # The event loop has to forget the descriptor before it is closed: the kernel reuses its number at once.
+        # Wait until the event loop has removed the descriptor: the kernel reuses the number of a closed one at once.
         await asyncio.gather(self._accepting, return_exceptions=True)
         self._listening.close()
         for connection in self._limit.connections():
@@ -98,7 +98,7 @@ class Listener:
         await self._runner.cleanup()
         try:
             async with asyncio.timeout_at(deadline):
-                await self._limit.emptied()  # answers may still be on their way
+                await self._limit.emptied()  # responses may not be written yet
         except TimeoutError:
             for connection in self._limit.connections():
                 connection.abort()
@@ -122,7 +122,7 @@ class Listener:
             opening = loop.create_task(self._open(connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            # ``sock_accept`` does not yield while connections are queued; let requests be read.
+            # ``sock_accept`` does not yield while the kernel has connections queued; yield, so that requests are read.
             await asyncio.sleep(0)
 
     def _connection(self, sock: socket.socket) -> Connection:
@@ -145,11 +145,11 @@ class Listener:
         except OSError as error:  # TLS errors and timeouts among them
             connection.close_unopened()
             _logger.debug("a connection ended before its first request: %s", error)
-            # The traceback is part of a reference cycle with asyncio's TLS buffers, which take 256 KiB a connection.
+            # The traceback keeps asyncio's TLS buffers, 256 KiB for each connection, alive in a reference cycle.
             error.__traceback__ = None
 
     async def _recover(self, error: OSError) -> None:
-        """Free a descriptor: the usual reason that the kernel accepts no connection is that none is left."""
+        """Free a descriptor, because accepting usually fails when the process has none left."""
         now = asyncio.get_running_loop().time()
         if now - self._warned_at >= _WARNING_INTERVAL_SECONDS:
             self._warned_at = now
@@ -160,7 +160,7 @@ class Listener:
 
 @web.middleware
 async def request_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell the connection when a request begins and ends; answer unexpected errors without their text."""
+    """Tell the connection when a request begins and ends; respond to unexpected errors without their text."""
     connection = cast("Connection", request.protocol)
     connection.begin_request()
     try:
@@ -175,12 +175,12 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
 
 
 async def set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
-    """Name the program in the ``Server`` header, without versions."""
+    """Name the program, without versions, in the ``Server`` header."""
     response.headers["Server"] = SERVER_HEADER
 
 
 async def listen(app: web.Application, settings: Web, web_config: WebConfig | None) -> Listener:
-    """Serve ``app`` on ``settings.listen_address``; EndpointError if the address cannot be bound."""
+    """Serve ``app`` on ``settings.listen_address``; raises EndpointError if the address cannot be bound."""
     listening = bind(settings.listen_address)
     try:
         app.middlewares.insert(0, request_middleware)

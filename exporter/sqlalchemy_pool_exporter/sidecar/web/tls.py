@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tls_server_config`` of a web configuration file → ``ssl.SSLContext``.
 
-The format is Go's view of TLS. What Python's ``ssl`` cannot do is refused with the reason: to ignore an option of this
-section is to be less secure than its author believes.
+The format has the options of Go's TLS. An option that Python's ``ssl`` cannot apply is refused with the reason: if it
+were ignored, the server would be less secure than its operator believes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _Curve = Literal["CurveP256", "CurveP384", "CurveP521", "X25519"]
 _CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1", "X25519": "X25519"}
 
-# Go's name → OpenSSL's; what Go lists as insecure is as unknown here as it is to the exporter-toolkit. The suites of
-# TLS 1.3 can be switched off neither in Go nor in Python: listing them means nothing, and is allowed.
+# Go's names. Suites that Go lists as insecure are unknown here, as in the exporter-toolkit. Neither Go nor Python can
+# switch off the suites of TLS 1.3; they may be listed, without effect.
 _Cipher = Literal[
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
@@ -53,6 +53,7 @@ _Cipher = Literal[
     "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 ]
+# Go's name → OpenSSL's.
 _CIPHERS = {
     f"TLS_ECDHE_{key}_WITH_{go}": f"ECDHE-{key}-{openssl}"
     for key in ("ECDSA", "RSA")
@@ -83,16 +84,16 @@ _CLIENT_AUTH = {
 
 
 class ServerTLS(NamedTuple):
-    """What the server uses for new connections."""
+    """The TLS settings of new connections."""
 
     context: ssl.SSLContext
     allowed_sans: frozenset[str] | None
 
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Tell whether a client with the verified ``certificate`` of ``getpeercert()`` may come in."""
+        """Return whether a client with the verified ``certificate`` of ``getpeercert()`` is allowed."""
         if (
             self.allowed_sans is None or not certificate
-        ):  # OpenSSL has seen to it that there is one if there must be
+        ):  # OpenSSL has refused a client that lacks a required one
             return True
         names = certificate.get("subjectAltName", ())
         return any(
@@ -106,7 +107,7 @@ SecretText = Annotated[Secret, parsed(Secret, Secret), WithJsonSchema({"type": "
 
 
 class TLSServerConfig(Section):
-    """``tls_server_config`` as written; an empty text is the same as none."""
+    """``tls_server_config`` as written; an empty text means that the option is not set."""
 
     cert: str = ""
     key: SecretText = Secret("")
@@ -126,14 +127,14 @@ class TLSServerConfig(Section):
 
     @property
     def server_tls(self) -> ServerTLS | None:
-        """What the section asks for, made of the files as they were when it was validated; None is plain HTTP."""
+        """The settings, made from the files as read by the validation; None is plain HTTP."""
         return self._server_tls
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Build what the section asks for, if it asks for TLS."""
+        """Build the TLS settings if an option that enables TLS is set."""
         del given
-        switches = (self.cert, self.key.reveal(), self.client_ca, self.cert_file, self.key_file)
-        if context is None or not any((*switches, self.client_auth_type, self.client_ca_file)):
+        enabling = (self.cert, self.key.reveal(), self.client_ca, self.cert_file, self.key_file)
+        if context is None or not any((*enabling, self.client_auth_type, self.client_ca_file)):
             return
         contents: dict[str, bytes] = {}
         issues = [*_check_certificates(self), *_check_protocol(self), *_read(self, context, contents)]
@@ -143,7 +144,7 @@ class TLSServerConfig(Section):
 
     def _build(self, contents: Mapping[str, bytes]) -> Iterator[Contradiction]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.options |= ssl.OP_NO_RENEGOTIATION  # one handshake a connection: more only costs the server
+        context.options |= ssl.OP_NO_RENEGOTIATION  # clients could make the server compute more handshakes
         context.set_alpn_protocols(["http/1.1"])
         context.minimum_version = _VERSIONS[self.min_version]
         context.maximum_version = _VERSIONS[self.max_version]
@@ -160,7 +161,7 @@ class TLSServerConfig(Section):
 
 
 def _read(section: TLSServerConfig, context: Context, contents: dict[str, bytes]) -> Iterator[Contradiction]:
-    """Fill ``contents`` with certificate, key and authority, from the files or the section itself."""
+    """Fill ``contents`` with certificate, key and CA, from the files or the section; yield what cannot be read."""
     inline = {"cert": section.cert, "key": section.key.reveal(), "client_ca": section.client_ca}
     for option, text in inline.items():
         name = getattr(section, f"{option}_file")
@@ -178,15 +179,15 @@ def _steps(
     yield option, lambda: _load_certificate(context, certificate, key)
     if client_ca:
         option = "client_ca_file" if section.client_ca_file else "client_ca"
-        # Bundles have names of issuers as comments, in any encoding; OpenSSL skips them, and ``ssl`` takes ASCII only.
+        # Bundles may have comments in any encoding. OpenSSL skips comments, but ``ssl`` takes only ASCII.
         yield option, lambda: context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
-    elif context.verify_mode != ssl.CERT_NONE:  # Go's default: whom the system trusts
+    elif context.verify_mode != ssl.CERT_NONE:  # as in Go, the default is the system's CAs
         yield "client_auth_type", lambda: context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
     if section.cipher_suites:
         suites = [_CIPHERS[name] for name in section.cipher_suites if name in _CIPHERS]
         if suites:
             yield "cipher_suites", lambda: context.set_ciphers(":".join(suites))
-        else:  # nothing is left for TLS 1.2
+        else:  # the list has no suite of TLS 1.2
             context.minimum_version = ssl.TLSVersion.TLSv1_3
     if not section.prefer_server_cipher_suites:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -236,18 +237,18 @@ def _check_protocol(section: TLSServerConfig) -> Iterator[Contradiction]:
 
 
 def _load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    def encrypted() -> str:  # without this OpenSSL asks at the terminal, and waits
+    def encrypted() -> str:  # without it, OpenSSL prompts at the terminal and blocks
         raise ValueError("the key is encrypted, and the format has no option for its passphrase")
 
-    # ``ssl`` reads certificates from files only. Giving it the bytes that were read, not the name again, is what makes
-    # a certificate that is being replaced either the old one or the new one.
+    # ``ssl`` loads certificates only from files. A temporary file with the bytes that were read makes sure that key and
+    # certificate match the digests, even while the files are being replaced.
     with _file_of(key + b"\n" + certificate) as name:
         context.load_cert_chain(name, password=encrypted)
 
 
 @contextmanager
 def _file_of(content: bytes) -> Iterator[str]:
-    """Yield the name of a file with ``content`` that no other process sees: in memory, where the system has that."""
+    """Yield the name of a private file with ``content``: in memory where the system supports it, else temporary."""
     descriptor = -1
     with suppress(AttributeError, OSError):
         descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
@@ -267,7 +268,7 @@ def _file_of(content: bytes) -> Iterator[str]:
 
 
 def _address(text: str) -> str:
-    """Return an IP address in the one form in which Go writes it; anything else as it is."""
+    """Return an IP address in its canonical form, as Go compares it; return other text unchanged."""
     try:
         return str(ipaddress.ip_address(text.strip()))
     except ValueError:
