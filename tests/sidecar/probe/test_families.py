@@ -74,11 +74,7 @@ def test_shows_the_last_result_and_its_age() -> None:
 
 
 def test_before_the_first_probe_only_the_counters_are_there() -> None:
-<<<<<<< HEAD
-    """Before the first result there is no sample of up; the pools come from the configuration."""
-=======
     """Before the first probe there is no `up` series, but the database's configured pools are shown."""
->>>>>>> words-sidecar
     shown = exposition(Probe(target("postgresql://127.0.0.1/x")).status)
     assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
 

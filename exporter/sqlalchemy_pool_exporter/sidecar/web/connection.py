@@ -81,18 +81,8 @@ class Connection(web.RequestHandler):
         Raises ConnectionError if the client has closed, or if ``tls`` is expected and the byte begins no TLS handshake.
         """
         self._start_head_deadline()
-<<<<<<< HEAD
         readable = asyncio.Event()
         self._loop.add_reader(self.socket, readable.set)
-=======
-        readable: asyncio.Future[None] = self._loop.create_future()
-
-        def sent() -> None:
-            if not readable.done():  # the waiting task may have been cancelled
-                readable.set_result(None)
-
-        self._loop.add_reader(self.socket, sent)
->>>>>>> words-sidecar
         try:
             await readable.wait()
         finally:
