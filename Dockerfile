@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The sidecar and its probes. Everything that is installed is in a lock with hashes; the last stage has neither pip nor a
-# compiler, runs as nobody in particular, and writes nowhere. See docs/install.md for what is proven of it, and how.
+# compiler, runs as an unprivileged user, and writes nowhere. See docs/install.md for what is proven of it, and how.
 #
-# The tag is what anybody can build from. A release is built from a digest: the workflow resolves the tag once and
+# Anyone can build from the tag. A release is built from a digest: the workflow resolves the tag once and
 # passes PYTHON_IMAGE=name@sha256:..., which then is in the image's label org.opencontainers.image.base.digest.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 

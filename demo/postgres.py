@@ -125,7 +125,7 @@ async def running() -> AsyncIterator[Database]:
 
 
 def _make_directory() -> Path:
-    # tempfile passes over a TMPDIR that cannot be used; whoever set it wants to know.
+    # tempfile passes over a TMPDIR that cannot be used; the user who set it should be told.
     parent = os.environ.get("TMPDIR")
     try:
         parent = parent or tempfile.gettempdir()
@@ -149,7 +149,7 @@ def _make_directory() -> Path:
 
 
 def _account() -> dict[str, Any]:
-    """Return who the server runs as: arguments for Popen; empty for whoever runs the demo."""
+    """Return who the server runs as: arguments for Popen; empty for the user who runs the demo."""
     if os.geteuid() != 0:
         return {}
     # PostgreSQL refuses to run as root.
@@ -242,7 +242,7 @@ def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) 
                 stdout=log,
                 stderr=log,
                 cwd=directory,
-                # Nothing of somebody else's configuration (PGDATA, PGOPTIONS, ...), and messages in English.
+                # No configuration from the environment (PGDATA, PGOPTIONS, ...), and messages in English.
                 env={"PATH": os.defpath, "LC_ALL": "C"},
                 # A group of its own: the terminal's Ctrl-C is for the demo, which then ends its server in order.
                 start_new_session=True,

@@ -91,7 +91,7 @@ is absent, never 0.
   `checkouts_total` + `checkout_timeouts_total` + all of `checkout_errors_total`.
 * The time spent in the queue is `checkout_wait_seconds_sum` less `connect_seconds_sum` and `ping_seconds_sum`.
 * `connections` (idle) + `empty_slots` is SQLAlchemy's `checkedin()`, `connections` (in use) its `checkedout()`; both
-  states together are what the server has, but for detached connections, which are nobody's.
+  states together are what the server has, except for detached connections, which belong to no pool.
 * Connections that were out already when a pool was instrumented are in use from then on, held since then; their
   returns count, their checkouts and holds do not.
 """

@@ -62,7 +62,7 @@ every_board = pytest.mark.parametrize("name", grafana.NAMES)
 
 @every_board
 def test_committed_file_is_what_the_generator_writes(name: str) -> None:
-    """Nobody has edited it by hand, nor forgotten ``python -m dashboards.source.generate``."""
+    """It equals the output of ``python -m dashboards.source.generate``."""
     assert generate.text(generate.BOARDS[name]()) == (grafana.DIRECTORY / f"{name}.json").read_text("utf-8")
 
 
@@ -220,7 +220,7 @@ def test_layout(name: str) -> None:
 
 @every_board
 def test_titles_are_unique_and_descriptions_say_what_is_good_and_bad(name: str) -> None:
-    """Whoever has never seen the panel can tell from it whether something is wrong."""
+    """A reader who has never seen the panel can tell from it whether something is wrong."""
     found = grafana.panels(grafana.load(name))
     assert len(found) == len({panel["title"] for panel in found})
     for panel in found:
@@ -377,7 +377,7 @@ def test_legends_name_labels_that_are_there(name: str) -> None:
 
 
 def test_every_metric_is_shown() -> None:
-    """Nothing is measured for nobody: each metric is in a dashboard or a rule, or is excused."""
+    """Each metric is in a dashboard or a rule, or is excused."""
     exprs = [target.expr for name in grafana.NAMES for target in grafana.targets(grafana.load(name))]
     shown = _names(exprs)
     for path in (ROOT / "config" / "prometheus" / "rules").glob("*.rules.yml"):

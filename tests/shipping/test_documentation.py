@@ -69,7 +69,7 @@ def test_commands_exist() -> None:
 
 
 def test_every_generator_is_listed() -> None:
-    """Whoever changes a file that is written by a program finds the program in CONTRIBUTING.md."""
+    """CONTRIBUTING.md names the program that writes each generated file."""
     listed = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     generators = [
         path for name in ("tools", "dashboards/source") for path in (ROOT / name).glob("generate*.py")

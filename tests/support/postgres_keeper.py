@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep a throw-away PostgreSQL for whoever runs this script, and leave nothing behind when they are gone.
+"""Keep a throw-away PostgreSQL for the process that started this script, and leave nothing behind when it is gone.
 
 Writes one line of JSON to standard output: ``{"port": 54321, "directory": "..."}`` once the server answers, or
 ``{"error": "..."}``. Then reads standard input: a byte or its end, which the kernel sees to when the owner is killed,

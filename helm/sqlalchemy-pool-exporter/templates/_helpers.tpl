@@ -94,7 +94,7 @@ annotations:
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* The exporter's container, in a deployment and in somebody else's pod. */}}
+{{/* The exporter's container, in a deployment and in the pod of another chart. */}}
 {{- define "sqlalchemy-pool-exporter.container" -}}
 {{- $guarded := .Values.web.configSecret.name -}}
 {{- $asked := list "sqlalchemy-pool-exporter" "healthcheck" (printf "--listen-address=:%d" (int .Values.containerPort)) -}}
