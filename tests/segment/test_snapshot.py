@@ -28,7 +28,7 @@ def row(
     block: memoryview[float], number: int, connected: float, since: float = 0.0, retired: float = 0.0
 ) -> None:
     at = layout.CONNECTIONS_AT + layout.ROW * number
-    block[at], block[at + layout.HELD_SINCE], block[at + layout.RETIRED] = connected, since, retired
+    block[at], block[at + layout.HELD_SINCE], block[at + layout.LIFECYCLE] = connected, since, retired
 
 
 def values(block: memoryview[float]) -> dict[str, Value]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, REPLACED, RETIRED, ROW
+from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, REPLACED, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,11 +124,11 @@ class ConnectionRow(weakref.ref[Any]):
 
     def disposed_or_replaced(self, state: float) -> None:
         """Count the connection against ``pool_size`` no more; ``state`` is ``DISPOSED`` or ``REPLACED``."""
-        table, retired_at = self.table, self.at + RETIRED
+        table, lifecycle_at = self.table, self.at + LIFECYCLE
         # straight line: in between, the garbage collector or another thread could release the row
         if self.state < state:
             self.state = state
-            table[retired_at] = state
+            table[lifecycle_at] = state
         # end of straight line
 
     def mark_released(self) -> None:

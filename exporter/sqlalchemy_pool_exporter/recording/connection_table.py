@@ -9,7 +9,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
     HELD_SINCE,
-    RETIRED,
+    LIFECYCLE,
     ROW,
     SCRATCH,
     UNTRACKED_CONNECTIONS,
@@ -78,11 +78,12 @@ class ConnectionTable:
             return first
         row.attach_to_record(record)
         table = row.table
-        # straight line
+        # straight line: a row that another thread has moved on already stays so
+        if row.state < state:  # noqa: PLR1730 - max() is a call
+            row.state = state
         table[at + HELD_SINCE] = 0.0
-        table[at + RETIRED] = state
+        table[at + LIFECYCLE] = row.state
         table[at] = connected_at
-        row.state = state
         # end of straight line
         return row
 

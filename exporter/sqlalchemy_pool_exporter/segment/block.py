@@ -9,7 +9,7 @@ whatever order the stores reach it.
 
 Layout of a block, in doubles::
 
-    fields | waiters: one timestamp each | connections: rows of connected_at, held_since, site, retired
+    fields | waiters: one timestamp each | connections: rows of connected_at, held_since, site, lifecycle
 
 Times are seconds of ``time.monotonic()``, which all processes of one host share on Linux.
 """
@@ -87,9 +87,9 @@ ROW: Final = 4
 # out at the time -held_since.
 HELD_SINCE: Final = 1
 SITE: Final = 2  # reserved for the place in the application that checked the connection out; always 0 now
-RETIRED: Final = 3
+LIFECYCLE: Final = 3
 EMPTY: Final = -1.0
-# Values of retired: the pool of the connection was disposed of and goes on, or another pool replaced it.
+# Values of lifecycle, beside 0: the pool was disposed of while the connection was in use; another pool replaced it.
 DISPOSED: Final = 1.0
 REPLACED: Final = 2.0
 

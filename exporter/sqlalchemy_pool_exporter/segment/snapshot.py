@@ -30,6 +30,7 @@ from .block import (
     INVALIDATIONS,
     LAST_CHECKIN,
     LEAKED_CHECKOUTS,
+    LIFECYCLE,
     MAX_OVERFLOW,
     OVERFLOW_OPENED,
     PING,
@@ -37,7 +38,6 @@ from .block import (
     PRE_PING,
     RECYCLE,
     REPLACED,
-    RETIRED,
     ROW,
     SIZE,
     SUM,
@@ -145,19 +145,19 @@ class Snapshot(NamedTuple):
         # One pass, because a scrape can read many tables, and most rows of most tables are free.
         in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
         rows = self.connections
-        for connected, since, retired in zip(
-            rows[::ROW], rows[HELD_SINCE::ROW], rows[RETIRED::ROW], strict=True
+        for connected, since, lifecycle in zip(
+            rows[::ROW], rows[HELD_SINCE::ROW], rows[LIFECYCLE::ROW], strict=True
         ):
             if since:
                 in_use.append(abs(since))
             elif connected > 0.0:
                 idle += 1.0
             # The empty slot of a pool that was replaced will not be checked out again.
-            elif connected < 0.0 and retired < REPLACED:
+            elif connected < 0.0 and lifecycle < REPLACED:
                 empty += 1.0
             if connected > 0.0:
                 opened.append(connected)
-            if connected and not retired:
+            if connected and not lifecycle:
                 slots += 1.0
         yield "connections", {"in_use": float(len(in_use)), "idle": idle}
         if self.has_overflow:
