@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     from tests.support.incidents import Played
 
+# These helpers assert as the tests do; what they compared is told as in a test.
+pytest.register_assert_rewrite(
+    "tests.support.pool_case", "tests.support.pool_machine", "tests.support.pool_operations"
+)
+
 # How long an example takes is the machine's business and no property of the code.
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import (
+    NullPool,
     Pool,
     QueuePool,
 )
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
+from tests.support.memory import LEFT_OPEN, creator
 from tests.support.pool_incidents import quietly
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import Exposition
+from tests.support.wait import eventually
 from tests.support.witness import metric_state, pool_state
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
@@ -126,3 +129,76 @@ def test_others_that_refer_to_the_pool_are_not_touched() -> None:
         lazy = Lazy(engine.pool)
         quietly(engine)
     del lazy
+
+
+@LEFT_OPEN
+@pytest.mark.usefixtures("leave_nothing")
+def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
+    """What is out and idle already is shown at once, with the connection's true age; its return counts, untimed."""
+    pool = QueuePool(creator, pool_size=3, max_overflow=1)
+    out = [pool.connect() for _ in range(4)]
+    out.pop().close()
+    time.sleep(0.05)
+    instrument(pool, name="p", registry=registry)
+    exposition = Exposition(registry)
+    assert metric_state(exposition, "p") == pool_state(pool)
+    # Both are ages at the same moment, however late that is.
+    held = exposition.value("longest_held_seconds", "p")
+    assert exposition.value("oldest_connection_seconds", "p") - held >= 0.05
+    for connection in out:
+        connection.close()
+    exposition = Exposition(registry)
+    assert metric_state(exposition, "p") == pool_state(pool)
+    assert exposition.counters("p") == {"checkins": 3, "closes.overflow": 1}
+    pool.connect().close()
+    assert Exposition(registry).counters("p") == {
+        "checkins": 4,
+        "closes.overflow": 1,
+        "checkouts": 1,
+        "checkout_wait_seconds_count": 1,
+        "hold_seconds_count": 1,
+    }
+
+
+@LEFT_OPEN
+@pytest.mark.usefixtures("leave_nothing")
+def test_attach_while_callers_wait(registry: CollectorRegistry) -> None:
+    """Callers in the queue at that moment are in use once they are served, and nothing goes below zero."""
+    pool = QueuePool(creator, pool_size=1, max_overflow=0)
+    held = pool.connect()
+    served, release = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        connection = pool.connect()
+        served.release()
+        release.wait(10)
+        connection.close()
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: len(pool._pool.not_empty._waiters) == 2)  # type: ignore[attr-defined]
+    instrument(pool, name="p", registry=registry)
+    held.close()
+    served.acquire()
+    exposition = Exposition(registry)
+    assert metric_state(exposition, "p") == pool_state(pool)
+    assert exposition.value("connections", "p", state="in_use") == 1
+    release.set()
+    for thread in threads:
+        thread.join()
+    exposition = Exposition(registry)
+    assert metric_state(exposition, "p") == pool_state(pool)
+    assert exposition.counters("p") == {"checkins": 3}
+
+
+@LEFT_OPEN
+@pytest.mark.usefixtures("leave_nothing")
+def test_attach_to_a_busy_null_pool(registry: CollectorRegistry) -> None:
+    """A pool that keeps no list of what is out is searched for it."""
+    pool = NullPool(creator)
+    out = pool.connect()
+    instrument(pool, name="p", registry=registry)
+    assert Exposition(registry).value("connections", "p", state="in_use") == 1
+    out.close()
+    assert Exposition(registry).counters("p") == {"checkins": 1, "closes.unpooled": 1}

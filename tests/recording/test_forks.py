@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.pool_case import Case
 from tests.support.programs import PROLOGUE, run
+from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.pg import Server
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -154,3 +158,45 @@ def test_instrumented_only_in_the_child() -> None:
         prologue=PROLOGUE,
     )
     assert result.stdout == "2.0 2.0 2.0\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_forked_child_starts_at_nothing(server: Server, tmp_path: Path) -> None:
+    """A child's counts start at nothing, its own checkouts count, and its parent's numbers do not move."""
+    case = Case("psycopg", server, tmp_path)
+    with case.log:
+        engine = case.start(pool_size=2)
+        held = engine.connect()
+        engine.connect().close()
+        before = case.now()
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - the child
+            status = 1
+            try:
+                inherited = case.now().counters(case.name), case.open()
+                engine.dispose(close=False)
+                with engine.connect():
+                    inside = case.open()
+                counted = case.now().counters(case.name)
+                os.write(writer, repr((inherited, inside, counted)).encode())
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            inherited, inside, counted = eval(stream.read())  # noqa: S307 - what the child wrote above
+        assert os.waitpid(pid, 0)[1] == 0
+        assert inherited == ({}, 0)
+        assert inside == 1
+        assert {key: value for key, value in counted.items() if not key.endswith("_count")} == {
+            "checkouts": 1,
+            "checkins": 1,
+            "connects": 1,
+        }
+        after = case.now()
+        assert after.counters(case.name) == before.counters(case.name)
+        assert metric_state(after, case.name) == pool_state(engine.pool)
+        held.close()
+        engine.dispose()

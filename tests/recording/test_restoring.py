@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlalchemy.pool import (
     Pool,
     QueuePool,
@@ -17,8 +17,9 @@ from sqlalchemy.pool import (
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from tests.support.database import Database
+from tests.support.memory import LEFT_OPEN
 from tests.support.pool_incidents import POOLS, attributes, quietly, snapshot
-from tests.support.samples import Exposition
+from tests.support.samples import Exposition, sqlalchemy_lines
 from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
@@ -224,3 +225,66 @@ def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
     assert not again.closed
     engine.connect().close()
     assert Exposition(registry).value("checkouts_total", again.name) == 1
+
+
+@LEFT_OPEN
+@pytest.mark.usefixtures("leave_nothing")
+def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
+    """After close() nothing of ours is left on pool, dialect and records, no series is left, and it can start again."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_pre_ping=True)
+    engine.connect().close()
+    before = dict(engine.pool.__dict__)
+    listeners = {name: list(getattr(engine.pool.dispatch, name)) for name in POOL_EVENTS}
+    handle = instrument(engine, registry=registry)
+    held = engine.connect()
+    record: Any = held.connection._connection_record
+    assert sqlalchemy_lines(registry)
+    handle.close()
+    handle.close()
+    assert engine.pool.__dict__ == before
+    assert not [name for name in engine.dialect.__dict__ if "ping" in name]
+    assert listeners == {name: list(getattr(engine.pool.dispatch, name)) for name in POOL_EVENTS}
+    assert not [key for key in record.__dict__ if "exporter" in key]
+    assert sqlalchemy_lines(registry) == []
+    assert handle.closed
+    assert "closed" in repr(handle)
+    held.close()
+    engine.connect().close()
+
+    again = instrument(engine, registry=registry)
+    assert again is not handle
+    engine.connect().close()
+    assert Exposition(registry).counters(again.name)["checkouts"] == 1
+    uninstrument(engine)
+    uninstrument(engine)
+    assert again.closed
+
+
+POOL_EVENTS = (
+    "connect",
+    "first_connect",
+    "checkout",
+    "checkin",
+    "reset",
+    "invalidate",
+    "soft_invalidate",
+    "close",
+    "detach",
+    "close_detached",
+)
+
+
+@LEFT_OPEN
+@pytest.mark.usefixtures("leave_nothing")
+def test_close_after_dispose(registry: CollectorRegistry) -> None:
+    """close() restores the pool that replaced the one given, and the old one that has connections out."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    handle = instrument(engine, registry=registry)
+    held, old = engine.connect(), engine.pool
+    engine.dispose()
+    handle.close()
+    for pool in (old, engine.pool):
+        assert not [
+            name for name in ("connect", "dispose", "recreate", "_do_return_conn") if name in pool.__dict__
+        ]
+    held.close()

@@ -72,3 +72,7 @@ class Exposition(RegistrySamples):
     def __init__(self, registry: CollectorRegistry) -> None:
         self.text = generate_latest(registry).decode()
         self.samples = read_samples(self.text)
+
+
+def sqlalchemy_lines(registry: CollectorRegistry) -> list[str]:
+    return [line for line in generate_latest(registry).decode().splitlines() if "sqlalchemy_pool" in line]

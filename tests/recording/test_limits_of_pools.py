@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of a pool are shown where it has them, and what it opens beyond its size is overflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.pool import NullPool
+
+if TYPE_CHECKING:
+    from tests.support.pool_case import Case
+
+
+def test_overflow_opens_and_closes(case: Case) -> None:
+    """Connections beyond pool_size are counted as they open and as they close, and shown while they are open."""
+
+    def scenario(case: Case) -> None:
+        engine = case.start(pool_size=1, max_overflow=2)
+        connections = [engine.connect() for _ in range(3)]
+        assert case.now().value("overflow_connections", case.name) == 2
+        case.assert_true(checkouts=3, connects=3, overflow_opened=2)
+        for connection in connections:
+            connection.close()
+        case.assert_true(checkouts=3, checkins=3, connects=3, overflow_opened=2, closes__overflow=2)
+
+    case.run(scenario)
+
+
+def test_pool_size_zero_is_no_limit(case: Case) -> None:
+    """With ``pool_size=0`` no limit is shown, and nothing is overflow."""
+
+    def scenario(case: Case) -> None:
+        engine = case.start(pool_size=0)
+        connections = [engine.connect() for _ in range(3)]
+        exposition = case.now()
+        assert [
+            exposition.get(key, case.name) for key in ("size", "max_overflow", "capacity", "timeout_seconds")
+        ] == [None] * 4
+        for connection in connections:
+            connection.close()
+        case.assert_true(checkouts=3, checkins=3, connects=3)
+
+    case.run(scenario)
+
+
+def test_unlimited_overflow(case: Case) -> None:
+    """With ``max_overflow=-1`` the size is shown, the limit is not, and overflow is counted."""
+
+    def scenario(case: Case) -> None:
+        engine = case.start(max_overflow=-1)
+        connections = [engine.connect() for _ in range(3)]
+        exposition = case.now()
+        assert exposition.value("size", case.name) == 1
+        assert [exposition.get(key, case.name) for key in ("max_overflow", "capacity")] == [None] * 2
+        assert exposition.value("overflow_connections", case.name) == 2
+        for connection in connections:
+            connection.close()
+        case.assert_true(checkouts=3, checkins=3, connects=3, overflow_opened=2, closes__overflow=2)
+
+    case.run(scenario)
+
+
+def test_null_pool(case: Case) -> None:
+    """A NullPool has no limits and no overflow; each checkout opens a connection and each return closes it."""
+
+    def scenario(case: Case) -> None:
+        engine = case.start(poolclass=NullPool)
+        first, second = engine.connect(), engine.connect()
+        assert case.open() == 2
+        case.assert_server_agrees()
+        first.close()
+        second.close()
+        exposition = case.now()
+        absent = (
+            "size",
+            "max_overflow",
+            "capacity",
+            "timeout_seconds",
+            "overflow_connections",
+            "overflow_opened_total",
+        )
+        assert [exposition.get(key, case.name) for key in absent] == [None] * len(absent)
+        case.assert_true(checkouts=2, checkins=2, connects=2, closes__unpooled=2)
+
+    case.run(scenario)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callers of ``connect()`` in threads and in tasks: where they stop, and what time it is, the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import queue as queue_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from tests.support.reference import Caller
+
+sqlalchemy_queue: Any = queue_module  # it reads the time by a name of its own
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt, which asyncio would not leave to its task."""
+
+
+class ListenerError(LookupError):
+    """What an application's listener raises."""
+
+
+ERRORS = {
+    "refused": ConnectionRefusedError,
+    "interrupted": Interrupt,
+    "listener": ListenerError,
+    "disconnected": exc.DisconnectionError,
+}
+_KINDS = {
+    exc.TimeoutError: "timeout",
+    exc.InvalidRequestError: "exhausted",
+    asyncio.CancelledError: "cancelled",
+    ConnectionRefusedError: "refused",
+    Interrupt: "interrupted",
+    ListenerError: "listener",
+}
+
+
+class Clock:
+    """Time as the pools' queues see it; it passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.passed
+
+
+class Call:
+    """A call of ``connect()`` in a thread or a task of its own."""
+
+    def __init__(self, caller: Caller, expires: float) -> None:
+        self.caller = caller
+        self.expires = expires
+        self.is_done = threading.Event()
+        self.fault = ""
+        self.connection: Connection | None = None
+        self.waits_to_connect = threading.Event()
+        self.may_connect: Any = None
+        self.interrupted = False
+        self.task: Any = None
+
+    def run(self, engine: Engine) -> None:
+        current_call.set(self)
+        self.fault, self.connection = attempt(engine.connect)
+        self.is_done.set()
+
+
+current_call: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+def attempt(function: Callable[[], Any]) -> tuple[str, Any]:
+    """Call a function, and tell what it raised, by kind: with the exception goes all that its traceback holds."""
+    try:
+        return "", function()
+    except BaseException as error:  # noqa: BLE001 - that is what it is for
+        for class_, kind in _KINDS.items():
+            if isinstance(error, class_):
+                return kind, None
+        if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+            return "dead", None
+        return repr(error), None
+
+
+class Threads:
+    """Where a synchronous application runs."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._pool = ThreadPoolExecutor(3)
+        self._clock = clock
+
+    def start(self, call: Call, engine: Engine) -> None:
+        threading.Thread(target=copy_context().run, args=[call.run, engine], daemon=True).start()
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        return self._pool.submit(function).result(30)
+
+    run_plainly = run
+
+    def wait_to_connect(self, call: Call) -> None:
+        call.may_connect = threading.Event()
+        call.waits_to_connect.set()
+        call.may_connect.wait()
+
+    def let_connect(self, call: Call) -> None:
+        call.waits_to_connect.clear()
+        call.may_connect.set()
+
+    def cancel(self, call: Call) -> str:
+        call.interrupted = True
+        self.let_connect(call)
+        return "interrupted"
+
+    @staticmethod
+    def waiters(pool: Any) -> int:
+        return len(pool._pool.not_empty._waiters)
+
+    def expire(self, pool: Any) -> None:
+        with pool._pool.not_empty:
+            pool._pool.not_empty.notify()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self, clock: Clock) -> None:
+        self._test_clock = clock
+        super().__init__()
+
+    def time(self) -> float:
+        return super().time() + self._test_clock.passed
+
+
+class Tasks:
+    """Where an asyncio application runs."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._loop = _Loop(clock)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def start(self, call: Call, engine: Engine) -> None:
+        def create() -> None:
+            call.task = self._loop.create_task(greenlet_spawn(call.run, engine))
+
+        self._loop.call_soon_threadsafe(create)
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(greenlet_spawn(function), self._loop).result(30)
+
+    def run_plainly(self, function: Callable[[], Any]) -> Any:
+        """Run it in no greenlet, as the garbage collector does."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001
+                future.set_exception(error)
+
+        self._loop.call_soon_threadsafe(run)
+        return future.result(30)
+
+    def wait_to_connect(self, call: Call) -> None:
+        call.may_connect = asyncio.Event()
+        call.waits_to_connect.set()
+        await_only(call.may_connect.wait())
+
+    def let_connect(self, call: Call) -> None:
+        call.waits_to_connect.clear()
+        self._loop.call_soon_threadsafe(call.may_connect.set)
+
+    def cancel(self, call: Call) -> str:
+        self._loop.call_soon_threadsafe(call.task.cancel)
+        return "cancelled"
+
+    @staticmethod
+    def waiters(pool: Any) -> int:
+        return len([getter for getter in pool._pool._queue._getters if not getter.done()])
+
+    def expire(self, _pool: Any) -> None:
+        self._loop.call_soon_threadsafe(lambda: None)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+        self._loop.close()
