@@ -69,6 +69,19 @@ def of(kind: str, found: list[Manifest]) -> Manifest:
     return manifest
 
 
+def pod(found: list[Manifest]) -> Any:
+    """Return the pod of the deployment."""
+    return of("Deployment", found)["spec"]["template"]
+
+
+def exporter(found: list[Manifest]) -> Any:
+    """Return the exporter's container, wherever it is in its pod."""
+    spec = pod(found)["spec"]
+    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
+    (container,) = (container for container in containers if container["name"] == "sqlalchemy-pool-exporter")
+    return container
+
+
 def kinds(found: list[Manifest]) -> set[str]:
     """Return the kinds there are."""
     return {manifest["kind"] for manifest in found}

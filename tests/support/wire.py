@@ -108,6 +108,16 @@ async def serving(
             await endpoint.close()
 
 
+@asynccontextmanager
+async def scrapes(gated: Gated, options: Web | None = None) -> AsyncIterator[Any]:
+    """Serve ``gated`` and let it go at the end, so that nothing is left behind."""
+    try:
+        async with serving(gated, options) as endpoint:
+            yield endpoint
+    finally:
+        gated.gate.set()
+
+
 async def ask(
     endpoint: Listener,
     path: str = "/metrics",

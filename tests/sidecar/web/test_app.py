@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import logging
-import threading
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -16,16 +12,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar.config import Web
-from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
 from tests.support.scrapers import PROMETHEUS_3
-from tests.support.wire import HANG, Gated, Numbers, ask, dial, parsed, rest, serving, settings, talk, until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from prometheus_client.metrics_core import Metric
+from tests.support.wire import Numbers, ask, parsed, serving, settings, talk
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -125,163 +114,6 @@ def test_name_filters(query: str, expected: set[str]) -> None:
         assert expected == found
 
     asyncio.run(scenario())
-
-
-# ------------------------------------------------------- collecting and time
-
-
-@asynccontextmanager
-async def scrapes(gated: Gated, options: Web | None = None) -> AsyncIterator[Any]:
-    """Serve ``gated`` and let it go at the end, so that nothing is left behind."""
-    try:
-        async with serving(gated, options) as endpoint:
-            yield endpoint
-    finally:
-        gated.gate.set()
-
-
-def test_collecting_leaves_the_event_loop_alone() -> None:
-    """While a collection takes its time other pages answer; it runs in a thread of its own."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            scrape = asyncio.create_task(ask(endpoint))
-            await gated.has_begun()
-            assert (await ask(endpoint, "/-/healthy")).status == 200
-            gated.gate.set()
-            assert (await scrape).status == 200
-        assert threading.current_thread().name not in gated.threads
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("said", ["0.3", "1e-3"])
-def test_scrape_timeout_of_prometheus(said: str) -> None:
-    """A scrape that would run past the timeout Prometheus sent gets 503; the next one is whole again."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            late = await ask(endpoint, headers={"X-Prometheus-Scrape-Timeout-Seconds": said})
-            assert late.status == 503
-            gated.gate.set()
-            assert (await ask(endpoint, headers={"X-Prometheus-Scrape-Timeout-Seconds": "60"})).status == 200
-
-    asyncio.run(scenario())
-
-
-def test_scrape_timeout_without_header() -> None:
-    """Without a timeout header, the configured timeout applies."""
-
-    async def scenario() -> None:
-        options = settings(scrape_timeout_seconds=0.05, scrape_timeout_offset_seconds=0)
-        async with scrapes(Gated(), options) as endpoint:
-            assert (await ask(endpoint)).status == 503
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("10", 9.75),
-        ("100", 30.0),
-        ("0.3", 0.15),
-        ("", 30.0),
-        ("nonsense", 30.0),
-        ("-1", 30.0),
-        ("0", 30.0),
-        ("nan", 30.0),
-        ("inf", 30.0),
-    ],
-)
-def test_budget_of_a_scrape(header: str, expected: float) -> None:
-    """The timeout sent, less the offset, never more than configured, never nothing; nonsense is ignored."""
-    assert expected == web.scrape_timeout(header, Web())
-
-
-def test_scrapes_share_and_are_never_stale() -> None:
-    """Twenty scrapes that arrive during a collection share the next one, so none shows what was before it."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            first = asyncio.create_task(ask(endpoint))
-            await gated.has_begun()
-            others = [asyncio.create_task(ask(endpoint, "/metrics?name[]=things")) for _ in range(20)]
-            await until(lambda: endpoint.requests >= 21)
-            gated.gate.set()
-            assert b"things_total 1.0" in (await first).body
-            assert all(b"things_total 2.0" in reply.body for reply in await asyncio.gather(*others))
-        assert gated.collections == 2
-
-    asyncio.run(scenario())
-
-
-def test_a_scrape_that_gave_up_leaves_the_others() -> None:
-    """A scraper that times out or goes away does not take the shared collection with it."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            patient = [asyncio.create_task(ask(endpoint))]
-            await gated.has_begun()
-            patient.append(asyncio.create_task(ask(endpoint)))
-            await until(lambda: endpoint.requests >= 2)
-            hurried = ask(endpoint, headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.05"})
-            assert (await hurried).status == 503
-            _, writer = await dial(endpoint)
-            writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-            await writer.drain()
-            writer.transport.abort()
-            gated.gate.set()
-            assert [reply.status for reply in await asyncio.gather(*patient)] == [200, 200]
-            assert (await ask(endpoint)).status == 200
-
-    asyncio.run(scenario())
-
-
-def test_different_scrapes_are_bounded() -> None:
-    """Filters by the hundred while a collection hangs are answered 503, not kept."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            first = asyncio.create_task(ask(endpoint))
-            await gated.has_begun()
-            many = [asyncio.create_task(ask(endpoint, f"/metrics?name[]=n{i}")) for i in range(100)]
-            done, _ = await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED, timeout=HANG)
-            assert {task.result().status for task in done} == {503}
-            gated.gate.set()
-            statuses = sorted([(await task).status for task in many])
-            assert 0 < statuses.count(200) < 100
-            assert set(statuses) == {200, 503}
-            assert (await first).status == 200
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("error", [ValueError, TimeoutError, StopIteration, KeyboardInterrupt])
-def test_a_collector_that_fails(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """A failing collector is a 500 that says nothing of it, an error in the log that does; the server goes on."""
-
-    class Failing(Numbers):
-        def collect(self) -> Iterator[Metric]:
-            if not self.collections:
-                self.collections += 1
-                raise error("password=hunter2")
-            return super().collect()
-
-    async def scenario() -> None:
-        async with serving(Failing()) as endpoint:
-            reply = await ask(endpoint)
-            assert (reply.status, b"hunter2" in reply.body) == (500, False)
-            assert (await ask(endpoint)).status == 200
-
-    with caplog.at_level(logging.ERROR):
-        asyncio.run(scenario())
-    assert "GET /metrics failed" in caplog.text
 
 
 # --------------------------------------------------------------------- pages
@@ -426,78 +258,5 @@ def test_no_versions_are_told(sent: bytes) -> None:
         assert b"aiohttp" not in raw
         assert b"Python" not in raw
         assert parsed(raw).headers.get("server", "sqlalchemy-pool-exporter") == "sqlalchemy-pool-exporter"
-
-    asyncio.run(scenario())
-
-
-# --------------------------------------------------------------- the handle
-
-
-def test_the_handle() -> None:
-    """A free port is chosen for 0; the handle tells it, its URL and what goes on."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            assert endpoint.port > 0
-            assert endpoint.url == f"http://127.0.0.1:{endpoint.port}"
-            assert repr(endpoint) == f"<Listener {endpoint.url} connections=0 requests=0>"
-        assert repr(endpoint) == f"<Listener {endpoint.url} closed>"
-
-    asyncio.run(scenario())
-
-
-def test_closing_finishes_what_is_under_way() -> None:
-    """`close` answers the scrape under way, accepts no new connection, and does not wait for idle ones."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        async with scrapes(gated) as endpoint:
-            idle = await dial(endpoint)
-            scrape = asyncio.create_task(ask(endpoint))
-            await gated.has_begun()
-            closing = asyncio.create_task(endpoint.close())
-            await asyncio.sleep(0)
-            while True:  # the socket is closed within a turn or two of the loop
-                try:
-                    _, writer = await dial(endpoint)
-                except ConnectionRefusedError:
-                    break
-                writer.transport.abort()
-            gated.gate.set()
-            assert (await scrape).status == 200
-            await closing
-            assert await rest(*idle) == b""
-            assert endpoint.connections == 0
-
-    asyncio.run(scenario())
-
-
-def test_closing_does_not_wait_for_ever() -> None:
-    """`close` aborts a collection that hangs after the shutdown timeout; a second `close` does nothing."""
-
-    async def scenario() -> None:
-        gated = Gated()
-        try:
-            async with serving(gated, settings(shutdown_timeout_seconds=0.1)) as endpoint:
-                scrape = asyncio.create_task(talk(endpoint, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n"))
-                await gated.has_begun()
-                await endpoint.close()
-                assert await scrape == b""
-                assert endpoint.connections == 0
-        finally:
-            gated.gate.set()
-
-    asyncio.run(scenario())
-
-
-def test_the_port_is_free_after_closing() -> None:
-    """Once closed, the same port can be listened on again at once."""
-
-    async def scenario() -> None:
-        async with serving(Numbers()) as endpoint:
-            assert (await ask(endpoint)).status == 200
-        again = Web(listen_address=Address("127.0.0.1", endpoint.port))
-        async with serving(Numbers(), again) as second:
-            assert (await ask(second)).status == 200
 
     asyncio.run(scenario())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepting, the limit of connections, closing and listening, over real sockets."""
+"""Accepting, the limit of connections, listening, the handle and closing, over real sockets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from tests.support.wire import (
     dial,
     parsed,
     rest,
+    scrapes,
     serving,
     settings,
+    talk,
     until,
 )
 
@@ -236,3 +238,76 @@ def test_an_empty_host_is_every_interface(
     monkeypatch.setattr(socket, "create_server", _refusing(*without))
     listener.bind(Address("", 0)).close()
     assert expected == calls
+
+
+# --------------------------------------------------- the handle, and closing
+
+
+def test_the_handle() -> None:
+    """A free port is chosen for 0; the handle tells it, its URL and what goes on."""
+
+    async def scenario() -> None:
+        async with serving(Numbers()) as endpoint:
+            assert endpoint.port > 0
+            assert endpoint.url == f"http://127.0.0.1:{endpoint.port}"
+            assert repr(endpoint) == f"<Listener {endpoint.url} connections=0 requests=0>"
+        assert repr(endpoint) == f"<Listener {endpoint.url} closed>"
+
+    asyncio.run(scenario())
+
+
+def test_closing_finishes_what_is_under_way() -> None:
+    """`close` answers the scrape under way, accepts no new connection, and does not wait for idle ones."""
+
+    async def scenario() -> None:
+        gated = Gated()
+        async with scrapes(gated) as endpoint:
+            idle = await dial(endpoint)
+            scrape = asyncio.create_task(ask(endpoint))
+            await gated.has_begun()
+            closing = asyncio.create_task(endpoint.close())
+            await asyncio.sleep(0)
+            while True:  # the socket is closed within a turn or two of the loop
+                try:
+                    _, writer = await dial(endpoint)
+                except ConnectionRefusedError:
+                    break
+                writer.transport.abort()
+            gated.gate.set()
+            assert (await scrape).status == 200
+            await closing
+            assert await rest(*idle) == b""
+            assert endpoint.connections == 0
+
+    asyncio.run(scenario())
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    """`close` aborts a collection that hangs after the shutdown timeout; a second `close` does nothing."""
+
+    async def scenario() -> None:
+        gated = Gated()
+        try:
+            async with serving(gated, settings(shutdown_timeout_seconds=0.1)) as endpoint:
+                scrape = asyncio.create_task(talk(endpoint, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n"))
+                await gated.has_begun()
+                await endpoint.close()
+                assert await scrape == b""
+                assert endpoint.connections == 0
+        finally:
+            gated.gate.set()
+
+    asyncio.run(scenario())
+
+
+def test_the_port_is_free_after_closing() -> None:
+    """Once closed, the same port can be listened on again at once."""
+
+    async def scenario() -> None:
+        async with serving(Numbers()) as endpoint:
+            assert (await ask(endpoint)).status == 200
+        again = Web(listen_address=Address("127.0.0.1", endpoint.port))
+        async with serving(Numbers(), again) as second:
+            assert (await ask(second)).status == 200
+
+    asyncio.run(scenario())

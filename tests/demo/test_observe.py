@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence from scrapes: when it holds, how it reads, and the verdict on a scene."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.observe import Evidence, Snapshot, Window, peaked, rose, slower_than
+from demo.scenes import SCENES, Result
+from demo.table import readings, verdict
+
+EXPOSITION = """\
+sqlalchemy_pool_info{pool="a",pool_class="QueuePool"} 1
+sqlalchemy_pool_info{pool="b",pool_class="NullPool"} 1
+sqlalchemy_pool_checkouts_total{pool="a"} %(a)s
+sqlalchemy_pool_checkouts_total{pool="b"} 0
+sqlalchemy_pool_pending_checkouts{pool="a",worker="0"} %(a)s
+sqlalchemy_pool_pending_checkouts{pool="a",worker="1"} 2
+sqlalchemy_pool_checkout_wait_seconds_bucket{pool="a",le="0.25"} 1
+sqlalchemy_pool_checkout_wait_seconds_bucket{pool="a",le="+Inf"} %(a)s
+sqlalchemy_pool_checkout_wait_seconds_count{pool="a"} %(a)s
+sqlalchemy_pool_checkout_wait_seconds_sum{pool="a"} 9
+python_gc_collections_total{generation="0"} 7
+"""
+
+
+@pytest.fixture
+def window() -> Window:
+    """A scene of three scrapes, in which a counter goes from 1 to 4 and a gauge rises and falls."""
+    window = Window(Snapshot(EXPOSITION % {"a": 1}, at=0.0))
+    window.add(Snapshot(EXPOSITION % {"a": 5}, at=1.0))
+    window.add(Snapshot(EXPOSITION % {"a": 4}, at=2.0))
+    return window
+
+
+def test_workers_are_taken_together(window: Window) -> None:
+    """A pool that several processes have is one pool: sums for what is counted, the largest for ages."""
+    assert window.snapshots[0].pools() == ["a", "b"]
+    assert window.snapshots[0].total("pending_checkouts", pool="a") == 3
+    assert window.snapshots[1].largest("pending_checkouts", pool="a") == 5
+    assert readings(window, "b")[5] == "0"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "holds", "reading"),
+    [
+        (rose("a", "checkouts_total"), True, "+3"),
+        (rose("a", "checkouts_total", absent=True), False, "+3"),
+        (rose("b", "checkouts_total"), False, "+0"),
+        (rose("b", "checkouts_total", absent=True), True, "+0"),
+        (rose("c", "checkouts_total"), False, "not exposed"),
+        (rose("c", "checkouts_total", absent=True), False, "not exposed"),
+        (peaked("a", "pending_checkouts"), True, "up to 7"),
+        (peaked("a", "pending_checkouts", worker="0"), True, "up to 5"),
+        (peaked("a", "pending_checkouts", above=6), True, "up to 7"),
+        (peaked("a", "pending_checkouts", above=7), False, "up to 7"),
+        (peaked("b", "pending_checkouts"), False, "not exposed"),
+        (slower_than("0.25", "a", "checkout_wait_seconds"), True, "+3 over 0.25 s"),
+        (slower_than("0.3", "a", "checkout_wait_seconds"), False, "not exposed"),
+    ],
+)
+def test_evidence_is_a_number_that_is_there(
+    window: Window, evidence: Evidence, *, holds: bool, reading: str
+) -> None:
+    """Evidence holds by a number that is exposed; a series that is missing proves nothing, not even an absence."""
+    assert (evidence.holds(window), evidence.reading(window)) == (holds, reading)
+
+
+def test_a_verdict_names_what_is_missing(window: Window) -> None:
+    """Where a scene was not visible, its verdict names the numbers that are to blame and no others."""
+    result = Result(SCENES[1], window, {})
+    assert not result.visible
+    assert verdict(result).startswith("not visible: orders pending_checkouts not exposed; ")

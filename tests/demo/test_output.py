@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo shows, run as its users run it: as a process, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import urllib.request
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from demo.scenes import SCENES
+from tests.support.running_demo import demo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_every_scene_is_visible_and_the_demo_ends_by_itself(directory: Path) -> None:
+    """With --duration it plays every scene, finds each in its metrics, prints the numbers, and ends with status 0."""
+    with demo(directory, "--duration", "15", "--port", "0") as running:
+        url = running.read_until("metrics: open ").split()[2]
+        running.read_until("scene 2 of 5: starvation")
+        with urllib.request.urlopen(url) as response:  # noqa: S310 - the demo's own
+            exposed = response.read().decode()
+        running.read_until("  workers: 2 live; server: ")
+        status, output, errors = running.end()
+    assert (errors, status) == ("", 0)
+    assert {'pool="orders"', 'pool="billing"', 'pool="reports"'} == {
+        line.partition("{")[2].partition("}")[0] for line in exposed.splitlines() if "_capacity{" in line
+    }
+    assert 'sqlalchemy_pool_database_up{database="demo"} 1' in exposed
+    assert {'worker="000"', 'worker="001"'} == set(re.findall(r'worker="\d+"', exposed))
+    for number, scene in enumerate(SCENES, start=1):
+        assert f"scene {number} of 5: {scene.name}\n  {scene.story}\n" in output
+        for evidence in scene.evidence:
+            assert evidence.series in output
+    assert output.endswith("every scene was visible in the metrics\n")
+
+
+def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
+    """Where the metrics do not show a scene the status is 1 and the last line says which."""
+    script = """if True:
+        import asyncio, sys
+        from dataclasses import replace
+        from demo import show, table
+        from demo.observe import rose
+        from demo.options import Options
+
+        elsewhere = (rose("elsewhere", "checkouts_total"),)
+        show.SCENES = [replace(scene, evidence=elsewhere) for scene in show.SCENES]
+        sys.exit(asyncio.run(show.run(Options(port=0, duration=1, patience=0), table.screen())))
+    """
+    with demo(directory, command=("-c", script)) as running:
+        status, output, _ = running.end()
+    assert status == 1
+    assert output.splitlines()[-1].startswith("not visible: healthy, starvation, stale")
+    assert "not visible: elsewhere checkouts_total not exposed" in output
+
+
+def test_a_terminal_gets_a_table_that_is_redrawn(directory: Path) -> None:
+    """On a terminal the pools are a table in place, and not lines that scroll."""
+    ours, theirs = pty.openpty()
+    with (
+        demo(directory, "--port", "0", stdout=theirs) as running,
+        closing(os.fdopen(ours, "rb", 0)) as terminal,
+    ):
+        os.close(theirs)
+        seen = b""
+        while seen.count(b"timeouts") < 3:
+            seen += terminal.read(65536)
+        running.process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # with which Linux says that nobody has the other end open
+            while True:
+                seen += terminal.read(65536)
+        assert running.process.wait() == 0
+    assert b"\x1b[1A" in seen  # the cursor goes up to draw over the table before
+    assert seen.rstrip().endswith(b"stopped")
+
+
+def test_help_is_complete(directory: Path) -> None:
+    """The help names each option with its default, where files go, and every exit status."""
+    with demo(directory, "--help") as running:
+        status, output, errors = running.end()
+    assert (errors, status) == ("", 0)
+    for told in (
+        "--duration SECONDS",
+        "--port PORT",
+        "10079",
+        "at least 15",
+        "TMPDIR",
+        "\n  1 ",
+        "\n  2 ",
+        "130",
+    ):
+        assert told in output

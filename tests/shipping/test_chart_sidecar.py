@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart as a sidecar of an application: what the two share, and what is left to the application's chart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.support.chart_values import EXTRAS
+from tests.support.charts import exporter, kinds, lint, of, pod, render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.newest
+
+
+def environment(container: Any) -> dict[str, str]:
+    """Return the environment of a container."""
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
+@pytest.mark.parametrize(
+    "given", [{"mode": "sidecar"}, {**EXTRAS, "mode": "sidecar"}], ids=["nothing", "everything"]
+)
+def test_sidecar_touches_no_pod(given: dict[str, Any]) -> None:
+    """As a sidecar the chart makes nothing that selects the application's pods but what scrapes them."""
+    assert kinds(render(given)) <= {"ConfigMap", "PodMonitor", "PrometheusRule"}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_sidecar(orders: Path, native: bool) -> None:
+    """The application and its sidecar share one directory in memory, which only the application may write to."""
+    found = render({"sqlalchemy-pool-exporter": {"sidecar": {"native": native}}}, orders)
+    spec, sidecar = pod(found)["spec"], exporter(found)
+    assert native == (sidecar in (spec["initContainers"] or []))
+    assert native == (sidecar.get("restartPolicy") == "Always")
+    assert "livenessProbe" in sidecar
+    assert not {"readinessProbe", "startupProbe"} & set(sidecar)
+    application = spec["containers"][0]
+    directory = environment(application)["SQLALCHEMY_POOL_EXPORTER_DIR"]
+    for container, writes in ((application, True), (sidecar, False)):
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "sqlalchemy-pools")
+        assert (directory, writes) == (mount["mountPath"], not mount.get("readOnly"))
+    config = yaml.safe_load(
+        next(entry for entry in found if "exporter.yaml" in entry.get("data", {}))["data"]["exporter.yaml"]
+    )
+    assert directory == config["segments"]["directory"]
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "sqlalchemy-pools")
+    assert "Memory" == volume["emptyDir"]["medium"]
+    # Whoever runs as another user needs the group.
+    assert application["securityContext"]["runAsUser"] != sidecar["securityContext"]["runAsUser"]
+    assert "1" == environment(application)["SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"]
+    assert "fsGroup" in spec["securityContext"]
+    monitor = of("PodMonitor", found)["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= pod(found)["metadata"]["labels"].items()
+    assert sidecar["ports"][0]["name"] == monitor["podMetricsEndpoints"][0]["port"]
+    assert not {"NetworkPolicy", "Service", "ServiceAccount", "PodDisruptionBudget"} & kinds(found)
+
+
+def test_sidecar_refuses(orders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A sidecar of a chart that makes a deployment, or a native one in a cluster that has none, is refused."""
+    with pytest.raises(Exception, match="set mode to sidecar"):
+        render({"sqlalchemy-pool-exporter": {"mode": "deployment"}}, orders)
+    capfd.readouterr()
+    lint(
+        orders, kube_version="v1.28.0"
+    )  # what a template refuses is only told there, and nothing else takes a version
+    assert "sidecar.native needs Kubernetes 1.29" in capfd.readouterr().err
