@@ -7,8 +7,10 @@ the server, and a model of the pool (see reference).
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,6 +41,11 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
     gc.unfreeze()
     gc.collect()  # what is complained of here is what SQLAlchemy did not close
+    if sys.version_info < (3, 12):
+        # aiosqlite asks for an event loop where none runs. asyncio then made one, which a later test would complain of.
+        with suppress(RuntimeError):
+            asyncio.get_event_loop_policy().get_event_loop().close()
+        asyncio.set_event_loop(None)
     sqlalchemy_queue._time = original
 
 
