@@ -36,7 +36,7 @@ NATIVE_SINCE = "1.29"
 @matrix
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_kubernetes(given: dict[str, Any], version: str) -> None:
-    """Every manifest is valid for the oldest and the newest Kubernetes (see test_chart_monitoring for the operator's)."""
+    """Every manifest is valid for the oldest and the newest Kubernetes; the operator has tests of its own."""
     for manifest in render(given):
         if manifest["apiVersion"] != OPERATOR:
             validate(manifest, version)
