@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +33,9 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What a listener raises in a finalizer would be kept for the report, and with it the connection.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     original = sqlalchemy_queue._time
+    # Before Python 3.14 asyncio makes an event loop for whoever asks where none was ever set, such as aiosqlite for a
+    # connection that is collected. Nobody would run that loop, or close it.
+    asyncio.set_event_loop(None)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -41,11 +43,6 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
     gc.unfreeze()
     gc.collect()  # what is complained of here is what SQLAlchemy did not close
-    if sys.version_info < (3, 12):
-        # aiosqlite asks for an event loop where none runs. asyncio then made one, which a later test would complain of.
-        with suppress(RuntimeError):
-            asyncio.get_event_loop_policy().get_event_loop().close()
-        asyncio.set_event_loop(None)
     sqlalchemy_queue._time = original
 
 
