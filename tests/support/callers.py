@@ -14,8 +14,6 @@ from sqlalchemy import exc
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util import queue as queue_module
 
-from tests.support.wait import eventually
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -150,7 +148,6 @@ class Tasks:
     """Where an asyncio application runs."""
 
     def __init__(self, clock: Clock) -> None:
-        self._others = set(threading.enumerate())
         self._loop = _Loop(clock)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -198,12 +195,6 @@ class Tasks:
         self._loop.call_soon_threadsafe(lambda: None)
 
     def close(self) -> None:
-        # A thread of aiosqlite reports to the loop that its connection is closed, and raises if the loop is closed.
-        assert eventually(lambda: not self._threads_of_aiosqlite())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
-
-    def _threads_of_aiosqlite(self) -> list[threading.Thread]:
-        ours = set(threading.enumerate()) - self._others
-        return [thread for thread in ours if thread.name.endswith("(_connection_worker_thread)")]
