@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shop in trouble: two small applications on a real PostgreSQL, and what their pools' metrics say about it.
+"""Two small applications run into pool problems on a real PostgreSQL, and their pools' metrics show it.
 
-``orders.py`` and ``billing.py`` are written as an application is written and show how to use the library; everything
-else builds the stage around them. Run it with ``make demo`` or ``python -m demo``.
+``orders.py`` and ``billing.py`` are written like ordinary applications and show how to use the library. The other
+modules start them, send them requests and display the metrics. Run it with ``make demo`` or ``python -m demo``.
 """

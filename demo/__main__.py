@@ -9,8 +9,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> int:
     """Run the demo and return its exit status."""
-    # The imports below take a second on a slow machine. The kernel keeps a Ctrl-C that falls into it until the event
-    # loop can take it (cli unblocks), so there is no moment in which it would be a traceback.
+    # The import below takes a second on a slow machine, and a Ctrl-C during it would print a traceback. So the kernel
+    # holds the signals back until the event loop handles them and cli unblocks them.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     from .cli import main as run  # noqa: PLC0415 - see above
 

@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def serving_orders(database_url: URL) -> AsyncIterator[str]:
-    """Serve the asynchronous application for the duration of the block, which gets its URL."""
+    """Serve the asynchronous application for the duration of the block and yield its URL."""
     # A slow query in flight must not hold up the end of the demo.
     runner = web.AppRunner(orders.create_app(database_url), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
@@ -41,23 +41,23 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def server_bind(self) -> None:
-        # HTTPServer's own looks the host's name up, which takes long where name resolution is broken.
+        # HTTPServer.server_bind() looks up the host's name, which takes long where name resolution is broken.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
         self.setup_environ()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing about a client that went away."""
+        """Print no traceback for a client that disconnected."""
 
 
 class _RequestHandler(WSGIRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Leave the terminal to the table."""
+        """Log no requests: the terminal shows the table."""
 
 
 @asynccontextmanager
 async def serving_billing(database_url: URL) -> AsyncIterator[str]:
-    """Serve the synchronous application for the duration of the block, which gets its URL."""
+    """Serve the synchronous application for the duration of the block and yield its URL."""
     with _Server((HOST, 0), _RequestHandler) as server:
         server.set_app(billing.create_app(database_url))
         thread = threading.Thread(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The billing service: synchronous, WSGI and SQLAlchemy over psycopg, one thread a request.
 
-It has two engines, each instrumented under its own name. The first has no pre-ping: a connection that the server closed
-is found by the statement that fails on it. The second replaces connections that are older than a second.
+It has two engines, each instrumented under its own name. The first has no pre-ping, so the first statement on a
+connection that the server closed fails. The second replaces connections that are older than a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SELECT = text("SELECT pg_sleep(:seconds)")
 
 
 def create_app(database_url: URL) -> WSGIApplication:
-    """Return the application; its engines use `database_url`, of a ``postgresql+psycopg`` database."""
+    """Return the application; its engines use `database_url`, a ``postgresql+psycopg`` URL."""
     engine = create_engine(
         database_url,
         pool_size=4,
@@ -53,7 +53,7 @@ def create_app(database_url: URL) -> WSGIApplication:
             connection.execute(SELECT, {"seconds": seconds})
 
     def leak() -> None:
-        """Keep the connection in a cache and never close it: the bug this demo hunts."""
+        """Keep the connection in a cache and never close it: the bug that the metrics must show."""
         connection = engine.connect()
         cache.append(connection)
         connection.execute(SELECT, {"seconds": 0})
@@ -71,7 +71,7 @@ def create_app(database_url: URL) -> WSGIApplication:
                 case "POST", "/leak":
                     leak()
                 case "POST", "/evict":
-                    cache.clear()  # nobody refers to them any more, and the garbage collector finds them
+                    cache.clear()  # drop the last references, so that the garbage collector finds them
                 case _:
                     status = "404 Not Found"
         except PoolTimeoutError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process around the demo: what it needs, the signals that end it, its exit status."""
+"""The demo's process: it checks the packages, handles the signals and returns the exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .options import Options
 
-NEEDED = {  # module: the distribution that brings it
+NEEDED = {  # module: the distribution that contains it
     "aiohttp": "aiohttp",
     "asyncpg": "asyncpg",
     "bcrypt": "bcrypt",
@@ -39,7 +39,7 @@ NEEDED = {  # module: the distribution that brings it
 
 
 def main(arguments: Sequence[str], stop_signals: Sequence[signal.Signals]) -> int:
-    """Run the demo and return its exit status; `stop_signals` end it, and are blocked until it can take them."""
+    """Run the demo and return its exit status; `stop_signals`, which the caller has blocked, end it."""
     try:
         options = parse(arguments)
         _import_needed()
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str], stop_signals: Sequence[signal.Signals]) -> in
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # The pipe or the terminal is gone; without this the interpreter tries to write to it once more.
+        # The pipe or the terminal is closed. Without this, the interpreter flushes to it at exit and fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
 
 
 async def _run(options: Options, stop_signals: Sequence[signal.Signals]) -> int:
-    from . import show, table  # noqa: PLC0415 - only now it is certain that what they import is there
+    from . import show, table  # noqa: PLC0415 - _import_needed() checks their packages first
 
     screen = table.screen()
     demo = asyncio.ensure_future(show.run(options, screen))
@@ -70,11 +70,11 @@ async def _run(options: Options, stop_signals: Sequence[signal.Signals]) -> int:
             demo.cancel()
             with contextlib.suppress(OSError):
                 screen.say("stopping ...")
-        received.append(number)  # one is enough: who presses Ctrl-C twice gets the same orderly end
+        received.append(number)  # the first one cancels; a second Ctrl-C must not interrupt the cleanup
 
     loop = asyncio.get_running_loop()
     for number in stop_signals:
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):  # as nohup leaves it
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):  # nohup ignores it
             loop.add_signal_handler(number, stop, number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
     try:
@@ -88,7 +88,7 @@ async def _run(options: Options, stop_signals: Sequence[signal.Signals]) -> int:
         screen.say("stopped before every scene was checked")
         return 128 + received[0]
     finally:
-        # Everything is cleaned up. One more Ctrl-C must not become a traceback of the interpreter's own end.
+        # Everything is cleaned up. Another Ctrl-C must not print a traceback while the interpreter exits.
         for number in stop_signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
@@ -96,7 +96,7 @@ async def _run(options: Options, stop_signals: Sequence[signal.Signals]) -> int:
 
 def _import_needed() -> None:
     missing = []
-    with warnings.catch_warnings(action="ignore"):  # their business, before anything has started
+    with warnings.catch_warnings(action="ignore"):  # import-time warnings of these packages
         for module, distribution in NEEDED.items():
             try:
                 importlib.import_module(module)
@@ -111,13 +111,13 @@ def _import_needed() -> None:
 
 
 def keep_quiet() -> None:
-    """Keep what the scenes provoke out of the log."""
-    # What the scenes provoke is logged and warned about by those it happens to; here it is the table that tells it.
+    """Silence the logs and warnings that the scenes provoke."""
+    # The scenes break connections on purpose. These libraries log each failure, but the table already shows them.
     for name in ("aiohttp", "asyncio", "sqlalchemy.pool"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings(
         "ignore", message="The garbage collector is trying to clean up non-checked-in connection"
     )
-    # Both drivers read these, and the demo's database is none of those they speak of.
+    # Both drivers read the PG* variables, which describe other databases than the demo's.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]

@@ -5,4 +5,4 @@ from __future__ import annotations
 
 
 class DemoError(Exception):
-    """The demo cannot start or go on; the message is one sentence for the user."""
+    """The demo cannot start or continue; the message is one sentence for the user."""

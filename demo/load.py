@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users of the two applications: they know nothing but URLs."""
+"""Simulated users, who send HTTP requests to the two applications."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     App = Literal["orders", "billing"]
 
-NO_ANSWER = 0  # in the place of a status
+NO_ANSWER = 0  # instead of an HTTP status
 
 
 class Stage:
-    """What a scene can do: send users to the applications, and harm them from the database's side.
+    """What a scene works with: users of the applications, and the database, to terminate connections.
 
-    The mutable state, of the scene that is on: `over`, set when it has to end, and `answers`, how often which
-    application answered with which HTTP status.
+    The state of the current scene: `over` tells its users to stop, and `answers` counts the responses by application
+    and HTTP status.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class Stage:
         self.answers: Counter[tuple[str, int]] = Counter()
 
     def reset(self) -> None:
-        """Make room for the next scene."""
+        """Reset the state for the next scene."""
         self.over = False
         self.answers = Counter()
 
     async def users(
         self, count: int, app: App, path: str, *, pause: float = 0.05, requests: int | None = None
     ) -> None:
-        """Have `count` users ask for `path` at the same time, as many of each worker.
+        """Let `count` concurrent users request `path`, spread evenly over the workers.
 
         Args:
-            count: how many.
-            app: whom they ask.
-            path: what they ask for, with its query string.
-            pause: seconds each waits after an answer.
-            requests: after how many answers each leaves, even if the scene is over; by default, when it is.
+            count: number of users.
+            app: the application that they use.
+            path: path and query string.
+            pause: seconds that each user waits after a response.
+            requests: number of requests of each user, even if the scene is over; by default, until it is over.
         """
 
         async def user(url: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the metrics say: scraped over HTTP as Prometheus does it, never taken from the pools themselves."""
+"""Read the metrics only by scraping them over HTTP, as Prometheus does, never from the pools themselves."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PREFIX = "sqlalchemy_pool_"
 class Snapshot:
     """One scrape.
 
-    Samples that differ only in labels that were not asked for are taken together, so that it makes no difference
-    whether one process exposes a pool or a sidecar exposes it once for each worker.
+    Samples that differ only in labels that the caller did not ask for are aggregated. So the result is the same whether
+    one process exposes a pool or the sidecar exposes it once for each worker.
     """
 
     def __init__(self, text: str, *, at: float) -> None:
@@ -55,7 +55,7 @@ class Snapshot:
 
 
 async def scrape(client: aiohttp.ClientSession, url: str, *, at: float) -> Snapshot:
-    """Return what `url` says; `at` is the time in seconds that is noted with it."""
+    """Scrape `url`; `at` is the time of the scrape in seconds."""
     try:
         async with client.get(url, headers={"Accept": "text/plain"}) as response:
             response.raise_for_status()
@@ -65,13 +65,13 @@ async def scrape(client: aiohttp.ClientSession, url: str, *, at: float) -> Snaps
 
 
 class Window:
-    """The scrapes of one scene, from the one before its first request on."""
+    """The scrapes of one scene; the first is made before its first request."""
 
     def __init__(self, first: Snapshot) -> None:
         self.snapshots = [first]
 
     def add(self, snapshot: Snapshot) -> None:
-        """Take one more scrape into account."""
+        """Append a scrape."""
         self.snapshots.append(snapshot)
 
     def rise(self, name: str, **labels: str) -> float:
@@ -79,7 +79,7 @@ class Window:
         return self.snapshots[-1].total(name, **labels) - self.snapshots[0].total(name, **labels)
 
     def peak(self, name: str, **labels: str) -> float:
-        """Return the largest value of a gauge in a scrape."""
+        """Return the largest value of a gauge in any scrape."""
         return max(snapshot.total(name, **labels) for snapshot in self.snapshots)
 
     def slower_than(self, bound: str, name: str, **labels: str) -> float:
@@ -89,15 +89,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A number of a scene that shows it in the metrics, or that must not be there.
+    """A number in the metrics that must exceed a threshold in a scene, or that must be 0.
 
     Args:
-        pool: of which pool.
-        series: what a reader looks for, without the prefix.
-        wording: how the number is put, with ``{}`` for it.
-        measure: takes it out of the scene's scrapes.
-        above: what it has to exceed for the scene to be visible in it.
-        absent: whether it has to be 0, instead.
+        pool: name of the pool.
+        series: name of the series, without the prefix.
+        wording: text with ``{}`` for the number.
+        measure: computes the number from the scene's scrapes.
+        above: the threshold; the scene is visible if the number exceeds it.
+        absent: whether the number must be 0 instead.
     """
 
     pool: str
@@ -108,12 +108,12 @@ class Evidence:
     absent: bool = False
 
     def holds(self, window: Window) -> bool:
-        """Return whether the scene is visible in this number; a series that is not exposed (NaN) shows nothing."""
+        """Return whether the scene is visible in this number; NaN (a series that is not exposed) is not visible."""
         value = self.measure(window)
         return value == 0 if self.absent else value > self.above
 
     def reading(self, window: Window) -> str:
-        """Return the number, put into words."""
+        """Return the number as text."""
         value = self.measure(window)
         if math.isnan(value):
             return "not exposed"
@@ -121,7 +121,7 @@ class Evidence:
 
 
 def rose(pool: str, name: str, *, absent: bool = False, **labels: str) -> Evidence:
-    """Return the evidence that a counter grew, or that it did not."""
+    """Return the evidence that a counter grew, or with `absent` that it did not."""
 
     def measure(window: Window) -> float:
         return window.rise(name, pool=pool, **labels)
@@ -130,7 +130,7 @@ def rose(pool: str, name: str, *, absent: bool = False, **labels: str) -> Eviden
 
 
 def peaked(pool: str, name: str, *, above: float = 0.0, **labels: str) -> Evidence:
-    """Return the evidence that a gauge was above a value in a scrape."""
+    """Return the evidence that a gauge exceeded `above` in at least one scrape."""
 
     def measure(window: Window) -> float:
         return window.peak(name, pool=pool, **labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: what can be asked of the demo."""
+"""The demo's command line."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ exit status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for.
+    """The demo's options.
 
     Args:
-        port: of the metrics; 0 chooses a free one.
-        duration: of all scenes together, in seconds; None for a demo without end.
-        patience: seconds added to the duration where a scene is not visible yet. Only a slow machine needs them.
+        port: port of the metrics; 0 chooses a free one.
+        duration: seconds for all scenes together; None repeats them until the user stops the demo.
+        patience: seconds added to the duration if a scene is not visible yet. Only a slow machine needs them.
     """
 
     port: int = DEFAULT_PORT
@@ -43,11 +43,11 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Return what the command line asks for.
+    """Parse the command line.
 
     Raises:
         DemoError: a value is out of its range.
-        SystemExit: help was asked for, or the command line cannot be understood.
+        SystemExit: the command line contains ``--help`` or is invalid.
     """
     parser = argparse.ArgumentParser(
         prog="python -m demo",

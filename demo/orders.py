@@ -27,7 +27,7 @@ SELECT = text("SELECT pg_sleep(:seconds)")
 
 
 def create_app(database_url: URL) -> web.Application:
-    """Return the application; its engine uses `database_url`, of a ``postgresql+asyncpg`` database."""
+    """Return the application; its engine uses `database_url`, a ``postgresql+asyncpg`` URL."""
     engine = create_async_engine(
         database_url,
         pool_size=4,
@@ -47,7 +47,7 @@ def create_app(database_url: URL) -> web.Application:
         return web.Response(text="ok\n")
 
     async def leak(_request: web.Request) -> web.Response:
-        """Keep the connection in a cache and never close it: the bug this demo hunts."""
+        """Keep the connection in a cache and never close it: the bug that the metrics must show."""
         connection = await engine.connect()
         cache.append(connection)
         await connection.execute(SELECT, {"seconds": 0})
@@ -55,7 +55,7 @@ def create_app(database_url: URL) -> web.Application:
         return web.Response(text="ok\n")
 
     async def evict(_request: web.Request) -> web.Response:
-        """Empty the cache: nobody refers to the connections any more, and the garbage collector finds them."""
+        """Drop the last references to the connections, so that the garbage collector finds them."""
         cache.clear()
         return web.Response(text="ok\n")
 
@@ -73,7 +73,7 @@ def create_app(database_url: URL) -> web.Application:
 
 @web.middleware
 async def database_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer 503 where no connection was to be had in time and 500 where the database failed."""
+    """Answer 503 if the checkout timed out, and 500 if the database failed."""
     try:
         return await handler(request)
     except PoolTimeoutError:

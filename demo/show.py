@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run of the show: the order in which things start, the scenes one after the other, and the verdict."""
+"""Start the processes in order, play the scenes one after the other, and report the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 TICK_SECONDS = 0.25  # between two scrapes
-LOOP_SECONDS = 50.0  # a round of all scenes, where the demo has no end
+LOOP_SECONDS = 50.0  # one round of all scenes, without --duration
 REQUEST_SECONDS = 30.0
 
 
@@ -33,10 +33,10 @@ async def run(options: Options, screen: Screen) -> int:
     """Run the demo and return its exit status: 0, or 1 if a scene was not visible in the metrics.
 
     Raises:
-        DemoError: it cannot start or go on.
+        DemoError: the demo cannot start or continue.
     """
     async with AsyncExitStack() as stack:
-        # The port first: it is what most often fails, and does so at once.
+        # Check the port first: it is the most common failure, and it shows at once.
         processes.check_port(options.port)
         screen.say(f"starting PostgreSQL, {WORKERS} worker processes and the sidecar ...")
         database = await stack.enter_async_context(postgres.running())
@@ -59,7 +59,7 @@ async def run(options: Options, screen: Screen) -> int:
         if options.duration is None:
             while True:
                 await theatre.perform(SCENES, LOOP_SECONDS, options.patience)
-                screen.say(where)  # its first line has scrolled away
+                screen.say(where)  # the line printed at the start has scrolled away
         results = await theatre.perform(SCENES, options.duration, options.patience)
         screen.end(results)
         invisible = [result.scene.name for result in results if not result.visible]
@@ -78,13 +78,13 @@ class _Theatre:
         self._clock = asyncio.get_running_loop().time
 
     async def perform(self, scenes: Sequence[Scene], seconds: float, patience: float) -> list[Result]:
-        """Play the scenes for about `seconds`; `patience` seconds more are for those that are not visible yet."""
+        """Play the scenes for about `seconds`; add up to `patience` seconds if a scene is not visible yet."""
         seconds /= len(scenes)
         results = []
         start = self._clock()
         for number, scene in enumerate(scenes, start=1):
             self._screen.open(number, len(scenes), scene)
-            # From the first scene's start, so that what a scene takes to end is not added to the duration.
+            # Count from the start of the first scene, so that the time scenes take to finish does not add up.
             end = max(start + number * seconds, self._clock() + seconds / 2)
             latest = max(end, start + number * seconds + patience)
             result = await self._play(scene, end, latest)
@@ -111,7 +111,7 @@ class _Theatre:
         return result
 
     async def _finish(self, play: asyncio.Future[None], scene: Scene) -> None:
-        """Wait for the requests under way."""
+        """Wait for the scene's requests to finish."""
         try:
             await play
         except Exception as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sqlalchemy-pool-exporter``, which ends with the demo, however that ends: when its standard input does."""
+"""Run ``sqlalchemy-pool-exporter`` until its standard input ends, so that it stops even if the demo is killed."""
 
 from __future__ import annotations
 

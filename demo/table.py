@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the audience sees: a live table on a terminal, plain lines anywhere else."""
+"""The demo's output: a live table on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN_WIDTH = 100
 
 
 class Screen(Protocol):
-    """Where the demo is shown; a context manager."""
+    """The demo's output; a context manager."""
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
@@ -40,7 +40,7 @@ class Screen(Protocol):
         """Show the newest of the scrapes."""
 
     def close(self, result: Result) -> None:
-        """Show how the scene went."""
+        """Show the result of the scene."""
 
     def end(self, results: Sequence[Result]) -> None:
         """Show the numbers of all scenes."""
@@ -63,7 +63,7 @@ LEGEND = "wait, hold: the longest now; /s: checkouts a second; from there on: co
 
 
 def readings(window: Window, pool: str) -> list[str]:
-    """Return a pool's part of the newest scrape, in the order of the headings."""
+    """Return a pool's numbers from the newest scrape, in the order of HEADINGS."""
     now = window.snapshots[-1]
     before = window.snapshots[-2] if len(window.snapshots) > 1 else now
     checkouts = now.total("checkouts_total", pool=pool) - before.total("checkouts_total", pool=pool)
@@ -83,7 +83,7 @@ def readings(window: Window, pool: str) -> list[str]:
 
 
 def around(window: Window) -> str:
-    """Return what there is around the pools: how many processes have them, and what the server says."""
+    """Return one line with the number of live workers and of the server's connections."""
     now = window.snapshots[-1]
     by_application = ", ".join(
         f"{pool} {_count(now.total('database_application_connections', application_name=pool))}"
@@ -119,7 +119,7 @@ def _seconds(value: float) -> str:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """Return the table of what was seen in each scene."""
+    """Return a table with the evidence of each scene."""
     table = _table(title="What the metrics showed")
     for heading in ("scene", "pool", f"{PREFIX}...", "seen", "ok"):
         table.add_column(heading, no_wrap=True)
@@ -180,7 +180,7 @@ class LiveScreen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # Drawn when there is something new, by whoever brings it: no thread that redraws.
+        # No refresh thread: the methods below redraw the table when they have new content.
         self._live = Live(console=console, auto_refresh=False)
         self._head = Text()
 
@@ -228,7 +228,7 @@ def metrics_of(scene: Scene) -> str:
 
 
 def verdict(result: Result) -> str:
-    """Return how visible a scene was, in one line."""
+    """Return one line: whether the scene was visible, and its evidence."""
     shown = [
         f"{evidence.pool} {evidence.series} {evidence.reading(result.window)}"
         for evidence in result.scene.evidence
@@ -238,7 +238,7 @@ def verdict(result: Result) -> str:
 
 
 def answers(result: Result) -> str:
-    """Return what the scene was like for the users, in one line."""
+    """Return one line with the responses that the users got."""
     given = [
         f"{app} {status or 'nothing'} x {count}" for (app, status), count in sorted(result.answers.items())
     ]

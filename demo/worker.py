@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process, with both applications in it: ``python -m demo.worker ASYNCPG_URL PSYCOPG_URL``.
+"""A worker process that serves both applications: ``python -m demo.worker ASYNCPG_URL PSYCOPG_URL``.
 
-It says where it serves them and goes on until its standard input ends, which it does with the demo, however that ends.
+It prints the applications' URLs and runs until its standard input ends, so that it stops even if the demo is killed.
 """
 
 from __future__ import annotations
