@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What instrumenting a pool costs: in time, in throughput and in memory. Run ``python -m benchmarks``."""
+"""Measure what instrumentation costs in time, throughput and memory. Run ``python -m benchmarks``."""

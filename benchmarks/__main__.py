@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure everything, print it, and write the tables of the documentation.
+"""Run the benchmarks, print the tables and write them into the documentation.
 
-A complete run writes ``docs/benchmarks.md`` and the README's table. One that is quick, partial or lacks a package
-writes only where it is told to, so that figures that are not worth publishing cannot be published by accident.
+A complete run writes ``docs/benchmarks.md`` and the README's table. A run that is quick, partial or lacks a package
+writes only to ``--output`` and ``--readme``, so that it does not publish incomplete figures by accident.
 """
 
 from __future__ import annotations

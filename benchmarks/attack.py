@@ -2,8 +2,8 @@
 """Attack the sidecar's web server and count the scrapes that are still answered.
 
 Each attack starts the installed version's real command line with a directory of many pools. Clients in another process
-attack it while three scrapers ask for the metrics every second: one keeps its connection, one opens a new connection
-for each scrape, and one does so from 50 ms away (it waits between connecting and asking, as a round trip does).
+attack it while three scrapers request the metrics every second: one keeps its connection, one opens a new connection
+for each scrape, and one does the same from 50 ms away (it waits that long between connecting and requesting).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DRIP_SECONDS = 0.5
 DESCRIPTORS = 4096
 MEMORY_MIB = 256  # the chart's limit
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: sidecar\r\n\r\n"
-HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # begins a record of 512 bytes
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # the start of a TLS record of 512 bytes
 HEAD = b"GET /metrics HTTP/1.1\r\nX-Slow: "
 
 WORKER = """
@@ -79,7 +79,7 @@ ATTACKS = {
 
 @dataclass(slots=True)
 class Scraper:
-    """One scraper and its figures."""
+    """A scraper and its results."""
 
     keep_alive: bool = False
     distance: float = 0.0
@@ -87,7 +87,7 @@ class Scraper:
     seconds: list[float] = field(default_factory=list)
 
     async def run(self, port: int, tls: ssl.SSLContext | None, until: float) -> None:
-        """Scrape every second until ``until``; a scrape that fails or takes too long is counted as tried only."""
+        """Scrape every second until ``until``; a scrape that fails or times out counts only as tried."""
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while (began := time.monotonic()) < until:
             self.tried += 1
@@ -175,7 +175,7 @@ def _measured(name: str, directory: Path, seconds: float) -> tuple[str, ...]:
         )
         stack.callback(attackers.wait)
         stack.callback(attackers.kill)
-        time.sleep(1.0)  # until the attack is in full course
+        time.sleep(1.0)  # until all clients attack
         before = _processor_seconds(sidecar.pid)
         scrapers = (Scraper(keep_alive=True), Scraper(), Scraper(distance=DISTANCE_SECONDS))
         descriptors = asyncio.run(_watched(sidecar.pid, port, seconds, scrapers, tls=attack.tls))
@@ -193,7 +193,7 @@ def _measured(name: str, directory: Path, seconds: float) -> tuple[str, ...]:
 
 
 async def _watched(pid: int, port: int, seconds: float, scrapers: tuple[Scraper, ...], *, tls: bool) -> int:
-    """Run the scrapers and return the most descriptors that the sidecar had meanwhile."""
+    """Run the scrapers and return the largest number of descriptors that the sidecar had open."""
     until = time.monotonic() + seconds
     scraping = [asyncio.create_task(one.run(port, _client() if tls else None, until)) for one in scrapers]
     most = 0
@@ -303,7 +303,7 @@ def _connect(attack: Attack, port: int, poll: select.epoll, clients: dict[int, s
     client.setblocking(False)  # noqa: FBT003 - as the standard library has it
     client.connect_ex(("127.0.0.1", port))
     if attack.sends:
-        # The handshake of TCP over loopback is complete unless the queue of the listening socket is full.
+        # Over loopback the TCP handshake is already complete, unless the listen queue is full.
         with suppress(OSError):
             client.send(attack.sends)
     clients[client.fileno()] = client

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkout and its return cost: bare, listened to, instrumented by this project and by others."""
+"""Measure a checkout and its return: bare, with empty listeners, and instrumented by this project and by others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ORDERS = table("orders", column("id"), column("customer"), column("total"))
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """How the pool is used; *turn* makes one measured turn out of a ``connect()``."""
+    """A way to use the pool; *turn* runs one measured turn with the given ``connect()``."""
 
     title: str
     note: str
@@ -43,7 +43,7 @@ class _Variant:
     rounds: int
     quick_rounds: int
     headline: bool = False
-    quiet: bool = True  # whether a microsecond can be told from the noise
+    quiet: bool = True  # whether the noise is below a microsecond
 
 
 def run(*, quick: bool) -> Iterator[Table]:
@@ -67,7 +67,7 @@ def _measure(variant: _Variant, rounds: int) -> Table:
             names.append(watcher.name)
             pairs.append((_turn(watcher, base, variant), _turn(watcher, watched, variant)))
         with no_collections():
-            paired(2, pairs)  # opens the connections and lets the interpreter specialise
+            paired(2, pairs)  # warm up: open the connections, let the interpreter specialise
             times = dict(zip(names, paired(rounds, pairs), strict=True))
     return Table(
         title=variant.title,
@@ -86,7 +86,7 @@ def _engine(variant: _Variant, stack: ExitStack) -> Engine:
 
 
 def _turn(watcher: Watcher, engine: Engine, variant: _Variant) -> Turn:
-    # Bound once, after attaching: an application pays for the attribute with and without instrumentation.
+    # Bind it once, after attaching: the attribute lookup costs the same with and without instrumentation.
     connect: Callable[[], Any] = engine.raw_connection if watcher.through_engine else engine.pool.connect
     return lambda: variant.turn(connect, variant.cycles)
 
@@ -113,7 +113,7 @@ def _against_listeners(pairs: Pairs, listeners: Pairs) -> str:
     return "1" if pairs is listeners else f"{relative(pairs, listeners):.2f}"
 
 
-# The last column, by whether the variant is quiet: its head and what it means.
+# Heading and meaning of the last column, by _Variant.quiet.
 _HEADS = {True: "against two empty listeners", False: "against nothing"}
 _MEANINGS = {
     True: (
@@ -136,7 +136,7 @@ def _other_work() -> None:
 
 
 def _one_thread(connect: Callable[[], Any], cycles: int) -> int:
-    # Processor time: on a busy machine the longer turns are interrupted more often, and would pay for it in wall time.
+    # Processor time, not wall time: a busy machine interrupts longer turns more often, which adds to their wall time.
     start = thread_time_ns()
     for _ in repeat(None, cycles):
         connect().close()
@@ -160,9 +160,8 @@ def _many_threads(connect: Callable[[], Any], cycles: int) -> int:
         barrier.wait()
         for _ in repeat(None, cycles // _THREADS):
             connection = connect()
-            time.sleep(
-                0
-            )  # gives the interpreter away while holding, or hardly anybody would ever have to wait
+            # Sleep while holding the connection, so that other threads have to wait for one.
+            time.sleep(0)
             connection.close()
 
     threads = [Thread(target=work) for _ in range(_THREADS)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine without a database: its connections do nothing, so that what remains is the pool and who watches it."""
+"""An engine without a database: its connections do nothing, so only the pool and its watcher take time."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class BenchmarkDialect(DefaultDialect):
 
     @classmethod
     def import_dbapi(cls) -> Any:
-        """Return what stands for the driver's module."""
+        """Return a stand-in for the driver's module."""
         return SimpleNamespace(Error=Exception, paramstyle="named")
 
     def initialize(self, connection: object) -> None: ...
 
     def do_ping(self, dbapi_connection: object) -> bool:  # noqa: ARG002
-        """Say that the connection lives."""
+        """Report the connection as alive."""
         return True
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure in pairs, on machines that are never quiet.
+"""Measure in pairs, because other processes on the machine change the times.
 
-A single long run of A and then of B compares two moments of the machine, not A with B. So both run in short
-turns, A B, B A, A B, and each turn of B is compared only with the turn of A beside it. The median over many such
-pairs ignores the pairs in which something else woke up.
+A long run of A and then of B would measure how the load changed between the two. So both run in short turns, A B,
+B A, A B, and each turn of B is compared only with the turn of A beside it. The median over many such pairs ignores
+the pairs that another process disturbed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _T = TypeVar("_T")
 #: Runs one turn and returns how long it took, in nanoseconds.
 Turn = Callable[[], int]
 
-#: How long two neighbouring turns took, round by round; the first is the one the second is compared with.
+#: How long two neighbouring turns took, round by round; the second is compared with the first.
 Pairs = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median between two bounds; what the bounds are is said by the function that made it."""
+    """A median between two bounds; the function that returns it defines the bounds."""
 
     low: float
     median: float
@@ -39,7 +39,7 @@ class Spread:
 
 
 def middle_half(values: Sequence[float]) -> Spread:
-    """Return the median and the quartiles of *values*: how far apart single pairs are."""
+    """Return the median and the quartiles of *values*, which show how widely single pairs scatter."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(low, median, high)
 
@@ -47,8 +47,8 @@ def middle_half(values: Sequence[float]) -> Spread:
 def confidence(values: Sequence[float]) -> Spread:
     """Return the median of *values* and its 95 % confidence interval.
 
-    The bounds are order statistics (the sign test's interval), which assume no distribution: the times of a busy
-    machine have none worth a name.
+    The bounds are order statistics (the sign test's interval). They assume no distribution, because times on a busy
+    machine follow no known one.
     """
     ranked = sorted(values)
     reach = max(0, floor((len(ranked) - 1.96 * sqrt(len(ranked))) / 2))
@@ -56,10 +56,10 @@ def confidence(values: Sequence[float]) -> Spread:
 
 
 def added(pairs: Pairs) -> Spread:
-    """Return what the second of each pair takes longer than the first, in nanoseconds: the median and the quartiles.
+    """Return by how many nanoseconds the second of a pair takes longer than the first: the median and the quartiles.
 
-    Taken from the ratios, scaled by the median of the firsts: a machine that runs at half its speed for a while
-    doubles every difference but no ratio.
+    They are computed from the ratios and scaled by the median of the firsts. A machine that runs at half its speed for
+    a while doubles the differences but not the ratios.
     """
     base = statistics.median(first for first, _ in pairs)
     spread = middle_half([second / first for first, second in pairs])
@@ -67,10 +67,10 @@ def added(pairs: Pairs) -> Spread:
 
 
 def relative(pairs: Pairs, yardstick: Pairs, *, draws: int = 200) -> Spread:
-    """Return what *pairs* add divided by what *yardstick*, from the same rounds, adds, and the 95 % interval of that.
+    """Return the time that *pairs* add divided by the time that *yardstick* adds, with the 95 % interval.
 
-    The interval is that of a bootstrap over the rounds. The rounds' own quotients would not do: in a single round the
-    yardstick can come out as nothing, or as less.
+    Both come from the same rounds. The interval comes from a bootstrap over the rounds and not from the quotient of
+    each round, because the yardstick's added time can be zero or negative in a single round.
     """
     chance = random.Random(0)  # noqa: S311 - the same figures must give the same interval
     rounds = range(len(pairs))
@@ -95,10 +95,10 @@ def _added_median(pairs: Pairs) -> float:
 def paired(
     rounds: int, pairs: Sequence[tuple[Callable[[], _T], Callable[[], _T]]]
 ) -> list[list[tuple[_T, _T]]]:
-    """Run every pair of turns *rounds* times and return, per pair, what the two of each round returned.
+    """Run every pair of turns *rounds* times and return, for each pair, the two results of each round.
 
-    The pairs take turns within a round, each round begins with another one, and which half goes first alternates,
-    so that no drift of the machine favours anybody.
+    Each round runs every pair once and begins with a different pair. The order within a pair alternates. So a drift of
+    the machine's speed favours no turn.
     """
     times: list[list[tuple[_T, _T]]] = [[] for _ in pairs]
     for number in range(rounds):
@@ -115,9 +115,9 @@ def paired(
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Keep the cyclic garbage collector out of the turns: a collection costs more than the turn it falls into.
+    """Turn the cyclic garbage collector off for the block: a collection costs more than a whole turn.
 
-    What exists already is frozen first, so that the one collection that comes at the end is a short one.
+    Existing objects are frozen for the same time. The collection at the end comes after the measurement.
     """
     gc.collect()
     gc.freeze()

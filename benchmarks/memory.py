@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instrumented pool and an open connection cost in memory."""
+"""Measure the memory that instrumentation adds to a pool, an open connection and many checkouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CONNECTIONS = 500
 
 
 def run(*, quick: bool) -> Iterator[Table]:
-    """Yield one table of bytes: as Python's allocator counts them, with and without instrumentation."""
+    """Yield one table: the bytes that instrumentation adds, as ``tracemalloc`` counts them."""
     checkouts = 2_000 if quick else 20_000
     with _traced():
         rows = (
@@ -58,7 +58,7 @@ def _traced() -> Iterator[None]:
 
 def _used() -> int:
     while gc.collect():
-        pass  # finalizers leave more to collect
+        pass  # finalizers create more garbage
     return tracemalloc.get_traced_memory()[0]
 
 
@@ -66,7 +66,7 @@ def _of_a_pool(*, pool_size: int, max_overflow: int) -> float:
     registry = CollectorRegistry()
     engines = [fake.engine(pool_size=pool_size, max_overflow=max_overflow) for _ in range(_POOLS + 1)]
     with ExitStack() as stack:
-        # The first one also pays for what all pools of a registry share.
+        # The first pool also allocates what all pools of a registry share.
         stack.enter_context(instrument(engines[0], name="first", registry=registry))
         before = _used()
         for number, engine in enumerate(engines[1:]):
@@ -82,7 +82,7 @@ def _of_a_connection() -> float:
 
 
 def _of_connections(engine: Engine) -> int:
-    engine.connect().close()  # what the first connection alone brings along
+    engine.connect().close()  # allocate what only the first connection allocates
     before = _used()
     connections = [engine.raw_connection() for _ in range(_CONNECTIONS)]
     used = _used() - before
@@ -95,7 +95,8 @@ def _of_connections(engine: Engine) -> int:
 def _of_checkouts(count: int) -> float:
     bare, watched = fake.engine(), fake.engine()
     with instrument(watched, name="benchmark", registry=CollectorRegistry()):
-        _of_cycles(bare, count)  # the tables that all pools share shrink to what is left in them
+        # Let shared dicts shrink first, so that their size is not counted as the pool's.
+        _of_cycles(bare, count)
         without = _of_cycles(bare, count)
         return _of_cycles(watched, count) - without
 

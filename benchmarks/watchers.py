@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is put on a pool to watch it: nothing, this project, and what others do."""
+"""The ways to watch a pool that are compared: nothing, empty listeners, this project and its alternatives."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """A row: *attach* puts the instrumentation on an engine and takes it off at the end.
+    """A row of a table; *attach* instruments an engine for the duration of a block.
 
-    What instruments engines, not pools, is driven through ``engine.raw_connection()`` and is compared with a bare
-    engine driven the same way.
+    A watcher that instruments engines instead of pools sets *through_engine*: its connections are checked out with
+    ``engine.raw_connection()``, and so are those of the bare engine that it is compared with.
     """
 
     name: str
@@ -58,7 +58,7 @@ def this_project(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def _three_prometheus_calls(engine: Engine) -> Iterator[None]:
-    # What is written first by hand: how many are out, how many were handed out, for how long.
+    # What a developer writes first without a library: connections in use, checkouts and hold time.
     registry = CollectorRegistry()
     out = Gauge("in_use", "Connections in use.", ["pool"], registry=registry).labels("benchmark")
     taken = Counter("checkouts", "Connections handed out.", ["pool"], registry=registry).labels("benchmark")
@@ -83,7 +83,7 @@ def _collectd(engine: Engine) -> Iterator[None]:
     plugin = need("sqlalchemy_collectd.client.plugin", "sqlalchemy-collectd")
     sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sink.bind(("127.0.0.1", 0))
-    # This is what `?plugin=collectd` in the URL comes down to.
+    # `?plugin=collectd` in the URL calls this function.
     plugin.start_plugin(
         engine,
         hostname="benchmark",
@@ -92,7 +92,7 @@ def _collectd(engine: Engine) -> Iterator[None]:
         collectd_port=sink.getsockname()[1],
     )
     yield
-    # Its thread cannot be stopped and goes on sending, so that the sink must outlive the benchmark.
+    # The plugin's thread cannot be stopped and keeps sending, so the socket must stay open.
     sink.detach()
 
 
@@ -103,7 +103,7 @@ def _opentelemetry(engine: Engine) -> Iterator[None]:
     package = need("opentelemetry.instrumentation.sqlalchemy", "opentelemetry-instrumentation-sqlalchemy")
     provider = metrics.MeterProvider([export.InMemoryMetricReader()])
     instrumentor = package.SQLAlchemyInstrumentor()
-    # Its version check excludes SQLAlchemy 2.1, with which these events work as they do with 2.0.
+    # Skip its version check, which excludes SQLAlchemy 2.1: the events work there as they do in 2.0.
     instrumentor.instrument(engine=engine, meter_provider=provider, skip_dep_check=True)
     yield
     instrumentor.uninstrument()
@@ -112,7 +112,7 @@ def _opentelemetry(engine: Engine) -> Iterator[None]:
 
 LISTENERS = Watcher("two empty listeners", two_empty_listeners)
 
-# OpenTelemetry is last because it also wraps create_engine(): no other case may make its engines after it.
+# OpenTelemetry is last because it also wraps create_engine(): engines made after it would be instrumented, too.
 WATCHERS = (
     Watcher("nothing", nothing),
     LISTENERS,
