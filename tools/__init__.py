@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation, and what writes the parts of it that come from the code."""
+"""Scripts that generate parts of the documentation and of the chart, and that check licences."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the panels of a dashboard from what a Prometheus answers, laid out as in Grafana, with Matplotlib."""
+"""Draw the panels of a dashboard from Prometheus' query results with Matplotlib, in Grafana's layout."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 100
-WIDTH = 1600  # pixels, of 24 columns
-CELL, GAP, HEAD = 38, 8, 74  # pixels: a row of the grid with its gap, the gap, and the dashboard's own head
+WIDTH = 1600  # pixels, for the 24 columns of Grafana's grid
+CELL, GAP, HEAD = 38, 8, 74  # pixels: a row of the grid with its gap, the gap, and the dashboard's header
 CANVAS, PANEL, TEXT, FAINT, GRID = "#111217", "#181b1f", "#ccccdc", "#8e8e99", "#2a2d33"
 LINK = "#6e9fff"
 COLOURS = {"green": "#73bf69", "orange": "#ff9830", "red": "#f2495c"}
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the numbers come from: a query over the whole range, or at its end."""
+    """Runs queries over the whole time range or at its end."""
 
     @property
     def start(self) -> float: ...
@@ -54,7 +54,7 @@ class Source(Protocol):
 
 
 def draw(board: Mapping[str, Any], source: Source, chosen: str, path: Path) -> None:
-    """Draw a dashboard into a PNG; ``chosen`` says which variables are not at All."""
+    """Draw a dashboard into a PNG; ``chosen`` is the text that shows the values of its variables."""
     height = HEAD + CELL * max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor=CANVAS)
     page = _Page(figure, height)
@@ -76,7 +76,7 @@ def _clock(when: float) -> str:
 
 
 class _Page:
-    """A figure on which things have places in pixels, from its upper left corner."""
+    """A figure with positions in pixels from its upper left corner."""
 
     def __init__(self, figure: Figure, height: int) -> None:
         self.figure, self._height = figure, height
@@ -93,14 +93,14 @@ class _Page:
         align: str = "left",
         weight: str = "normal",
     ) -> None:
-        """Write text whose middle is at ``y``."""
+        """Write text that is vertically centred on ``y``."""
         self.figure.text(
             x / WIDTH, 1 - y / self._height, text.replace("$", r"\$"), fontsize=size, color=colour,
             ha=align, va="center", weight=weight,
         )  # fmt: skip
 
     def axes(self, x: float, y: float, width: float, height: float, colour: str = PANEL) -> Axes:
-        """Return axes whose inside has this place and this size."""
+        """Return axes whose plot area has this position and size."""
         box = (x / WIDTH, 1 - (y + height) / self._height, width / WIDTH, height / self._height)
         axes = self.figure.add_axes(box, facecolor=colour)
         for spine in axes.spines.values():
@@ -109,7 +109,7 @@ class _Page:
         return axes
 
     def box(self, panel: Mapping[str, Any]) -> tuple[float, float, float, float]:
-        """Draw the background and the title of a panel, and return the place of what is in it."""
+        """Draw the background and the title of a panel, and return its position and size."""
         at = panel["gridPos"]
         x, y = at["x"] * WIDTH / 24 + GAP / 2, HEAD + at["y"] * CELL
         width, height = at["w"] * WIDTH / 24 - GAP, at["h"] * CELL - GAP
@@ -227,7 +227,7 @@ def _heatmap(page: _Page, panel: Mapping[str, Any], source: Source) -> None:
         cumulative = list(below)
         for when, value in line.points:
             cumulative[columns[when]] = value
-        # Prometheus' buckets are cumulative, and Grafana's heatmap takes them apart, too.
+        # Prometheus' buckets are cumulative. Subtract the bucket below, as Grafana's heatmap does.
         cells.append(
             [max(0.0, here - under) or math.nan for here, under in zip(cumulative, below, strict=True)]
         )
@@ -268,7 +268,7 @@ def _cell(value: str | float | None, style: Mapping[str, Any]) -> tuple[str, str
 
 
 def _rows(panel: Mapping[str, Any], source: Source) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns of a table and its rows: those that agree in the labels which both have are one."""
+    """Return the columns and the rows of a table; series whose common labels are equal share a row."""
     organize = next(one["options"] for one in panel["transformations"] if one["id"] == "organize")
     keys = [name for name in organize["indexByName"] if not name.startswith("Value")]
     rows: list[dict[str, Any]] = []
@@ -283,7 +283,7 @@ def _rows(panel: Mapping[str, Any], source: Source) -> tuple[list[str], list[dic
             if column := organize["renameByName"].get(value):
                 row[column] = line.points[0][1]
     for sort in panel["options"].get("sortBy", ()):
-        # A column has texts or numbers, and rows without it come last.
+        # Sort rows without a value last: they cannot be compared with a text or a number.
         has = [row for row in rows if sort["displayName"] in row]
         has_not = [row for row in rows if sort["displayName"] not in row]
         has.sort(key=itemgetter(sort["displayName"]), reverse=sort.get("desc", False))
@@ -306,11 +306,11 @@ def _date(when: float) -> float:
 
 
 def _plottable(line: Line) -> tuple[Any, list[float]]:
-    """Return times and values, with a hole where the series was absent for longer than a step or two."""
+    """Return times and values, with a gap where the series was absent for longer than two steps."""
     times, values = [], []
     before: float | None = None
     for when, value in line.points:
-        if before is not None and when - before > 2.5:  # two steps and a half
+        if before is not None and when - before > 2.5:  # seconds: two and a half steps
             times.append(_date((when + before) / 2))
             values.append(math.nan)
         times.append(_date(when))
@@ -333,14 +333,14 @@ def _legend(template: str, labels: Mapping[str, str]) -> str:
 
 
 def _width(name: str) -> float:
-    """Return how wide an entry of the legend is, in pixels, nearly."""
+    """Return the approximate width of a legend entry in pixels."""
     return 30 + 6.4 * len(name)
 
 
 def _legend_rows(
     named: Sequence[tuple[str, str, Line, bool]], width: float, most: int = 2
 ) -> list[list[tuple[str, str]]]:
-    """Return what fits into the legend, line by line, and how many more there are."""
+    """Return the legend entries that fit, line by line; if some do not fit, the last entry is their number."""
     rows: list[list[tuple[str, str]]] = [[]]
     used = 0.0
     for number, (name, colour, _, _) in enumerate(named):

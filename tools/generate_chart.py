@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the chart takes from elsewhere: ``python -m tools.generate_chart``.
+"""Write the generated files of the chart: ``python -m tools.generate_chart``.
 
-Rules and dashboards are copied, since Helm sees only what is in the chart's directory; the part of the schema of values
-that is the exporter's configuration comes from its types, and the README's table from the comments in values.yaml.
+Rules and dashboards are copied, because Helm reads only the chart's directory. The schema of values takes the
+exporter's configuration from its models. The README's table comes from the comments in values.yaml.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "sqlalchemy-pool-exporter"
 BEGIN, END = "<!-- values:start -->\n", "<!-- values:end -->"
-# The chart's own business, or a secret.
+# Options that users of the chart cannot set: the chart sets them itself, or they come from a Kubernetes secret.
 _NOT_VALUES = {
     "Web": {"listen_address", "config_file"},
     "Database": {"dsn", "dsn_file", "dsn_env"},
 }
-# What the chart's schema takes of the model's, in this order.
+# The keywords that are copied from a model's schema, in this order.
 _KEYWORDS = ("type", "enum", "minimum", "maximum", "pattern", "description")
 
 
 def files() -> dict[Path, str]:
-    """Return what every generated file of the chart is to hold."""
+    """Return the content of every generated file of the chart."""
     sources = [ROOT / "config" / "alerts.yml", *sorted((ROOT / "dashboards").glob("*.json"))]
     copies = {
         CHART / "files" / source.relative_to(ROOT / ("config" if source.suffix == ".yml" else "")): source
@@ -47,7 +47,7 @@ def files() -> dict[Path, str]:
 
 
 def schema() -> str:
-    """Return values.schema.json with the definitions of the exporter's configuration renewed."""
+    """Return values.schema.json with the definitions of the exporter's configuration replaced."""
     whole = json.loads((CHART / "values.schema.json").read_text())
     for model in (Web, Log, Metrics, Database, DatabaseTLS):
         whole["$defs"][model.__name__] = definition(model)
@@ -55,7 +55,7 @@ def schema() -> str:
 
 
 def definition(model: type[Section]) -> dict[str, Any]:
-    """Return the schema of a section of the configuration, closed, without what the chart decides."""
+    """Return the schema of a configuration section; it forbids additional properties and omits _NOT_VALUES."""
     left_out = _NOT_VALUES.get(model.__name__, set())
     whole = json_schema(model)
     properties = {
@@ -70,7 +70,7 @@ def definition(model: type[Section]) -> dict[str, Any]:
 
 
 def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:  # an option that may be null; the chart leaves it out instead
+    if "anyOf" in schema:  # an option that may be null; users of the chart omit it instead
         schema = {**next(arm for arm in schema["anyOf"] if arm.get("type") != "null"), **schema}
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}
@@ -80,13 +80,13 @@ def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
     if "items" in schema:
         found["items"] = _property(schema["items"])
     if "pattern" in found:
-        # Go's regular expressions cannot look ahead. The schema lets more pass there; the exporter does not.
+        # Helm's regular expressions (Go's) have no lookahead, so remove it. The exporter still checks the full pattern.
         found["pattern"] = re.sub(r"\(\?!.*?\)", "", found["pattern"])
     return found
 
 
 def readme() -> str:
-    """Return the chart's README with the table of values renewed."""
+    """Return the chart's README with the table of values replaced."""
     before, _, rest = (CHART / "README.md").read_text().partition(BEGIN)
     rows = "".join(
         f"| `{key}` | {comment} | {_default(value)} |\n"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the reference in ``configuration.md`` from the models in ``sqlalchemy_pool_exporter.sidecar.config``.
 
-Run it after changing an option; a test fails until that is done.
+Run it after changing an option; a test fails until the page is up to date.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Option(NamedTuple):
 
 
 def options_of(model: type[Section], path: str = "") -> Iterator[Option]:
-    """Yield every option of ``model`` with its dotted path; the options of a list's elements as ``list[].name``."""
+    """Yield every option of ``model`` with its dotted path; an option of a list's elements is ``list[].name``."""
     schema = json_schema(model)
     for name, field in model.model_fields.items():
         where = f"{path}.{name}" if path else name
@@ -69,7 +69,7 @@ def variables() -> str:
 
 
 def page(text: str) -> str:
-    """Return ``text`` with its generated part made anew."""
+    """Return ``text`` with its generated part replaced."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n{options()}\n{variables()}{END}{after}"

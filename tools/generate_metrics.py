@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.metrics import Metric
 
 ROOT = Path(__file__).parents[1]
-# What the excerpt in the README shows: no ages, which are different each time.
+# The metrics in the README's excerpt. Ages are left out because they differ in each run.
 SHOWN = (
     "sqlalchemy_pool_capacity",
     "sqlalchemy_pool_connections",
@@ -119,7 +119,7 @@ def excerpt() -> str:
 
 
 def readme() -> str:
-    """Return README.md with what is taken from the code renewed."""
+    """Return README.md with its generated parts replaced."""
     text = (ROOT / "README.md").read_text()
     for name, content in (("excerpt", excerpt()), ("metrics", table(POOL_METRICS))):
         start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Render ``config/alerts.yml`` for Prometheus, and write the tables of the documentation that are made from it.
+"""Render ``config/alerts.yml`` for Prometheus, and write the documentation's tables of its rules.
 
 Run it after changing a rule or a threshold; a test fails until the files are up to date.
 """
@@ -26,7 +26,7 @@ def rendered_rules() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Return the pages with generated parts, made anew."""
+    """Return the pages with their generated parts replaced."""
     source = SOURCE.read_text("utf-8")
     parts = {
         "alerts": alerts(source, "runbooks/"),
@@ -41,7 +41,7 @@ def pages() -> dict[Path, str]:
 
 
 def alerts(source: str, runbooks: str) -> str:
-    """Return a Markdown table of the alerts, each with its tiers and when they fire."""
+    """Return a Markdown table of the alerts, each with its severities, their delays and their summaries."""
     tiers: dict[str, list[dict[str, Any]]] = {}
     for rule in _rules(source):
         if "alert" in rule:

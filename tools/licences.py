@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuse to ship what may not be: ``python -m tools.licences SBOM`` reads the licences of a CycloneDX file.
+"""Fail if a licence does not allow shipping: ``python -m tools.licences SBOM`` reads a CycloneDX file.
 
-It is about what is installed beside the package in the image. What the image is based on, Debian and CPython, is
-distributed by those who make it.
+It checks the packages that are installed beside this one in the image. It does not check the base image (Debian and
+CPython), which its own makers distribute.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# SPDX identifier → why it may be shipped with an Apache-2.0 program. All ask for their text to be kept, and it is: in
-# each distribution's metadata, which is installed with it.
+# SPDX identifier → why it may be shipped with an Apache-2.0 program. All of them require that their text is kept. Each
+# distribution's metadata contains that text and is installed with the distribution.
 ALLOWED = {
     "Apache-2.0": "the project's own",
     "BSD-2-Clause": "permissive",
@@ -27,8 +27,8 @@ ALLOWED = {
     "PSF-2.0": "CPython's, permissive",
     "Python-2.0": "what a classifier calls the same",
 }
-# The classifier of releases whose metadata is older than SPDX expressions (PEP 639). One without a version, such as
-# "BSD License", says too little, and is not here.
+# Classifiers, for releases whose metadata is older than SPDX expressions (PEP 639). A classifier that does not name one
+# version of a licence, such as "BSD License", is left out.
 _CLASSIFIERS = {
     "License :: OSI Approved :: Apache Software License": "Apache-2.0",
 }
@@ -47,7 +47,7 @@ def _fault(said: list[str]) -> str | None:
     if not said:
         return "says no licence"
     for expression in said:
-        # With OR one would be enough, but which one is taken is then to be said; nothing that is shipped has it.
+        # OR is refused: we would have to say which licence we choose. No package that is shipped has an OR.
         names = re.split(r"\s+AND\s+", _CLASSIFIERS.get(expression, expression))
         if refused := [name for name in names if name.strip("() ") not in ALLOWED]:
             return f"{', '.join(refused)} is not among those that may be shipped"
@@ -60,7 +60,7 @@ def _licences(component: dict[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check the SBOM at the path given; 1 if something may not be shipped."""
+    """Check the SBOM at the given path; return 1 if a component may not be shipped."""
     (path,) = arguments
     sbom = json.loads(Path(path).read_text())
     wrong = faults(sbom)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write docs/images from a real run: ``python -m tools.pictures``, which takes some minutes.
 
-Two worker processes behind the sidecar and an application that is scraped itself get into every trouble on a real
-PostgreSQL, a real Prometheus watches, and what the dashboards' queries find is drawn.
+Workers behind the sidecar, and an application that Prometheus scrapes directly, play every problem of a pool on a real
+PostgreSQL. A real Prometheus scrapes them. Then the results of the dashboards' queries are drawn.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.support.grafana import Board
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-SECONDS = 134.0  # two rounds of the scenes, and into the third, where callers are turned away
-SHADES = 128  # of a picture: as many as nobody sees, at a third of the size
+SECONDS = 134.0  # two rounds of the scenes, and the third up to its checkout timeouts
+SHADES = 128  # colours of a picture: no visible difference, at a third of the file size
 CHOSEN: dict[str, dict[str, str | list[str]]] = {
     "overview": {},
     "pool": {"job": SIDECAR, "pool": "orders"},
@@ -36,7 +36,7 @@ CHOSEN: dict[str, dict[str, str | list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a dashboard's queries find in a run."""
+    """Answers a dashboard's queries from the Prometheus of a run."""
 
     run: Run
     board: Board
@@ -44,21 +44,21 @@ class Asked:
 
     @property
     def start(self) -> float:
-        """The first Unix time that is shown."""
+        """Start of the time range, in Unix time."""
         return self.run.start
 
     @property
     def end(self) -> float:
-        """The last Unix time that is shown."""
+        """End of the time range, in Unix time."""
         return self.run.end
 
     def over_time(self, expr: str) -> list[Line]:
-        """Ask for the whole range."""
+        """Query the whole time range."""
         found = self.run.prometheus.query_range(self._meant(expr), self.start, self.end, INTERVAL)
         return [Line(one.labels, one.points) for one in found]
 
     def at_end(self, expr: str) -> list[Line]:
-        """Ask for the end."""
+        """Query the end of the time range."""
         return [
             Line(one.labels, [(self.end, one.value)])
             for one in self.run.prometheus.query(self._meant(expr), time=self.end)
@@ -83,7 +83,7 @@ def picture(name: str, run: Run) -> Path:
 
 
 def main() -> None:
-    """Play, watch and draw."""
+    """Play the scenes, scrape them and draw the dashboards."""
     IMAGES.mkdir(exist_ok=True)
     with (
         TemporaryDirectory() as directory,
