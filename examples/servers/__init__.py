@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applications of several worker processes, whose pools a sidecar shows as one.
+"""Applications with several worker processes, whose pools a sidecar exposes together.
 
-Each needs two variables: ``DATABASE_URL``, and ``SQLALCHEMY_POOL_EXPORTER_DIR``, the directory that the processes share
-with the sidecar. How to start them: docs/deployment.md.
+Each needs two environment variables: ``DATABASE_URL``, and ``SQLALCHEMY_POOL_EXPORTER_DIR``, the directory that the
+processes share with the sidecar. docs/deployment.md explains how to start them.
 """

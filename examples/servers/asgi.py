@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ASGI application, for ``uvicorn examples.servers.asgi:app``; it says which process answered."""
+"""An ASGI application, for ``uvicorn examples.servers.asgi:app``; its response is the process id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ instrument(engine, name="orders")
 
 async def app(scope: dict[str, Any], _receive: object, send: Callable[..., Awaitable[None]]) -> None:
     if scope["type"] != "http":
-        raise NotImplementedError(scope["type"])  # no lifespan: servers go on without
+        raise NotImplementedError(scope["type"])  # refuse lifespan: servers start without it
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})

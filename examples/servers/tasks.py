@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Celery application, for ``celery --app examples.servers.tasks worker``; a task says which process ran it.
+"""A Celery application, for ``celery --app examples.servers.tasks worker``; its task returns the process id.
 
-Its broker is the directory ``CELERY_DIRECTORY``, so that the example needs no server for it.
+Its broker is the directory ``CELERY_DIRECTORY``, so that the example needs no broker's server.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A WSGI application, for ``gunicorn examples.servers.wsgi:app``; it says which process answered."""
+"""A WSGI application, for ``gunicorn examples.servers.wsgi:app``; its response is the process id."""
 
 from __future__ import annotations
 
