@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each database: what it can take, who takes it, and whether all pools together could ask for more."""
+"""The Database dashboard: connection limits, connections in use, and whether the pools could exceed the limits."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ UID = "sqlalchemy-pool-database"
 
 
 def of_server(name: str) -> str:
-    """Return what a database says of itself; every sidecar that probes it says the same, so it is not added up."""
+    """Return a metric of each database: max, not sum, because every sidecar that probes it reports the same value."""
     return f"max by (database) ({database(name)})"
 
 
 def of_pools(state: str, fold: str = "sum") -> str:
-    """Return what the pools have, for each pair of a database and a pool that uses it."""
+    """Return a state of the pools, for each pair of a database and a pool that uses it."""
     return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
 
 
 def of_pools_server(name: str) -> str:
-    """Return what a database says of itself, for each pool that uses it."""
+    """Return a metric of each database, for each pool that uses it."""
     return f"{USERS} * on (database) group_left () {of_server(name)}"
 
 
@@ -41,7 +41,7 @@ OPEN = f"sum by (database) ({of_pools(exporter('connections'))})"
 
 
 def health() -> list[Builder[Panel]]:
-    """Return what is seen at first sight."""
+    """Return the panels for a first look."""
     return [
         stat(
             "All databases answer",
@@ -114,7 +114,7 @@ def health() -> list[Builder[Panel]]:
 
 
 def problems() -> list[Builder[Panel]]:
-    """Return what is full, or about to be, and what sits in transactions."""
+    """Return the panels on full databases, sessions idle in a transaction, and failed probes."""
     in_transaction = database("connections", 'state=~"idle_in_transaction.*"')
     return [
         timeseries(
@@ -170,7 +170,7 @@ def problems() -> list[Builder[Panel]]:
 
 
 def performance() -> list[Builder[Panel]]:
-    """Return who has the connections, and what they do."""
+    """Return the panels on connections by state and by application."""
     return [
         timeseries(
             "Connections by state",
@@ -203,7 +203,7 @@ def performance() -> list[Builder[Panel]]:
 
 
 def maintenance() -> list[Builder[Panel]]:
-    """Return whether the limits of the server and of the pools fit together, and how the probe does."""
+    """Return the panels on the limits of server and pools, which must fit together, and on the probe."""
     recycle = of_pools(exporter("recycle_seconds"), "max")
     return [
         table(

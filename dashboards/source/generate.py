@@ -26,14 +26,14 @@ def text(board: Dashboard) -> str:
 
 
 def finished(board: dict[str, Any]) -> dict[str, Any]:
-    """Add what the SDK has no words for."""
-    del board["style"]  # the reader's choice, and gone from Grafana 10.2 on
+    """Add the fields that the SDK does not support, and remove an obsolete one."""
+    del board["style"]  # Grafana 10.2 removed it: each user chooses a theme
     numbers = count(1)
     for panel in board["panels"]:
-        # Links to a panel hold its number, and Grafana gives new ones at each load where there are none.
+        # A link to a panel contains its id. Without an id here, Grafana assigns a new one at each load.
         panel["id"] = next(numbers)
     for annotation in board["annotations"]["list"]:
-        # What a mark says is a property of Prometheus' annotations alone.
+        # The texts of an annotation are fields that only Prometheus' annotations have.
         annotation["titleFormat"] = "{{alertname}}"
         annotation["tagKeys"] = "severity,job,pool,database"
         annotation["useValueForTime"] = False
@@ -41,7 +41,7 @@ def finished(board: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all dashboards."""
     for name, board in BOARDS.items():
         (DIRECTORY / f"{name}.json").write_text(text(board()), encoding="utf-8")
 

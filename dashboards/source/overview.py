@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All pools of all services: whether one hurts, which, and since when."""
+"""The Overview dashboard: which pools of all services have problems, and since when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Panel
 
 UID = "sqlalchemy-pool-overview"
-# A pool is its service's: the name alone may be that of several.
+# Group by job as well: pools of several services may have the same name.
 BY = "job, pool"
 NAME = "{{job}} {{pool}}"
 TO_POOL = (
@@ -36,17 +36,17 @@ TO_POOL = (
 
 
 def by_pool(expr: str) -> str:
-    """Return the sum of each pool."""
+    """Return the sum over each pool's processes."""
     return f"sum by ({BY}) ({expr})"
 
 
 def worst(expr: str) -> str:
-    """Return the largest of each pool's processes."""
+    """Return the largest value among each pool's processes."""
     return f"max by ({BY}) ({expr})"
 
 
 def health() -> list[Builder[Panel]]:
-    """Return what is seen at first sight."""
+    """Return the panels for a first look."""
     return [
         stat(
             "Pools",
@@ -118,7 +118,7 @@ def health() -> list[Builder[Panel]]:
 
 
 def problems() -> list[Builder[Panel]]:
-    """Return what names the pool and the failure."""
+    """Return the panels that show which pool fails, and how."""
     return [
         table(
             "Alerts that fire",
@@ -194,7 +194,7 @@ def problems() -> list[Builder[Panel]]:
 
 
 def performance() -> list[Builder[Panel]]:
-    """Return how fast and how full the pools are."""
+    """Return the panels on how fast and how full the pools are."""
     return [
         timeseries(
             "Wait for a connection, all chosen pools",
@@ -244,7 +244,7 @@ def performance() -> list[Builder[Panel]]:
 
 
 def maintenance() -> list[Builder[Panel]]:
-    """Return what is looked at by day: capacity, and the exporter itself."""
+    """Return the panels for routine checks: capacity, and the exporter itself."""
     live, gone = (exporter("exporter_workers", f'state="{state}"') for state in ("live", "gone"))
     return [
         timeseries(

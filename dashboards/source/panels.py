@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panels and dashboards as all of ours look, made with Grafana's foundation SDK."""
+"""Build panels and dashboards in one common style with Grafana's foundation SDK."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ GREEN, ORANGE, RED, GREY = "green", "orange", "red", "#808080"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query of a panel, and what its series are called in the legend, or its column in a table.
+    """A query of a panel; ``name`` is the legend of its series, or the title of its column in a table.
 
     A ``limit`` is drawn as a dashed line and never stacked.
     """
@@ -85,7 +85,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a column of a table is shown: its unit, and the values from which it is orange and red."""
+    """The style of a table column: its unit, and the values from which it is orange and red."""
 
     unit: str = units.Short
     warning: float | None = None
@@ -93,7 +93,7 @@ class Column:
 
 
 class _Common(Protocol):
-    """What the builders of all panels have."""
+    """The methods that the builders of all panels have."""
 
     def title(self, title: str) -> Any: ...
     def description(self, description: str) -> Any: ...
@@ -111,13 +111,13 @@ def _common(panel: _Common, title: str, description: str, *, unit: str, span: in
 
 
 def _target(query: Query, number: int) -> prometheus.Dataquery:
-    # The type of the data source stands in each target, or Grafana does not know it as Prometheus' own.
+    # Repeat the data source in each target: without its type, Grafana does not treat the query as Prometheus'.
     target = prometheus.Dataquery().ref_id(ascii_uppercase[number]).datasource(DATASOURCE)
     return target.expr(query.expr).legend_format(query.name)
 
 
 def steps(warning: float | None, critical: float | None) -> build.ThresholdsConfig:
-    """Return thresholds: green, and orange and red from these values on."""
+    """Return thresholds: green, orange from ``warning`` on, and red from ``critical`` on."""
     levels = [Threshold(value=None, color=GREEN)]
     if warning is not None:
         levels.append(Threshold(value=warning, color=ORANGE))
@@ -137,7 +137,7 @@ def stat(
     critical: float | None = None,
     is_good_high: bool = False,
 ) -> Builder[Panel]:
-    """Return the last value of a query as a large number, over its course."""
+    """Return a panel with the last value of a query as a large number in front of its graph."""
     panel = stats.Panel()
     _common(panel, title, description, unit=unit, span=span, height=4)
     levels = steps(warning, critical)
@@ -166,7 +166,7 @@ def timeseries(
     span: int = 8,
     stacked: bool = False,
 ) -> Builder[Panel]:
-    """Return queries over time, as lines from 0, or as areas on each other."""
+    """Return a panel of queries over time, from 0, as lines or as stacked areas."""
     panel = series.Panel()
     _common(panel, title, description, unit=unit, span=span, height=8)
     panel.draw_style(GraphDrawStyle.LINE).line_width(1).fill_opacity(40 if stacked else 10)
@@ -197,7 +197,7 @@ _DASHED = [
 
 
 def heatmap(title: str, description: str, expr: str, *, unit: str, span: int = 12) -> Builder[Panel]:
-    """Return a histogram over time; ``expr`` has its buckets, cumulative as Prometheus has them."""
+    """Return a heatmap of a histogram over time; ``expr`` returns Prometheus' cumulative buckets."""
     panel = heatmaps.Panel()
     _common(panel, title, description, unit=units.Short, span=span, height=8)
     return (
@@ -237,21 +237,21 @@ def table(
     """Return the last values of queries as a table: a row for each set of ``keys``, a column for each query.
 
     Args:
-        title: as it is shown.
-        description: what good and bad look like.
-        queries: whose ``name`` is the column's; all have the labels ``keys``. One without a name adds labels alone.
-        keys: labels, which are the first columns, in their order.
-        columns: by name, how they are shown.
-        links: by key, the title and the URL behind its cells.
-        sort_by: the column by which rows come, and in which order.
-        span: of 24.
-        height: in rows of the grid.
+        title: title of the panel.
+        description: what good and bad values look like.
+        queries: one for each column; their results have the labels ``keys``. A query without a name adds only labels.
+        keys: labels that are the first columns, in this order.
+        columns: style of the columns, by name.
+        links: title and URL of the link in a key's cells, by key.
+        sort_by: the column that sorts the rows, and the order.
+        span: width in columns of the grid, which has 24.
+        height: height in rows of the grid.
     """
     panel = tables.Panel().show_header(True).cell_height(TableCellHeight.SM)
     _common(panel, title, description, unit=units.Short, span=span, height=height)
     for number, query in enumerate(queries):
         panel.with_target(_target(Query(query.expr, ""), number).instant().format(PromQueryFormat.TABLE))
-    # A single query's column is not numbered.
+    # Grafana does not number the column of a single query.
     values = {
         (f"Value #{ascii_uppercase[number]}" if len(queries) > 1 else "Value"): query.name
         for number, query in enumerate(queries)
@@ -291,7 +291,7 @@ def _column(column: Column) -> list[DynamicConfigValue]:
 
 
 def variable(name: str, query: str, *, all_value: str = ".+") -> build.QueryVariable:
-    """Return a variable of which several values can be chosen; all of them are one pattern, not a long list."""
+    """Return a variable with multiple choice; All is the pattern ``all_value`` instead of a long list of values."""
     return (
         build.QueryVariable(name)
         .label(name.capitalize())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pool in depth: where the time of a checkout goes, who holds, and why connections end."""
+"""The Pool dashboard: where a checkout's time goes, which processes hold connections, and why connections close."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ FEW = f"The {SHOWN} largest are shown."
 
 
 def of_processes(expr: str) -> Query:
-    """Return the largest of the processes, each by itself."""
+    """Return a query of the processes with the largest values, one series for each process."""
     return Query(largest(PROCESS, SHOWN, expr), NAME)
 
 
 def total(counter: str) -> str:
-    """Return how often a counter counts in a second, in all processes."""
+    """Return the increase per second of a counter, summed over all processes."""
     return f"sum({rate(pool(counter))})"
 
 
 def seconds_of(histogram: str) -> str:
-    """Return how many seconds of a phase there are in a second, in all processes."""
+    """Return the seconds spent in a phase per second, summed over all processes."""
     return total(f"{histogram}_sum")
 
 
 def health() -> list[Builder[Panel]]:
-    """Return what is seen at first sight."""
+    """Return the panels for a first look."""
     return [
         stat(
             "In use",
@@ -119,7 +119,7 @@ def health() -> list[Builder[Panel]]:
 
 
 def problems() -> list[Builder[Panel]]:
-    """Return what starves, is stuck, fails and leaks."""
+    """Return the panels on starvation, stuck processes, failures and leaks."""
     stuck = (
         f"(time() - ({state('last_checkin_timestamp_seconds')} > 0)) * ignoring (state) ({HELD} >= bool ignoring "
         f"(state) {limit(of_chosen_workers=True)})"
@@ -193,7 +193,7 @@ def problems() -> list[Builder[Panel]]:
 
 
 def performance() -> list[Builder[Panel]]:
-    """Return where the time goes."""
+    """Return the panels on where the time goes."""
     attempts = total("checkout_wait_seconds_count")
     wait, connecting, pinging = map(seconds_of, ("checkout_wait_seconds", "connect_seconds", "ping_seconds"))
     return [
@@ -264,7 +264,7 @@ def performance() -> list[Builder[Panel]]:
 
 
 def maintenance() -> list[Builder[Panel]]:
-    """Return how connections come and go, and how the pool is set up."""
+    """Return the panels on why connections open and close, and on the pool's configuration."""
     thrown_away = pool("closes_total", 'reason="overflow"')
     return [
         timeseries(

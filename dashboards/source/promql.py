@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queries' building blocks: selectors that follow the dashboards' variables, and what is asked of them often.
+"""Build the queries: selectors that use the dashboards' variables, and common expressions.
 
-A pool's state has the label ``worker`` behind the sidecar and none in an application that is scraped itself, counters
-have it in neither (unless ``counters_per_worker`` is set). So only states follow the variable ``worker``, whose "All"
-is a pattern that an absent label matches too.
+The states of a pool have the label ``worker`` behind the sidecar, but not in an application that Prometheus scrapes
+directly. Counters have it in neither case, unless ``counters_per_worker`` is set. So only selectors of states use the
+variable ``worker``. Its "All" is a pattern that also matches an absent label.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from sqlalchemy_pool_exporter.metrics import PREFIX
 
 TARGET = 'job=~"$job", instance=~"$instance"'
-# Those of the rules, which all begin so.
+# The names of all alerts in this project's rules begin with SQLAlchemyPool.
 _FIRING = 'alertname=~"SQLAlchemyPool.+", alertstate="firing"'
 ALERTS_OF_TARGETS = f"ALERTS{{{TARGET}, {_FIRING}}}"
-# Some are about a service or a database and have no instance; an absent label is an empty one, hence the `|`.
+# Alerts on a service or a database have no instance. The `|` matches an absent label, which equals an empty one.
 ALERTS = f'ALERTS{{job=~"$job|", instance=~"$instance|", {_FIRING}}}'
 IN_USE = 'state="in_use"'
 _OF_WORKER = 'worker!=""'
-# What one process is told by.
+# The labels that identify a pool in one process.
 PROCESS = "job, instance, pool, worker"
 
 
@@ -56,9 +56,8 @@ def quantile(q: float, histogram: str, by: str = "") -> str:
 def limit(*, of_chosen_workers: bool) -> str:
     """Return how many connections one process can have in use.
 
-    Behind the sidecar ``capacity`` is that of all workers together, and what one worker has is its size and its
-    overflow. Without the label ``worker`` it belongs to the same processes as the states. Absent where nothing limits
-    the pool.
+    Behind the sidecar, ``capacity`` is the sum over all workers, so the limit of one worker is its size plus its max
+    overflow. Without the label ``worker``, ``capacity`` is that of one process. A pool without a limit has no series.
     """
     select = state if of_chosen_workers else pool
     of_worker = f"{select('size', _OF_WORKER)} + {select('max_overflow', _OF_WORKER)}"
@@ -72,5 +71,5 @@ def fullness(*, of_chosen_workers: bool) -> str:
 
 
 def largest(labels: str, number: int, expr: str) -> str:
-    """Return the largest few, since a fleet has thousands of processes and a graph has room for some."""
+    """Return the ``number`` largest series: a fleet has thousands of processes, too many for one graph."""
     return f"topk({number}, max by ({labels}) ({expr}))"
