@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests: real servers, real forks, and independent counts to hold the metrics against."""
+"""The tests: they check the metrics against counts of their own, with real servers and real forks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test may ask for: a real PostgreSQL, a name of its own on it, and programs that may be missing."""
+"""Fixtures for every test: a PostgreSQL server, a unique application name, and skips where a program is missing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from tests.support.incidents import Played
 
-# These helpers assert as the tests do; what they compared is told as in a test.
+# pytest rewrites asserts only in test files unless told; a failure in these helpers must show the compared values too.
 pytest.register_assert_rewrite(
     "tests.support.pool_case", "tests.support.pool_machine", "tests.support.pool_operations"
 )
 
-# How long an example takes is the machine's business and no property of the code.
+# No deadline: the time of an example depends on the machine, not on the code.
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
 
@@ -44,8 +44,8 @@ def server() -> Iterator[pg.Server]:
 
 @pytest.fixture(scope="session")
 def incidents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
-    """Play every incident at once; two minutes of a real Prometheus' data, which can still be asked for more."""
-    from tests.support.incident_list import INCIDENTS  # noqa: PLC0415 - with its libraries, for those who ask for it
+    """Play all incidents at once for two minutes; yield the result with its Prometheus, which tests can still query."""
+    from tests.support.incident_list import INCIDENTS  # noqa: PLC0415 - imports its libraries only if a test needs it
     from tests.support.incidents import play  # noqa: PLC0415
 
     with play(INCIDENTS, tmp_path_factory.mktemp("incidents")) as played:
@@ -54,13 +54,13 @@ def incidents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 
 @pytest.fixture
 def application_name(request: pytest.FixtureRequest) -> str:
-    """Return a name that no other test uses, by which this one finds its connections on the server."""
+    """Return a name that no other test uses; the test finds its server connections by it."""
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40]  # PostgreSQL cuts names at 63 bytes
     return f"{test}-{next(_numbers)}"
 
 
 def pytest_report_header() -> list[str]:
-    """Say which releases are tested, and which copy of the package."""
+    """Report the versions of the dependencies, and which copy of the package is tested."""
     names = ("sqlalchemy", "prometheus-client", "psycopg", "asyncpg", "greenlet")
     return [
         ", ".join(f"{name} {version(name)}" for name in names),
@@ -69,14 +69,14 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure() -> None:
-    """Refuse to test anything but the installed wheel where the Makefile says that it is meant."""
+    """If REQUIRE_WHEEL is set, refuse to test anything but the installed wheel."""
     package = _package()
     if os.environ.get("REQUIRE_WHEEL") and not package.is_relative_to(Path(sys.prefix).resolve()):
         raise pytest.UsageError(f"the tests are to run on the built wheel and would run on {package}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose programs are missing; fail it if REQUIRE_TOOLS says that none may be."""
+    """Skip a test whose programs are missing; fail it instead if REQUIRE_TOOLS is set."""
     tools = [tool for marker in item.iter_markers("requires") for tool in marker.args]
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if not missing:

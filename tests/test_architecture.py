@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architecture: which packages may import which, no cycles, and what each entry point loads."""
+"""The architecture: which packages may import which, no import cycles, and what each entry point loads."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 NAME = "sqlalchemy_pool_exporter"
 PACKAGE = ROOT / "exporter" / NAME
-# The modules outside of the packages that segment may import.
+# Modules outside any subpackage that segment may import.
 SHARED = {"about", "errors", "metrics"}
 
-Imports = dict[str, set[str]]  # module → the modules of the package that it imports, both without NAME
+Imports = dict[str, set[str]]  # module → the modules it imports, both relative to NAME
 
 
 # -- what the source imports
 
 
 def read_imports(package: Path = PACKAGE) -> Imports:
-    """Read which module of a package imports which, from the source; imports for type checkers and in functions too."""
+    """Map each module to the modules that it imports, read from the source; imports under TYPE_CHECKING count."""
     files = {_module_name(path, package): path for path in package.rglob("*.py")}
     return {name: set(_imported(path, name, files)) for name, path in files.items()}
 
@@ -50,7 +50,7 @@ def _imported(path: Path, module: str, known: Mapping[str, Path]) -> Iterator[st
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), parent)
-            # `from package import module` imports the module, `from module import name` only the module.
+            # `from package import module` imports that module; `from module import name` imports only `module`.
             names = [
                 f"{base}.{alias.name}" if _relative(f"{base}.{alias.name}") in known else base
                 for alias in node.names
@@ -61,12 +61,12 @@ def _imported(path: Path, module: str, known: Mapping[str, Path]) -> Iterator[st
 
 
 def _relative(name: str) -> str | None:
-    """Return a module's name below the package, "" for the package itself, or None if it is not of the package."""
+    """Return a module's name relative to the package, "" for the package itself, None for a module outside it."""
     return name.removeprefix(NAME).removeprefix(".") if name == NAME or name.startswith(f"{NAME}.") else None
 
 
 def direction_faults(imports: Imports) -> list[str]:
-    """Return the imports that lead in a direction that they must not."""
+    """Return the imports that the architecture forbids."""
     return [
         f"{module} imports {imported}"
         for module, all_imported in sorted(imports.items())
@@ -88,12 +88,12 @@ def _may_import(module: str, imported: str) -> bool:
     }
     if package in forbidden:
         return target not in forbidden[package]
-    # What both processes share knows neither of them; the entry points know both.
+    # Shared modules import neither recording nor sidecar; only the entry points import both.
     return module in {"", "__main__", "cli"} or target not in {"recording", "sidecar"}
 
 
 def cycle(imports: Imports) -> list[str] | None:
-    """Return a cycle of imports, or None; that a module's package is imported first is no import of its own."""
+    """Return an import cycle, or None; the implicit import of a module's own package does not count."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -103,14 +103,14 @@ def cycle(imports: Imports) -> list[str] | None:
 
 
 def test_direction_of_imports() -> None:
-    """No package imports one that it must not know."""
+    """No package imports a package that the architecture forbids to it."""
     imports = read_imports()
     assert {"recording", "segment", "sidecar", "alerting"} <= {module.partition(".")[0] for module in imports}
     assert [] == direction_faults(imports)
 
 
 def test_no_cycles() -> None:
-    """No module imports itself by way of others, for type checkers or otherwise."""
+    """No module imports itself through other modules, not even under TYPE_CHECKING."""
     assert cycle(read_imports()) is None
 
 
@@ -134,7 +134,7 @@ def test_no_cycles() -> None:
     ],
 )
 def test_wrong_directions_are_found(path: str, source: str, fault: str, tmp_path: Path) -> None:
-    """An import in a wrong direction is found, however it is written and wherever it stands."""
+    """A forbidden import is found in every syntax: absolute, relative, inside a function, under TYPE_CHECKING."""
     files = (
         "families.py",
         "segment/file.py",
@@ -150,7 +150,7 @@ def test_wrong_directions_are_found(path: str, source: str, fault: str, tmp_path
 
 
 def test_cycles_are_found(tmp_path: Path) -> None:
-    """A cycle of two modules is found, though one of its imports is for type checkers alone."""
+    """A cycle of two modules is found even if one of its imports is under TYPE_CHECKING."""
     (tmp_path / "one.py").write_text("from .two import b\n")
     (tmp_path / "two.py").write_text("if TYPE_CHECKING:\n    from . import one\n")
     assert {"one", "two"} == set(cycle(read_imports(tmp_path)) or ())
@@ -192,7 +192,7 @@ ENTRY_POINTS: dict[str, tuple[str, set[str]]] = {
 
 
 def loaded(program: str, directory: Path) -> set[str]:
-    """Run a program in a Python of its own, and return the third-party packages that it has loaded at its end."""
+    """Run a program in a new Python process; return the third-party packages it has loaded at exit."""
     report = f"""
 import atexit, json, sys
 before = set(sys.modules)
@@ -209,17 +209,17 @@ atexit.register(lambda: print("\\n" + json.dumps(sorted(set(sys.modules) - befor
 
 
 def _is_own(name: str) -> bool:
-    # Cython registers cython_runtime for each extension module that it has compiled.
+    # A Cython extension registers cython_runtime as a top-level module.
     return name in {NAME, "cython_runtime"} or name in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_loaded_packages(entry_point: str, tmp_path: Path) -> None:
-    """An entry point loads no third-party package but those that it is known to need."""
+    """An entry point loads only the third-party packages that it is allowed to."""
     program, allowed = ENTRY_POINTS[entry_point]
     assert set() == loaded(program, tmp_path) - allowed
 
 
 def test_loaded_packages_are_found(tmp_path: Path) -> None:
-    """A package that a function imports is among the loaded ones."""
+    """A package that is imported inside a function counts as loaded."""
     assert "sqlalchemy" in loaded("def f():\n    import sqlalchemy\nf()", tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the wheel carries is what the repository has, and is written where it was told to go."""
+"""The wheel's bundled files equal the repository's, and ``write()`` writes files into the given directory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.newest  # the wheel is the same
+pytestmark = pytest.mark.newest  # the bundled files do not depend on dependency versions
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml"])
 def test_bundled_files_are_the_repositorys(name: str) -> None:
-    """The installed package has each file as it stands in ``config/``."""
+    """The installed package has each file exactly as in ``config/``."""
     assert (ROOT / "config" / name).read_text("utf-8") == bundled.text(name)
 
 
 def test_a_file_that_is_not_bundled_is_said_to_be_missing() -> None:
-    """The message names the file, or the folder, and says how to come by it."""
+    """The error names the missing file or folder and says to install the package from a wheel."""
     with pytest.raises(BundleError, match=r"'no/such\.yml' is not bundled: install the package from a wheel"):
         bundled.text("no/such.yml")
     with pytest.raises(BundleError, match="'nowhere' is not bundled"):
@@ -32,7 +32,7 @@ def test_a_file_that_is_not_bundled_is_said_to_be_missing() -> None:
 
 
 def test_writes_into_a_directory_that_it_makes(tmp_path: Path) -> None:
-    """Parents are made, what is there already is replaced, and the paths come back in order."""
+    """``write()`` creates parent directories, replaces existing files, and returns the paths in order."""
     directory = tmp_path / "a" / "b"
     for content in ("old", "ö new"):
         written = bundled.write({"one": content, "two": ""}, directory)
@@ -41,7 +41,7 @@ def test_writes_into_a_directory_that_it_makes(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """The message has the path and the system's reason."""
+    """The error names the path and the operating system's reason."""
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match=r"cannot write '.*/file/one': "):
         bundled.write({"one": ""}, tmp_path / "file")

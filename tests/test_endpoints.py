@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All endpoints, of the application and of the sidecar: the same request gets the same answer."""
+"""All endpoints, in the application and in the sidecar, answer the same request in the same way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ENCODINGS = [None, "gzip", "gzip;q=0", "identity, gzip;q=0.5", "*", "deflate, gz
 
 
 class Request(NamedTuple):
-    """What is sent to each endpoint."""
+    """A request for each endpoint."""
 
     accept: str | None = None
     accept_encoding: str | None = None
@@ -61,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What comes back, without the headers that a server adds."""
+    """An endpoint's response, without the headers that the web server adds."""
 
     status: int
     content_type: str | None
@@ -175,7 +175,7 @@ ALL = {**APPLICATION, "sidecar": by_sidecar}
 
 @pytest.fixture
 def registry() -> CollectorRegistry:
-    """A registry with what the two writers treat differently: exemplars, times of creation, odd names."""
+    """A registry with what writers can treat differently: exemplars, creation times, escaped labels, odd names."""
     registry = CollectorRegistry()
     Counter("seen", "With an exemplar.", registry=registry).inc(3, {"trace": "1"})
     Gauge("level", 'A "help"\n\\.', ["place"], registry=registry).labels('a\n"b"').set(1e9)
@@ -185,7 +185,7 @@ def registry() -> CollectorRegistry:
 
 
 def test_formats_and_encodings(registry: CollectorRegistry) -> None:
-    """For each combination of Accept and Accept-Encoding all answer with the same headers and the same bytes."""
+    """For each combination of Accept and Accept-Encoding, all endpoints send the same headers and the same bytes."""
     requests = [Request(accept, encoding) for accept in ACCEPT for encoding in ENCODINGS]
     expected, *others = (by(registry, requests) for by in ALL.values())
     assert [one.status for one in expected] == [200] * len(requests)
@@ -196,7 +196,7 @@ def test_formats_and_encodings(registry: CollectorRegistry) -> None:
 
 @pytest.mark.parametrize("by", ALL.values(), ids=ALL)
 def test_families_of_others(by: Callable[..., list[Answer]], registry: CollectorRegistry) -> None:
-    """Whatever else is in the registry is written as prometheus_client writes it, compressed or not."""
+    """Metrics of other libraries are written exactly as prometheus_client writes them, compressed or not."""
     accept = "application/openmetrics-text;version=1.0.0"
     requests = [Request(), Request(accept), Request(None, "gzip"), Request(accept, "gzip")]
     text, openmetrics, *packed = (one.body for one in by(registry, requests))
@@ -205,7 +205,7 @@ def test_families_of_others(by: Callable[..., list[Answer]], registry: Collector
 
 
 def test_utf8_names() -> None:
-    """Names with odd characters are in quotes for those who ask for that, and have underscores for others."""
+    """UTF-8 names are quoted for clients that accept ``escaping=allow-utf-8``; other clients get underscores."""
     registry = CollectorRegistry()
     try:
         Gauge("my.level", "Odd.", registry=registry).set(1)
@@ -231,7 +231,7 @@ def test_utf8_names() -> None:
     ],
 )
 def test_name_filter(names: tuple[str, ...], expected: set[str], registry: CollectorRegistry) -> None:
-    """``name[]`` chooses families and samples, the same everywhere."""
+    """``name[]`` selects families and samples in the same way at every endpoint."""
     answers = [by(registry, [Request(names=names), Request(names=("", *names))]) for by in ALL.values()]
     lines = [line for line in answers[0][0].body.decode().splitlines() if not line.startswith("#")]
     assert {line.split("{")[0].split(" ")[0] for line in lines} == expected
@@ -241,7 +241,7 @@ def test_name_filter(names: tuple[str, ...], expected: set[str], registry: Colle
 
 @pytest.mark.parametrize("by", ALL.values(), ids=ALL)
 def test_head(by: Callable[..., list[Answer]], registry: CollectorRegistry) -> None:
-    """HEAD gets what GET does, the length too, but no body."""
+    """HEAD returns the headers of GET, including Content-Length, and no body."""
     for encoding in (None, "gzip"):
         get, head = by(registry, [Request(None, encoding), Request(None, encoding, method="HEAD")])
         assert get._replace(body=b"") == head
@@ -249,7 +249,7 @@ def test_head(by: Callable[..., list[Answer]], registry: CollectorRegistry) -> N
 
 
 def test_other_methods(registry: CollectorRegistry) -> None:
-    """In the application OPTIONS tells the methods that are allowed, and others are refused."""
+    """The application's endpoints answer OPTIONS with 200; every endpoint answers POST and DELETE with 405."""
     requests = [Request(method=method) for method in ("OPTIONS", "POST", "DELETE")]
     expected, *others = (by(registry, requests) for by in APPLICATION.values())
     assert [one.status for one in expected] == [200, 405, 405]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our writer of the two formats against prometheus_client's: the same bytes, of whatever is exposed."""
+"""Our writer of the text and OpenMetrics formats produces the same bytes as prometheus_client's, for any metric."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NAMES = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,8}", fullmatch=True)
 LABELS = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True)
-# Anything that UTF-8 can say, and often what has to be escaped.
+# Any UTF-8 text, with the characters that need escaping drawn often.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text('\\"\n{}=, ', max_size=6)
 VALUES = (
     st.floats() | st.integers(-(10**12), 10**12) | st.sampled_from([0.0, -0.0, 1e6, 1e15, 1e16, -1e7, 5e-324])
@@ -41,7 +41,7 @@ VALUES = (
 
 
 class Families:
-    """A registry of families that are there already."""
+    """A registry that returns given families."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self.families = list(families)
@@ -62,7 +62,7 @@ def expected_openmetrics(families: Iterable[Metric]) -> bytes:
 
 
 def as_go(written: bytes) -> bytes:
-    """Take out the third digit that prometheus_client wrote into exponents of old."""
+    """Remove the leading zero of exponents such as ``e+006``, which old releases of prometheus_client write."""
     return re.sub(rb"e\+0(?=\d\d\b)", b"e+", written)
 
 
@@ -110,13 +110,13 @@ def families(draw: st.DrawFn, *, plain: bool = False) -> Metric:
 @example(-12345678.0)
 @example(float("nan"))
 def test_numbers(value: float) -> None:
-    """A number is written as Go writes it."""
+    """A number is written as Go formats it."""
     assert as_go(floatToGoString(value).encode()) == exposition.number(value).encode()
 
 
 @given(st.lists(families() | families(plain=True), max_size=4))
 def test_families_of_others(given_families: list[Metric]) -> None:
-    """Families of any kind, with timestamps and exemplars or without, are written as prometheus_client writes them."""
+    """Families of any type, with or without timestamps and exemplars, are written as prometheus_client writes them."""
     assert_written_alike(given_families, given_families)
 
 
@@ -126,12 +126,12 @@ def test_families_of_others(given_families: list[Metric]) -> None:
     )
 )
 def test_families_of_our_own(theirs: Metric) -> None:
-    """A family whose series are kept is written as one whose samples are made anew, and has the same samples."""
+    """A family of kept series has the same samples and the same text as an equal family of new samples."""
     ours = exposition.Family(theirs.name, theirs.documentation, theirs.type, theirs.unit)
     created = [sample for sample in theirs.samples if sample.name.endswith(("_created", "_gcount", "_gsum"))]
     theirs.samples = [
         sample for sample in theirs.samples if sample not in created
-    ]  # none of ours is called so
+    ]  # our metrics have no such suffixes
     for name, labels, value, *_ in theirs.samples:
         ours.series.append(exposition.Series.of(name, labels))
         ours.values.append(value)
@@ -140,7 +140,7 @@ def test_families_of_our_own(theirs: Metric) -> None:
 
 
 def test_a_sample_without_a_value() -> None:
-    """What prometheus_client cannot write is an error here, too, and not a line that says something else."""
+    """A sample whose value is None raises an error, as in prometheus_client, instead of writing a wrong line."""
     family = Metric("odd", "", "gauge")
     family.samples = [Sample("odd", {}, None)]  # type: ignore[arg-type]
     for write in (exposition.text, exposition.openmetrics):
@@ -150,7 +150,7 @@ def test_a_sample_without_a_value() -> None:
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Iterator[FleetCollector]:
-    """Two workers with two pools each, whose names need every escape there is."""
+    """A collector over two workers with two pools each; one pool's name needs every kind of escaping."""
     leases = [Lease(tmp_path) for _ in range(2)]
     for number, lease in enumerate(leases):
         for name in ("orders", 'odd "name"\\\n{é}'):
@@ -172,14 +172,14 @@ def collector(tmp_path: Path) -> Iterator[FleetCollector]:
 
 
 def test_the_fleets_families(collector: FleetCollector) -> None:
-    """What the sidecar shows is, byte for byte, what prometheus_client makes of it, at the first scrape and later."""
+    """At the first scrape and later ones, the sidecar's output equals prometheus_client's output byte for byte."""
     for _ in range(3):
         collected = list(collector.collect())
         assert_written_alike(collected, collected)
 
 
 def test_the_fleets_families_are_the_catalogues(collector: FleetCollector) -> None:
-    """Names, types, units and help texts are those of the catalogue, in both formats, and every family is there."""
+    """Both formats show every family of the catalogue, with its name, type, unit and help text."""
     metrics = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)}
     suffixes = {"counter": "_total", "info": "_info"}
     parsed = list(parse_openmetrics(exposition.openmetrics(collector.collect()).decode()))
@@ -189,7 +189,7 @@ def test_the_fleets_families_are_the_catalogues(collector: FleetCollector) -> No
         unit = metric.unit if metric.kind in ("gauge", "histogram") else ""
         assert (family.type, family.documentation, family.unit) == (metric.kind, metric.help, unit)
     names = {family.name for family in parse_text(exposition.text(collector.collect()).decode())}
-    # Its parser takes the suffix of a counter off, and knows no info.
+    # The text parser strips the suffix of counters but not of info metrics, which it reads as gauges.
     assert names == {name.removesuffix("_total") for name in metrics}
 
 
@@ -206,7 +206,7 @@ def test_promtool_has_nothing_to_say(collector: FleetCollector) -> None:
 
 
 def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
-    """What is kept from scrape to scrape is what the last one showed, however many pools there were."""
+    """The collector keeps only the series of the last scrape, however many pools came and went."""
     collector = FleetCollector(Reader(tmp_path))
     text = b""
     for number in range(20):
@@ -221,7 +221,7 @@ def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_ordinary_families_beside_them() -> None:
-    """Families of prometheus_client's own, such as those of the probes, stand among them."""
+    """Families made by prometheus_client, such as the probes', can be exposed together with ours."""
     gauge = GaugeMetricFamily("up", 'a "help"\\\n', labels=["database"])
     gauge.add_metric(["a\\b\n"], 1)
     counter = CounterMetricFamily("failures", "", labels=["reason"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families from (metric, labels, value), and the series that are kept from scrape to scrape."""
+"""Builder: makes families from (metric, labels, value) and keeps their series from scrape to scrape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lines(built: Builder) -> list[str]:
 
 
 def test_a_number() -> None:
-    """A number is one sample, with as many of the owner's labels as there are values; whole ones are fine, too."""
+    """A number becomes one sample, labelled with as many owner labels as values are given; int and bool work too."""
     built = builder()
     built.add((), [("size", 1.0)])
     built.add(("orders",), [("size", 2)])
@@ -49,7 +49,7 @@ def test_a_number() -> None:
 
 
 def test_numbers_by_label() -> None:
-    """Numbers by the value of the metric's own label are a sample each."""
+    """A mapping by the metric's own label becomes one sample for each label value."""
     built = builder()
     built.add(("orders",), [("closes_total", {"gc": 1.0, "error": 2.0})])
     assert lines(built) == [
@@ -59,7 +59,7 @@ def test_numbers_by_label() -> None:
 
 
 def test_a_histogram() -> None:
-    """A histogram's buckets are cumulative, up to +Inf, which is the count."""
+    """A histogram's buckets are cumulative; the +Inf bucket equals the count."""
     built = builder()
     buckets = (1.0, *(0.0 for _ in BUCKETS[1:]), 2.0)
     built.add(("orders",), [("wait_seconds", Histogram(buckets, 99.5))])
@@ -74,14 +74,14 @@ def test_a_histogram() -> None:
 
 
 def test_an_info() -> None:
-    """An info says what it says by its labels."""
+    """An info metric carries its information in labels and has the value 1."""
     built = builder()
     built.add_info(("orders",), "info", {"driver": "psycopg"})
     assert lines(built) == ['sqlalchemy_pool_info{driver="psycopg",pool="orders"} 1.0']
 
 
 def test_empty_families() -> None:
-    """Families without samples are there unless they are not wanted, in the order in which they were given."""
+    """Families come in the order of the metrics; those without samples are included unless ``with_empty=False``."""
     built = builder()
     built.add((), [("wait_seconds", Histogram((0.0,) * (len(BUCKETS) + 1), 0.0)), ("size", 1.0)])
     assert [family.name for family in built.families()] == [metric.family for metric in METRICS]
@@ -90,7 +90,7 @@ def test_empty_families() -> None:
 
 
 def test_a_family_is_its_metric() -> None:
-    """Name, type, help and unit of a family are the metric's."""
+    """A family has the name, type, help and unit of its metric."""
     found = {
         family.name: (family.type, family.documentation, family.unit)
         for family in map(families.empty, METRICS)
@@ -104,7 +104,7 @@ def test_a_family_is_its_metric() -> None:
 
 
 def test_series_are_kept() -> None:
-    """What was shown before is not made again; what is not shown any more is forgotten."""
+    """Series of the previous scrape are reused; series that are no longer shown are dropped."""
     first = builder()
     values: list[tuple[str, Value]] = [("size", 1.0), ("closes_total", {"gc": 1.0})]
     for owner in (("orders",), ("billing",)):
@@ -120,7 +120,7 @@ def test_series_are_kept() -> None:
     "later", [{"b": 2.0, "a": 1.0}, {"a": 1.0}, {"c": 3.0}, {}, {"a": 1.0, "b": 2.0, "c": 3.0}]
 )
 def test_label_values_that_change(later: dict[str, float]) -> None:
-    """Label values of one scrape need not be those of the scrape before, nor in their order."""
+    """The label values of a metric may differ between scrapes, in number and in order."""
     first = builder()
     first.add(("orders",), [("closes_total", {"a": 1.0, "b": 2.0})])
     second, fresh = builder(first.series), builder()
@@ -130,7 +130,7 @@ def test_label_values_that_change(later: dict[str, float]) -> None:
 
 
 def test_samples_that_were_changed_are_what_is_written() -> None:
-    """A collector that wraps another may change its families' samples; then these are exposed."""
+    """If a wrapping collector changes a family's samples, the changed samples are written."""
     built = builder()
     built.add(("orders",), [("size", 1.0)])
     (family,) = built.families(with_empty=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which format and encoding a scrape gets, by its headers."""
+"""Negotiation: a scrape's headers decide the format and the encoding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ UTF8 = "; escaping=allow-utf-8"
     ],
 )
 def test_format_follows_accept(accept: str, expected: str) -> None:
-    """The highest q decides, then what is named more exactly; text is the answer if nothing fits, never a 406."""
+    """The highest q wins, then the most specific media range; text is the fallback, never a 406."""
     assert expected == choose_format(accept).kind
 
 
@@ -71,13 +71,13 @@ def test_format_follows_accept(accept: str, expected: str) -> None:
     ],
 )
 def test_gzip_follows_accept_encoding(accept_encoding: str, *, expected: bool) -> None:
-    """Gzip is used where it is welcome, and no less than no encoding."""
+    """Gzip is used if the client accepts it with a q not below that of identity."""
     assert expected is accepts_gzip(accept_encoding)
 
 
 @given(st.text())
 def test_any_accept_is_understood_somehow(header: str) -> None:
-    """No header makes negotiation fail."""
+    """No header value, however malformed, makes negotiation fail."""
     assert choose_format(header).kind in ("text", "openmetrics")
     assert accepts_gzip(header) in (True, False)
 
@@ -98,18 +98,18 @@ def test_any_accept_is_understood_somehow(header: str) -> None:
     ],
 )
 def test_content_type(accept: str, expected: str) -> None:
-    """The content type names the version, and whether names are in quotes, which only those get who ask for it."""
+    """The content type names the version; it has ``escaping=allow-utf-8`` only if the client asked for that."""
     assert expected == choose_format(accept).content_type
 
 
 def test_headers_of_the_answer() -> None:
-    """The answer names its format and encoding, and says that it depends on what was asked."""
+    """The response headers name the format and the encoding, and Vary lists Accept and Accept-Encoding."""
     vary = {"Vary": "Accept, Accept-Encoding"}
     assert {"Content-Type": TEXT, **vary} == Wanted.of("", "").headers
     assert {"Content-Type": TEXT, "Content-Encoding": "gzip", **vary} == Wanted.of("", "gzip").headers
 
 
 def test_names() -> None:
-    """Names are a set; an empty one, as of ``?name[]=``, chooses nothing, so that all families are shown."""
+    """Names form a set; an empty name, as in ``?name[]=``, selects nothing, so all families are shown."""
     assert Wanted.of("", "", ["a", "b", "a"]) == Wanted.of("", "", ["b", "a"])
     assert Wanted.of("", "", [""]) == Wanted.of("", "")
