@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the application's side."""
+"""Tests of ``recording``: what runs in the application."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests of the recording."""
+"""Fixtures for the tests of ``recording``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def little_to_collect() -> Iterator[None]:
-    # Thousands of collections are asked for below; what is there before need not be looked at in each.
+    # These tests run thousands of collections; freeze the objects that exist already, so that no collection scans them.
     gc.collect()
     gc.freeze()
     yield
@@ -35,21 +35,21 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def leave_nothing() -> Iterator[None]:
-    # What SQLite complains of is the complaint of the test that left it open.
+    # Collect here, so that SQLite's warning about an open connection is reported in the test that left it open.
     yield
     gc.collect()
 
 
 @pytest.fixture(params=DRIVERS)
 def case(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> Iterator[Case]:
-    """An engine of each driver to be made."""
+    """A test case for each driver; the test starts its engine."""
     yield Case(request.param, server, tmp_path)
     gc.collect()
 
 
 @pytest.fixture
 def server_case(case: Case) -> Case:
-    """An engine of each driver that has a server to kill its connections."""
+    """A test case for each driver that has a database server, so that the test can kill connections."""
     if not case.has_server:
         pytest.skip("no server")
     return case

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 @pytest.mark.parametrize("moment", ["before the record", "while connecting"])
 def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
-    """A checkout that another thread began before is in use once it succeeds, and returned once it is returned."""
+    """A checkout begun before instrumenting counts as in use once it succeeds, and as returned after its return."""
     arrived, go_on = threading.Event(), threading.Event()
     database = Database()
 
@@ -63,7 +63,7 @@ def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
 
 
 def test_attaching_while_callers_wait() -> None:
-    """Callers who wait in the queue when the pool is instrumented are in use when they are served."""
+    """A caller that waits in the queue when the pool is instrumented counts as in use once it is served."""
     engine = Database().engine(pool_size=1, max_overflow=0, pool_timeout=10)
     held = engine.connect()
     got: list[Any] = []
@@ -91,7 +91,7 @@ def test_attaching_while_callers_wait() -> None:
 
 
 def test_attaching_does_not_wait_for_the_queue() -> None:
-    """A finalizer that closes a handle while its thread has the queue's lock does not deadlock with another thread."""
+    """A finalizer that closes a handle while its thread holds the queue's lock does not deadlock."""
     result = run(
         """
         pool, other = QueuePool(Connection), QueuePool(Connection)
@@ -114,7 +114,7 @@ def test_attaching_does_not_wait_for_the_queue() -> None:
 
 
 def test_others_that_refer_to_the_pool_are_not_touched() -> None:
-    """Attaching finds the pool's records without running code of the application's objects."""
+    """``instrument()`` finds the pool's records without running code of objects that refer to the pool."""
 
     class Lazy:
         def __init__(self, pool: Pool) -> None:
@@ -134,7 +134,7 @@ def test_others_that_refer_to_the_pool_are_not_touched() -> None:
 @LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
-    """What is out and idle already is shown at once, with the connection's true age; its return counts, untimed."""
+    """Connections open before instrumenting show their true age; their returns are counted, without a hold time."""
     pool = QueuePool(creator, pool_size=3, max_overflow=1)
     out = [pool.connect() for _ in range(4)]
     out.pop().close()
@@ -142,7 +142,7 @@ def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
     instrument(pool, name="p", registry=registry)
     exposition = Exposition(registry)
     assert metric_state(exposition, "p") == pool_state(pool)
-    # Both are ages at the same moment, however late that is.
+    # Both ages are taken at the same moment, so a slow machine does not change the difference.
     held = exposition.value("longest_held_seconds", "p")
     assert exposition.value("oldest_connection_seconds", "p") - held >= 0.05
     for connection in out:
@@ -163,7 +163,7 @@ def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
 @LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_while_callers_wait(registry: CollectorRegistry) -> None:
-    """Callers in the queue at that moment are in use once they are served, and nothing goes below zero."""
+    """Callers that queue when the pool is instrumented count as in use once served; no gauge goes below zero."""
     pool = QueuePool(creator, pool_size=1, max_overflow=0)
     held = pool.connect()
     served, release = threading.Semaphore(0), threading.Event()
@@ -195,7 +195,7 @@ def test_attach_while_callers_wait(registry: CollectorRegistry) -> None:
 @LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_to_a_busy_null_pool(registry: CollectorRegistry) -> None:
-    """A pool that keeps no list of what is out is searched for it."""
+    """NullPool keeps no list of open connections; ``instrument()`` still finds those in use."""
     pool = NullPool(creator)
     out = pool.connect()
     instrument(pool, name="p", registry=registry)

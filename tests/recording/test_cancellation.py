@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cancelled callers: in the queue, while connecting, and while they hold a connection."""
+"""Callers cancelled in the queue, while connecting, and while they hold a connection."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def until_pending(registry: CollectorRegistry, count: int) -> None:
 def test_cancelled_while_queueing(
     server: Server, driver: str, registry: CollectorRegistry, application_name: str
 ) -> None:
-    """Callers cancelled in the queue are pending until then, cancelled afterwards, and their wait is observed."""
+    """A caller in the queue is pending until it is cancelled; then it counts as cancelled, and its wait is observed."""
 
     async def scenario() -> None:
         async with engine_of(server, driver, registry, application_name) as engine:
@@ -84,7 +84,7 @@ def test_cancelled_while_queueing(
 
 @asynccontextmanager
 async def mute_server() -> AsyncIterator[int]:
-    """A server that accepts connections and never says a word."""
+    """A server that accepts connections and never answers."""
     release = asyncio.Event()
 
     async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,7 +101,7 @@ async def mute_server() -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_cancelled_while_connecting(driver: str, registry: CollectorRegistry) -> None:
-    """A caller cancelled while his connection is made is cancelled, and the attempt came to nothing."""
+    """A caller cancelled while connecting counts as cancelled, and its connection attempt as a connect error."""
 
     async def scenario() -> None:
         async with mute_server() as port:
@@ -132,7 +132,7 @@ def test_cancelled_while_connecting(driver: str, registry: CollectorRegistry) ->
 def test_cancelled_while_holding(
     server: Server, driver: str, registry: CollectorRegistry, application_name: str
 ) -> None:
-    """A holder cancelled in a statement has returned his connection, one way or the other, and the server agrees."""
+    """A holder cancelled in a statement is no longer in use, and the idle count equals the server's connections."""
 
     async def hold(engine: AsyncEngine) -> None:
         async with engine.connect() as connection:
@@ -149,7 +149,7 @@ def test_cancelled_while_holding(
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-                # In SQLAlchemy 2.0.0 a cancellation during the return strands the record until it is collected.
+                # SQLAlchemy 2.0.0 loses the record if the return is cancelled; the garbage collector then frees it.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     gc.collect()
@@ -170,7 +170,7 @@ def test_cancelled_while_holding(
 def test_interrupted_while_queueing(
     server: Server, registry: CollectorRegistry, application_name: str
 ) -> None:
-    """A signal handler that raises ends the wait of a synchronous caller, who is not pending for ever."""
+    """If a signal handler raises while a synchronous caller waits in the queue, the caller is no longer pending."""
 
     class Interrupt(BaseException):
         pass
@@ -208,7 +208,7 @@ def test_interrupted_while_queueing(
 def test_waiting_threads_are_pending(
     server: Server, registry: CollectorRegistry, application_name: str
 ) -> None:
-    """Each thread in the queue is one pending checkout, until it is served."""
+    """Each thread in the queue is one pending checkout until it is served."""
     engine = create_engine(
         server.url("postgresql+psycopg", application_name=application_name), pool_size=1, max_overflow=0
     )
@@ -235,7 +235,7 @@ def test_waiting_threads_are_pending(
 
 
 def test_error_of_another_pool_is_not_ours(registry: CollectorRegistry) -> None:
-    """When a listener's own checkout elsewhere cannot connect, this pool's checkout failed for another reason."""
+    """If a listener's checkout from another pool cannot connect, this pool's checkout fails with reason "other"."""
     broken = create_engine("sqlite:////nonexistent/directory/db")
     instrument(broken, name="broken", registry=registry)
     engine = create_engine("sqlite://")

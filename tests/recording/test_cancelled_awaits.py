@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task that is cancelled at any of its awaits leaves the numbers true."""
+"""The metrics stay correct if a task is cancelled at any of its awaits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 @pytest.mark.skipif(not CANCELLED, reason="SQLAlchemy itself loses a cancelled return")
 def test_cancelled_at_every_await() -> None:
-    """A task cancelled at any await of connecting, pinging, resetting and closing leaves nothing in use or pending."""
+    """A task cancelled at any await of connecting, pinging, resetting or closing leaves nothing in use or pending."""
 
     async def live() -> None:
         for moment in count(1):
@@ -41,7 +41,7 @@ def test_cancelled_at_every_await() -> None:
 
 
 class Canceller:
-    """Cancels the task it runs in at the n-th await that connections make."""
+    """Cancels the current task at the n-th await that its connections make."""
 
     def __init__(self, moment: int) -> None:
         self.remaining = moment
@@ -65,7 +65,7 @@ class Canceller:
 
 
 class Remote(Link):
-    """A connection whose work is awaited."""
+    """A connection that awaits in rollback and close."""
 
     def __init__(self, canceller: Canceller) -> None:
         super().__init__(canceller.database, next(canceller.database.serials))
@@ -85,7 +85,7 @@ async def _cancelled_at(moment: int) -> bool:
     pool = AsyncAdaptedQueuePool(canceller.connect, pool_size=1, max_overflow=1)
     registry = CollectorRegistry()
     name = instrument(pool, registry=registry).name
-    held: list[Any] = []  # and not in work()'s frame, which the exception keeps
+    held: list[Any] = []  # not a local of work(): the exception's traceback would keep the connections alive
 
     def work() -> None:
         held.extend([pool.connect(), pool.connect()])
@@ -114,7 +114,7 @@ async def _cancelled_at(moment: int) -> bool:
 
 
 def test_cancelled_while_queueing() -> None:
-    """Tasks cancelled in the queue of an asyncio pool are errors, and not pending."""
+    """A task cancelled in the queue of an asyncio pool counts as a cancelled checkout and is no longer pending."""
 
     async def live() -> None:
         engine = create_async_engine(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hot path stores each wait and each hold into the bucket of its length."""
+"""The hot path counts each wait and each hold in the right histogram bucket."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from tests.support import fakes
 
-# Between all bounds, and at those that a float holds exactly: a bound belongs to its bucket.
+# Values between the bounds, and the bounds that a float holds exactly: a bucket includes its upper bound.
 LENGTHS = (0.0, *((low + high) / 2 for low, high in pairwise(BUCKETS)), 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 90.0)
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that moves only when a test moves it."""
 
     now = 1024.0
 
@@ -30,11 +30,11 @@ class Clock:
 
 @pytest.mark.parametrize("seconds", LENGTHS)
 def test_the_bucket_of_a_wait_and_of_a_hold(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A duration counts in the first bucket whose bound is not below it, and beyond all bounds in the last."""
+    """A duration counts in the first bucket whose bound is not below it; above all bounds, in the last bucket."""
     clock, recorders = Clock(), []
 
     def connect() -> Any:
-        clock.now += seconds  # the checkout waits for this connection
+        clock.now += seconds  # the connect takes this long, and the checkout waits for it
         return fakes.connect()
 
     def recorder(*args: object, **options: object) -> Recorder:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkouts, returns, waits and holds are counted once each, however the connection comes back."""
+"""Each checkout, return, wait and hold is counted once, however the connection comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_checkouts_and_returns(case: Case) -> None:
-    """Checkouts, returns and what they cost are counted once each, and the connection is reused."""
+    """Each checkout, return, wait and hold is counted once, and a reused connection is one connect."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -37,7 +37,7 @@ def test_checkouts_and_returns(case: Case) -> None:
 
 
 def test_timeouts_under_starvation(case: Case) -> None:
-    """A caller who waits for pool_timeout in vain is a timeout, and his wait is in the histogram."""
+    """A caller that waits for pool_timeout counts as a timeout, and its wait is in the histogram."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -64,7 +64,7 @@ def test_timeouts_under_starvation(case: Case) -> None:
 
 
 def test_second_checkout_of_a_raw_connection(case: Case) -> None:
-    """A raw connection that is checked out again is one checkout until its last close."""
+    """A raw connection checked out a second time counts as one checkout, which ends with the last close."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -79,7 +79,7 @@ def test_second_checkout_of_a_raw_connection(case: Case) -> None:
 
 
 def test_ages(case: Case) -> None:
-    """The oldest hold and the oldest connection grow while they last, and a return is dated."""
+    """The ages of the oldest hold and the oldest connection grow; a return sets the time of the last return."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -99,7 +99,7 @@ def test_ages(case: Case) -> None:
 
 
 def test_detach_then_close(case: Case) -> None:
-    """A detached connection leaves the pool at once and is counted as closed when its holder closes it."""
+    """A detached connection leaves the pool at once; its close is counted when its holder closes it."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -116,7 +116,7 @@ def test_detach_then_close(case: Case) -> None:
         with engine.connect():
             connection.close()
         if not closed:
-            # SQLAlchemy leaves it open, to be collected, where an asyncio dialect has no terminate().
+            # For an asyncio dialect without terminate(), SQLAlchemy leaves the close to the garbage collector.
             assert case.is_async
             assert not engine.dialect.has_terminate
             return
@@ -129,7 +129,7 @@ def test_detach_then_close(case: Case) -> None:
 
 
 def test_connection_left_to_the_garbage_collector(case: Case) -> None:
-    """A checkout that is never returned is a leak once its proxy is collected, and nothing stays in use."""
+    """A checkout whose proxy is garbage-collected counts as leaked and no longer as in use."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -141,10 +141,10 @@ def test_connection_left_to_the_garbage_collector(case: Case) -> None:
         counted = case.now().counters(case.name)
         assert counted["leaked_checkouts"] == 1
         assert case.now().value("connections", case.name, state="in_use") == 0
-        # A synchronous connection goes back to the pool; an asyncio one cannot, and is closed.
+        # A synchronous connection goes back to the pool; an asyncio connection cannot roll back, so it is closed.
         ended = {key: counted.get(key, 0) for key in ("checkins", "detaches", "closes.gc")}
         returned = {"checkins": 1, "detaches": 0, "closes.gc": 0}
-        # SQLAlchemy 2.0.0 tries to roll back, which works here, where a greenlet is at hand.
+        # SQLAlchemy 2.0.0 tries to roll back all the same; that works here, because a greenlet is running.
         assert ended == ({"checkins": 0, "detaches": 1, "closes.gc": 1} if case.is_async else returned) or (
             ended == returned and engine.dialect.has_terminate and case.log.counts["closes"] == 0
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No credential appears in a name, a message or a page."""
+"""No credential appears in a name, a message or an exposition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
-SECRET = "s3cr3t"  # noqa: S105 - it is looked for
+SECRET = "s3cr3t"  # noqa: S105 - a fake, which the tests search for
 URLS = [
     f"postgresql+psycopg://{SECRET}:{SECRET}@db.example/orders",
     f"postgresql+psycopg://user:{SECRET}@db.example:5432/orders?password={SECRET}&sslkey={SECRET}",
@@ -47,12 +47,12 @@ URLS = [
 
 @pytest.mark.parametrize("url", URLS, ids=range(len(URLS)))
 def test_no_credentials_in_names(url: str | URL, caplog: pytest.LogCaptureFixture) -> None:
-    """Wherever a URL has its password, no label, log line, representation or error shows it."""
+    """Wherever a URL has its password, no label, log line, repr or error shows it."""
     registry = CollectorRegistry()
     caplog.set_level(logging.DEBUG)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the driver does not know
+            warnings.simplefilter("ignore")  # about query options that the driver does not know
             engines = [create_engine(url, poolclass=QueuePool) for _ in range(2)]
     except (exc.NoSuchModuleError, ModuleNotFoundError):
         pytest.skip("no driver")
@@ -67,7 +67,7 @@ def test_no_credentials_in_names(url: str | URL, caplog: pytest.LogCaptureFixtur
 
 
 def test_no_credentials_in_errors() -> None:
-    """What is refused is named by its type alone."""
+    """The error for a wrong target names only its type."""
     engine = Database().engine()
     for target in (
         f"postgresql://user:{SECRET}@db/orders",
@@ -82,7 +82,7 @@ def test_no_credentials_in_errors() -> None:
 
 
 def test_no_credentials_of_creators() -> None:
-    """A creator whose closure and representation have the password in them is shown by its pool's class alone."""
+    """If a creator's repr and closure contain the password, the default name is still only the class of the pool."""
 
     class Creator:
         def __init__(self, password: str) -> None:
@@ -105,7 +105,7 @@ def test_no_credentials_of_creators() -> None:
 
 
 def test_a_name_that_is_no_text_cannot_break_the_scrape(tmp_path: Path) -> None:
-    """A database whose file name is not UTF-8 gets a name that the exposition can encode."""
+    """A database whose file name is not UTF-8 gets a pool name that can be encoded as UTF-8."""
     registry = CollectorRegistry()
     engine = create_engine(URL.create("sqlite", database=os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.db")))
     handle = instrument(engine, registry=registry)
@@ -113,7 +113,7 @@ def test_a_name_that_is_no_text_cannot_break_the_scrape(tmp_path: Path) -> None:
 
 
 def test_the_endpoint_says_nothing_of_the_application() -> None:
-    """Errors of the endpoint name address and port alone, and a closed one leaves no thread."""
+    """A server's repr names only its address and port, and closing the server leaves no thread."""
     before = set(threading.enumerate())
     with serve(port=0, host="127.0.0.1", registry=CollectorRegistry()) as server:
         assert repr(server) == f"<Server http://127.0.0.1:{server.port}/metrics>"

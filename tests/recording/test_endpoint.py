@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-application endpoint: a server of its own, and mounts for the application's."""
+"""The in-application endpoint: its own server, and mounts for the application's server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def registry() -> Iterator[CollectorRegistry]:
 
 @pytest.fixture
 def endpoint(registry: CollectorRegistry) -> Iterator[Server]:
-    """A running server for it."""
+    """A running server for that registry."""
     with serve(0, "127.0.0.1", registry=registry) as server:
         yield server
 
@@ -68,7 +68,7 @@ def ask(
 
 
 def test_serves_the_metrics(endpoint: Server) -> None:
-    """The text format is served by default, at the URL the server tells."""
+    """By default the server sends the text format, at the URL that its ``url`` names."""
     status, headers, body = ask(endpoint)
     assert status == 200
     assert headers["content-type"].startswith("text/plain; version=")
@@ -78,7 +78,7 @@ def test_serves_the_metrics(endpoint: Server) -> None:
 
 
 def test_openmetrics_and_gzip(endpoint: Server) -> None:
-    """A scraper that asks for OpenMetrics, compressed, gets it."""
+    """A scraper that asks for OpenMetrics and gzip gets both."""
     _, headers, body = ask(
         endpoint, Accept="application/openmetrics-text; version=1.0.0", Accept_Encoding="gzip"
     )
@@ -94,7 +94,7 @@ def test_name_filter(endpoint: Server) -> None:
 
 
 def test_head_landing_page_and_errors(endpoint: Server) -> None:
-    """HEAD has no body, the landing page links to the metrics, other paths and methods are refused."""
+    """HEAD has no body, the landing page links to the metrics, and other paths and methods are refused."""
     status, headers, body = ask(endpoint, "HEAD")
     assert (status, body) == (200, b"")
     assert headers["content-type"].startswith("text/plain; version=")
@@ -106,7 +106,7 @@ def test_head_landing_page_and_errors(endpoint: Server) -> None:
 
 
 def test_taken_port(endpoint: Server) -> None:
-    """A taken port is an error at once that names it."""
+    """If the port is taken, ``serve()`` raises an error that names it."""
     with pytest.raises(EndpointError, match=rf"cannot listen on '127.0.0.1', port {endpoint.port}: .*in use"):
         serve(endpoint.port, "127.0.0.1")
 
@@ -123,13 +123,13 @@ def test_taken_port(endpoint: Server) -> None:
     ],
 )
 def test_impossible_address(port: Any, host: str) -> None:
-    """An address that is not this machine's, or no address at all, is an error at once."""
+    """For an invalid address, or one of another machine, ``serve()`` raises an error."""
     with pytest.raises(EndpointError, match="cannot listen"):
         serve(port, host)
 
 
 def test_ipv6(registry: CollectorRegistry) -> None:
-    """It listens on IPv6 where the machine has it."""
+    """The server listens on IPv6 if the machine supports it."""
     if not socket.has_ipv6:
         pytest.skip("no IPv6")
     try:
@@ -141,7 +141,7 @@ def test_ipv6(registry: CollectorRegistry) -> None:
 
 
 def test_stops_cleanly(registry: CollectorRegistry) -> None:
-    """After close() the port is free, the thread is gone, and closing again does nothing."""
+    """After close() the port is free and the thread has ended; a second close() does nothing."""
     before = set(threading.enumerate())
     server = serve(0, "127.0.0.1", registry=registry)
     assert set(threading.enumerate()) - before
@@ -155,7 +155,7 @@ def test_stops_cleanly(registry: CollectorRegistry) -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        # The last is a finalizer that runs when the threads stand still already.
+        # The last one closes in a finalizer, which runs at interpreter exit when other threads no longer run.
         "",
         "atexit.register(serve(0, '127.0.0.1').close)",
         "class Owner:\n    server = serve(0, '127.0.0.1')\n    def __del__(self): self.server.close()\nowner = Owner()",
@@ -163,7 +163,7 @@ def test_stops_cleanly(registry: CollectorRegistry) -> None:
     ids=["never closed", "closed at exit", "closed by a finalizer"],
 )
 def test_the_interpreter_ends(end: str) -> None:
-    """A process that serves ends at once, silently, whether and wherever it closes its server."""
+    """A serving process exits at once and silently, whether it closes its server never, at exit or in a finalizer."""
     program = f"import atexit\nfrom sqlalchemy_pool_exporter import serve\nserve(0, '127.0.0.1')\n{end}\nprint('last')"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
@@ -177,7 +177,7 @@ def test_the_interpreter_ends(end: str) -> None:
 
 
 def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no thread for it, it is an error, and the port is not kept."""
+    """If no thread can be started, ``serve()`` raises an error and frees the port."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -185,11 +185,11 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(EndpointError, match=r"cannot serve on '127\.0\.0\.1', port 0: can't start"):
         serve(0, "127.0.0.1")
-    gc.collect()  # which complains of a socket that is open
+    gc.collect()  # if the socket were open, collecting it would raise a ResourceWarning
 
 
 def test_silent_client_stops_nobody(endpoint: Server) -> None:
-    """A client that connects and says nothing does not keep others from being answered."""
+    """A client that connects and sends nothing does not block other clients."""
     with socket.create_connection(("127.0.0.1", endpoint.port)):
         assert ask(endpoint)[0] == 200
 
@@ -197,7 +197,7 @@ def test_silent_client_stops_nobody(endpoint: Server) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child_does_not_keep_the_port(registry: CollectorRegistry) -> None:
-    """A child of a process that serves does not hold the port when its parent lets it go."""
+    """A forked child does not keep the port taken after its parent has closed the server."""
     server = serve(0, "127.0.0.1", registry=registry)
     reader, writer = os.pipe()
     pid = os.fork()
@@ -215,7 +215,7 @@ def test_forked_child_does_not_keep_the_port(registry: CollectorRegistry) -> Non
 
 
 def test_scrapes_beside_checkouts(registry: CollectorRegistry) -> None:
-    """Checkouts go on while the metrics are read, and each of them is counted."""
+    """Each checkout is counted while other requests read the metrics."""
     pool = QueuePool(connect)
     with (
         instrument(pool, name="busy", registry=registry) as handle,
@@ -241,7 +241,7 @@ def test_scrapes_beside_checkouts(registry: CollectorRegistry) -> None:
 
 
 def test_wsgi_mount(registry: CollectorRegistry) -> None:
-    """The WSGI application keeps to the protocol."""
+    """The WSGI application conforms to the protocol, as wsgiref's validator checks it."""
     environ: dict[str, Any] = {"SCRIPT_NAME": "", "PATH_INFO": "/metrics", "QUERY_STRING": ""}
     setup_testing_defaults(environ)
     started: list[str] = []
@@ -256,7 +256,7 @@ def test_wsgi_mount(registry: CollectorRegistry) -> None:
 
 
 def test_asgi_mount(registry: CollectorRegistry) -> None:
-    """The ASGI application answers a request."""
+    """The ASGI application answers a request with the metrics."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -272,8 +272,8 @@ def test_asgi_mount(registry: CollectorRegistry) -> None:
 
 
 def test_aiohttp_mount(registry: CollectorRegistry) -> None:
-    """The handler serves the metrics from an aiohttp application, filtered and compressed if asked to."""
-    from aiohttp import ClientSession, web  # noqa: PLC0415 - only here
+    """The aiohttp handler serves the metrics and applies ``name[]``."""
+    from aiohttp import ClientSession, web  # noqa: PLC0415 - only this test needs it
 
     async def scenario() -> tuple[str, str, str]:
         application = web.Application()

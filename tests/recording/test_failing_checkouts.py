@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects and listeners that fail: one error each, and no connection is left in use."""
+"""Connects and listeners that fail: each failure counts as one error, and no connection stays in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_reconnect_that_fails_after_a_recycle(case: Case) -> None:
-    """The old connection is closed, the new one is a connect error, nothing is in use, and the next checkout works."""
+    """If the reconnect after a recycle fails, the old connection counts as closed and the next checkout works."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_recycle=3600)
@@ -58,7 +58,7 @@ def test_reconnect_that_fails_after_a_recycle(case: Case) -> None:
 
 
 def test_first_connect_that_fails(case: Case) -> None:
-    """A pool whose connections cannot be made counts errors, holds nothing and has no empty slot."""
+    """If no connection can be made, each checkout counts as an error; nothing is in use and no slot is empty."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -71,14 +71,14 @@ def test_first_connect_that_fails(case: Case) -> None:
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError) as info:
                 engine.connect()
-            kept.append(info)  # and with it SQLAlchemy's record, in the traceback
+            kept.append(info)  # keeps SQLAlchemy's record alive, through the traceback
         case.assert_true(connect_errors=3, checkout_errors__connect=3)
 
     case.run(scenario)
 
 
 def test_listener_that_finds_the_connection_stale(case: Case) -> None:
-    """A ``checkout`` listener that raises DisconnectionError makes SQLAlchemy reconnect: one error, one checkout."""
+    """If a ``checkout`` listener raises DisconnectionError, SQLAlchemy reconnects: one close, but one checkout."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -97,7 +97,7 @@ def test_listener_that_finds_the_connection_stale(case: Case) -> None:
 
 
 def test_listener_that_never_likes_the_connection(case: Case) -> None:
-    """When SQLAlchemy gives up reconnecting, the checkout is an error and nothing is left in use."""
+    """If SQLAlchemy gives up reconnecting, the checkout counts as an error and nothing stays in use."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -120,7 +120,7 @@ def test_listener_that_never_likes_the_connection(case: Case) -> None:
 
 
 def test_listener_that_raises(case: Case) -> None:
-    """A ``checkout`` listener that raises anything else fails the checkout; its connection is closed for the error."""
+    """Any other exception of a ``checkout`` listener fails the checkout; the connection's close has reason "error"."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -146,7 +146,7 @@ def test_listener_that_raises(case: Case) -> None:
 
 
 def test_reset_on_return_that_fails(case: Case) -> None:
-    """A connection that cannot be reset on return is invalidated, and the return counts."""
+    """A connection whose reset fails is invalidated, and its return is counted."""
 
     def scenario(case: Case) -> None:
         engine = case.start()

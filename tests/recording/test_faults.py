@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fault in the recording is counted, and the application notices nothing of it."""
+"""A fault in the recording is counted, and the application does not notice it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 class Sabotage:
-    """Breaks a part of the recorder, from ``after`` uses on, for ``times`` uses."""
+    """Makes a part of the recorder raise ``times`` times, after ``after`` uses that work."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
         self.monkeypatch = monkeypatch
@@ -78,18 +78,18 @@ class Sabotage:
         self.monkeypatch.setattr(instrumentation, "Recorder", build)
 
     def everything(self, *, after: int, times: int) -> int:
-        """Run all incidents on a recorder broken like this; return how many faults it counted."""
+        """Run all incidents on the broken recorder, compare each with the bare run, and return the counted faults."""
         faults = 0.0
         self.struck = 0
         for incident in INCIDENTS:
             if times == 1 and incident is listeners_raise:
-                continue  # begins like others, and takes as long as all of them
+                continue  # it starts like the others and takes as long as all of them together
             registry = CollectorRegistry()
             engines = []
 
             def sabotaged(engine: Engine, registry: CollectorRegistry = registry) -> None:
                 self.times = 0
-                engines.append((engine, instrument(engine, registry=registry).name))  # noqa: B023 - used at once
+                engines.append((engine, instrument(engine, registry=registry).name))  # noqa: B023 - called at once
                 self.after, self.times = after, times
 
             lines = transcript(incident, instrumented=sabotaged)
@@ -101,7 +101,7 @@ class Sabotage:
 
 class _Bare(dict[Any, list[str]]):
     def __missing__(self, incident: Any) -> list[str]:
-        # Twice disposed of and collected like the sabotaged ones, which are kept to be asked for their faults.
+        # Not instrumented: what the application then notices is what it must always notice. Computed once per incident.
         self[incident] = transcript(incident, instrumented=lambda _: None)
         return self[incident]
 
@@ -110,7 +110,7 @@ BARE = _Bare()
 
 
 class _Block:
-    """A block whose reads or writes fail; faults can be counted in it all the same."""
+    """A block that raises at reads or writes, except of the fault counter."""
 
     def __init__(self, block: memoryview, sabotage: Sabotage, how: str) -> None:
         self._block, self._sabotage, self._how = block, sabotage, how
@@ -148,7 +148,7 @@ class _Waiters(list[int]):
 
 
 ALWAYS = 10**9
-# But for those whose purpose is never to raise.
+# Left out: methods that promise never to raise.
 NEVER_RAISE = {"fault", "acquire_waiter", "_record_collected", "read", "stop", "restart", "clear", "rows"}
 METHODS = [
     (owner, name)
@@ -160,7 +160,7 @@ METHODS = [
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
 def test_a_clock_that_fails(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
-    """A clock that raises changes nothing for the application, and its faults are counted."""
+    """A clock that raises changes nothing for the application; each of its faults is counted."""
     sabotage = Sabotage(monkeypatch, error)
     sabotage.break_clock()
     assert sabotage.everything(after=0, times=ALWAYS) > len(INCIDENTS)
@@ -170,7 +170,7 @@ def test_a_clock_that_fails(monkeypatch: pytest.MonkeyPatch, error: type[Excepti
 
 @pytest.mark.parametrize("how", ["read", "write"])
 def test_a_block_that_fails(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Memory that cannot be read or written changes nothing for the application."""
+    """A block that cannot be read or written changes nothing for the application."""
     sabotage = Sabotage(monkeypatch)
     sabotage.break_block(how)
     assert sabotage.everything(after=0, times=ALWAYS) > len(INCIDENTS)
@@ -179,7 +179,7 @@ def test_a_block_that_fails(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 
 def test_waiters_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of free slots that cannot be used changes nothing for the application."""
+    """A broken list of free waiter slots changes nothing for the application."""
     sabotage = Sabotage(monkeypatch)
     sabotage.break_waiters()
     assert sabotage.everything(after=0, times=ALWAYS) > len(INCIDENTS)
@@ -189,7 +189,7 @@ def test_waiters_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("owner", "name"), METHODS)
 def test_a_method_that_fails(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
-    """Whichever method of the recorder fails, the application sees nothing of it, and the fault is counted."""
+    """If any method of the recorder fails, the application does not notice, and the fault is counted."""
     sabotage = Sabotage(monkeypatch)
     sabotage.break_method(owner, name)
     faults = sabotage.everything(after=0, times=ALWAYS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A forked child begins with a block of its own, wherever its parent was."""
+"""A forked child starts with a block of its own, whatever its parent was doing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_forked_in_the_middle() -> None:
-    """A child forked by one thread while others connect counts its own checkouts exactly, and its parent's stay."""
+    """A child forked while other threads connect counts its own checkouts exactly; the parent's counts stay."""
     result = run(
         """
         pool = QueuePool(lambda: (arrived.release(), go_on.wait(), Connection())[-1], pool_size=30)
@@ -84,7 +84,7 @@ def test_forked_in_the_middle() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_forked_with_a_hook_of_the_applications_own(tmp_path: Path) -> None:
-    """A fork hook of the application's that disposes of its engine first touches nothing of its parent's."""
+    """A fork hook of the application that runs before ours and uses the pool does not change the parent's block."""
     result = run(
         """
         pool = QueuePool(Connection, pool_size=4)
@@ -109,7 +109,7 @@ def test_forked_with_a_hook_of_the_applications_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_forked_while_another_thread_instruments() -> None:
-    """A child forked while another thread of its parent registers a pool can instrument one of its own."""
+    """A child forked while another thread of the parent is in ``instrument()`` can instrument a pool itself."""
     result = run(
         """
         arrived, go_on = threading.Event(), threading.Event()
@@ -140,7 +140,7 @@ def test_forked_while_another_thread_instruments() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_instrumented_only_in_the_child() -> None:
-    """A child whose parent imported the package but instrumented nothing keeps its counts over its first dispose."""
+    """A child instruments a pool though its parent instrumented none; its counts survive the pool's first dispose()."""
     result = run(
         """
         pid = os.fork()
@@ -163,7 +163,7 @@ def test_instrumented_only_in_the_child() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child_starts_at_nothing(server: Server, tmp_path: Path) -> None:
-    """A child's counts start at nothing, its own checkouts count, and its parent's numbers do not move."""
+    """A child's counts start at 0 and count its own checkouts; the parent's metrics do not change."""
     case = Case("psycopg", server, tmp_path)
     with case.log:
         engine = case.start(pool_size=2)
@@ -186,7 +186,7 @@ def test_forked_child_starts_at_nothing(server: Server, tmp_path: Path) -> None:
                 os._exit(status)
         os.close(writer)
         with os.fdopen(reader) as stream:
-            inherited, inside, counted = eval(stream.read())  # noqa: S307 - what the child wrote above
+            inherited, inside, counted = eval(stream.read())  # noqa: S307 - written by the child above
         assert os.waitpid(pid, 0)[1] == 0
         assert inherited == ({}, 0)
         assert inside == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The garbage collector and finalizers at any moment of a recording leave the numbers true."""
+"""The metrics stay correct when the garbage collector and finalizers run at any moment of a recording."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 @pytest.mark.parametrize("poolclass", POOLS)
 def test_everything_is_collected_as_before(poolclass: type[Pool]) -> None:
-    """Engine, pool, records and connections that are dropped are collected."""
+    """A dropped engine, its pool, records and connections are garbage-collected."""
     database = Database()
     engine = database.engine(poolclass=poolclass)
     handle = quietly(engine)
@@ -50,7 +50,7 @@ def test_everything_is_collected_as_before(poolclass: type[Pool]) -> None:
 
 
 def test_what_a_listener_loses_is_collected() -> None:
-    """A connection whose return a listener interrupts is lost to its pool, and nothing else keeps it."""
+    """A connection whose return fails in a listener is lost to its pool; our code does not keep it alive."""
     database, registry = Database(), CollectorRegistry()
     engine = database.engine(poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
@@ -64,7 +64,8 @@ def test_what_a_listener_loses_is_collected() -> None:
     event.listen(engine, "checkin", refuse)
     with pytest.raises(LookupError):
         raw.close()
-    # The collector, unlike the last reference, leaves a weak reference its callback, and so what that refers to.
+    # Use a cycle, so that the garbage collector frees the proxy: unlike the last decref, the collector leaves a weak
+    # reference its callback, which could keep the record alive.
     cycle: list[object] = [raw]
     cycle.append(cycle)
     del raw, cycle
@@ -77,7 +78,7 @@ def test_what_a_listener_loses_is_collected() -> None:
 
 @pytest.mark.parametrize("poolclass", POOLS)
 def test_nothing_waits_for_the_garbage_collector_that_did_not_before(poolclass: type[Pool]) -> None:
-    """Without the collector, records and connections go when they did before, and with them what they hold open."""
+    """Without the garbage collector, records and connections are freed at the same moments as in a bare pool."""
 
     def lifetimes(*, instrumented: bool) -> list[object]:
         database = Database()
@@ -128,7 +129,7 @@ def opens_overflow(scene: Scene) -> None:
 @pytest.mark.parametrize("finalizer", [returns_one, checks_out_again, opens_overflow])
 @pytest.mark.parametrize("act", ["checkout", "overflow", "invalidate", "detach", "leak"])
 def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) -> None:
-    """A finalizer that returns or checks out connections of the same pool, anywhere in a recording, is counted too."""
+    """If a finalizer uses the same pool in the middle of a recording, its checkouts and returns are counted too."""
     for scene, where, raised in each_moment(act, finalizer, max_overflow=9):
         assert raised is None, where
         scene.assert_true(where)
@@ -138,9 +139,9 @@ def test_finalizers_at_any_moment(act: str, finalizer: Callable[[Scene], None]) 
 
 
 def test_the_garbage_collector_in_the_middle() -> None:
-    """With a collection at every allocation, whose finalizers use the same pool, every total is exact."""
+    """If a collection at every allocation runs finalizers that use the same pool, all totals are exact."""
     engine, registry = Database().engine(pool_size=2, max_overflow=-1), CollectorRegistry()
-    engine.connect().close()  # under a lock of SQLAlchemy's, for which a finalizer would wait for ever
+    engine.connect().close()  # SQLAlchemy holds a lock in its first connect, where a finalizer would deadlock
     handle = instrument(engine, registry=registry)
     tally = {"checkouts": 0, "depth": 0}
 
@@ -179,7 +180,7 @@ def test_the_garbage_collector_in_the_middle() -> None:
 
 
 def test_a_finalizer_may_close_a_handle_at_any_moment() -> None:
-    """An object of the application's whose finalizer closes its handle can be collected while another is registered."""
+    """A finalizer that closes its pool's handle can run at any moment while another pool is instrumented."""
     result = run(
         """
         import gc

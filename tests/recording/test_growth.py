@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing grows with the number of checkouts, connections or handles."""
+"""Memory does not grow with the number of checkouts, connections or handles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
     "what", ["engines", "named engines", "disposals", "shared dialect", "closed handles"]
 )
 def test_nothing_grows(what: str) -> None:
-    """Engines that come and go, are disposed of or un-instrumented again and again, leave no memory and no series."""
+    """Engines made, disposed of, collected or un-instrumented again and again leave no memory and no series behind."""
     registry = CollectorRegistry()
     keeper = Database().engine(pool_pre_ping=True)
     name = instrument(keeper, name="keeper", registry=registry).name
@@ -69,7 +69,8 @@ def test_nothing_grows(what: str) -> None:
     finally:
         tracemalloc.stop()
         logging.getLogger("sqlalchemy_pool_exporter").disabled = False
-    # What is kept is kept in each round, a weak reference with 60 bytes at least; a dictionary grows in one of them.
+    # A leak shows in every round: 60 times at least 60 bytes, the size of a weak reference. A dictionary resizes in one
+    # round only, so the minimum ignores it.
     assert min(after - before for before, after in pairwise(taken)) < 60 * 30
     assert {dict(labels)["pool"] for _, labels in Exposition(registry).samples if "pool" in dict(labels)} == {
         name
@@ -77,7 +78,7 @@ def test_nothing_grows(what: str) -> None:
 
 
 def test_a_name_can_be_used_again() -> None:
-    """The series of a pool that was collected is gone, and a new one of the same name takes its place."""
+    """When a pool is collected its series goes, and a new pool can take the same name."""
     registry = CollectorRegistry()
     for _ in range(3):
         engine = Database().engine()
@@ -90,10 +91,10 @@ def test_a_name_can_be_used_again() -> None:
 
 
 def test_a_reused_address_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new connection at the address of one that is gone is still seen when the old one's slot is given up."""
+    """If a new connection reuses the id() of a closed one, its close is still counted with its own reason."""
     database = Database()
     make: Any = partial(Socket, database)
-    # Where the third comes to lie is the allocator's business: here it is always where the first was.
+    # Only sometimes does the third connection reuse the first one's address; patch id() so that it always does.
     address = {1: 1, 2: 2, 3: 1}
 
     def id_(thing: Any) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkout and a return cost, in calls and in memory: figures that no busy machine changes.
+"""The cost of a checkout and a return, in calls and in memory: figures that do not depend on the load of the machine.
 
-And the stretches that are marked as straight lines are uninterruptible, as their bytecode shows.
+The bytecode also shows that no other code can interrupt the stretches marked as straight lines.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MODULES = (checkout, connection_row, connection_table, ping, recorder, slots)
 
 
 class Link(sqlite3.Connection):
-    """A connection to SQLite that closes without a warning when it is dropped."""
+    """A SQLite connection that closes itself, without a ResourceWarning, when it is dropped."""
 
     def __init__(self) -> None:
         super().__init__(":memory:", check_same_thread=False)
@@ -63,7 +63,7 @@ class Link(sqlite3.Connection):
 
 
 def engine_of(**options: Any) -> Engine:
-    """Return an engine with a QueuePool over SQLite, and one connection idle in it."""
+    """Return an engine with a QueuePool over SQLite that has one idle connection."""
     engine = create_engine("sqlite://", poolclass=QueuePool, creator=Link, **options)
     engine.connect().close()
     return engine
@@ -73,9 +73,9 @@ def engine_of(**options: Any) -> Engine:
 
 
 def calls_of(act: Callable[[], object]) -> Counter[str]:
-    """Return the calls that an act makes, of Python's functions and of C's; of several runs, the one with the fewest.
+    """Return the Python and C functions that an act calls: of ten runs, the one with the fewest calls.
 
-    A wait of more than half a millisecond is looked up among the buckets by one more call.
+    A wait of more than half a millisecond takes one more call, which finds its bucket.
     """
     return min((_calls_of(act) for _ in range(10)), key=Counter.total)
 
@@ -100,10 +100,10 @@ def _calls_of(act: Callable[[], object]) -> Counter[str]:
 
 @pytest.mark.parametrize(("pre_ping", "most"), [(False, 7), (True, 12)])
 def test_calls_of_a_checkout_and_return(pre_ping: bool, most: int) -> None:
-    """A checkout and its return make seven calls more: two hooks, a slot taken and given, the time thrice.
+    """A checkout and return add seven calls: two hooks, pop and append of a waiter slot, three clock reads.
 
-    With a pre-ping it is five more: its hook, whose connection it is, and the time twice. The application's own calls
-    are all still there, and no others.
+    A pre-ping adds five more: its hook, two to find the connection's row, and two clock reads. SQLAlchemy's own calls
+    all remain.
     """
     engine = engine_of(pool_pre_ping=pre_ping)
 
@@ -125,7 +125,7 @@ def test_calls_of_a_checkout_and_return(pre_ping: bool, most: int) -> None:
 
 @pytest.mark.parametrize("moment", ["after dispose", "after closing"])
 def test_calls_afterwards(moment: str) -> None:
-    """A pool that replaces another costs the same, and one that is instrumented no more costs nothing."""
+    """After dispose() the new pool costs as many calls as the old one; after close() the pool costs no extra call."""
     engine = engine_of()
 
     def cycle() -> None:
@@ -144,7 +144,7 @@ def test_calls_afterwards(moment: str) -> None:
 
 
 def test_calls_once_latecomers_are_served() -> None:
-    """A pool instrumented with connections out costs one listener more, and not SQLAlchemy's slow path for ever."""
+    """Instrumenting a pool in use adds a ``checkout`` listener; a checkout after the pool's timeout removes it."""
     engine = engine_of()
     with engine.connect():
         now = [1000.0]
@@ -167,7 +167,7 @@ def test_calls_once_latecomers_are_served() -> None:
 
 @pytest.mark.parametrize("act", ["checkout", "overflow", "ping"])
 def test_work_does_not_grow(act: str) -> None:
-    """With 500 connections open, and as many in the table, the calls are those with one."""
+    """A checkout makes the same calls with 500 connections open as with one."""
     engine = engine_of(pool_size=1, max_overflow=-1, pool_pre_ping=act == "ping")
     instrument(engine, registry=CollectorRegistry())
 
@@ -184,12 +184,12 @@ def test_work_does_not_grow(act: str) -> None:
     held.pop().close()
     many = calls_of(cycle)
     for calls in (few, many):
-        del calls["bisect_left"]  # of a wait of more than half a millisecond: the machine's business
+        del calls["bisect_left"]  # a wait of more than half a millisecond, which depends on the machine
     assert few == many
 
 
 def test_a_scrape_grows_with_what_is_open_and_not_with_the_table() -> None:
-    """A scrape of an idle pool with a table for thousands makes the calls of one with a table for few."""
+    """A scrape of an idle pool makes no more calls with a table for thousands of connections than with a small one."""
     counts = []
     for options in ({"pool_size": 5}, {"pool_size": 5, "max_overflow": -1}):
         engine, registry = engine_of(**options), CollectorRegistry()
@@ -207,15 +207,15 @@ def _scrape(registry: CollectorRegistry) -> None:
 
 # -- straight lines
 
-# None of these calls anything, given a memoryview of doubles, floats, and attributes in slots; and after none of them
-# CPython 3.11 to 3.13 looks whether another thread, a signal handler or the garbage collector wants to run. It does on
-# entering a function (RESUME), after every call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11,
-# POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in Python/ceval.c and Python/bytecodes.c.
+# Instructions that run no other code, given a memoryview of doubles, floats, and attributes in slots. CPython 3.11 to
+# 3.13 lets another thread, a signal handler or the garbage collector run only on entering a function (RESUME), after a
+# call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11, POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in
+# Python/ceval.c and Python/bytecodes.c.
 QUIET = re.compile(
     r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
-# Of a recorder, a row or SQLAlchemy's record: each is a slot, or a plain attribute, so looking it up runs no code.
+# Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
 SLOTS = {
     name
     for owner in (recorder.Recorder, connection_row.ConnectionRow, _ConnectionRecord)
@@ -226,7 +226,7 @@ CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, in
 
 
 def stretches(module: ModuleType) -> list[tuple[int, int]]:
-    """Return the first and last line of each stretch that is marked as a straight line."""
+    """Return the first and last line of each stretch marked as a straight line."""
     marks = [
         (number, "end of straight line" in line)
         for number, line in enumerate(inspect.getsource(module).splitlines(), 1)
@@ -237,7 +237,7 @@ def stretches(module: ModuleType) -> list[tuple[int, int]]:
 
 
 def instructions(module: ModuleType, first: int, last: int) -> list[dis.Instruction]:
-    """Return the instructions that come from these lines, in their order."""
+    """Return the instructions compiled from these lines, in order."""
     found = [
         instruction
         for code in _codes(compile(inspect.getsource(module), str(module.__file__), "exec"))
@@ -266,7 +266,7 @@ ALL_STRETCHES = [(module, *lines) for module in MODULES for lines in stretches(m
     ids=[f"{m.__name__.rpartition('.')[2]}-{a}" for m, a, _ in ALL_STRETCHES],
 )
 def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> None:
-    """Nothing else runs between the first and the last store of a stretch that says so."""
+    """No other code can run between the first and the last store of a marked stretch."""
     code = instructions(module, first, last)
     loud = [(each.positions, each.opname) for each in code if not QUIET.fullmatch(each.opname)]
     assert loud == []
@@ -276,7 +276,7 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
     assert attributes <= SLOTS | CONSTANTS
     names = {each.argval for each in code if each.opname == "LOAD_GLOBAL"}
     assert all(isinstance(getattr(module, name), int | float) for name in names)
-    # The marks are comments: a formatter or an edit could have moved them away from what they are for.
+    # The marks are comments, so an edit could have moved them away from their stores.
     assert [each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR"}]
 
 
@@ -291,7 +291,7 @@ def test_there_are_straight_lines() -> None:
 
 @pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder])
 def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
-    """Every ``+=`` on shared state reads, adds and stores with nothing in between, marked or not."""
+    """Every ``+=`` on shared state reads, adds and stores without interruption, in a marked stretch or not."""
     found = 0
     for statement in ast.walk(ast.parse(inspect.getsource(module))):
         if not isinstance(statement, ast.AugAssign) or isinstance(statement.target, ast.Name):
@@ -306,7 +306,7 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
 
 @pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder, slots])
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
-    """A statement that reads and stores the same place is on one line: a debugger can switch threads between two."""
+    """A statement that reads and stores the same place is on one line: a debugger can switch threads between lines."""
     found = 0
     for statement in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(statement, ast.AugAssign):
@@ -323,7 +323,7 @@ def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
 
 
 def test_the_allowed_instructions_are_tested() -> None:
-    """A call or a loop in a stretch would be found."""
+    """The check finds a call or a loop in a stretch."""
     source = "def f(block, x):\n    block[0] = float(x)\n    for each in block:\n        block[1] = each\n"
     found = {
         each.opname
@@ -339,7 +339,7 @@ def test_the_allowed_instructions_are_tested() -> None:
 
 @pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
 def test_nothing_heavy_is_imported(driver: str) -> None:
-    """Importing the package and instrumenting an engine loads neither the sidecar nor what it needs."""
+    """Importing the package and instrumenting an engine load neither the sidecar nor its dependencies."""
     program = f"""
 import sys
 import sqlalchemy
@@ -376,7 +376,7 @@ print(*sorted(name for name in set(sys.modules) - before if name.startswith("sql
 
 
 def _taken(make: Callable[[int], object], number: int) -> float:
-    """Return the bytes that our code allocates for each of ``number`` things made."""
+    """Return the bytes that our code allocates per thing, over ``number`` things."""
     kept = [make(0)]
     gc.collect()
     tracemalloc.start(8)
@@ -392,14 +392,14 @@ def _taken(make: Callable[[int], object], number: int) -> float:
 @pytest.mark.parametrize(
     ("options", "most"),
     [
-        # A table of 1024 waiters and 64 connections is 10 kB, and one for any number of connections 140 kB.
+        # A block for 1024 waiters and 64 connections takes 10 kB; for an unlimited pool (4096 connections), 140 kB.
         ({"poolclass": QueuePool}, 30_000),
         ({"poolclass": QueuePool, "pool_size": 100, "max_overflow": 0}, 35_000),
         ({"poolclass": NullPool}, 160_000),
     ],
 )
 def test_memory_of_a_pool(options: dict[str, Any], most: int) -> None:
-    """An instrumented pool takes a fixed amount, which depends on its limits alone."""
+    """The memory of an instrumented pool depends only on its limits."""
     registry = CollectorRegistry()
     engines = [create_engine("sqlite://", **options) for _ in range(11)]
     taken = _taken(lambda each: instrument(engines[each], name=f"p{each}", registry=registry), 10)
@@ -407,7 +407,7 @@ def test_memory_of_a_pool(options: dict[str, Any], most: int) -> None:
 
 
 def test_memory_of_a_connection() -> None:
-    """An open connection takes less than a kilobyte, none of which is left when it is closed."""
+    """An open connection takes less than 1 kB, which is freed after its close."""
     engine = engine_of(pool_size=1, max_overflow=-1)
     instrument(engine, registry=CollectorRegistry())
     held: list[Any] = []
@@ -428,7 +428,7 @@ def test_memory_of_a_connection() -> None:
 
 
 def test_tables_that_are_full_are_told() -> None:
-    """More connections than the table has rows for are counted as untracked, and found again when they are fewer."""
+    """Connections beyond the table's 4096 rows count as untracked; once fewer are open, they are tracked again."""
     engine, registry = engine_of(pool_size=1, max_overflow=-1), CollectorRegistry()
     handle = instrument(engine, registry=registry)
     held = [engine.pool.connect() for _ in range(4100)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``instrument()``: what it takes, what it returns, and where the pool is shown."""
+"""``instrument()``: its arguments, its handle, and the registry that shows the pool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
     ids=lambda target: type(target).__name__,
 )
 def test_wrong_target_is_named(target: Any) -> None:
-    """What is no engine and no pool is refused by name, without its credentials."""
+    """``instrument()`` refuses anything but an engine or a pool; the error names the type and no credentials."""
     for function in (instrument, uninstrument):
         with pytest.raises(TargetError, match="takes an Engine, an AsyncEngine or a Pool, got") as info:
             function(target)
@@ -39,7 +39,7 @@ def test_wrong_target_is_named(target: Any) -> None:
 
 
 def test_second_call_returns_the_same_handle(registry: CollectorRegistry) -> None:
-    """An engine, its pool, its copies and its next pool are one instrumented pool."""
+    """For an engine, its pool, its copies and the pool after dispose(), ``instrument()`` returns the same handle."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
     assert instrument(engine, name="other", registry=registry) is handle
@@ -53,7 +53,7 @@ def test_second_call_returns_the_same_handle(registry: CollectorRegistry) -> Non
 
 
 def test_option_engines_share_the_pool(registry: CollectorRegistry) -> None:
-    """Checkouts through a copy with other options are this pool's, before and after dispose()."""
+    """Checkouts through ``execution_options()`` copies count for the same pool, before and after dispose()."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
     copy = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -65,7 +65,7 @@ def test_option_engines_share_the_pool(registry: CollectorRegistry) -> None:
 
 
 def test_series_are_there_from_the_start(registry: CollectorRegistry) -> None:
-    """Every counter and reason is 0, every histogram empty, before the first checkout."""
+    """Before the first checkout every counter is 0, for each of its reasons, and every histogram is empty."""
     instrument(QueuePool(creator, recycle=900, pre_ping=False), name="p", registry=registry)
     exposition = Exposition(registry)
     assert exposition.counters("p") == {}
@@ -89,7 +89,7 @@ def test_series_are_there_from_the_start(registry: CollectorRegistry) -> None:
 
 
 def test_default_registry() -> None:
-    """By default an existing /metrics shows the pools with no further line, until the handle is closed."""
+    """By default the pools show in prometheus_client's REGISTRY until the handle is closed."""
     pool = QueuePool(creator)
     with instrument(pool, name="default-registry"):
         assert 'pool="default-registry"' in generate_latest(REGISTRY).decode()
@@ -99,7 +99,7 @@ def test_default_registry() -> None:
 def test_without_the_gil_there_is_a_warning(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a Python that runs without the GIL the caller of ``instrument()`` is told what that costs."""
+    """On a Python that runs without the GIL, ``instrument()`` warns its caller that counts can be lost."""
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     with pytest.warns(
         RuntimeWarning, match="without the GIL, counts of simultaneous checkouts can be lost"
@@ -110,7 +110,7 @@ def test_without_the_gil_there_is_a_warning(
 
 @pytest.mark.parametrize("wrong", [None, "registry", object(), REGISTRY.restricted_registry([])])
 def test_wrong_registry(wrong: Any) -> None:
-    """A registry without ``register()`` is refused by its type, and the pool stays as it was."""
+    """The error for a registry without ``register()`` names its type, and the pool stays unchanged."""
     pool = QueuePool(creator)
     with pytest.raises(
         TargetError, match=f"registry must be a CollectorRegistry, got {type(wrong).__name__}"
@@ -120,7 +120,7 @@ def test_wrong_registry(wrong: Any) -> None:
 
 
 def test_a_registry_that_was_emptied(registry: CollectorRegistry) -> None:
-    """If the application unregistered every collector, the next pool that is instrumented is shown."""
+    """After the application has unregistered every collector, the next instrumented pool is shown again."""
     first, second = QueuePool(creator), QueuePool(creator)
     instrument(first, name="first", registry=registry)
     for collector in list(registry._collector_to_names):
@@ -131,7 +131,7 @@ def test_a_registry_that_was_emptied(registry: CollectorRegistry) -> None:
 
 
 def test_two_registries(registry: CollectorRegistry) -> None:
-    """Pools of one process can be shown in different registries."""
+    """Pools of one process can show in different registries."""
     other = CollectorRegistry()
     one, two = QueuePool(creator), QueuePool(creator)
     instrument(one, name="one", registry=registry)
@@ -141,7 +141,7 @@ def test_two_registries(registry: CollectorRegistry) -> None:
 
 
 def test_pool_is_collected_with_its_series(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """A dropped engine is collected as it would be without us, its series go, and the handle does not hold it."""
+    """A dropped engine is garbage-collected although the application keeps the handle; its series are gone."""
     engine = create_engine(f"sqlite:///{tmp_path / 'db'}", poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
     engine.connect().close()
@@ -154,7 +154,7 @@ def test_pool_is_collected_with_its_series(registry: CollectorRegistry, tmp_path
 
 
 def test_listeners_keep_their_order(registry: CollectorRegistry) -> None:
-    """The application's listeners run as before, also those that were added after us and removed again."""
+    """The application's listeners run in order, and listeners that it removes after ``instrument()`` stay removed."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     calls: list[str] = []
 

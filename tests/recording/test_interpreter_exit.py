@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interpreter ends as it does without instrumentation."""
+"""The interpreter exits with instrumentation as it does without."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
     ],
 )
 def test_the_interpreter_ends_as_before(ending: str) -> None:
-    """A process that ends with connections out ends with the same status, output and errors."""
+    """A process that exits with connections in use has the same status, output and errors as without instrumenting."""
     program = """
         import sys, threading, time
         from prometheus_client import CollectorRegistry

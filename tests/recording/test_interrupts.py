@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interrupt at any moment of a recording leaves the numbers true."""
+"""The metrics stay correct when an interrupt comes at any moment of a recording."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("act", ACTS)
 def test_interrupted_at_any_moment(act: str) -> None:
-    """After Ctrl-C anywhere in the recording nothing is pending or in use, and neither pool nor table lost a slot."""
+    """After Ctrl-C anywhere in a recording nothing is pending or in use, and neither pool nor table has lost a slot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for scene, where, _ in each_moment(act, interrupt):
@@ -30,14 +30,14 @@ def test_interrupted_at_any_moment(act: str) -> None:
 
 
 class SoftTimeLimitError(Exception):
-    """The exception by which a task queue's signal handler ends a task that takes too long."""
+    """The exception that a task queue's signal handler raises to end a slow task."""
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
 @pytest.mark.parametrize("act", ["checkout", "overflow", "invalidate", "dispose"])
 def test_what_a_signal_handler_raises_reaches_the_application(act: str) -> None:
-    """An exception that the application's signal handler raises in the middle of a recording is not ours to catch."""
+    """An exception of the application's signal handler passes through the recording to the application."""
 
     def handler(*_: object) -> None:
         raise SoftTimeLimitError
@@ -48,7 +48,7 @@ def test_what_a_signal_handler_raises_reaches_the_application(act: str) -> None:
         for scene, where, raised in each_moment(act, lambda _: signal.raise_signal(signal.SIGUSR1)):
             if not isinstance(raised, SoftTimeLimitError):
                 swallowed.append(where)
-            if act != "dispose":  # which SQLAlchemy does not finish then
+            if act != "dispose":  # SQLAlchemy leaves an interrupted dispose() unfinished
                 scene.assert_true(where)
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -58,7 +58,7 @@ def test_what_a_signal_handler_raises_reaches_the_application(act: str) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("intrude", [interrupt, checks_out_again])
 def test_a_pre_ping_disturbed_at_any_moment(intrude: Callable[[Scene], None]) -> None:
-    """An interrupt or a finalizer anywhere in a checkout that pings leaves nothing behind, either."""
+    """After an interrupt or a finalizer anywhere in a checkout with pre-ping, the metrics are correct."""
     for scene, where, raised in each_moment("checkout", intrude, pool_pre_ping=True, max_overflow=9):
         assert (intrude is interrupt) == (raised is not None), where
         scene.assert_true(where)
@@ -66,7 +66,7 @@ def test_a_pre_ping_disturbed_at_any_moment(intrude: Callable[[Scene], None]) ->
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 def test_interrupted_by_real_signals() -> None:
-    """Ctrl-C by a timer, hundreds of times, anywhere in checkouts and returns, leaves nothing pending or in use."""
+    """Hundreds of timer signals that raise KeyboardInterrupt during checkouts leave nothing pending or in use."""
     result = run(
         """
         pool = QueuePool(Connection, pool_size=1, max_overflow=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limits of a pool are shown where it has them, and what it opens beyond its size is overflow."""
+"""A pool shows the limits that it has, and counts connections beyond its size as overflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def test_overflow_opens_and_closes(case: Case) -> None:
-    """Connections beyond pool_size are counted as they open and as they close, and shown while they are open."""
+    """Overflow connections are counted when they open and when they close, and shown while they are open."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_size=1, max_overflow=2)
@@ -27,7 +27,7 @@ def test_overflow_opens_and_closes(case: Case) -> None:
 
 
 def test_pool_size_zero_is_no_limit(case: Case) -> None:
-    """With ``pool_size=0`` no limit is shown, and nothing is overflow."""
+    """With ``pool_size=0`` no limit is shown, and no connection is overflow."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_size=0)
@@ -44,7 +44,7 @@ def test_pool_size_zero_is_no_limit(case: Case) -> None:
 
 
 def test_unlimited_overflow(case: Case) -> None:
-    """With ``max_overflow=-1`` the size is shown, the limit is not, and overflow is counted."""
+    """With ``max_overflow=-1`` the size is shown but no limit, and overflow is counted."""
 
     def scenario(case: Case) -> None:
         engine = case.start(max_overflow=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name of a pool: given, by default, and of several pools that want the same."""
+"""The name of a pool: as given, the default, and unique."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
 
 @pytest.mark.parametrize("name", ["", 7])
 def test_wrong_name(name: Any) -> None:
-    """An empty name, or one that is no string, is refused."""
+    """``instrument()`` refuses a name that is empty or not a string."""
     with pytest.raises(TargetError, match="name"):
         instrument(QueuePool(creator), name=name)
 
@@ -38,7 +38,7 @@ def test_wrong_name(name: Any) -> None:
     ],
 )
 def test_default_name(url: str, expected: str, registry: CollectorRegistry) -> None:
-    """The name says database and host, and never a credential."""
+    """The default name has the database and the host, and no credentials."""
     engine = create_engine(url)
     handle = instrument(engine, registry=registry)
     assert handle.name == expected
@@ -49,13 +49,13 @@ def test_default_name(url: str, expected: str, registry: CollectorRegistry) -> N
 
 
 def test_logging_name_is_the_default(registry: CollectorRegistry) -> None:
-    """A pool that has a name in SQLAlchemy's log has it here."""
+    """The default name is the pool's logging name, if it has one."""
     engine = create_engine("sqlite://", pool_logging_name="billing")
     assert instrument(engine, registry=registry).name == "billing"
 
 
 def test_clash_of_names(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """A second pool of the same name gets a suffix and one line in the log; a freed name is free."""
+    """A second pool of the same name gets a suffix and a warning; after close() a name can be used again."""
     pools = [QueuePool(creator) for _ in range(3)]
     with caplog.at_level(logging.INFO):
         handles = [instrument(pool, name="orders", registry=registry) for pool in pools]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every class of pool and every creator of connections is counted, by its own rules."""
+"""Checkouts are counted for every class of pool and every kind of creator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
 
 
 class OwnPool(QueuePool):
-    """A user's subclass, with an argument of its own."""
+    """A user's subclass with an argument of its own."""
 
     def __init__(self, *args: Any, colour: str = "red", **kwargs: Any) -> None:
         self.colour = colour
@@ -59,7 +59,7 @@ class OwnConnect(QueuePool):
     ],
 )
 def test_every_pool_class(make: Any, registry: CollectorRegistry) -> None:
-    """Each class counts checkouts and returns, and shows what is in use, by the class's own rules."""
+    """Each class of pool counts checkouts and returns, and shows which connections are in use and idle."""
     pool = make()
     handle = instrument(pool, name="p", registry=registry)
     for _ in range(2):
@@ -82,7 +82,7 @@ def test_every_pool_class(make: Any, registry: CollectorRegistry) -> None:
 
 
 def test_async_pool_class(registry: CollectorRegistry) -> None:
-    """An asyncio engine's pool is named in info, and found through the AsyncEngine."""
+    """The pool of an asyncio engine is found through the AsyncEngine, and the info metric names its class."""
     engine = create_async_engine("sqlite+aiosqlite:///x", poolclass=AsyncAdaptedQueuePool)
     handle = instrument(engine, registry=registry)
     assert instrument(engine.sync_engine, registry=registry) is handle
@@ -90,7 +90,7 @@ def test_async_pool_class(registry: CollectorRegistry) -> None:
 
 
 def test_connect_with_arguments_of_a_subclass(registry: CollectorRegistry) -> None:
-    """Arguments of a subclass's own ``connect()`` reach it, and the checkout is counted."""
+    """A subclass's ``connect()`` gets its own arguments, and the checkout is counted."""
     pool = OwnConnect(creator)
     instrument(pool, name="p", registry=registry)
     connect: Any = pool.connect
@@ -101,7 +101,7 @@ def test_connect_with_arguments_of_a_subclass(registry: CollectorRegistry) -> No
 
 
 def test_nested_checkout_of_a_thread(registry: CollectorRegistry) -> None:
-    """SingletonThreadPool hands a thread the connection it holds already: that is one checkout."""
+    """SingletonThreadPool returns the connection that a thread already holds: one checkout, not two."""
     pool = SingletonThreadPool(creator)
     instrument(pool, name="p", registry=registry)
     first = pool.connect()
@@ -115,7 +115,7 @@ def test_nested_checkout_of_a_thread(registry: CollectorRegistry) -> None:
 
 
 def test_custom_creator(registry: CollectorRegistry) -> None:
-    """An engine with a creator, with or without the record as its argument, is timed and counted."""
+    """The connects of an engine with a custom creator are timed and counted."""
     engine = create_engine("sqlite://", creator=creator, poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
     with engine.connect() as connection:
@@ -124,7 +124,7 @@ def test_custom_creator(registry: CollectorRegistry) -> None:
 
 
 def test_creator_replaced_later(registry: CollectorRegistry) -> None:
-    """Connections made by a creator that was set later are seen when they are checked out."""
+    """If the creator is replaced after ``instrument()``, its connections are recorded at their checkout."""
     pool = QueuePool(creator)
     instrument(pool, name="p", registry=registry)
     pool._creator = creator
@@ -135,7 +135,7 @@ def test_creator_replaced_later(registry: CollectorRegistry) -> None:
 
 
 def test_more_waiters_and_connections_than_the_tables_hold(registry: CollectorRegistry) -> None:
-    """Beyond its tables a pool counts on: pending callers all, connections as untracked."""
+    """With more connections than the table has rows, all checkouts are counted and the rest show as untracked."""
     pool: Pool = NullPool(creator)
     instrument(pool, name="p", registry=registry)
     out = [pool.connect() for _ in range(4100)]

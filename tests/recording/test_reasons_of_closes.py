@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each connection that is closed is counted once, with the reason: the server, its age, an invalidation, a dispose."""
+"""Each close is counted once, with its reason: failed ping, error, age, invalidation or dispose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_killed_connection_found_by_ping(server_case: Case) -> None:
-    """A connection the server ended is a failed ping, closed for that reason, and replaced in the same checkout."""
+    """A killed connection fails its ping, is closed for that reason, and is replaced in the same checkout."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_pre_ping=True)
@@ -41,7 +41,7 @@ def test_killed_connection_found_by_ping(server_case: Case) -> None:
 
 
 def test_ping_failure_invalidates_the_whole_pool(server_case: Case) -> None:
-    """After one failed ping the other connections are recycled because the pool was invalidated."""
+    """After one failed ping the other connections are closed with reason "pool_invalidated"."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_pre_ping=True, pool_size=2)
@@ -67,7 +67,7 @@ def test_ping_failure_invalidates_the_whole_pool(server_case: Case) -> None:
 
 
 def test_killed_connection_found_by_a_statement(server_case: Case) -> None:
-    """A connection found dead by a statement is closed for an error; its slot is empty until the next checkout."""
+    """A connection that fails a statement is closed with reason "error"; its slot is empty until the next checkout."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -87,7 +87,7 @@ def test_killed_connection_found_by_a_statement(server_case: Case) -> None:
 
 
 def test_recycle_by_age(case: Case) -> None:
-    """A connection older than pool_recycle is closed for its age and replaced."""
+    """A connection older than pool_recycle is closed with reason "recycle" and replaced."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_recycle=3600)
@@ -101,7 +101,7 @@ def test_recycle_by_age(case: Case) -> None:
 
 
 def test_pool_wide_invalidation(case: Case) -> None:
-    """Connections from before an invalidation of the whole pool are recycled for that reason."""
+    """Connections opened before an invalidation of the whole pool are closed with reason "pool_invalidated"."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_size=2)
@@ -127,7 +127,7 @@ def test_pool_wide_invalidation(case: Case) -> None:
 
 
 def test_soft_invalidation(case: Case) -> None:
-    """A softly invalidated connection is still open until its next checkout replaces it."""
+    """A soft-invalidated connection stays open until its next checkout replaces it."""
 
     def scenario(case: Case) -> None:
         engine = case.start()
@@ -147,7 +147,7 @@ def test_soft_invalidation(case: Case) -> None:
 
 
 def test_dispose_with_connections_out(case: Case) -> None:
-    """What is idle is disposed of; what is out is in use until it comes back, and is no overflow of the new pool."""
+    """dispose() closes idle connections; those in use stay so until returned, and are no overflow of the new pool."""
 
     def scenario(case: Case) -> None:
         engine = case.start(pool_size=2, max_overflow=0)
@@ -166,7 +166,7 @@ def test_dispose_with_connections_out(case: Case) -> None:
             connection.close()
         out.close()
         del out, connection
-        # The old pool keeps it until it is collected itself.
+        # The replaced pool keeps the connection until the pool itself is garbage-collected.
         case.assert_server_agrees()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -179,7 +179,7 @@ def test_dispose_with_connections_out(case: Case) -> None:
 
 
 def test_dispose_without_closing(case: Case) -> None:
-    """``dispose(close=False)`` leaves the old pool to the garbage collector, and the new one is watched."""
+    """After ``dispose(close=False)`` the old connections count as disposed when collected; the new pool is recorded."""
 
     def scenario(case: Case) -> None:
         engine = case.start()

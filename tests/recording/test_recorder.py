@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the recorder stores, read from its block. The recorder takes only rows, so no SQLAlchemy is needed."""
+"""What the recorder stores in its block. The recorder takes only rows, so these tests need no SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """An object that has a connection now and then, and stands for SQLAlchemy's record."""
+    """A stand-in for SQLAlchemy's connection record."""
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when a test moves it."""
 
     now = 100.0
 
@@ -50,7 +50,7 @@ class Clock:
 
 
 class Bench:
-    """A recorder on a block in memory, and the records that tests made; ``size`` is the pool's."""
+    """A recorder with a block in memory, and the records that it made; ``size`` is the size of the pool."""
 
     def __init__(self, *, size: float = 1.0, rows: int = 64) -> None:
         self.clock = Clock()
@@ -73,7 +73,7 @@ class Bench:
         self.connections: list[object] = []
 
     def connect(self, *, state: float = IN_POOL) -> ConnectionRow:
-        """Open a connection in a new record, and return its row."""
+        """Open a connection in a new record and return the record's row."""
         record = Record()
         self.records.append(record)
         self.recorder.connected(record, self.connection(), self.clock.now, state=state)
@@ -82,28 +82,28 @@ class Bench:
         return row
 
     def connection(self) -> object:
-        """Return a new connection, at an address that none had before."""
+        """Return a new connection with an id() that no other has."""
         self.connections.append(object())
         return self.connections[-1]
 
     def value(self, key: str, label: str | None = None) -> Any:
-        """Return what a reader of the block sees."""
+        """Return a metric's value, as the block's reader sees it."""
         value = dict(self.recorder.values())[key]
         return value[label] if label is not None and isinstance(value, dict) else value
 
     def count(self, key: str) -> float:
-        """Return how many observations a histogram has."""
+        """Return the number of observations of a histogram."""
         histogram = self.value(key)
         assert isinstance(histogram, Histogram)
         return histogram.count
 
     def closes(self) -> dict[str, float]:
-        """Return the closes by reason, without those that are 0."""
+        """Return the closes by reason, without zeros."""
         return {reason: count for reason, count in self.value("closes_total").items() if count}
 
 
 def test_no_sqlalchemy_is_imported() -> None:
-    """The recorder and all that it imports work where SQLAlchemy is not installed."""
+    """The recorder and its imports work without SQLAlchemy installed."""
     program = (
         "import sys; sys.modules['sqlalchemy'] = None\nimport sqlalchemy_pool_exporter.recording.recorder\n"
     )
@@ -111,7 +111,7 @@ def test_no_sqlalchemy_is_imported() -> None:
 
 
 def test_a_connection_from_opening_to_closing() -> None:
-    """A row is idle once its connection opened, in use while held, empty once closed, and free when released."""
+    """A row is idle once its connection is open, in use while held, empty once closed, and free when released."""
     bench = Bench()
     recorder = bench.recorder
     row = bench.connect()
@@ -127,7 +127,7 @@ def test_a_connection_from_opening_to_closing() -> None:
     assert (1, 3.0) == (bench.value("checkins_total"), bench.value("hold_seconds").sum)
     assert bench.value("hold_seconds").buckets.index(1.0) == BUCKETS.index(
         5.0
-    )  # the first bound above 3 seconds
+    )  # the first bound not below 3 seconds
     recorder.closed(row, ERROR, for_good=False)
     assert {"error": 1} == bench.closes()
     assert (1, False) == (bench.value("empty_slots"), row.is_released)
@@ -144,7 +144,7 @@ def test_a_connection_from_opening_to_closing() -> None:
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize(("state", "reason"), [(IN_POOL, "gc"), (DISPOSED, "dispose"), (REPLACED, "dispose")])
 def test_a_record_that_is_collected(state: float, reason: str, held: bool, tracked: bool) -> None:
-    """Its row goes with it; the close is counted, and a leak if the connection was held."""
+    """A collected record frees its row and counts the close; if the connection was held, it counts as leaked."""
     bench = Bench(rows=64 if tracked else 0)
     row = bench.connect()
     assert bench.value("untracked_connections") == (not tracked)
@@ -161,7 +161,7 @@ def test_a_record_that_is_collected(state: float, reason: str, held: bool, track
 
 
 def test_the_backup_reference_frees_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an interrupt ends the first callback at its start, the second one frees the row, once."""
+    """If an interrupt ends the first weakref callback at its start, the backup reference frees the row, once."""
     raised: list[BaseException | None] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: raised.append(unraisable.exc_value))
     bench = Bench()
@@ -183,7 +183,7 @@ def test_the_backup_reference_frees_the_row(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_row_never_goes_back_to_an_earlier_state() -> None:
-    """A pool that was replaced can be disposed of still, and a released row stays released."""
+    """A row of a replaced pool does not go back to the disposed state, and a released row stays released."""
     bench = Bench()
     row = bench.connect()
     states = []
@@ -198,7 +198,7 @@ def test_a_row_never_goes_back_to_an_earlier_state() -> None:
 
 
 def test_overflow_is_what_was_opened_beyond_the_size() -> None:
-    """Connections of a pool that was disposed of or replaced, and empty rows that connect again, are no overflow."""
+    """Connections of disposed or replaced pools do not count towards overflow, nor does a reconnect in an empty row."""
     bench = Bench(size=2)
     first = bench.connect()
     bench.connect()
@@ -218,7 +218,7 @@ def test_overflow_is_what_was_opened_beyond_the_size() -> None:
 
 
 def test_a_reason_that_is_known_before_the_close() -> None:
-    """A hard invalidation is counted with the close, a failed ping keeps its reason, a soft one voids it."""
+    """A hard invalidation sets the close reason, a soft one clears it, and a failed ping's reason takes precedence."""
     bench = Bench()
     recorder, row = bench.recorder, bench.connect()
     recorder.invalidated(row, GC)
@@ -236,7 +236,7 @@ def test_a_reason_that_is_known_before_the_close() -> None:
 
 @pytest.mark.parametrize("is_closed_next", [True, False])
 def test_a_detached_connection(is_closed_next: bool) -> None:
-    """It leaves its row empty; its close is counted once, when it was collected or when it is closed."""
+    """Detaching empties the row; the close counts once: at once if the proxy was collected, else when it happens."""
     bench = Bench()
     row = bench.connect()
     bench.recorder.checked_out(row, bench.clock.now)
@@ -250,7 +250,7 @@ def test_a_detached_connection(is_closed_next: bool) -> None:
 
 
 def test_one_record_has_one_row() -> None:
-    """Two threads that meet the same record for the first time get the same row, and no slot is lost."""
+    """Adding a record twice, as two threads can, returns the same row and uses one slot."""
     bench, record = Bench(), Record()
     connection = bench.connection()
     first = bench.recorder.add_row(record, 1.0, connection)
@@ -263,7 +263,7 @@ def test_one_record_has_one_row() -> None:
 
 
 def test_waiters_beyond_the_table_are_counted() -> None:
-    """A caller for which the table has no slot is pending all the same, and slots are used again."""
+    """Callers beyond the table of waiters still count as pending, and freed slots are used again."""
     bench = Bench()
     recorder = bench.recorder
     slots = [recorder.acquire_waiter(SCRATCH)[0] for _ in range(WAITERS + 2)]
@@ -281,7 +281,7 @@ def test_waiters_beyond_the_table_are_counted() -> None:
 
 
 def test_after_stop_nothing_is_written() -> None:
-    """A recorder that was stopped leaves records alone, and does not fail."""
+    """A stopped recorder writes nothing to its block or to records, and does not fail."""
     bench = Bench()
     row = bench.connect()
     block = bench.recorder.block
@@ -299,7 +299,7 @@ def test_after_stop_nothing_is_written() -> None:
 
 
 def test_after_a_fork_it_begins_again() -> None:
-    """The child has a block without the parent's connections and counts."""
+    """After restart(), as in a forked child, the recorder has a block without the parent's connections and counts."""
     bench = Bench()
     bench.recorder.checked_out(bench.connect(), bench.clock.now)
     parent = bench.recorder.block

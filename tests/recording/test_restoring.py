@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 @pytest.mark.parametrize("poolclass", POOLS)
 @pytest.mark.parametrize("out", [0, 1])
 def test_closing_undoes_everything(poolclass: type[Pool], out: int) -> None:
-    """After ``close()`` the pool, its dialect, listeners and records are as they were, in use or not."""
+    """close() restores the pool, its dialect, listeners and records, with or without a connection in use."""
     engine = Database().engine(poolclass=poolclass, pool_pre_ping=True)
     for _ in range(2):
         engine.connect().close()
@@ -57,7 +57,7 @@ def test_closing_undoes_everything(poolclass: type[Pool], out: int) -> None:
 
 
 def test_closing_after_dispose_undoes_everything() -> None:
-    """The pools before and after ``dispose()`` are both restored, with their records."""
+    """close() restores the pools from before and after dispose(), with their records."""
     engine = Database().engine(pool_pre_ping=True)
     for _ in range(2):
         engine.connect().close()
@@ -77,7 +77,7 @@ def test_closing_after_dispose_undoes_everything() -> None:
 
 
 def test_closing_leaves_wrappers_of_others_alone() -> None:
-    """The application's wrapper around our ``connect()`` stays and works, and instrumenting again counts once."""
+    """close() leaves the application's wrapper around our ``connect()``; instrumenting again counts checkouts once."""
     engine, calls = Database().engine(), []
     handle = quietly(engine)
     inner = engine.pool.connect
@@ -102,7 +102,7 @@ def test_closing_leaves_wrappers_of_others_alone() -> None:
 
 
 def test_every_hook_wrapped_by_somebody_else() -> None:
-    """If the application wrapped every hook, closing and instrumenting again still counts everything once."""
+    """If the application has wrapped every hook, closing and instrumenting again still counts everything once."""
     engine = Database().engine()
     names = set(vars(engine.pool))
     handle = quietly(engine)
@@ -127,7 +127,7 @@ def test_every_hook_wrapped_by_somebody_else() -> None:
 
 @pytest.mark.parametrize("name", ["connect", "checkout", "invalidate", "soft_invalidate", "close", "checkin"])
 def test_attaching_and_closing_inside_a_listener(name: str) -> None:
-    """A listener of the application's may instrument its own pool, and undo it; those after it still run."""
+    """A listener can instrument its own pool, and another can undo it; the listeners after them still run."""
     engine, heard = Database().engine(), []
     handles: list[Handle] = []
 
@@ -151,7 +151,7 @@ def test_attaching_and_closing_inside_a_listener(name: str) -> None:
 
 
 def test_closing_while_threads_are_inside_connect() -> None:
-    """Undoing it while others are connecting harms none of them and leaves nothing on their records."""
+    """close() while other threads are connecting does not fail them and leaves nothing on their records."""
     arrived, go_on = threading.Semaphore(0), threading.Event()
     database = Database()
 
@@ -186,7 +186,7 @@ def test_closing_while_threads_are_inside_connect() -> None:
 
 
 def test_attaching_that_fails_leaves_nothing_behind() -> None:
-    """If registering fails, because a name is taken or it is no registry, the pool and its records are untouched."""
+    """If ``instrument()`` fails because a metric name is taken or the registry is invalid, it leaves no trace."""
     engine = Database().engine(pool_pre_ping=True)
     raw: Any = engine.raw_connection()
     before = snapshot(engine, raw._connection_record)
@@ -202,7 +202,7 @@ def test_attaching_that_fails_leaves_nothing_behind() -> None:
 
 
 def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
-    """A pool that is re-created while another thread closes the handle is followed or left bare, not in between."""
+    """After close() during another thread's dispose(), the new pool can be instrumented and counts correctly."""
     arrived, go_on = threading.Event(), threading.Event()
 
     class Slow(QueuePool):
@@ -230,7 +230,7 @@ def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
 @LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
-    """After close() nothing of ours is left on pool, dialect and records, no series is left, and it can start again."""
+    """close() leaves nothing of ours on pool, dialect and records, and no series; the pool can be instrumented anew."""
     engine = create_engine("sqlite://", poolclass=QueuePool, pool_pre_ping=True)
     engine.connect().close()
     before = dict(engine.pool.__dict__)
@@ -277,7 +277,7 @@ POOL_EVENTS = (
 @LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_close_after_dispose(registry: CollectorRegistry) -> None:
-    """close() restores the pool that replaced the one given, and the old one that has connections out."""
+    """After dispose(), close() restores both the new pool and the old one that still has connections in use."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     handle = instrument(engine, registry=registry)
     held, old = engine.connect(), engine.pool

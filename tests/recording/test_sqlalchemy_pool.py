@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every name that SQLAlchemy does not publish and that we use is in one list, and the installed release has it."""
+"""Every unpublished name of SQLAlchemy that the package uses is in one list and exists in the installed release."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PACKAGE = Path(sqlalchemy_pool_exporter.__file__).parent
 RECORDING = {path.stem: ast.parse(path.read_bytes()) for path in (PACKAGE / "recording").glob("*.py")}
 LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
-# The hot path reads these itself: a function for each would add two calls to the seven of a checkout and its return.
+# The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
-# Of others than SQLAlchemy: prometheus_client says in no other way whether a collector is registered.
+# Names of other packages: only this one says whether prometheus_client has registered a collector.
 OTHERS = {"_collector_to_names"}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a module of ours gives to attributes: methods, slots, and what it assigns to itself."""
+    """Yield the attribute names that a module of ours defines: functions, classes, and assignments to ``self``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -41,11 +41,11 @@ def _is_self(node: ast.AST) -> bool:
 
 
 def _used(tree: ast.AST) -> Iterator[str]:
-    """Yield the attributes of other objects that a module uses and that are private or in the list."""
+    """Yield the attribute names that a module uses on other objects, and its string constants that are identifiers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and not _is_self(node.value):
             yield node.attr
-        # As an argument of getattr() or hasattr(), or as a constant for it.
+        # For names passed to getattr() or hasattr().
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             yield node.value
 
@@ -72,19 +72,19 @@ def _unpublished(module: str) -> set[str]:
 
 
 def test_all_are_listed() -> None:
-    """The one module uses what it lists, and lists nothing that is used no more."""
+    """The package uses every name in the list, and no other unpublished name."""
     used = set().union(*map(_unpublished, RECORDING)) - OTHERS
     assert LISTED | {PING_METHODS[0]} == used
 
 
 @pytest.mark.parametrize("module", sorted(RECORDING.keys() - {HOME}))
 def test_no_other_module_uses_any(module: str) -> None:
-    """The other modules ask the one module, but for the few names of the hot path."""
+    """Outside of ``sqlalchemy_pool``, only the hot path uses listed names, and only those allowed above."""
     assert HOT_PATH.get(module, set()) == _unpublished(module) - OTHERS
 
 
 def test_the_rest_of_the_package_knows_no_pool() -> None:
-    """Outside ``recording`` nothing imports SQLAlchemy."""
+    """Outside of ``recording`` no module imports SQLAlchemy."""
     importing = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
@@ -100,7 +100,7 @@ def test_the_rest_of_the_package_knows_no_pool() -> None:
 
 
 def test_the_installed_release_has_them() -> None:
-    """Each name is there on a real pool, record, proxy and queue."""
+    """Each listed name exists on a real pool, record, proxy and queue."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     pool: Any = engine.pool
     proxy: Any = pool.connect()

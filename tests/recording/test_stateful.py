@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever happens, in whatever order, from several threads or tasks: the numbers are true after each step.
+"""The metrics are correct after each of many random incidents, from several threads or tasks.
 
-Hypothesis mixes the incidents; after each one the metrics are held against the pool itself, SQLAlchemy's own pool log,
-the server, and a model of the pool (see reference).
+Hypothesis chooses the incidents. After each one the test compares the metrics with the pool itself, SQLAlchemy's pool
+log, the server, and a model of the pool (see reference).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Collect garbage only where the test says so, and only the test's own."""
-    # What a listener raises in a finalizer would be kept for the report, and with it the connection.
+    """Collect garbage only where the test asks for it, and only objects that the test made."""
+    # pytest would keep an exception that a listener raises in a finalizer, and with it the connection.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     original = sqlalchemy_queue._time
-    # Before Python 3.14 asyncio makes an event loop for whoever asks where none was ever set, such as aiosqlite for a
-    # connection that is collected. Nobody would run that loop, or close it.
+    # Before Python 3.14 asyncio makes an event loop on request if none was ever set. aiosqlite requests one when a
+    # connection is collected, and that loop would neither run nor be closed.
     asyncio.set_event_loop(None)
     gc.collect()
     gc.freeze()
@@ -42,11 +42,11 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     gc.enable()
     gc.unfreeze()
-    gc.collect()  # what is complained of here is what SQLAlchemy did not close
+    gc.collect()  # a warning here is about a connection that SQLAlchemy did not close
     sqlalchemy_queue._time = original
 
 
-# The same incidents each time, so that a failure is found by the change that made it.
+# Derandomized: the incidents are the same in each run, so a new failure comes from a change of the code.
 _ALWAYS: dict[str, Any] = {"suppress_health_check": list(HealthCheck), "derandomize": True}
 FEW = settings(max_examples=50, stateful_step_count=40, **_ALWAYS)
 MANY = settings(max_examples=300, stateful_step_count=60, **_ALWAYS)
@@ -63,7 +63,7 @@ def _run(driver: str, server: Server, directory: Path, how: settings) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_numbers_are_true_whatever_happens(driver: str, server: Server, tmp_path: Path, frozen: None) -> None:
-    """After each of any incidents in any order the metrics equal the pool, its log, the server and the model."""
+    """After each random incident the metrics agree with the pool, its log, the server and the model."""
     _run(driver, server, tmp_path, FEW)
 
 
@@ -71,5 +71,5 @@ def test_numbers_are_true_whatever_happens(driver: str, server: Server, tmp_path
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_numbers_stay_true(driver: str, server: Server, tmp_path: Path, frozen: None) -> None:
-    """The same, for minutes."""
+    """The same test, with more and longer runs."""
     _run(driver, server, tmp_path, MANY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads, and greenlets in their place, lose nothing."""
+"""Checkouts from many threads, or from greenlets, are all counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 def test_threads_lose_nothing() -> None:
-    """Eight threads that switch all the time lose no count and leave nothing in use or pending."""
+    """Eight threads with a switch interval of 1 µs lose no count and leave nothing in use or pending."""
     database = Database()
     engine, registry = database.engine(pool_size=2, max_overflow=2, pool_timeout=30), CollectorRegistry()
     handle = instrument(engine, registry=registry)
@@ -45,7 +45,7 @@ def test_threads_lose_nothing() -> None:
                 if turn % 10 == number:
                     raw.invalidate()
                 raw.close()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
     _in_threads(work, 8)
@@ -62,7 +62,7 @@ def test_threads_lose_nothing() -> None:
 
 
 def test_threads_and_disposals_lose_nothing() -> None:
-    """The same while the engine is disposed of again and again."""
+    """The same, while one thread disposes of the engine again and again."""
     database = Database()
     engine, registry = database.engine(pool_size=2, max_overflow=4, pool_timeout=30), CollectorRegistry()
     handle = instrument(engine, registry=registry)
@@ -75,7 +75,7 @@ def test_threads_and_disposals_lose_nothing() -> None:
                     engine.dispose()
                 else:
                     engine.raw_connection().close()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
     _in_threads(work, 5)
@@ -113,7 +113,7 @@ def _in_threads(work: Callable[[int], None], number: int) -> None:
 
 
 def test_threads_under_a_debugger_lose_nothing() -> None:
-    """A trace function that lets another thread run at each line of ours, as a debugger does, costs no count."""
+    """No count is lost if a trace function lets another thread run at each line of our code, as a debugger can."""
     database = Database()
     arrived, go_on = threading.Semaphore(0), threading.Event()
 
@@ -165,7 +165,7 @@ def test_threads_under_a_debugger_lose_nothing() -> None:
 
 
 def test_gevent() -> None:
-    """Greenlets that switch, time out and are killed inside connect, reset and close neither deadlock nor miscount."""
+    """Greenlets that switch, time out or are killed in connect, reset or close cause no deadlock and no wrong count."""
     pytest.importorskip("gevent")
     result = run(
         """

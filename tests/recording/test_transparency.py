@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An application notices nothing: its transcripts of a bare and of an instrumented engine are equal."""
+"""The application notices nothing: its transcripts with a bare and with an instrumented engine are equal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 def test_the_application_notices_nothing(
     incident: Callable[[Engine, Diary], None], listening: bool, late: bool
 ) -> None:
-    """Results, exceptions, events, log and warnings of every incident are those of a bare engine, in their order."""
+    """Results, exceptions, events, logs and warnings of each incident equal those of a bare engine, in order."""
     bare = transcript(incident, listening=listening, late=late)
     assert bare == transcript(incident, instrumented=quietly, listening=listening, late=late)
 
@@ -63,13 +63,13 @@ def test_the_application_notices_nothing(
 def test_no_other_pool_notices_anything(
     incident: Callable[[Engine, Diary], None], poolclass: type[Pool]
 ) -> None:
-    """The same holds for every class of pool."""
+    """The same holds for the other classes of pool."""
     bare = transcript(incident, poolclass=poolclass)
     assert bare == transcript(incident, instrumented=quietly, poolclass=poolclass)
 
 
 def test_a_subclass_keeps_its_class_arguments_and_signature() -> None:
-    """A user's pool is still of its class, is re-created with the same arguments, and shows the same signatures."""
+    """An instrumented pool keeps its class and signatures, and dispose() re-creates it with the same arguments."""
     made = []
 
     class Own(QueuePool):
@@ -99,7 +99,7 @@ def test_a_subclass_keeps_its_class_arguments_and_signature() -> None:
 
 @pytest.mark.parametrize("poolclass", POOLS)
 def test_signatures_stay(poolclass: type[Pool]) -> None:
-    """What ``inspect`` says of a pool's public methods does not change."""
+    """``inspect.signature()`` of a pool's public methods does not change."""
     engine = Database().engine(poolclass=poolclass)
     names = [name for name, _ in inspect.getmembers(engine.pool, callable) if not name.startswith("_")]
 
@@ -112,7 +112,7 @@ def test_signatures_stay(poolclass: type[Pool]) -> None:
 
 
 def test_a_ping_can_be_asked_for_as_before() -> None:
-    """An application that calls the dialect's ping itself, by position or by keyword, gets its answer."""
+    """The application can still call the dialect's ping itself, by position or by keyword."""
     engine = Database().engine(pool_pre_ping=True)
     quietly(engine)
     name = "_do_ping_w_event" if hasattr(engine.dialect, "_do_ping_w_event") else "do_ping"
@@ -126,7 +126,7 @@ def test_a_ping_can_be_asked_for_as_before() -> None:
 
 
 def test_a_copy_of_an_engine_still_works() -> None:
-    """An engine copied by ``copy.copy()`` or ``execution_options()`` shares the pool, and its numbers."""
+    """An engine copied by ``copy.copy()`` or ``execution_options()`` shares the pool and its metrics."""
     engine, registry = Database().engine(), CollectorRegistry()
     handle = instrument(engine, registry=registry)
     for other in (copy.copy(engine), engine.execution_options(isolation_level="AUTOCOMMIT")):
@@ -136,7 +136,7 @@ def test_a_copy_of_an_engine_still_works() -> None:
 
 
 def test_a_pool_that_returns_something_else() -> None:
-    """A pool whose ``connect()`` returns an object of the user's own hands it out untouched."""
+    """If a pool's ``connect()`` returns an object of the user's own, the caller gets it unchanged."""
 
     class Wrapped:
         def __init__(self, proxied: Any) -> None:
@@ -160,11 +160,11 @@ def test_a_pool_that_returns_something_else() -> None:
         {"max_overflow": -1},
         {"pool_size": 0},
         {"pool_recycle": 0.5},
-        {"pool_pre_ping": "true"},  # as engine_from_config() leaves it
+        {"pool_pre_ping": "true"},  # as a string, as engine_from_config() passes it
     ],
 )
 def test_options_that_sqlalchemy_takes_are_taken(options: dict[str, Any]) -> None:
-    """An engine that works bare can be instrumented: no timeout, no limit, a fraction of a second, a text."""
+    """``instrument()`` accepts every option that SQLAlchemy accepts: no timeout, no limit, fractions, strings."""
     engine = Database().engine(**options)
     engine.connect().close()
     quietly(engine)
