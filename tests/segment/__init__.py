@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of what application and sidecar share."""
+"""Tests of ``segment``, which application and sidecar share."""

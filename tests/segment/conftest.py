@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests of segments."""
+"""Fixtures for the tests of ``segment``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def registry() -> CollectorRegistry:
-    """A registry of its own."""
+    """An empty registry."""
     return CollectorRegistry()
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """An empty directory for segments, in one that holds other things."""
+    """An empty directory for segments, inside of ``tmp_path``."""
     directory = tmp_path / "segments"
     directory.mkdir()
     return directory
@@ -34,13 +34,13 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def leases() -> Iterator[Callable[..., Lease]]:
-    """Makes leases that are given up at the end."""
+    """A factory of leases; it closes them after the test."""
     with leasing() as make:
         yield make
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Makes processes that are killed at the end."""
+    """A factory of processes; it kills them after the test."""
     with processes(tmp_path) as make:
         yield make

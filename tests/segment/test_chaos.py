@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers and sidecars are killed all the time, and the metrics still show what happened."""
+"""The metrics stay correct while workers and sidecars are killed again and again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 
 
 class Crew:
-    """Processes under load; each one that is killed is replaced at once."""
+    """Workers under load; each killed worker is replaced at once."""
 
     def __init__(self, directory: Path, tallies: Path, url: str) -> None:
         self._directory, self._tallies, self._url = directory, tallies, url
@@ -57,13 +57,13 @@ class Crew:
         )
 
     def replace(self, place: int) -> None:
-        """Kill a worker, and start another."""
+        """Kill a worker and start another in its place."""
         self._kill(place)
         self.kills += 1
         self._start(place)
 
     def end(self) -> None:
-        """Kill them all."""
+        """Kill all workers."""
         for place in list(self._processes):
             self._kill(place)
 
@@ -75,12 +75,12 @@ class Crew:
         process.stdin.close()
 
     def tallies(self) -> list[Tally]:
-        """Return what each worker that came so far has noted."""
+        """Return the tally of every worker so far, killed ones included."""
         return [Tally.read(path) for path in self._tallies.iterdir() if path.stat().st_size]
 
 
 class Mortal:
-    """A sidecar that is killed now and then, and started again."""
+    """A sidecar that is killed and started again every ten seconds."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -100,14 +100,14 @@ class Mortal:
 
 
 class Watch:
-    """Scrapes, and holds each scrape against the one before, whichever sidecar answered."""
+    """Scrapes, and compares each scrape with the one before, even if a restarted sidecar answers."""
 
     def __init__(self) -> None:
         self._last: Samples = {}
         self.scrapes = 0
 
     def look(self, sidecar: Sidecar) -> Samples:
-        """Return a scrape in which no counter is less than it was, and none is missing."""
+        """Scrape; assert that no counter has decreased or disappeared, and that no file is in error."""
         samples = sidecar.samples()
         now = {key: value for key, value in samples.items() if key[0].endswith(CUMULATIVE)}
         less = {key: (value, now.get(key)) for key, value in self._last.items() if now.get(key, -1.0) < value}
@@ -120,7 +120,7 @@ class Watch:
 
 
 class Body:
-    """What a process takes of the machine."""
+    """The file descriptors and the memory of a process."""
 
     def __init__(self, pid: int) -> None:
         self._of = Path("/proc") / str(pid)
@@ -141,11 +141,11 @@ def value(samples: Samples, key: str) -> float:
 
 @pytest.mark.soak
 def test_kill_everything(tmp_path: Path, server: Server, application_name: str) -> None:
-    """No counter goes backwards, and in the end the sums are the workers' own, but for calls in flight at a kill."""
+    """No counter decreases, and the final sums equal the workers' tallies, give or take calls in flight at a kill."""
     directory, tallies = tmp_path / "segments", tmp_path / "tallies"
     directory.mkdir()
     tallies.mkdir()
-    dice = random.Random(7)  # noqa: S311 - the same each time
+    dice = random.Random(7)  # noqa: S311 - the same kills in each run
     watch, steady_watch = Watch(), Watch()
     with ExitStack() as stack:
         crew = Crew(directory, tallies, server.url("postgresql+psycopg", application_name=application_name))
@@ -156,7 +156,7 @@ def test_kill_everything(tmp_path: Path, server: Server, application_name: str) 
         began = time.monotonic()
         body, before = Body(steady.pid), (0, 0)
         while time.monotonic() - began < SECONDS or crew.kills < 4 * WORKERS:
-            # Each process is killed in turn, at a random moment.
+            # Each round kills every worker once, in random order and at random times.
             for place in dice.sample(range(WORKERS), WORKERS):
                 time.sleep(dice.uniform(0.2, 1.0))
                 crew.replace(place)
@@ -171,7 +171,7 @@ def test_kill_everything(tmp_path: Path, server: Server, application_name: str) 
         assert value(steady_watch.look(steady), "checkouts_total") == checkouts
         for _ in range(300):
             steady_watch.look(steady)
-        # A connection that was just closed is let go of a moment later.
+        # The sidecar closes the descriptor of a finished connection a moment later.
         assert eventually(lambda: body.descriptors() <= before[0])
         after = body.descriptors(), body.resident_kib()
     files = [path.name for path in directory.iterdir()]

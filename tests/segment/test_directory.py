@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All files of a directory: no counter ever goes backwards, and a file that is wrong costs nothing but an error."""
+"""The reader of a directory: no counter ever decreases, and a bad file costs nothing but an error."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# -- nothing goes backwards
+# -- counters never decrease
 
 
 def test_counts_of_the_gone_stay(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A worker that is gone has counts and no state; the next in its place counts on."""
+    """A dead worker's file keeps its counts but shows no state; the next worker in the file counts on."""
     first = process()
     first.count(3)
     first.hold(NOW - 5)
@@ -48,12 +48,12 @@ def test_counts_of_the_gone_stay(tmp_path: Path, process: Callable[..., Process]
     exposition = scraper.scrape()
     assert exposition.value("checkouts_total", "orders") == 6
     assert by_worker(exposition, "connections", state="in_use") == {"000": 0}
-    # Another sidecar, that has seen nothing of it, says the same.
+    # A second reader, which starts only now, shows the same.
     assert Scraper(tmp_path).scrape().value("checkouts_total", "orders") == 6
 
 
 def test_a_life_between_two_scrapes(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """The counts of a worker that starts and is killed between two scrapes are in the sums."""
+    """If a worker starts and is killed between two scrapes, its counts are in the sums."""
     process().kill()
     scraper = Scraper(tmp_path)
     scraper.scrape()
@@ -68,7 +68,7 @@ def test_a_life_between_two_scrapes(tmp_path: Path, process: Callable[..., Proce
 def test_deleted_and_made_again(
     tmp_path: Path, process: Callable[..., Process], *, is_live: bool, counters_per_worker: bool
 ) -> None:
-    """What was read of a file stays when it is deleted, with its holder alive or not, and the new one's is added."""
+    """A deleted file's counts stay, whether its holder is alive or dead; the counts of a new file are added."""
     other = process("billing")
     other.kill()
     first = process()
@@ -92,12 +92,12 @@ def test_deleted_and_made_again(
 def test_the_dead_cost_nothing(
     tmp_path: Path, process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dead worker's file is not opened again until a process touches it, and then at once."""
+    """The reader opens a dead worker's file again only after a process has changed it, and then in the next scrape."""
     opened: list[str] = []
     real_open, real_time = os.open, time.time_ns
 
     def count(path: str, *arguments: int, **options: int) -> int:
-        opened.append(os.path.basename(path))  # noqa: PTH119 - of whatever is opened
+        opened.append(os.path.basename(path))  # noqa: PTH119 - any path that is opened
         return real_open(path, *arguments, **options)
 
     live, dead = process(), process("billing")
@@ -107,7 +107,7 @@ def test_the_dead_cost_nothing(
     scraper.scrape()
     monkeypatch.setattr(os, "open", count)
     scraper.scrape()
-    # A file that was changed a moment ago can be changed again without getting another time.
+    # Both files are read again: an unchanged ctime is trusted only once it is older than the clock's resolution.
     assert [file_name(0), file_name(1)] == opened
     monkeypatch.setattr(time, "time_ns", lambda: real_time() + 10**10)
     scraper.scrape()
@@ -131,7 +131,7 @@ def test_the_dead_cost_nothing(
 
 
 def test_the_directory_moved_away_and_back(tmp_path: Path) -> None:
-    """Files that come back, under the same name or another, are counted once."""
+    """If files disappear and come back, under the same name or another, their counts are counted once."""
     directory = tmp_path / "here"
     directory.mkdir()
     process = Process(directory)
@@ -149,7 +149,7 @@ def test_the_directory_moved_away_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("obstacle", ["garbage", "directory", "link", "nothing readable"])
 def test_unreadable_for_one_scrape(tmp_path: Path, process: Callable[..., Process], obstacle: str) -> None:
-    """A file that cannot be read has its last counts, no state, and one error; later it has all again."""
+    """A file that cannot be read keeps its last counts, shows no state, and is one error until it can be read again."""
     one, two = process(), process()
     one.count(3)
     two.count(4)
@@ -184,7 +184,7 @@ OBSTACLES: dict[str, Callable[[Path], object]] = {
 
 
 def test_many_deleted_files(tmp_path: Path) -> None:
-    """If the directory is emptied at every restart, the counts stay, however often that happens."""
+    """If the directory is emptied at every restart, the counts stay, however many files have been deleted."""
     scraper = Scraper(tmp_path)
     at_once = 16
     for _ in range(FILES // at_once + 3):
@@ -207,7 +207,7 @@ def test_the_next_holder_before_it_is_ready(tmp_path: Path, process: Callable[..
     scraper.scrape()
     first.kill()
     scraper.scrape()
-    # What a lease does first, and no more of it.
+    # Take only the lock, the first step of a new lease.
     with first.lease.path.open("r+b") as file:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         exposition = scraper.scrape()
@@ -219,14 +219,14 @@ def test_the_next_holder_before_it_is_ready(tmp_path: Path, process: Callable[..
 
 
 def test_missing_directory(tmp_path: Path) -> None:
-    """A directory that is not there is one error, and no reason not to answer."""
+    """A missing directory is one error; the scrape is answered all the same."""
     assert Scraper(tmp_path / "missing").errors() == {"unreadable": 1}
 
 
 def test_complaints_begin_and_end(
     tmp_path: Path, process: Callable[..., Process], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is wrong is logged once as long as it lasts, and again when it comes back."""
+    """An error is logged once while it lasts, and once more if it comes back."""
     process()
     scraper, other = Scraper(tmp_path), tmp_path / "worker-001"
     for _ in range(2):
@@ -238,7 +238,7 @@ def test_complaints_begin_and_end(
 
 
 def test_a_file_that_shrank_after_its_worker_died(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """The counts of a damaged file stay in the sums and the damage is reported, although no process writes the file."""
+    """If a dead worker's file shrinks, its counts stay in the sums and the damage is reported."""
     worker = process()
     worker.count(3)
     scraper = Scraper(tmp_path)
@@ -251,7 +251,7 @@ def test_a_file_that_shrank_after_its_worker_died(tmp_path: Path, process: Calla
 
 
 def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A count that is negative, not a number or impossibly large is damage; the largest possible count is not."""
+    """A count that is negative, not a number or 2**49 and more is damage; 2**49 - 1 is not."""
     worker = process()
     scraper = Scraper(tmp_path)
     for count, errors in (
@@ -268,14 +268,14 @@ def test_a_count_that_is_none(tmp_path: Path, process: Callable[..., Process]) -
 
 
 def test_other_files(tmp_path: Path) -> None:
-    """A file with another name than a segment's is ignored."""
+    """The reader ignores files whose names are not those of segments."""
     for name in ("worker-1", "worker-0001", "worker-000.bak", "worker-1024", "lost+found", ".worker-000"):
         (tmp_path / name).write_text("precious")
     assert Scraper(tmp_path).errors() == {}
 
 
 def test_no_right_to_read(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A file that may not be opened is unreadable."""
+    """A file that the reader may not open is unreadable."""
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     process().lease.path.chmod(0)
@@ -286,14 +286,14 @@ def test_no_right_to_read(tmp_path: Path, process: Callable[..., Process]) -> No
     ("at", "data", "kind"),
     [
         (0, b"X", "foreign"),  # the magic
-        (8, b"\x63", "version"),  # the layout
+        (8, b"\x63", "version"),  # the version of the layout
         (12, b"\x63", "version"),  # the number of fields
         (16, b"\xff" * 8, "damaged"),  # the bytes in use
         (16, b"\x00" * 8, "damaged"),
         (17, b"\xff", "damaged"),
         (4096, b"\x00" * 8, "damaged"),  # the length of a block
-        (4104, b"\xff" * 8, "damaged"),  # its rows
-        (4112, b"\xff", "damaged"),  # what it is
+        (4104, b"\xff" * 8, "damaged"),  # the number of its rows
+        (4112, b"\xff", "damaged"),  # its description
         (4112, b"[" * 1008, "damaged"),
         (4112, b'{"pool": "\\ud800", "dialect": "", "driver": "", "pool_class": ""}\0', "damaged"),
         (4112, b'{"pool": 1, "dialect": "", "driver": "", "pool_class": ""}\0', "damaged"),
@@ -313,7 +313,7 @@ def test_damage(  # noqa: PLR0917 - fixtures and a table
     data: bytes,
     kind: str,
 ) -> None:
-    """Each fault is counted by its kind, named once in the log, and costs neither the others nor what was counted."""
+    """Each kind of damage is counted and logged once; other files, and counts that were read before, are unaffected."""
     one, two = process(), process()
     one.count(3)
     two.count(4)
@@ -333,7 +333,7 @@ def test_damage(  # noqa: PLR0917 - fixtures and a table
 
 @pytest.mark.parametrize("length", [1, 47, 48, 4000, 4097, 5000, 9000])
 def test_truncated(tmp_path: Path, process: Callable[..., Process], length: int) -> None:
-    """A file that ends before what it says is in use is damaged."""
+    """A file shorter than the length in its header is damaged."""
     one = process()
     one.count(3)
     one.kill()
@@ -350,7 +350,7 @@ def test_truncated(tmp_path: Path, process: Callable[..., Process], length: int)
 def test_a_file_twice(
     tmp_path: Path, process: Callable[..., Process], copy: Callable[[Path, Path], object]
 ) -> None:
-    """A second file with the same content is not a second worker: what it counted would be counted twice."""
+    """A copy or hard link of a file is foreign: its counts must not be added a second time."""
     process("billing").kill()
     (tmp_path / file_name(0)).unlink()
     process("billing")

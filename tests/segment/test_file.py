@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a process: which process has it, and what survives in it."""
+"""The file of a process: which process holds it, and which of its content survives the process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
-# Pools here are kept by hand; what a forked child inherits of them is none of its business.
+# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
@@ -52,7 +52,7 @@ NOBODY = 65534
 
 
 def test_first_free_slot(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A process takes the first file that no process holds; there are as many files as processes at once."""
+    """A process takes the first file that no process holds, so there are no more files than processes at one time."""
     first, second, third = (leases(directory) for _ in range(3))
     assert [first.number, second.number, third.number] == [0, 1, 2]
     second.close()
@@ -61,7 +61,7 @@ def test_first_free_slot(directory: Path, leases: Callable[..., Lease]) -> None:
 
 
 def test_a_taken_file_is_left_alone(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A process that looks for a free file writes nothing into one that another process holds."""
+    """A process that looks for a free file writes nothing into a file that another process holds."""
     lease = leases(directory)
     block = lease.block("orders", INFO, 64)
     block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
@@ -71,7 +71,7 @@ def test_a_taken_file_is_left_alone(directory: Path, leases: Callable[..., Lease
 
 
 def test_counting_goes_on_after_kill(directory: Path) -> None:
-    """The next process takes the killed one's file and counts on from there; what was out and idle is gone."""
+    """The next process takes a killed process's file and adds to its counts; the old connections are cleared."""
     with Worker(directory) as first:
         first.do("pool", "orders")
         first.do("cycle", "orders", 7)
@@ -87,7 +87,7 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
     assert names(directory) == ["worker-000"]
     assert counted(directory, "orders") == {"000": 14}
     assert worker.is_live
-    # One connection, idle: its row says since when it is connected, and held since never.
+    # The one connection is idle: its row has a connect time and no hold time.
     connected = pool.snapshot.connections[::4]
     assert [at > 0 for at in connected if at] == [True]
     assert not any(pool.snapshot.connections[1::4])
@@ -96,7 +96,7 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
 def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     directory: Path, leases: Callable[..., Lease]
 ) -> None:
-    """If the next holder does not have a pool, the pool's counts stay, and it is not active."""
+    """If the next holder does not instrument a pool, the pool's counts stay and it is not active."""
     lease = leases(directory)
     block = lease.block("orders", INFO, 64)
     block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
@@ -111,7 +111,7 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
 
 
 def test_liveness_is_the_lock_and_not_taken(directory: Path, leases: Callable[..., Lease]) -> None:
-    """Whether a file is held is asked through a descriptor that can only read, and asking leaves it free."""
+    """A read-only descriptor suffices to see whether a file is held, and looking does not take the lock."""
     lease = leases(directory)
     descriptor = os.open(lease.path, os.O_RDONLY)
     try:
@@ -126,7 +126,7 @@ def test_liveness_is_the_lock_and_not_taken(directory: Path, leases: Callable[..
 
 @pytest.mark.parametrize(("group_readable", "mode"), [(False, 0o600), (True, 0o640)])
 def test_mode(directory: Path, leases: Callable[..., Lease], *, group_readable: bool, mode: int) -> None:
-    """A file is its owner's alone, or readable by its group; the umask and the last holder change nothing."""
+    """A file has mode 0600, or 0640 if group-readable, whatever the umask and the mode that the last holder set."""
     leases(directory, group_readable=not group_readable).close()
     umask = os.umask(0o777)
     try:
@@ -144,13 +144,13 @@ def test_group_readable_by_environment(directory: Path) -> None:
 
 
 def test_disk_use(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A file takes the disk space of what is in it, however long it is."""
+    """A file is sparse: it takes disk space only for its content, whatever its length."""
     lease = leases(directory)
     lease.block("orders", INFO, 64)
     assert lease.path.stat().st_blocks * 512 < 64 * 1024
 
 
-# -- what else can be in the directory
+# -- other things in the directory
 
 
 def _symlink(path: Path) -> None:
@@ -168,7 +168,7 @@ def _hard_link(path: Path) -> None:
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         cwd = Path.cwd()
-        os.chdir(path.parent)  # a socket's name is short
+        os.chdir(path.parent)  # the path of a socket has at most 107 bytes
         try:
             listening.bind(path.name)
         finally:
@@ -210,7 +210,7 @@ OBSTACLES = {
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_obstacles_are_passed_over(directory: Path, leases: Callable[..., Lease], obstacle: str) -> None:
-    """A file that is not a usable segment is passed over: it is neither followed nor changed."""
+    """A process skips anything that is not a usable segment, and neither follows nor changes it."""
     path = directory / file_name(0)
     OBSTACLES[obstacle](path)
     target = directory / "target"
@@ -231,7 +231,7 @@ def test_obstacles_are_passed_over(directory: Path, leases: Callable[..., Lease]
 
 @as_root
 def test_a_file_of_another_user_is_passed_over(directory: Path) -> None:
-    """Root passes over a file of another user although it could write it; so does an unprivileged user, who cannot."""
+    """A process skips a file of another user even if it may write to it, as root may."""
     (directory / "worker-000").touch()
     os.chown(directory / "worker-000", NOBODY, NOBODY)
     lease = Lease(directory)
@@ -240,7 +240,7 @@ def test_a_file_of_another_user_is_passed_over(directory: Path) -> None:
     directory.chmod(0o777)
     directory.parent.chmod(0o755)
     with as_nobody(directory) as told:
-        assert told == "0"  # its own; root's it passes over
+        assert told == "0"  # the user's own file
     (directory / "worker-000").unlink()
     (directory / "worker-000").touch(0o666)
     with as_nobody(directory) as told:
@@ -251,7 +251,7 @@ def test_a_file_of_another_user_is_passed_over(directory: Path) -> None:
 def test_an_interrupted_beginning_is_begun_again(
     directory: Path, leases: Callable[..., Lease], size: int
 ) -> None:
-    """A file whose maker was killed before it was complete is no error, and the next one's."""
+    """A file whose creator was killed before it was complete is no error, and the next process takes it."""
     with (directory / "worker-000").open("wb") as file:
         file.truncate(size)
     fleet = Reader(directory).read()
@@ -261,7 +261,7 @@ def test_an_interrupted_beginning_is_begun_again(
 
 
 def test_more_workers_than_slots(directory: Path, leases: Callable[..., Lease]) -> None:
-    """If every name is taken by something else, an error says so, and the search ends."""
+    """If every name is taken, the search ends with an error that says so."""
     for number in range(FILES):
         (directory / file_name(number)).symlink_to("nowhere")
     with pytest.raises(SegmentError, match=f"all {FILES} files in .* are taken"):
@@ -272,7 +272,7 @@ def test_more_workers_than_slots(directory: Path, leases: Callable[..., Lease]) 
 
 
 def test_other_limits(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A pool that comes back smaller goes on in its block; one that comes back larger gets a new one: both count."""
+    """A pool that comes back smaller reuses its block, one that comes back larger gets another; both are counted."""
     first = leases(directory)
     first.block("orders", INFO, 64)[DETACHES] = 3.0
     first.close()
@@ -288,14 +288,14 @@ def test_other_limits(directory: Path, leases: Callable[..., Lease]) -> None:
     assert {labels: counts[at] for labels, counts in reader.read(per_worker=True).counts.items()} == {
         ("orders", "000"): 5.0
     }
-    # Neither is made a second time.
+    # A second block of a size is reused, not made again.
     fourth = leases(directory)
     assert len(fourth.block("orders", INFO, 200)) > len(fourth.block("orders", INFO, 64))
     assert len(Reader(directory).read().workers[0].pools) == 2
 
 
 def test_a_pool_collected_after_its_successor_was_made(directory: Path, leases: Callable[..., Lease]) -> None:
-    """Giving back the first of two blocks of a name does not touch the second."""
+    """Giving back the first of two blocks of a name leaves the second active."""
     lease = leases(directory)
     first = lease.block("orders", INFO, 64)
     second = lease.block("orders", INFO, 64)
@@ -305,13 +305,13 @@ def test_a_pool_collected_after_its_successor_was_made(directory: Path, leases: 
 
 
 def test_a_name_that_is_too_long(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A pool whose name has no room in the file is refused with the number of bytes."""
+    """A pool whose name does not fit is refused; the error names the number of bytes."""
     with pytest.raises(SegmentError, match=r"takes 3\d\d\d bytes, more than 1008"):
         leases(directory).block("ö" * 500, INFO, 64)
 
 
 def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A file takes so many pools and no more, and those it has stay readable."""
+    """A full file refuses another pool, and those that it has stay readable."""
     lease = leases(directory)
     for number in range(10):
         lease.block(f"pool {number}", INFO, 200_000)
@@ -321,7 +321,7 @@ def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
 
 
 def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistry) -> None:
-    """A pool that is instrumented again goes on counting; meanwhile its counts are shown and its state is not."""
+    """A pool instrumented again counts on in its block; in between, its counts show and its state does not."""
     pool = a_pool()
     instrument(pool, name="again", registry=registry, directory=directory)
     pool.connect().close()
@@ -336,7 +336,7 @@ def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistr
 
 
 def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) -> None:
-    """A pool that goes without close() leaves its counts, and its block to the next of its name."""
+    """A pool that is collected without close() leaves its counts, and its block to the next pool of its name."""
     for _ in range(3):
         pool = a_pool()
         instrument(pool, name="collected", registry=registry, directory=directory)
@@ -349,7 +349,7 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
 
 
 def test_two_pools_in_two_directories(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A process has one file in each directory, with that directory's pools; a link is the directory."""
+    """A process has one file in each directory, with the pools of that directory; a symlink counts as its target."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")

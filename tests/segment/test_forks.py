@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forked children: each has a file of its own."""
+"""Each forked child has a file of its own."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.workers import Worker
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Pools here are kept by hand; what a forked child inherits of them is none of its business.
+# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def test_fork(directory: Path) -> None:
-    """A child has a file of its own before its first checkout, and does not touch its parent's."""
+    """A forked child takes a file of its own and does not change its parent's."""
     with Worker(directory) as parent:
         parent.do("pool", "orders")
         parent.do("cycle", "orders", 3)
@@ -47,7 +47,7 @@ def test_fork(directory: Path) -> None:
 
 
 def test_a_child_does_not_keep_its_parents_lock(directory: Path) -> None:
-    """The file of a killed parent is free at once, though its child lives on; and the next one counts on in it."""
+    """When a parent is killed, its file is free although its child lives on, and the next process counts on in it."""
     with Worker(directory) as parent:
         parent.do("pool", "orders")
         parent.do("cycle", "orders", 3)
@@ -65,7 +65,7 @@ def test_a_child_does_not_keep_its_parents_lock(directory: Path) -> None:
 
 
 def test_forks_of_forks(directory: Path, registry: CollectorRegistry) -> None:
-    """As many files as processes at once, though each generation is forked by the one before."""
+    """With forks of forks, each process has a file of its own."""
     pool = a_pool()
     handle = instrument(pool, name="orders", registry=registry, directory=directory)
     pool.connect().close()
@@ -91,7 +91,7 @@ def _check_out(directory: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(directory: Path, registry: CollectorRegistry, method: str) -> None:
-    """Processes of multiprocessing have a file each while they run, and follow one another in it."""
+    """Children of multiprocessing have their own file while they run; a later child reuses it and counts on."""
     pool = a_pool()
     handle = instrument(pool, name="parent", registry=registry, directory=directory)
     context: Any = multiprocessing.get_context(method)
@@ -109,7 +109,7 @@ def test_multiprocessing(directory: Path, registry: CollectorRegistry, method: s
 def test_a_child_without_room(
     directory: Path, registry: CollectorRegistry, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A child for which there is no file goes on in memory and leaves its parent's alone."""
+    """A forked child that finds no free file counts in memory and does not change its parent's file."""
     with Worker(directory) as parent:
         parent.do("pool", "orders")
         parent.do("cycle", "orders", 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged files, and files that change while they are read: whatever is in them, the reader goes on."""
+"""The reader survives damaged files, and files that change while it reads them."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def _shift(data: bytearray, dice: random.Random) -> None:
 def test_fuzzed_files(
     tmp_path_factory: pytest.TempPathFactory, sane: bytes, damage: Callable[[bytearray, random.Random], None]
 ) -> None:
-    """Whatever is in a file costs at most a counted error, and its neighbour shows what it always shows.
+    """Any damage to a file costs at most one counted error, and does not change what a file beside it shows.
 
-    A flipped bit that makes one plausible number of another cannot be told from that number; there is no checksum,
-    since the writer stores each value alone. So what is asserted is that the answer is whole, and not that it is true.
+    A flipped bit can turn one plausible number into another. The reader cannot notice: there is no checksum, because
+    the writer stores each value alone. So the test asserts only that the answer is complete.
     """
     directory = tmp_path_factory.mktemp("fuzz")
     neighbour = Process(directory, "neighbour")
@@ -100,7 +100,7 @@ def test_fuzzed_files(
         unfinished = not any(data[:8]) and len(data) in (0, 4096)
         assert states["live"] == 1
         assert states["gone"] + errors == (0 if unfinished else 1)
-        # It does not end the next process that starts, either, and that process has a file.
+        # A new process survives the file, too, and finds a file for itself.
         lease = Lease(directory)
         lease.block("orders", QUEUE, 64)
         lease.close()
@@ -113,14 +113,14 @@ def test_fuzzed_files(
 
 
 def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
-    """A file that shrinks, grows, vanishes or is replaced while it is read costs at most a counted error."""
+    """A file that shrinks, grows, vanishes or is replaced during a read costs at most one counted error."""
     neighbour = Process(tmp_path, "neighbour")
     path = tmp_path / file_name(1)
     path.write_bytes(sane)
     stop = threading.Event()
 
     def disturb() -> None:
-        dice = random.Random(11)  # noqa: S311 - the same each time
+        dice = random.Random(11)  # noqa: S311 - the same changes in each run
         while not stop.is_set():
             match dice.randrange(4):
                 case 0:
@@ -143,7 +143,7 @@ def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
             fleet = reader.read()
             assert ("neighbour",) in fleet.counts
             assert sum(fleet.errors.values()) <= 1
-        # One more may be the other thread's.
+        # The other thread can have one file open.
         assert descriptors() <= before + 1
     finally:
         stop.set()

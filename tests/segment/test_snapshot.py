@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is derived from one block."""
+"""The metrics that are derived from one block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOW, WALL = 1000.0, 5000.0
 
 @pytest.fixture
 def block() -> memoryview[float]:
-    """A block of a bounded pool of 2 + 1 connections in which nothing happened."""
+    """A fresh block of a pool with size 2 and one overflow connection."""
     block = layout.allocate(64)
     block[layout.ACTIVE] = block[layout.HAS_OVERFLOW] = 1.0
     block[layout.SIZE], block[layout.MAX_OVERFLOW], block[layout.TIMEOUT] = 2.0, 1.0, 30.0
@@ -36,7 +36,7 @@ def values(block: memoryview[float]) -> dict[str, Value]:
 
 
 def test_limits_that_do_not_apply_are_absent(block: memoryview[float]) -> None:
-    """A limit is there if the pool has it; without a size there is no capacity."""
+    """A limit is shown only if the pool has it; without a size there is no capacity."""
     shown = values(block)
     assert {key: shown.get(key) for key in ("size", "max_overflow", "timeout_seconds", "capacity")} == {
         "size": 2.0,
@@ -50,9 +50,9 @@ def test_limits_that_do_not_apply_are_absent(block: memoryview[float]) -> None:
 
 
 def test_state_of_the_rows(block: memoryview[float]) -> None:
-    """In use, idle, empty, overflow and the ages follow from the rows."""
+    """Connections in use and idle, empty slots, overflow and ages are derived from the rows."""
     row(block, 0, 900.0, 990.0)
-    row(block, 1, 800.0, -980.0)  # held since before it was seen
+    row(block, 1, 800.0, -980.0)  # negative: held since before the pool was instrumented
     row(block, 2, 850.0)
     row(block, 3, layout.EMPTY)
     row(block, 4, layout.EMPTY, retired=layout.REPLACED)
@@ -65,7 +65,7 @@ def test_state_of_the_rows(block: memoryview[float]) -> None:
 
 
 def test_waiters_and_what_found_no_room(block: memoryview[float]) -> None:
-    """Callers without a slot of the table are counted too, but have no age."""
+    """Callers and connections without a table slot are counted, but callers without a slot have no age."""
     block[layout.WAITERS_AT + 3] = 999.0
     block[layout.UNTRACKED_PENDING], block[layout.UNTRACKED_CONNECTIONS] = 2.0, 1.0
     shown = values(block)
@@ -74,27 +74,27 @@ def test_waiters_and_what_found_no_room(block: memoryview[float]) -> None:
 
 
 def test_a_store_later_than_the_clock_was_read(block: memoryview[float]) -> None:
-    """An age is never negative."""
+    """If a store is later than the reader's clock, the age is 0 and not negative."""
     row(block, 0, NOW + 1, NOW + 1)
     assert values(block)["longest_held_seconds"] == 0.0
 
 
 def test_last_return(block: memoryview[float]) -> None:
-    """It is an instant on the wall's clock, rounded to milliseconds, and 0 before the first."""
+    """The time of the last return is Unix time rounded to milliseconds; 0 before the first return."""
     assert values(block)["last_checkin_timestamp_seconds"] == 0.0
     block[layout.LAST_CHECKIN] = NOW - 1.23456
     assert values(block)["last_checkin_timestamp_seconds"] == WALL - 1.235
 
 
 def test_an_unlimited_size_has_no_overflow(block: memoryview[float]) -> None:
-    """With pool_size=0 nothing is beyond the size, as SQLAlchemy says."""
+    """With pool_size=0 no connection is overflow, as in SQLAlchemy."""
     block[layout.SIZE] = layout.NOT_APPLICABLE
     row(block, 0, 900.0, 990.0)
     assert values(block)["overflow_connections"] == 0.0
 
 
 def test_counters_follow_from_a_row_of_counts(block: memoryview[float]) -> None:
-    """No block is needed: the row that only grows says everything that is a counter."""
+    """All counters can be derived from the copied counts alone, without the block."""
     for at in range(layout.FIRST_COUNTER, layout.FIELDS):
         block[at] = float(at)
     counts = Snapshot.of(block).counts
@@ -110,13 +110,13 @@ def test_counters_follow_from_a_row_of_counts(block: memoryview[float]) -> None:
 
 
 def test_histograms_are_added_bucket_by_bucket() -> None:
-    """The sum of two histograms has the sums of their buckets and of their seconds."""
+    """Adding two histograms adds their buckets and their sums."""
     both = Histogram((1.0, 2.0), 0.5) + Histogram((3.0, 4.0), 0.25)
     assert (both, both.count) == (Histogram((4.0, 6.0), 0.75), 10.0)
 
 
 def test_a_snapshot_is_a_copy(block: memoryview[float]) -> None:
-    """What is stored after it was taken does not change it."""
+    """Later stores into the block do not change a snapshot."""
     snapshot = Snapshot.of(block)
     before = dict(snapshot.values(now=NOW, wall=WALL))
     for at in range(layout.FIRST_COUNTER, layout.FIELDS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks of a process: in a file, or in memory whatever is wrong with the directory."""
+"""The blocks of a process are in a file, or in memory if the directory cannot be used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
 LOGGER = "sqlalchemy_pool_exporter"
-# Pools here are kept by hand; what a forked child inherits of them is none of its business.
+# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
@@ -48,7 +48,7 @@ NOBODY = 65534
 def assert_falls_back(
     directory: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, why: str
 ) -> None:
-    """Assert that two pools work and are counted, with one warning, and with a metric that says it."""
+    """Assert that two pools work and count, with one warning in the log, and with ``exporter_segment_shared`` at 0."""
     pools = {"first": a_pool(), "second": a_pool()}
     with caplog.at_level(logging.WARNING, logger=LOGGER):
         for name, pool in pools.items():
@@ -63,14 +63,14 @@ def assert_falls_back(
 
 
 def test_no_directory_asked_for(registry: CollectorRegistry) -> None:
-    """Without a directory nothing is said of one."""
+    """Without a directory, ``exporter_segment_shared`` is not shown."""
     pool = a_pool()
     with instrument(pool, name="p", registry=registry):
         assert Exposition(registry).get("exporter_segment_shared", "p") is None
 
 
 def test_shared(directory: Path, registry: CollectorRegistry) -> None:
-    """With a directory that works the metric is 1."""
+    """With a directory that works, ``exporter_segment_shared`` is 1."""
     pool = a_pool()
     with instrument(pool, name="p", registry=registry, directory=directory):
         assert Exposition(registry).value("exporter_segment_shared", "p") == 1
@@ -79,7 +79,7 @@ def test_shared(directory: Path, registry: CollectorRegistry) -> None:
 def test_missing_directory(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A missing directory is not made, because its owner decides on its mode."""
+    """A missing directory is not created, because its owner must choose its mode."""
     missing = tmp_path / "missing"
     why = f"cannot use directory {str(missing)!r}: No such file or directory"
     assert_falls_back(missing, registry, caplog, why)
@@ -89,14 +89,14 @@ def test_missing_directory(
 def test_no_directory_but_a_file(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file is no directory."""
+    """If the directory is a file, the pools count in memory."""
     file = tmp_path / "file"
     file.write_text("precious")
     assert_falls_back(file, registry, caplog, f"cannot use directory {str(file)!r}: Not a directory")
 
 
 def test_symlink_loop(tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """A path that leads nowhere is an error of the directory and not of the application."""
+    """If the path is a symlink loop, the pools count in memory and the application gets no error."""
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     why = f"cannot use directory {str(loop)!r}: Too many levels of symbolic links"
@@ -104,7 +104,7 @@ def test_symlink_loop(tmp_path: Path, registry: CollectorRegistry, caplog: pytes
 
 
 def test_a_later_start_recovers(tmp_path: Path, directory: Path) -> None:
-    """What could not be used is tried again at the next start, and not before."""
+    """A directory that could not be used is tried again at the next start, and not before."""
     missing = tmp_path / "later"
     with Worker(missing) as worker:
         worker.do("pool", "orders")
@@ -119,7 +119,7 @@ def test_a_later_start_recovers(tmp_path: Path, directory: Path) -> None:
 
 @as_root
 def test_read_only_directory(directory: Path) -> None:
-    """In a directory of another user no file is made, and a warning says so."""
+    """In a directory that it may not write to, a process makes no file and logs why."""
     directory.parent.chmod(0o755)
     directory.chmod(0o755)
     with as_nobody(directory) as told:
@@ -129,7 +129,7 @@ def test_read_only_directory(directory: Path) -> None:
 
 @as_root
 def test_read_only_directory_with_a_file_of_ours(directory: Path) -> None:
-    """A present file of the same user is taken, even in a directory of another user."""
+    """A process takes an existing file of its user even in a directory that it may not write to."""
     (directory / "worker-000").touch(0o600)
     os.chown(directory / "worker-000", NOBODY, NOBODY)
     directory.parent.chmod(0o755)
@@ -140,7 +140,7 @@ def test_read_only_directory_with_a_file_of_ours(directory: Path) -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
-    """Yield a file system of 64 KiB."""
+    """Yield the mount point of a 64 KiB file system."""
     path = tmp_path / "tiny"
     path.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", path], check=False)
@@ -154,7 +154,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 @as_root
 def test_full_disk(tiny: Path) -> None:
-    """Pools for which the disk has no room are counted in memory; those that have it are shared still."""
+    """Pools that do not fit on the disk count in memory; those that fit stay in the file."""
     with Worker(tiny) as worker:
         for number in range(10):
             worker.do("pool", f"pool {number}")
@@ -164,7 +164,7 @@ def test_full_disk(tiny: Path) -> None:
         counts = Reader(tiny).read().counts
         assert ("pool 0",) in counts
         assert ("pool 9",) not in counts
-        # Not even room for a header.
+        # Fill the disk, so that there is no room for a header either.
         (tiny / "filler").write_bytes(b"")
         with contextlib.suppress(OSError), (tiny / "filler").open("wb", buffering=0) as filler:
             while filler.write(bytes(4096)):
@@ -179,10 +179,10 @@ def test_full_disk(tiny: Path) -> None:
 
 @as_root
 def test_holes_on_a_full_disk(tiny: Path) -> None:
-    """A file that was copied with holes is made whole before it is written to, or not taken."""
+    """If a file has holes and the disk is full, a process does not write to it, but counts in memory."""
     with Worker(tiny) as worker:
         worker.do("pool", "orders")
-    # As `cp --sparse=always` leaves it.
+    # Write a sparse copy, as `cp --sparse=always` does.
     path = tiny / "worker-000"
     data = path.read_bytes()[:20_000]
     path.unlink()
@@ -204,7 +204,7 @@ def test_holes_on_a_full_disk(tiny: Path) -> None:
 def test_a_limit_on_file_size(
     directory: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A process that may write no long files goes on in memory."""
+    """If the limit on file size is too small for a segment, the pools count in memory."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
@@ -220,7 +220,7 @@ def test_no_descriptor_left(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process without a free descriptor goes on in memory, having tried once."""
+    """A process without a free descriptor counts in memory, and tries only one file."""
     opened = 0
 
     def refuse(*_: object, **__: object) -> int:
@@ -238,7 +238,7 @@ def test_no_descriptor_left(
 
 
 def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker whose file is deleted goes on, says so once, and takes a new one at its next start."""
+    """A worker whose file is deleted keeps counting, logs it once, and takes a new file at its next start."""
     segments = BlockStore(directory)
     block = segments.block("orders", INFO, 64)
     assert segments.is_shared is True
@@ -252,7 +252,7 @@ def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A new pool also notices a deleted file, because an application without an endpoint has no scrapes."""
+    """Adding a pool also notices a deleted file, because an application without an endpoint is never scraped."""
     segments = BlockStore(directory)
     segments.block("orders", INFO, 64)
     (directory / "worker-000").unlink()
@@ -262,9 +262,9 @@ def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.L
 
 
 def test_descriptors_closed_by_the_application(directory: Path) -> None:
-    """A process that closes every descriptor, as a daemon does, loses the lock; a file with its number stays open."""
+    """If the application reuses the number of the lock's descriptor, the lease knows, and leaves the new file open."""
     lease = Lease(directory)
-    # Two: the lock, and the mapping's, which sees the lock as another holder's.
+    # The lock's descriptor and the mapping's. is_held() is true for the mapping's, because the lock has another owner.
     (lock,) = (number for number in descriptors_of(lease.path) if not is_held(number))
     with Path(os.devnull).open() as other:
         os.dup2(other.fileno(), lock)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over workers: exact, whichever worker ends and whichever file is deleted."""
+"""Sums over workers are exact, whichever worker ends and whichever file is deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.segments import (
 )
 @settings(max_examples=50)
 def test_sums_of_seconds_never_shrink(seconds: list[float], ends: list[int], data: st.DataObject) -> None:
-    """A sum of seconds stays the same to its last digit when a worker ends, is replaced, or its file is deleted."""
+    """A sum of seconds stays equal to the last digit when a worker ends or is replaced, or its file is deleted."""
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         processes = [Process(Path(directory)) for _ in seconds]
         for process, value in zip(processes, seconds, strict=True):
@@ -52,8 +52,8 @@ def test_sums_of_seconds_never_shrink(seconds: list[float], ends: list[int], dat
 
 
 def test_sums_of_deleted_files_never_shrink(tmp_path: Path) -> None:
-    """A sum stays the same, too, if so many files were deleted that only the latest are remembered one by one."""
-    reader, dice = Reader(tmp_path), random.Random(5)  # noqa: S311 - the same each time
+    """A sum stays exact even after more deletions than the reader remembers one by one."""
+    reader, dice = Reader(tmp_path), random.Random(5)  # noqa: S311 - the same values in each run
     at = layout.HOLD + layout.SUM - layout.FIRST_COUNTER
     every: list[float] = []
     for _ in range(FILES // 16 + 4):
@@ -75,7 +75,7 @@ ROWS = st.lists(st.lists(st.floats(0, 1e12), min_size=3, max_size=3), min_size=1
 def test_compacted_rows_have_the_same_sum_exactly(
     rows: list[list[float]], more: list[list[float]], dice: random.Random
 ) -> None:
-    """In whatever order, and whatever is added, the compacted rows come to the same as all of them."""
+    """Compacted rows have exactly the sum of the original rows, in any order and with any rows added."""
     expected = [math.fsum(column) for column in zip(*rows, *more, strict=True)]
     few = sums.compacted(rows)
     assert len(few) <= len(rows) + 2
@@ -85,7 +85,7 @@ def test_compacted_rows_have_the_same_sum_exactly(
 
 
 def snapshot(**fields: float) -> Snapshot:
-    """Return a snapshot of a block whose fields, by their names, are these."""
+    """Return a snapshot of a block that has these values in the named fields."""
     block = layout.allocate(64)
     block[layout.HAS_OVERFLOW] = 1.0
     for name, value in fields.items():
@@ -94,7 +94,7 @@ def snapshot(**fields: float) -> Snapshot:
 
 
 def test_state_of_several() -> None:
-    """Limits where all have the same, the largest of ages and instants, the sums of everything else."""
+    """Over workers: a limit if all have the same, the maximum of ages and instants, the sum of everything else."""
     one = snapshot(SIZE=2.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=990.0, UNTRACKED_PENDING=1.0)
     two = snapshot(SIZE=3.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=980.0, UNTRACKED_PENDING=2.0)
     state = sums.state([one, two], now=1000.0, wall=5000.0)
@@ -107,7 +107,7 @@ def test_state_of_several() -> None:
 
 
 def test_a_limit_that_one_has_not() -> None:
-    """A limit is not shown if one of the workers does not have it, and neither is a ceiling of all of them."""
+    """If one worker lacks a limit, neither the limit nor the capacity of all workers is known."""
     limited, unlimited = snapshot(SIZE=2.0), snapshot(SIZE=layout.NOT_APPLICABLE)
     for both in ([limited, unlimited], [unlimited, limited]):
         assert "size" not in sums.state(both, now=0.0, wall=0.0)
@@ -115,7 +115,7 @@ def test_a_limit_that_one_has_not() -> None:
 
 
 def test_state_of_one_is_its_own() -> None:
-    """The state over one snapshot is that of the snapshot."""
+    """The state over one snapshot is the state of that snapshot."""
     one = snapshot(SIZE=2.0, LAST_CHECKIN=990.0)
     clocks = {"now": 1000.0, "wall": 5000.0}
     assert sums.state([one], **clocks) == dict((*one.limits(), *one.state(**clocks)))
