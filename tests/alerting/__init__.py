@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of rules, runbooks and incidents."""
+"""Tests of alert rules, runbooks and staged incidents."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged on real PostgreSQL, watched by a real Prometheus: each incident has its alerts, in time, and no others."""
+"""Incidents on a real PostgreSQL, seen by a real Prometheus: each fires its alerts in time, and no others."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from tests.support.incidents import Incident, Played
 
 pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus")]
-# Two scrapes, two evaluations, a probe, and a machine with other work.
+# Slack for two scrapes, two rule evaluations, one probe and a busy machine.
 GRACE = 15.0
 
 
 def _seconds(name: str) -> float:
-    """Return how long a threshold is in this run."""
+    """Return a threshold of this run in seconds."""
     value = thresholds().get(name) or rules.thresholds(rules.source())[name].default
     return float(value) if name.endswith("_seconds") else seconds(value)
 
 
 @pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: incident.name)
 def test_the_alerts_of_an_incident_fire_in_time(incident: Incident, incidents: Played) -> None:
-    """Each that is expected fires, not before its ``for`` has passed, and within the time that its rule states."""
+    """Each expected alert fires within the time that its rule states, and not before its ``for`` has passed."""
     fired, began = incidents.fired(incident.name), incidents.began[incident.name]
     after = {tier: fired[tier][0] - began if tier in fired else None for tier in incident.expected}
     due = {tier: sum(map(_seconds, parts)) + GRACE for tier, parts in incident.expected.items()}
@@ -44,7 +44,7 @@ def test_the_alerts_of_an_incident_fire_in_time(incident: Incident, incidents: P
 
 @pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: incident.name)
 def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
-    """Nothing fires but what is expected and what has a reason to, and nothing before there is one."""
+    """Only expected and allowed alerts fire, and none before the incident starts."""
     fired = incidents.fired(incident.name)
     there = (incidents.hired if incident.is_configured else incidents.began)[incident.name]
     assert set(fired) <= {*incident.expected, *incident.allowed}
@@ -52,14 +52,14 @@ def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
 
 
 def test_alerts_of_what_is_over_are_over(incidents: Played) -> None:
-    """After the restart, when the database is back, nothing fires any more."""
+    """After a restart, once the database is back, no alert fires any more."""
     fired = incidents.fired("restart")
     assert fired
     assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > incidents.end - 15.0}
 
 
 def test_the_healthy_run_was_full(incidents: Played) -> None:
-    """Each of its workers had all connections in use at times, most of them on average, and callers who waited."""
+    """In the healthy run each worker was full at times and more than 60 % in use on average, and callers waited."""
     window, at = f"[{incidents.end - incidents.began['healthy'] - 20:.0f}s]", incidents.end - 15.0
 
     def of_workers(expr: str) -> list[float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' own Prometheus: that it is real, and that it says what is wrong."""
+"""The Prometheus that the tests run: it works, and reports its own failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ groups:
 
 
 def test_prometheus(tmp_path: Path) -> None:
-    """It scrapes, answers queries for now and for a range, and its rules fire."""
+    """Prometheus scrapes, answers instant and range queries, and its alert fires."""
     (tmp_path / "test.rules.yml").write_text(RULES)
     registry = CollectorRegistry()
     Gauge("temperature", "Temperature.", registry=registry).set(21)
@@ -58,13 +58,13 @@ def test_prometheus(tmp_path: Path) -> None:
 
 
 def test_wrong_configuration(tmp_path: Path) -> None:
-    """One that cannot start says why."""
+    """If Prometheus cannot start, the error has the reason."""
     with pytest.raises(RuntimeError, match="field scrape_config not found"):
         Prometheus("scrape_config: []", tmp_path)
 
 
 def test_killed(tmp_path: Path) -> None:
-    """One that ended while somebody waits for it says so at once."""
+    """If Prometheus has ended, a query raises an error at once."""
     with Prometheus(scraping({}), tmp_path) as prometheus:
         prometheus.end()
         with pytest.raises(RuntimeError, match="prometheus ended:"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboards' harder queries, computed by promtool on series whose answer is known.
+"""The harder queries of the dashboards, computed by promtool on series with a known answer.
 
-The same query has to be true for an application that is scraped itself, for a sidecar with the label `worker`, and for
-one that sums its workers up.
+Each query must be right for an application's own endpoint, for a sidecar with the label `worker`, and for a sidecar
+that sums over its workers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.newest, pytest.mark.requires("promtool")]
 
-# Two workers of five connections each, one of them full; the sidecar's capacity is that of both.
+# Two workers with a capacity of 5 each, one of them full; the sidecar's capacity is the sum of both.
 SIDECAR = {
     'size{pool="p", worker="000"}': 4,
     'size{pool="p", worker="001"}': 4,
@@ -32,11 +32,11 @@ SIDECAR = {
     'connections{pool="p", worker="001", state="in_use"}': 1,
     'last_checkin_timestamp_seconds{pool="p", worker="000"}': 40,
     'last_checkin_timestamp_seconds{pool="p", worker="001"}': 50,
-    # Without a limit.
+    # A pool without a limit.
     'connections{pool="null", worker="000", state="in_use"}': 7,
     'last_checkin_timestamp_seconds{pool="null", worker="000"}': 10,
 }
-# The same, summed by the sidecar: size and max_overflow are what each has.
+# The same, summed by the sidecar; size and max_overflow are those of one worker.
 SUMMED = {
     'size{pool="p"}': 4,
     'max_overflow{pool="p"}': 1,
@@ -44,13 +44,13 @@ SUMMED = {
     'connections{pool="p", state="in_use"}': 6,
     'last_checkin_timestamp_seconds{pool="p"}': 50,
 }
-# One process of five.
+# One process with a capacity of 5.
 APPLICATION = {
     'size{pool="p"}': 4,
     'max_overflow{pool="p"}': 1,
     'capacity{pool="p"}': 5,
     'connections{pool="p", state="in_use"}': 5,
-    'last_checkin_timestamp_seconds{pool="p"}': 0,  # nothing has come back yet
+    'last_checkin_timestamp_seconds{pool="p"}': 0,  # no connection has been returned yet
 }
 NOTHING: list[float] = []
 DATABASES = {
@@ -74,7 +74,7 @@ DATABASES = {
         (SIDECAR, "In use against capacity, by process B", [5.0]),
         (SUMMED, "In use against capacity, by process B", [10.0]),
         (APPLICATION, "In use against capacity, by process B", [5.0]),
-        # At 60 s: the full worker has had nothing back for 20 s, the other is not full, the third has no limit.
+        # At 60 s the full worker has had no return for 20 s, the other is not full, and the third pool has no limit.
         (SIDECAR, "Full, and nothing comes back", [0.0, 20.0]),
         (SUMMED, "Full, and nothing comes back", [0.0]),
         (APPLICATION, "Full, and nothing comes back", NOTHING),
@@ -91,7 +91,7 @@ DATABASES = {
     ],
 )
 def test_panel(tmp_path: Path, series: dict[str, float], title: str, expected: list[float]) -> None:
-    """A panel's query says what is so, however the pool is scraped."""
+    """A panel's query gives the right answer for each way to scrape the pool."""
     name, _, ref = title.rpartition(" ")
     if ref not in {"A", "B", "C"}:
         name, ref = title, "A"
@@ -101,13 +101,13 @@ def test_panel(tmp_path: Path, series: dict[str, float], title: str, expected: l
         for target in grafana.targets(board)
         if (target.panel["title"], target.ref) == (name, ref)
     }
-    for expr in found:  # two dashboards may have a panel of one name
+    for expr in found:  # two dashboards can have panels of the same title
         assert sorted(expected) == pytest.approx(_computed(tmp_path, expr, series))
     assert found
 
 
 def _computed(directory: Path, expr: str, series: dict[str, float]) -> list[float]:
-    """Return the values of a query at 60 s, as promtool says them in its complaint that there ought to be none."""
+    """Return a query's values at 60 s: promtool prints them, because the expected sample does not match."""
     (directory / "empty.yml").write_text("groups: []")
     tests = directory / "tests.yml"
     given = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording rules and alerts: form, names and thresholds, and that each alert has its tests and its runbook."""
+"""Recording rules and alerts: form, names, thresholds; each alert has tests and a runbook."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tools import generate_rules
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.newest  # text, and a program that is no dependency
+pytestmark = pytest.mark.newest  # the rules do not depend on dependency versions
 
 
 def load(text: str) -> Any:
-    """Read YAML, a hundred kilobytes of it, with the parser in C."""
+    """Read YAML with the C parser, because the rules have a hundred kilobytes."""
     return yaml.load(text, yaml.CSafeLoader)
 
 
@@ -56,11 +56,11 @@ METRICS = {
     )
     for metric in metrics
 }
-# Prometheus' own, of each target; and what Prometheus and the sidecar add to the labels of ours.
+# ``up`` is Prometheus' own; Prometheus, the sidecar and histograms add these labels to those of the catalogue.
 OF_TARGETS = {"up"}
 ADDED = {"job", "instance", "cluster", "namespace", "pool", "worker", "database", "le"}
 
-# Tests in which nothing may fire.
+# Tests in which no alert may fire.
 SILENT = (
     "healthy, two workers under the sidecar",
     "healthy, in an application",
@@ -74,7 +74,7 @@ promtool = pytest.mark.requires("promtool")
 
 
 def run(*arguments: str | Path) -> None:
-    """Run promtool, which says what is wrong."""
+    """Run promtool; if it fails, show its output."""
     ended = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -83,34 +83,34 @@ def run(*arguments: str | Path) -> None:
 
 
 def test_the_rendered_rules_are_the_sources() -> None:
-    """What is committed for those who load a file is what the command writes without a setting."""
+    """The committed rules file equals what the command writes without settings."""
     assert generate_rules.rendered_rules() == RENDERED.read_text("utf-8")
 
 
 def test_the_page_of_the_documentation_is_generated() -> None:
-    """Alerts, thresholds and the index of the runbooks are listed as they are."""
+    """The generated pages with the alerts, the thresholds and the index of the runbooks are up to date."""
     for page, text in generate_rules.pages().items():
         assert text == page.read_text("utf-8"), page
 
 
 @promtool
 def test_prometheus_takes_the_rules() -> None:
-    """As they are, and with another value of every threshold."""
+    """``promtool check rules`` accepts the committed rules."""
     run("check", "rules", RENDERED)
 
 
 @promtool
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should(path: Path) -> None:
-    """Prometheus' own tests of rules pass."""
+    """The promtool tests of the rules pass."""
     run("test", "rules", path)
 
 
-# The tests of the tests.
+# Tests of the promtool tests.
 
 
 def _cases(name: str) -> list[tuple[str, int, int, list[str]]]:
-    """Return the cases of an alert: name of the test, when in minutes, the test's interval, severities that fire."""
+    """Return the cases of an alert: name of the test, time and interval in minutes, severities that fire."""
     return [
         (
             test["name"],
@@ -136,7 +136,7 @@ def _minutes(duration: str) -> int:
 
 @pytest.mark.parametrize(("name", "severity"), TIERS)
 def test_each_tier_is_tested_to_fire_and_not_a_minute_before(name: str, severity: str) -> None:
-    """Some test has the tier fire, and has it silent one interval earlier."""
+    """For each tier some test has it firing, and not yet firing one interval earlier."""
     cases = _cases(name)
     assert any(
         severity in later[3] and severity not in earlier[3] and later[1] - earlier[1] == later[2]
@@ -148,12 +148,12 @@ def test_each_tier_is_tested_to_fire_and_not_a_minute_before(name: str, severity
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("test", SILENT)
 def test_each_alert_is_tested_to_be_silent(name: str, test: str) -> None:
-    """When all is well, for pools that have no limit or keep no connection, and where no database is probed."""
+    """Each alert has a case that does not fire in each silent test: healthy, unlimited, NullPool, no probes."""
     assert [[]] == [severities for of, _, _, severities in _cases(name) if of == test]
 
 
 def test_silence_is_tested_all_along() -> None:
-    """Not at the end alone: no alert fires at any time of these tests."""
+    """In the silent tests no alert fires at any time, not only at the end."""
     asked = {"expr": 'count_over_time(ALERTS{alertstate="firing"}[2h])', "eval_time": "2h", "exp_samples": []}
     assert {name: [asked] for name in SILENT} == {
         test["name"]: test["promql_expr_test"] for test in _tests() if test["name"] in SILENT
@@ -161,7 +161,7 @@ def test_silence_is_tested_all_along() -> None:
 
 
 def test_each_tier_is_staged_or_says_why_not() -> None:
-    """What promtool says of a tier is also seen in an incident on real servers, but for those that take too long."""
+    """Each tier fires in a staged incident, except for the listed tiers, which take too long to stage."""
     staged = {tier for incident in INCIDENTS for tier in incident.expected}
     tiers = {(name.removeprefix("SQLAlchemyPool"), severity) for name, severity in TIERS}
     assert tiers == staged | set(UNSTAGED)
@@ -173,7 +173,7 @@ def test_each_tier_is_staged_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")
 def test_alerts_have_the_usual_form(rule: dict[str, Any]) -> None:
-    """Name, severity, a summary that is a sentence, a description with what is the case, a runbook."""
+    """Alerts have a CamelCase name, a severity, a one-sentence summary, a description with a value, a runbook link."""
     name, annotations = rule["alert"], rule["annotations"]
     assert re.fullmatch(r"SQLAlchemyPool([A-Z][a-z]+)+", name)
     assert len(name) <= 40
@@ -188,13 +188,13 @@ def test_alerts_have_the_usual_form(rule: dict[str, Any]) -> None:
 
 
 def test_a_tier_is_there_once() -> None:
-    """The tiers of an alert share its name and differ in their severity, so that one can inhibit the other."""
+    """The tiers of an alert share its name but not their severity, so that one can inhibit the other."""
     assert len(TIERS) == len(set(TIERS))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_alert_has_a_runbook(name: str) -> None:
-    """It has the four parts that somebody who was woken up looks for, each with something in it."""
+    """Each alert's runbook has the four sections Meaning, Impact, Diagnosis and Mitigation, none of them empty."""
     text = (RUNBOOKS / f"{name}.md").read_text("utf-8")
     assert text.startswith(f"# {name}\n")
     parts = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
@@ -204,7 +204,7 @@ def test_each_alert_has_a_runbook(name: str) -> None:
 
 
 def test_no_runbook_is_of_an_alert_that_is_gone() -> None:
-    """Each page but the index belongs to an alert."""
+    """Each runbook except the index belongs to an alert."""
     assert {*NAMES, "README"} == {page.stem for page in RUNBOOKS.glob("*.md")}
 
 
@@ -212,33 +212,33 @@ def test_no_runbook_is_of_an_alert_that_is_gone() -> None:
 
 
 def names_in(expr: str) -> set[str]:
-    """Return the metrics that an expression asks for, by the names of the catalogue."""
+    """Return the metrics in an expression, by their names in the catalogue."""
     bare = re.sub(r'"[^"]*"', '""', expr)
     names = set(re.findall(r"(?<![\w:])(?:sqlalchemy_pool_\w+|up)\b(?!:)", bare))
     return {re.sub(r"_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
 
 
 def queries_of(page: Path) -> list[str]:
-    """Return the PromQL of a page."""
+    """Return the PromQL queries of a page."""
     return re.findall(r"^```promql\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert", rule.get("record")))
 def test_rules_ask_for_what_there_is(rule: dict[str, Any]) -> None:
-    """Every metric is in the catalogue or recorded by a rule; every label and every value of one is, too."""
+    """Rules use only metrics, labels and label values that exist in the catalogue or are recorded by a rule."""
     _check_query(rule["expr"])
 
 
 @pytest.mark.parametrize("page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: page.stem)
 def test_runbooks_ask_for_what_there_is(page: Path) -> None:
-    """The same for the queries to run at night."""
+    """The same holds for the queries of the runbooks."""
     for query in queries_of(page):
         _check_query(query)
 
 
 @promtool
 def test_prometheus_understands_the_runbooks(tmp_path: Path) -> None:
-    """Every query of every runbook is one."""
+    """Every query of the runbooks is valid PromQL."""
     queries = [query for page in sorted(RUNBOOKS.glob("*.md")) for query in queries_of(page)]
     assert len(queries) >= len(NAMES)
     group = [{"record": f"query_{at}", "expr": query} for at, query in enumerate(queries)]
@@ -267,7 +267,7 @@ def _check_query(expr: str) -> None:
 
 
 def test_thresholds_are_in_one_place() -> None:
-    """Every one is used, every placeholder is one, and no rule has a duration or a limit of its own."""
+    """Every threshold is used, every placeholder is a threshold, and no rule has a literal duration or limit."""
     groups = SOURCE.partition("\ngroups:\n")[2]
     assert set(THRESHOLDS) == set(re.findall(r"\$\{(\w+)\}", groups))
     for rule in yaml.safe_load(SOURCE)["groups"]:
@@ -279,7 +279,7 @@ def test_thresholds_are_in_one_place() -> None:
 
 
 def test_thresholds_are_explained() -> None:
-    """Each has a sentence; those that are an end of a histogram's bucket can be nothing else."""
+    """Each threshold has a help sentence and a valid default; the wait objective must be a bound of a bucket."""
     for threshold in THRESHOLDS.values():
         assert re.fullmatch(r"[A-Z].*\.", threshold.help), threshold
         assert threshold.accepts(threshold.default), threshold
@@ -287,13 +287,13 @@ def test_thresholds_are_explained() -> None:
 
 
 def test_one_restart_of_the_server_is_shorter_than_stale() -> None:
-    """Connections that are found dead once are in the window for its length, which must not be enough to fire."""
+    """The stale window is shorter than the alert's ``for``: the dead connections of one restart do not fire it."""
     assert _minutes(THRESHOLDS["stale_window"].default) < _minutes(THRESHOLDS["stale_for"].default)
 
 
 @promtool
 def test_every_threshold_can_be_set(tmp_path: Path) -> None:
-    """Each value is in the rules then, and Prometheus takes them."""
+    """Every threshold can be set, and Prometheus accepts the rules with the new values."""
     values = {}
     for at, threshold in enumerate(THRESHOLDS.values()):
         kind = threshold.expects
@@ -309,7 +309,7 @@ def test_every_threshold_can_be_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["1", "1.0", "1.00"])
 def test_an_objective_meets_its_bucket_however_it_is_written(value: str) -> None:
-    """The end of a bucket is 1.0 in an exposition and 1 in newer Prometheus; either is what ``1`` stands for."""
+    """The objective matches its bucket both as ``1.0``, as in the exposition, and as ``1``, as in newer Prometheus."""
     rendered = rules.render(SOURCE, {"wait_objective_seconds": value})
     (pattern,) = set(re.findall(r'le=~"([^"]*)"', rendered))
     assert all(re.fullmatch(pattern, le) for le in ("1", "1.0"))
@@ -317,7 +317,7 @@ def test_an_objective_meets_its_bucket_however_it_is_written(value: str) -> None
 
 
 def test_wrong_thresholds_are_told_all_at_once() -> None:
-    """Unknown names with what is meant, and values that are none with what would be one."""
+    """One error lists all unknown names, each with a suggestion, and all invalid values, each with what is expected."""
     values = {
         "held_second": "1",
         "nonsense": "1",
@@ -355,7 +355,7 @@ def test_wrong_thresholds_are_told_all_at_once() -> None:
 
 
 def test_the_command_writes_the_rules(tmp_path: Path) -> None:
-    """Into a directory that need not be there, with the thresholds given; the last of two settings counts."""
+    """``rules --out`` creates the directory and writes the rules with the given thresholds; the last --set wins."""
     directory = tmp_path / "rules"
     settings = ["--set", "held_seconds=5", "--set", "held_seconds=60", "--set", "held_for=0s"]
     ended = sidecar.run("rules", "--out", directory, *settings)
@@ -372,7 +372,7 @@ def test_the_command_writes_the_rules(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_the_thresholds() -> None:
-    """Each on a line, with its default and what it means."""
+    """``rules --list`` prints one line for each threshold, with its default and help."""
     lines = sidecar.run("rules", "--list").stdout.splitlines()
     assert list(THRESHOLDS) == [line.split()[0] for line in lines]
     assert all(
@@ -390,7 +390,7 @@ def test_the_command_lists_the_thresholds() -> None:
     ],
 )
 def test_a_wrong_call_writes_nothing(arguments: list[str], said: str, tmp_path: Path) -> None:
-    """The status is 2, and the message says what was expected."""
+    """A wrong call ends with status 2 and an error that says what was expected."""
     directory = tmp_path / "rules"
     ended = sidecar.run("rules", *(argument.format(directory) for argument in arguments))
     assert (2, True) == (ended.returncode, said in ended.stderr)
@@ -398,7 +398,7 @@ def test_a_wrong_call_writes_nothing(arguments: list[str], said: str, tmp_path: 
 
 
 def test_a_place_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    """The status is 1, as for everything that is the machine's."""
+    """If the rules cannot be written, the status is 1, as for every failure of the environment."""
     (tmp_path / "file").touch()
     ended = sidecar.run("rules", "--out", tmp_path / "file")
     assert (1, True) == (ended.returncode, "cannot write" in ended.stderr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus gets: the catalogue's families, in both formats, valid, whatever the pools do."""
+"""The exposition: both formats are valid and show the catalogue's families."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, 
 
 @pytest.fixture
 def registry() -> Iterator[CollectorRegistry]:
-    """A registry that shows a bounded and a NullPool, both of which were used."""
+    """A registry that shows a QueuePool and a NullPool, each used once."""
     registry = CollectorRegistry()
     pools = [QueuePool(connect, recycle=900), NullPool(connect)]
     handles = [
@@ -44,7 +44,7 @@ def registry() -> Iterator[CollectorRegistry]:
 
 
 def test_every_metric_of_the_catalogue_is_exposed(registry: CollectorRegistry) -> None:
-    """Each family has the catalogue's name, type, help and labels, and no family is exposed that is not in it."""
+    """Each metric of the catalogue is exposed with its name, type, help and labels, and no other metric is."""
     found = {}
     for family in parse_text(generate_latest(registry).decode()):
         suffix = {"counter": "_total"}.get(family.type, "")
@@ -62,7 +62,7 @@ def test_every_metric_of_the_catalogue_is_exposed(registry: CollectorRegistry) -
 
 
 def test_names_follow_the_conventions() -> None:
-    """Base units, ``_total`` on counters and on nothing else, one prefix, a sentence of help each."""
+    """Names have one prefix, base units, and ``_total`` exactly for counters; each help text is a sentence."""
     for metric in METRICS.values():
         assert re.fullmatch(r"sqlalchemy_pool_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
@@ -71,7 +71,7 @@ def test_names_follow_the_conventions() -> None:
 
 
 def test_openmetrics_parses(registry: CollectorRegistry) -> None:
-    """The OpenMetrics form is parsed by a strict parser, with units and the info family as such."""
+    """A strict parser accepts the OpenMetrics format, and finds the info type and the units."""
     families = {family.name: family for family in parse_openmetrics(generate_openmetrics(registry).decode())}
     assert families["sqlalchemy_pool"].type == "info"
     assert families["sqlalchemy_pool_checkout_wait_seconds"].unit == "seconds"
@@ -80,7 +80,7 @@ def test_openmetrics_parses(registry: CollectorRegistry) -> None:
 
 @pytest.mark.requires("promtool")
 def test_promtool_finds_nothing(registry: CollectorRegistry) -> None:
-    """``promtool check metrics`` has nothing to say about the text format."""
+    """``promtool check metrics`` accepts the text format without a remark."""
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
     )
@@ -88,7 +88,7 @@ def test_promtool_finds_nothing(registry: CollectorRegistry) -> None:
 
 
 def test_histograms_are_cumulative(registry: CollectorRegistry) -> None:
-    """Buckets grow towards +Inf, which equals the count, and every bound is there."""
+    """Bucket counts never decrease up to +Inf, which equals the count, and every bound is exposed."""
     for family in parse_text(generate_latest(registry).decode()):
         if family.type != "histogram":
             continue
@@ -102,7 +102,7 @@ def test_histograms_are_cumulative(registry: CollectorRegistry) -> None:
 
 
 def test_one_odd_pool_does_not_fail_the_scrape() -> None:
-    """A pool that cannot be read is left out and counted; the others are shown."""
+    """A pool that cannot be read is left out and counted as a scrape error; the other pools are shown."""
     registry = CollectorRegistry()
     odd, fine = QueuePool(connect), QueuePool(connect)
     instrument(odd, name="odd", registry=registry)
@@ -116,18 +116,18 @@ def test_one_odd_pool_does_not_fail_the_scrape() -> None:
 
 
 def test_restricted_registry(registry: CollectorRegistry) -> None:
-    """``name[]=`` shows what is asked for and nothing else."""
+    """A restricted registry, as for ``name[]``, shows only the named metrics."""
     shown = generate_latest(registry.restricted_registry(["sqlalchemy_pool_checkouts_total"])).decode()
     names = {line.split("{")[0] for line in shown.splitlines() if not line.startswith("#")}
     assert names == {"sqlalchemy_pool_checkouts_total"}
 
 
 def test_labels_are_escaped(registry: CollectorRegistry) -> None:
-    """A pool may be called anything."""
+    """Any pool name can be exposed: quotes, backslashes and newlines are escaped."""
     assert r'pool="odd \"name\"\\0\n"' in generate_latest(registry).decode()
 
 
 def test_documentation_is_current() -> None:
-    """docs/metrics.md, and the table and the excerpt in the README, are what the code makes."""
+    """docs/metrics.md and the generated parts of the README are up to date."""
     assert generate_metrics.metrics_reference() == (ROOT / "docs" / "metrics.md").read_text()
     assert generate_metrics.readme() == (ROOT / "README.md").read_text()
