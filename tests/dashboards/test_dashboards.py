@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboards as files: made by their generator, good by the linter's rules, and true to the catalogue."""
+"""The dashboard files: up to date with their generator, clean by the linter's rules, consistent with the catalogue."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 EXCUSED: dict[str, str] = {}
 
 TIERS = ["Health", "Problems", "Performance", "Maintenance"]
-GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # of the panels that it has, those we use
+GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
 VARIABLES = {
     "overview": ["datasource", "job", "instance", "pool"],
     "pool": ["datasource", "job", "instance", "pool", "worker"],
@@ -62,12 +62,12 @@ every_board = pytest.mark.parametrize("name", grafana.NAMES)
 
 @every_board
 def test_committed_file_is_what_the_generator_writes(name: str) -> None:
-    """It equals the output of ``python -m dashboards.source.generate``."""
+    """Each committed file equals the output of ``python -m dashboards.source.generate``."""
     assert generate.text(generate.BOARDS[name]()) == (grafana.DIRECTORY / f"{name}.json").read_text("utf-8")
 
 
 def test_bundled_files_are_the_repositorys() -> None:
-    """The installed package has each dashboard, and no other."""
+    """The installed package has exactly the repository's dashboards."""
     assert {
         f"{name}.json": (grafana.DIRECTORY / f"{name}.json").read_text("utf-8")
         for name in sorted(grafana.NAMES)
@@ -77,7 +77,7 @@ def test_bundled_files_are_the_repositorys() -> None:
 @every_board
 @pytest.mark.parametrize("rule", RULES)
 def test_linter(rule: str, name: str) -> None:
-    """Each rule of grafana/dashboard-linter holds, without exclusions."""
+    """Each rule of grafana/dashboard-linter holds without exclusions."""
     assert [] == list(RULES[rule](grafana.load(name)))
 
 
@@ -107,7 +107,7 @@ def _remove(name: str) -> Callable[[Board], None]:
 
 
 GOOD = 'job=~"$job", instance=~"$instance"'
-# What breaks which rule: every rule is here, or it might be one that cannot fail.
+# Changes that break each rule; they prove that the rule can fail.
 BREAKS: list[tuple[str, Callable[[Board], Any]]] = [
     ("template-datasource-rule", _set("datasource", name="prometheus")),
     ("template-datasource-rule", _set("datasource", label="Prometheus")),
@@ -173,16 +173,16 @@ def test_linter_can_fail(rule: str, spoil: Callable[[Board], Any]) -> None:
 
 
 def test_every_rule_is_proven() -> None:
-    """No rule is without a dashboard that breaks it."""
+    """Each rule has a change that breaks it."""
     assert {rule for rule, _ in BREAKS} == set(RULES)
 
 
 @every_board
 def test_identity(name: str) -> None:
-    """Its uid stays, since links and bookmarks hold it, and Grafana 10 knows its schema and its panels."""
+    """The uid is stable, because links and bookmarks contain it; Grafana 10 knows the schema and the panel types."""
     board = grafana.load(name)
     assert f"sqlalchemy-pool-{name}" == board["uid"]
-    assert 36 <= board["schemaVersion"] <= 38  # Grafana 9 and 10: newer ones bring it up to their own
+    assert 36 <= board["schemaVersion"] <= 38  # schemas of Grafana 9 and 10; newer releases migrate them
     assert GRAFANA_10 >= {panel["type"] for panel in grafana.panels(board)}
     assert not {"apiVersion", "kind", "spec", "__inputs", "__requires"} & board.keys()
     assert "id" not in board
@@ -190,7 +190,7 @@ def test_identity(name: str) -> None:
 
 @every_board
 def test_numbers(name: str) -> None:
-    """Panels have numbers of their own, and so have the queries of each."""
+    """Panel ids are unique, and so are the refIds of a panel's queries."""
     board = grafana.load(name)
     numbers = [panel["id"] for panel in board["panels"]]
     assert sorted(set(numbers)) == numbers
@@ -201,7 +201,7 @@ def test_numbers(name: str) -> None:
 
 @every_board
 def test_layout(name: str) -> None:
-    """Rows are the tiers in their order, nothing lies on anything else or beyond the edge, and no line has a gap."""
+    """Row titles are the tiers in order; panels do not overlap, stay within 24 columns, and fill each line."""
     board = grafana.load(name)
     assert TIERS == [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
     boxes = [panel["gridPos"] for panel in board["panels"]]
@@ -220,7 +220,7 @@ def test_layout(name: str) -> None:
 
 @every_board
 def test_titles_are_unique_and_descriptions_say_what_is_good_and_bad(name: str) -> None:
-    """A reader who has never seen the panel can tell from it whether something is wrong."""
+    """Panel titles are unique, and each description says what is good and what is bad."""
     found = grafana.panels(grafana.load(name))
     assert len(found) == len({panel["title"] for panel in found})
     for panel in found:
@@ -229,7 +229,7 @@ def test_titles_are_unique_and_descriptions_say_what_is_good_and_bad(name: str) 
 
 @every_board
 def test_variables(name: str) -> None:
-    """They are what the queries use; an absent label `worker` matches All of its variable."""
+    """The queries use exactly the variables; All matches series without a `worker` label."""
     board = grafana.load(name)
     assert VARIABLES[name] == [one["name"] for one in board["templating"]["list"]]
     for one in grafana.variables(board):
@@ -246,7 +246,7 @@ def test_variables(name: str) -> None:
 
 @every_board
 def test_annotations_and_links(name: str) -> None:
-    """Alerts that fire are marked, those of a whole service too; the other boards get the variables and the time."""
+    """An annotation marks firing alerts, with or without a job; links keep the variables and the time range."""
     board = grafana.load(name)
     (annotation,) = board["annotations"]["list"]
     assert (True, "${datasource}") == (annotation["enable"], annotation["datasource"]["uid"])
@@ -268,7 +268,7 @@ def test_annotations_and_links(name: str) -> None:
 
 
 def test_drill_down() -> None:
-    """A pool's name in the overview leads to that pool, and an alert's to its runbook."""
+    """In the overview, a pool's name links to the pool dashboard, and an alert's name to its runbook."""
     overview, pool = grafana.load("overview"), grafana.load("pool")
     links = {
         override["matcher"]["options"]: one["value"][0]["url"]
@@ -299,7 +299,7 @@ def _metric(name: str) -> Metric | None:
 
 
 def _labels(name: str) -> set[str]:
-    """Return the labels that the series of a name have."""
+    """Return the labels of the series with this name."""
     if name == "ALERTS":
         return {"job", "instance", "pool", "database", "worker", "alertname", "alertstate", "severity"}
     metric = _metric(name)
@@ -309,7 +309,7 @@ def _labels(name: str) -> set[str]:
         labels.add("database")
     if metric in POOL_METRICS:
         labels.add("pool")
-        # Of the sidecar's states, but for the capacity, which is that of all workers.
+        # The sidecar adds the label to its gauges, except for the capacity, which it sums over workers.
         if metric.kind == "gauge" and metric.key != "capacity":
             labels.add("worker")
     if name.endswith("_bucket"):
@@ -328,7 +328,7 @@ def _used(node: Expr) -> list[str]:
 
 @every_board
 def test_metrics_and_labels_exist(name: str) -> None:
-    """Every name in a query is in the catalogue, and its series have the labels that are asked for."""
+    """Queries use only metrics of the catalogue, and labels and label values that these have."""
     board = grafana.load(name)
     exprs = [target.expr for target in grafana.targets(board)]
     for one in grafana.variables(board):
@@ -358,13 +358,13 @@ def test_metrics_and_labels_exist(name: str) -> None:
     ],
 )
 def test_a_wrong_name_is_found(name: str, exists: bool) -> None:
-    """The check above knows which series a metric has."""
+    """``_metric()`` finds a metric only by the names of its series."""
     assert exists == (_metric(name) is not None)
 
 
 @every_board
 def test_legends_name_labels_that_are_there(name: str) -> None:
-    """No series is called by an empty name: what stands in a legend is what its query keeps."""
+    """The labels in a legend are labels that the query keeps."""
     for panel in grafana.panels(grafana.load(name)):
         for target in panel["targets"]:
             kept = {
@@ -377,7 +377,7 @@ def test_legends_name_labels_that_are_there(name: str) -> None:
 
 
 def test_every_metric_is_shown() -> None:
-    """Each metric is in a dashboard or a rule, or is excused."""
+    """Each metric is in a dashboard or a rule, or in the list of exceptions."""
     exprs = [target.expr for name in grafana.NAMES for target in grafana.targets(grafana.load(name))]
     shown = _names(exprs)
     for path in (ROOT / "config" / "prometheus" / "rules").glob("*.rules.yml"):
@@ -392,7 +392,7 @@ def _names(exprs: list[str]) -> set[str]:
 
 
 def test_command(tmp_path: Path) -> None:
-    """`dashboards --out` writes what the wheel carries, and says which files those are."""
+    """`dashboards --out` writes the bundled files and prints their paths."""
     done = run("dashboards", "--out", tmp_path / "new" / "boards")
     assert (0, "") == (done.returncode, done.stderr)
     written = [Path(line) for line in done.stdout.splitlines()]
@@ -402,7 +402,7 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_command_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says which file and why, in a line, and ends with status 1."""
+    """If a file cannot be written, the command prints one line with the path and the reason, and ends with status 1."""
     (tmp_path / "file").touch()
     assert 1 == main(["dashboards", "--out", str(tmp_path / "file")])
     said = capsys.readouterr()
@@ -417,7 +417,7 @@ def test_command_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_command_help(
     arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command line names the command, and the command its option, which it needs."""
+    """The help names the command and its option, and the option is required."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert status == ended.value.code

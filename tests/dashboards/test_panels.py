@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of the dashboards, asked of a real Prometheus that watched real pools in every trouble."""
+"""Every dashboard query, run on a real Prometheus that has scraped pools in every kind of trouble."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("prometheus")]
 SECONDS = 65.0
 
-# What only one way of being scraped has; no dashboard can show it for the other.
+# Queries with series only from a sidecar, and those with series only from an application's own endpoint.
 OF_SIDECAR = {
     "Workers A",
     "Workers B",
@@ -45,25 +45,25 @@ def _titles(silent: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("chosen", [{}, {"job": [SIDECAR, IN_APP], "pool": ["orders", "tickets", "mail"]}])
 def test_every_query_has_series(seen: Run, chosen: dict[str, str | list[str]]) -> None:
-    """With everything chosen, and with several values of a variable, no panel and no variable is empty."""
+    """With All or with several values selected, every panel and every variable has series."""
     assert [] == check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen)
 
 
 def test_one_worker(seen: Run) -> None:
-    """A worker can be chosen; its states are shown, and counters of all."""
+    """With one worker selected, every panel of the pool dashboard has series."""
     chosen: dict[str, str | list[str]] = {"job": SIDECAR, "worker": "000"}
     silent = check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen, names=["pool"])
     assert [] == silent
 
 
 def test_sidecar_alone(seen: Run) -> None:
-    """What a sidecar shows fills everything but what only an application can say of itself."""
+    """With only the sidecar selected, all queries have series, except for those of an application's own endpoint."""
     silent = check_panels(seen.prometheus, seen.start, seen.end, chosen={"job": SIDECAR})
     assert OF_APPLICATION == _titles(silent)
 
 
 def test_application_alone(seen: Run) -> None:
-    """An application that is scraped itself fills overview and pool, without the label `worker`."""
+    """With only the application selected, all queries of overview and pool have series, except those of a sidecar."""
     silent = check_panels(
         seen.prometheus, seen.start, seen.end, chosen={"job": IN_APP}, names=["overview", "pool"]
     )
@@ -71,21 +71,21 @@ def test_application_alone(seen: Run) -> None:
 
 
 def test_incidents(incidents: Played) -> None:
-    """While every incident that has an alert plays, seen through sidecars, nothing is empty either."""
+    """While all incidents play, all queries have series, except for those of an application's own endpoint."""
     silent = check_panels(incidents.prometheus, incidents.start, incidents.end)
     assert OF_APPLICATION == _titles(silent)
 
 
 def test_an_empty_panel_is_found(seen: Run) -> None:
-    """The check reports every query where there is nothing to see."""
+    """The check reports every query that finds no series."""
     silent = check_panels(seen.prometheus, seen.start, seen.end, chosen={"job": "none"}, names=["pool"])
     board = grafana.load("pool")
-    # The jobs themselves can still be chosen, and the annotation takes alerts that have no job.
+    # The variable `job` still has values, and the annotation can match alerts without a job.
     assert len(grafana.targets(board)) + len(grafana.variables(board)) - 1 <= len(silent)
 
 
 def _asked(seen: Run, name: str, title: str, **chosen: str | list[str]) -> list[list[float]]:
-    """Return the values of a panel's queries, one list for each query."""
+    """Return the values of a panel's queries, one list for each."""
     board = grafana.load(name)
     return [
         [
@@ -105,7 +105,7 @@ def _asked(seen: Run, name: str, title: str, **chosen: str | list[str]) -> list[
 
 @pytest.mark.parametrize("job", [SIDECAR, IN_APP])
 def test_one_process_is_held_against_its_own_capacity(seen: Run, job: str) -> None:
-    """Both with a sidecar and without: six connections at most, all in use at times, and never more."""
+    """With and without a sidecar, the limit of a process is six connections, and the fullest process reaches it."""
     _, limit = _asked(seen, "pool", "In use against capacity, by process", job=job)
     assert {6.0} == set(limit)
     (fullest,) = _asked(seen, "overview", "Fullest process", job=job)
@@ -113,7 +113,7 @@ def test_one_process_is_held_against_its_own_capacity(seen: Run, job: str) -> No
 
 
 def test_parts_of_a_wait_are_all_of_it(seen: Run) -> None:
-    """Queue, connecting and pings together are the mean wait, as Prometheus has it from the histogram."""
+    """Queue, connecting and pings add up to the mean wait of the histogram."""
     board = grafana.load("pool")
     chosen: dict[str, str | list[str]] = {"job": SIDECAR, "pool": "orders"}
     rate = 'sum(rate(sqlalchemy_pool_checkout_wait_seconds_{}{{job="shop", pool="orders"}}[4s]))'
@@ -127,13 +127,13 @@ def test_parts_of_a_wait_are_all_of_it(seen: Run) -> None:
     (error,) = seen.prometheus.query_range(
         f"abs({' + '.join(parts)} - {mean})", seen.start + 5, seen.end, INTERVAL
     )
-    # A phase is counted when it ends, and may end within the second before its wait does.
+    # A phase is counted when it ends, up to a second before its wait is; so compare the median.
     errors = sorted(value for _, value in error.points)
     assert errors[len(errors) // 2] < 1e-6
 
 
 def test_ceiling_is_of_all_that_use_the_database(seen: Run) -> None:
-    """Two processes that are left behind the sidecar, and one that is scraped itself, with two pools of six each."""
+    """The ceiling sums the pools of all processes, two pools of six each: four processes at first, three at the end."""
     ceiling, _, allowed = _asked(seen, "database", "What the pools could ask for")
     assert 3 * 2 * 6 == ceiling[-1]
     assert 4 * 2 * 6 == max(ceiling)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures in the documentation: there, small, labelled, and drawn from whatever the dashboards ask."""
+"""The pictures in the documentation: drawn from any dashboard, labelled, small and used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 
 
 class Made:
-    """Made-up answers: two series for each query, with a hole and a value that is none."""
+    """Invented answers: two series for each query, with a gap and a NaN."""
 
     start, end = 1_000_000.0, 1_000_060.0
 
@@ -41,7 +41,7 @@ class Made:
 
 
 class Nothing(Made):
-    """A Prometheus that has nothing."""
+    """Answers without series."""
 
     def over_time(self, _expr: str) -> list[Line]:
         return []
@@ -51,7 +51,7 @@ class Nothing(Made):
 
 
 def test_draw(tmp_path: Path) -> None:
-    """A dashboard with panels of every type is as wide and high as its grid, and the picture says what it is."""
+    """A picture has the size of the dashboard's grid, and its metadata has the label."""
     board = grafana.load("pool")
     draw(board, Made(), "Job: All", tmp_path / "board.png")
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
@@ -61,7 +61,7 @@ def test_draw(tmp_path: Path) -> None:
 
 
 def test_draw_nothing(tmp_path: Path) -> None:
-    """Empty panels are drawn as empty."""
+    """A dashboard without data can be drawn."""
     board = grafana.load("pool")
     board["panels"] = list({panel["type"]: panel for panel in board["panels"]}.values())
     draw(board, Nothing(), "", tmp_path / "board.png")
@@ -69,7 +69,7 @@ def test_draw_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", grafana.NAMES)
 def test_committed_picture(name: str) -> None:
-    """It is there, labelled, small enough to load, and shown in the documentation."""
+    """Each committed picture is labelled, below 300 kB, and shown in the documentation."""
     path = DOCS / "images" / f"{name}.png"
     assert path.stat().st_size < 300_000
     with Image.open(path) as image:
