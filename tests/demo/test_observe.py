@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence from scrapes: when it holds, how it reads, and the verdict on a scene."""
+"""Evidence from scrapes: when it holds, how its reading is printed, and the verdict on a scene."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ python_gc_collections_total{generation="0"} 7
 
 @pytest.fixture
 def window() -> Window:
-    """A scene of three scrapes, in which a counter goes from 1 to 4 and a gauge rises and falls."""
+    """A scene of three scrapes: a counter goes from 1 to 4, and a gauge rises and falls."""
     window = Window(Snapshot(EXPOSITION % {"a": 1}, at=0.0))
     window.add(Snapshot(EXPOSITION % {"a": 5}, at=1.0))
     window.add(Snapshot(EXPOSITION % {"a": 4}, at=2.0))
@@ -34,7 +34,7 @@ def window() -> Window:
 
 
 def test_workers_are_taken_together(window: Window) -> None:
-    """A pool that several processes have is one pool: sums for what is counted, the largest for ages."""
+    """A pool in several processes is one pool: counts are summed, and of ages the largest is taken."""
     assert window.snapshots[0].pools() == ["a", "b"]
     assert window.snapshots[0].total("pending_checkouts", pool="a") == 3
     assert window.snapshots[1].largest("pending_checkouts", pool="a") == 5
@@ -62,12 +62,12 @@ def test_workers_are_taken_together(window: Window) -> None:
 def test_evidence_is_a_number_that_is_there(
     window: Window, evidence: Evidence, *, holds: bool, reading: str
 ) -> None:
-    """Evidence holds by a number that is exposed; a series that is missing proves nothing, not even an absence."""
+    """Evidence needs an exposed number; a missing series is never evidence, not even of an absence."""
     assert (evidence.holds(window), evidence.reading(window)) == (holds, reading)
 
 
 def test_a_verdict_names_what_is_missing(window: Window) -> None:
-    """Where a scene was not visible, its verdict names the numbers that are to blame and no others."""
+    """If a scene is not visible, the verdict names the evidence that is missing."""
     result = Result(SCENES[1], window, {})
     assert not result.visible
     assert verdict(result).startswith("not visible: orders pending_checkouts not exposed; ")

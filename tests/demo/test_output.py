@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows, run as its users run it: as a process, on a real PostgreSQL."""
+"""The output of the demo, run as a process on a real PostgreSQL, as users run it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def test_every_scene_is_visible_and_the_demo_ends_by_itself(directory: Path) -> None:
-    """With --duration it plays every scene, finds each in its metrics, prints the numbers, and ends with status 0."""
+    """With --duration the demo plays every scene, prints the numbers that show it, and ends with status 0."""
     with demo(directory, "--duration", "15", "--port", "0") as running:
         url = running.read_until("metrics: open ").split()[2]
         running.read_until("scene 2 of 5: starvation")
-        with urllib.request.urlopen(url) as response:  # noqa: S310 - the demo's own
+        with urllib.request.urlopen(url) as response:  # noqa: S310 - a URL of the demo
             exposed = response.read().decode()
         running.read_until("  workers: 2 live; server: ")
         status, output, errors = running.end()
@@ -41,7 +41,7 @@ def test_every_scene_is_visible_and_the_demo_ends_by_itself(directory: Path) -> 
 
 
 def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
-    """Where the metrics do not show a scene the status is 1 and the last line says which."""
+    """If the metrics do not show a scene, the status is 1 and the last line names the scene."""
     script = """if True:
         import asyncio, sys
         from dataclasses import replace
@@ -61,7 +61,7 @@ def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
 
 
 def test_a_terminal_gets_a_table_that_is_redrawn(directory: Path) -> None:
-    """On a terminal the pools are a table in place, and not lines that scroll."""
+    """On a terminal the demo redraws one table of the pools, instead of printing more lines."""
     ours, theirs = pty.openpty()
     with (
         demo(directory, "--port", "0", stdout=theirs) as running,
@@ -72,16 +72,16 @@ def test_a_terminal_gets_a_table_that_is_redrawn(directory: Path) -> None:
         while seen.count(b"timeouts") < 3:
             seen += terminal.read(65536)
         running.process.send_signal(signal.SIGINT)
-        with suppress(OSError):  # with which Linux says that nobody has the other end open
+        with suppress(OSError):  # Linux reports a closed other end of a terminal as EIO
             while True:
                 seen += terminal.read(65536)
         assert running.process.wait() == 0
-    assert b"\x1b[1A" in seen  # the cursor goes up to draw over the table before
+    assert b"\x1b[1A" in seen  # the cursor goes up, to draw over the previous table
     assert seen.rstrip().endswith(b"stopped")
 
 
 def test_help_is_complete(directory: Path) -> None:
-    """The help names each option with its default, where files go, and every exit status."""
+    """The help has each option with its default, the place of the files, and every exit status."""
     with demo(directory, "--help") as running:
         status, output, errors = running.end()
     assert (errors, status) == ("", 0)

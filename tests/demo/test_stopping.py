@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo is stopped, killed or not read any more: how it ends, and that nothing of it is left."""
+"""When the demo is stopped or killed, or its output is no longer read, it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def shared_memory_keys() -> set[int]:
-    """Return the keys of the machine's shared memory segments; PostgreSQL's is the inode of its data directory."""
+    """Return the keys of the machine's shared memory segments; PostgreSQL's key is its data directory's inode."""
     lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return {int(line.split()[0]) & 0xFFFFFFFF for line in lines}
 
 
 def blocks_signals(running: Demo) -> bool:
-    """Return whether the process has begun to keep signals for later, which is the first thing it does."""
+    """Return whether the process blocks SIGINT, which is the first thing that the demo does."""
     for line in Path(f"/proc/{running.process.pid}/status").read_text().splitlines():
         if line.startswith("SigBlk:"):
             return bool(int(line.split()[1], 16) & 1 << signal.SIGINT - 1)
@@ -36,7 +36,7 @@ def blocks_signals(running: Demo) -> bool:
 
 
 def plays(running: Demo) -> bool:
-    """Read on until the first scene, and return True."""
+    """Read the output up to the first scene, and return True."""
     return bool(running.read_until("scene 1 of 5"))
 
 
@@ -54,13 +54,13 @@ def plays(running: Demo) -> bool:
 def test_ctrl_c_is_a_clean_stop_at_any_moment(
     directory: Path, moment: Callable[[Demo], bool], times: int
 ) -> None:
-    """Ctrl-C, once or again and again, ends the demo with status 0 and one last line, and leaves nothing behind."""
+    """Ctrl-C, once or repeatedly, ends the demo with status 0 and one last line, and leaves nothing behind."""
     with demo(directory, "--port", "0") as running:
         running.wait_for(moment)
         keys = {path.stat().st_ino & 0xFFFFFFFF for path in directory.glob("pool-demo-*/data")}
         for _ in range(times):
             running.process.send_signal(signal.SIGINT)
-            time.sleep(0.01)  # so that they are not taken for one
+            time.sleep(0.01)  # so that the kernel does not merge the signals
         status, output, errors = running.end()
     assert (errors, status) == ("", 0)
     assert output.endswith("stopped\n")
@@ -68,7 +68,7 @@ def test_ctrl_c_is_a_clean_stop_at_any_moment(
 
 
 def test_termination_is_a_clean_stop(directory: Path) -> None:
-    """SIGTERM ends it as Ctrl-C does."""
+    """SIGTERM ends the demo as Ctrl-C does."""
     with demo(directory, "--port", "0") as running:
         running.read_until("scene 1 of 5")
         running.process.terminate()
@@ -78,7 +78,7 @@ def test_termination_is_a_clean_stop(directory: Path) -> None:
 
 
 def test_a_check_that_was_cut_short_is_no_success(directory: Path) -> None:
-    """With --duration, Ctrl-C ends as cleanly, but not with the status that says that every scene was visible."""
+    """With --duration, Ctrl-C ends the demo cleanly but with status 130, since not every scene was checked."""
     with demo(directory, "--duration", "60", "--port", "0") as running:
         running.read_until("scene 1 of 5")
         running.process.send_signal(signal.SIGINT)
@@ -88,7 +88,7 @@ def test_a_check_that_was_cut_short_is_no_success(directory: Path) -> None:
 
 
 def test_its_processes_end_with_it_however_it_ends(directory: Path) -> None:
-    """When the demo is killed its workers and the sidecar end, too; PostgreSQL is what nobody is left to stop."""
+    """When the demo is killed, its workers and its sidecar end; only PostgreSQL is left running."""
     with demo(directory, "--port", "0") as running:
         running.read_until("scene 1 of 5")
         children = children_of(running.process.pid)
@@ -107,13 +107,13 @@ def test_its_processes_end_with_it_however_it_ends(directory: Path) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started and that run."""
+    """Return the running child processes of a process."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for children in lists for child in children.read_text().split()]
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a process; it is empty for one that has ended."""
+    """Return the command line of a process, or an empty string if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -121,7 +121,7 @@ def command_of(pid: int) -> str:
 
 
 def test_a_reader_that_goes_away_ends_it(directory: Path) -> None:
-    """When nobody reads the output any more the demo ends, without a word and with nothing left behind."""
+    """If the reader of its output closes the pipe, the demo ends silently and leaves nothing behind."""
     with demo(directory, "--port", "0") as running:
         running.read_until("scene 1 of 5")
         assert running.process.stdout is not None

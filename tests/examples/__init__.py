@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples, run."""
+"""Tests that run the examples."""

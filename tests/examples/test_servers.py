@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples under real servers of several processes, on a real PostgreSQL, seen through the real sidecar."""
+"""The examples in real multi-process servers, on a real PostgreSQL, seen through a real sidecar."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORKERS = 2
 
 GUNICORN = ("gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
 WSGI, ASGI = "examples.servers.wsgi:app", "examples.servers.asgi:app"
-# The arguments, the driver, and how many processes have a pool: a parent that imports the application has one, too.
+# Arguments, driver, and number of processes with a pool: with --preload the parent has a pool, too.
 SERVERS = {
     "gunicorn sync": ((*GUNICORN, WSGI), "psycopg", WORKERS),
     "gunicorn sync preload": ((*GUNICORN, "--preload", WSGI), "psycopg", WORKERS + 1),
@@ -57,11 +57,11 @@ SERVERS = {
     "uvicorn": (("uvicorn", "--workers", str(WORKERS), "--port", "0", ASGI), "asyncpg", WORKERS),
 }
 
-MORE = ("gunicorn gthread", "gunicorn uvicorn preload")  # what differs from the others in nothing new
+MORE = ("gunicorn gthread", "gunicorn uvicorn preload")  # combinations of features that other entries test
 
 
 class Server:
-    """A server in a process group of its own; what it says is shown if a test fails."""
+    """A server in its own process group; its output is shown if a test fails."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Server:
                 self._has_said.notify_all()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until it says something."""
+        """Wait until the output matches a pattern."""
         with self._has_said:
             match = self._has_said.wait_for(lambda: re.search(pattern, "".join(self._said)), SECONDS)
         assert match, f"it did not say {pattern!r}"
@@ -101,7 +101,7 @@ class Server:
         try:
             self._process.wait(SECONDS)
         finally:
-            # Whatever it left behind; gone already, if it ended in order.
+            # Kill what the server left running; if it ended cleanly, the process group is gone.
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -111,12 +111,12 @@ class Server:
 
 
 def _ask(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - of our own server
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - a URL of our server
         return int(answer.read())
 
 
 class Tally:
-    """What the test itself counts."""
+    """The test's own count of the checkouts."""
 
     def __init__(self, ask: Callable[[], int]) -> None:
         self._ask = ask
@@ -127,7 +127,7 @@ class Tally:
         return self.by_process.total()
 
     def ask_until(self, condition: Callable[[set[int]], bool]) -> None:
-        """Have the processes work until the set of those that did is as it should be."""
+        """Send requests until the set of processes that answered meets the condition."""
         seen: set[int] = set()
 
         def holds() -> bool:
@@ -142,7 +142,7 @@ class Tally:
 
 
 def _holds(tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, live: int) -> None:
-    """Hold what the sidecar says against the tally and the server."""
+    """Assert that the sidecar's metrics agree with the tally and the database server."""
     samples = sidecar.samples()
 
     def value(key: str, **labels: str) -> float:
@@ -169,7 +169,7 @@ def test_server(
     application_name: str,
     tmp_path: Path,
 ) -> None:
-    """Each worker has a lease of its own, one that is killed loses no count, and the sums are the tally."""
+    """Each worker has its own lease, a killed worker's counts are not lost, and the sums equal the tally."""
     arguments, driver, live = SERVERS[what]
     environment = {
         "DATABASE_URL": server.url(f"postgresql+{driver}", application_name=application_name),
@@ -177,7 +177,7 @@ def test_server(
     }
     with Sidecar("--directory", tmp_path) as sidecar, Server(*arguments, **environment) as served:
         url = served.wait_for(r"(?:Listening at|running on).*(http://[0-9.:]+)")[1]
-        if what == "uvicorn":  # which listens only then
+        if what == "uvicorn":  # it listens before its workers are ready
             served.wait_for(rf"(?s)(startup complete.*){{{WORKERS}}}")
         tally = Tally(lambda: _ask(url))
         tally.ask_until(lambda seen: len(seen) == WORKERS)
@@ -191,10 +191,10 @@ def test_server(
 
 
 def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
-    """The same of Celery's prefork pool, whose parent imports the tasks, and of the one that replaces it in a restart.
+    """The same holds for Celery's prefork pool, whose parent has a pool, too, and after a restart of the whole worker.
 
-    None of its processes is killed: the one that waits for the next task holds billiard's semaphore, and then nobody
-    gets one any more, instrumented or not.
+    The test kills no process of it: the process that waits for the next task holds billiard's semaphore. If it is
+    killed, the others get no task any more, instrumented or not.
     """
     broker, segments = tmp_path / "broker", tmp_path / "segments"
     for directory in (segments, broker / "queue", broker / "control", broker / "results"):
@@ -220,14 +220,14 @@ def _files_in(directory: Path) -> int:
 
 
 class Client:
-    """Sends tasks, from a process of its own: the application is one of many there can be."""
+    """Sends tasks from a process of its own, as an application does."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         program = (
             "import sys\nfrom examples.servers.tasks import work\n"
             "for line in sys.stdin: print(work.delay().get(timeout=60), flush=True)"
         )
-        without = {"SQLALCHEMY_POOL_EXPORTER_DIR": ""}  # its pool is none of the workers'
+        without = {"SQLALCHEMY_POOL_EXPORTER_DIR": ""}  # its pool must not count as a worker's
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             cwd=ROOT,
