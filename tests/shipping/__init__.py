@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the chart, the image, the distributions, the pages."""
+"""Tests of what is published: the chart, the image, the distributions and the documentation."""

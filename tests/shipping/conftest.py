@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests of what is shipped: the chart's example."""
+"""Fixtures for the tests of what is published."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the example with its dependency in place."""
+    """Return a copy of the chart's example that has its dependency."""
     return example(tmp_path_factory.mktemp("example"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's own files: its version, its schema, and what is generated or copied into it."""
+"""The chart's files: its version, its schema, and the generated and copied files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.newest
 
 
 def test_version() -> None:
-    """The chart and the image it runs are of the package's version."""
+    """The chart and the image that it runs have the package's version."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert (version, version) == (chart().version, chart().metadata["appVersion"])
     assert exporter(render())["image"].endswith(f":{version}")
 
 
 def test_generated_files() -> None:
-    """Rules, dashboards, README and schema are what their sources make of them: else run `make chart`."""
+    """The generated rules, dashboards, README and schema are up to date; `make chart` updates them."""
     assert [] == [
         str(path) for path, content in files().items() if not path.exists() or content != path.read_text()
     ]
@@ -33,7 +33,7 @@ def test_generated_files() -> None:
 
 
 def test_every_value_is_in_the_schema() -> None:
-    """Every value with a default is in the schema, every one in the schema has a comment, and each level is closed."""
+    """The schema has every documented value and no other, and allows no additional properties."""
     schema = chart().schema
     known: set[str] = set()
 
@@ -57,7 +57,7 @@ def test_every_value_is_in_the_schema() -> None:
 
 
 def test_example_values() -> None:
-    """The example depends on the chart beside it, at a version that it has."""
+    """The example depends on the chart of this repository, at its current version."""
     dependency = yaml.safe_load((EXAMPLE / "Chart.yaml").read_text())["dependencies"][0]
     assert (EXAMPLE / dependency["repository"].removeprefix("file://")).resolve() == CHART
     assert f"^{chart().version}" == dependency["version"]

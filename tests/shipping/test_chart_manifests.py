@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's manifests over many values: valid for Kubernetes, safe, and of a configuration the exporter takes."""
+"""The chart's manifests are valid and safe, and their configuration is one that the exporter accepts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.newest
 
-# The oldest that Chart.yaml allows, and the newest that there is a schema of.
+# The oldest version that Chart.yaml allows, and the newest that has a schema.
 VERSIONS = ("1.25", "1.37")
 NATIVE_SINCE = "1.29"
 
@@ -36,7 +36,7 @@ NATIVE_SINCE = "1.29"
 @matrix
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_kubernetes(given: dict[str, Any], version: str) -> None:
-    """Every manifest is valid for the oldest and the newest Kubernetes; the operator has tests of its own."""
+    """Every manifest is valid for the oldest and the newest Kubernetes; the operator's have tests of their own."""
     for manifest in render(given):
         if manifest["apiVersion"] != OPERATOR:
             validate(manifest, version)
@@ -44,7 +44,7 @@ def test_manifests_are_kubernetes(given: dict[str, Any], version: str) -> None:
 
 @matrix
 def test_lint(given: dict[str, Any]) -> None:
-    """A strict lint finds nothing."""
+    """A strict Helm lint finds no fault."""
     assert [] == lint(CHART, values=given)
 
 
@@ -52,7 +52,7 @@ def test_lint(given: dict[str, Any]) -> None:
     ("native", "version"), [(True, NATIVE_SINCE), (True, "1.37"), (False, "1.25"), (False, "1.37")]
 )
 def test_example_is_kubernetes(orders: Path, native: bool, version: str) -> None:
-    """The example, with its sidecar of both kinds, is valid for the Kubernetes it is for, and strictly linted."""
+    """The example passes the lint, and is valid for the Kubernetes versions of both kinds of sidecar."""
     given = {"sqlalchemy-pool-exporter": {"sidecar": {"native": native}}}
     assert [] == lint(orders, values=given, with_subcharts=True)
     for manifest in render(given, orders):
@@ -61,7 +61,7 @@ def test_example_is_kubernetes(orders: Path, native: bool, version: str) -> None
 
 
 def test_validation_can_fail() -> None:
-    """A field that a version does not know is found: a native sidecar is none in the oldest Kubernetes."""
+    """The validation finds a field that a version does not know: a native sidecar in the oldest Kubernetes."""
     deployment = of("Deployment", render())
     deployment["spec"]["template"]["spec"]["containers"][0]["restartPolicy"] = "Always"
     validate(deployment, NATIVE_SINCE)
@@ -70,13 +70,13 @@ def test_validation_can_fail() -> None:
 
 
 def test_what_there_is_by_default() -> None:
-    """A deployment with its service, account, configuration and test; everything else is asked for."""
+    """By default the chart makes a deployment with service, account, configuration and test, and nothing else."""
     assert {"Deployment", "Service", "ServiceAccount", "ConfigMap", "Pod"} == kinds(render())
 
 
 @pytest.mark.parametrize("given", [{}, EXTRAS], ids=["nothing", "everything"])
 def test_security_defaults(given: dict[str, Any]) -> None:
-    """Nobody in particular, nothing to write, no capability, no token; in the pod of `helm test` too."""
+    """The exporter's pod and that of `helm test` run as non-root and read-only, without capabilities or a token."""
     found = render(given)
     hooked = of("Pod", found)
     for spec in (pod(found)["spec"], hooked["spec"]):
@@ -99,7 +99,7 @@ def test_security_defaults(given: dict[str, Any]) -> None:
 
 @matrix
 def test_configuration(given: dict[str, Any], tmp_path: Path) -> None:
-    """The exporter finds nothing wrong with the configuration that is rendered for it."""
+    """The exporter accepts the rendered configuration."""
     (rendered,) = (
         found["data"]["exporter.yaml"] for found in render(given) if "exporter.yaml" in found.get("data", {})
     )
@@ -107,7 +107,7 @@ def test_configuration(given: dict[str, Any], tmp_path: Path) -> None:
     for name in ("web.yaml", "w.yml"):
         (tmp_path / "web" / name).write_text("")
     (tmp_path / "dsn").mkdir()
-    for database in yaml.safe_load(rendered).get("databases", []):  # from secrets, which the exporter reads
+    for database in yaml.safe_load(rendered).get("databases", []):  # in secrets, which the exporter reads
         (tmp_path / "dsn" / database["name"]).write_text("postgresql://exporter@db.example/orders")
     path = tmp_path / "exporter.yaml"
     path.write_text(rendered.replace("/etc/sqlalchemy-pool-exporter", str(tmp_path)))
@@ -116,7 +116,7 @@ def test_configuration(given: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_databases_are_mounted() -> None:
-    """Each database's DSN is a file of its own that comes from the secret that was named."""
+    """Each database's DSN is mounted as a file from the secret that the values name."""
     found = render(EXTRAS)
     (config,) = (entry for entry in found if "exporter.yaml" in entry.get("data", {}))
     listed = yaml.safe_load(config["data"]["exporter.yaml"])["databases"]
@@ -133,7 +133,7 @@ def test_databases_are_mounted() -> None:
 
 
 def test_changed_configuration_restarts_the_pods(orders: Path) -> None:
-    """A pod has an annotation that differs with the exporter's configuration, on its own and as a sidecar."""
+    """A change of the exporter's configuration changes an annotation of the pod, so that Kubernetes restarts it."""
 
     def annotations(given: dict[str, Any], path: Path) -> Any:
         return pod(render(given, path))["metadata"]["annotations"]
@@ -152,7 +152,7 @@ def test_changed_configuration_restarts_the_pods(orders: Path) -> None:
     ("guarded", "probe"), [({}, "httpGet"), ({"web": {"configSecret": {"name": "web"}}}, "exec")]
 )
 def test_probes(guarded: dict[str, Any], probe: str) -> None:
-    """Kubernetes asks itself where it can; where TLS or a password is, the container does, which knows of both."""
+    """Kubernetes probes over HTTP, unless TLS or a password is set: then the container runs its health check."""
     container = exporter(render(guarded))
     assert probe in container["livenessProbe"]
     assert probe in container["readinessProbe"]
@@ -164,7 +164,7 @@ def test_probes(guarded: dict[str, Any], probe: str) -> None:
 
 
 def test_network_policy() -> None:
-    """It lets in whom it is told and `helm test`, for the metrics alone, and says nothing of egress unless told to."""
+    """The policy admits the given peers and `helm test` to the metrics port, and limits egress only if asked to."""
     policy = of("NetworkPolicy", render({"networkPolicy": {"enabled": True}}))["spec"]
     assert (["Ingress"], [{"ports": [{"port": "pool-metrics", "protocol": "TCP"}]}]) == (
         policy["policyTypes"],
@@ -181,7 +181,7 @@ def test_network_policy() -> None:
 
 
 def test_notes() -> None:
-    """The notes say what to do next, for either mode."""
+    """The notes name the next step, for both modes."""
     notes = "sqlalchemy-pool-exporter/templates/NOTES.txt"
     assert "helm --namespace shop test pools" in chart().render(name="pools", namespace="shop")[notes]
     assert "set serviceMonitor.enabled" in chart().render(name="pools", namespace="shop")[notes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's monitors, rules and dashboards: what Prometheus and Grafana make of them."""
+"""The chart's monitors, rules and dashboards, as Prometheus and Grafana use them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.newest
     "given", [{"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}, EXTRAS]
 )
 def test_monitors_find_what_they_scrape(given: dict[str, Any]) -> None:
-    """The labels, the port and the path of the monitors are those of the service, the pods and the exporter."""
+    """The monitors' labels, port and path match the service, the pods and the exporter."""
     found = render(given)
     service, container = of("Service", found), exporter(found)
     path = given.get("config", {}).get("web", {}).get("telemetry_path", "/metrics")
@@ -44,7 +44,7 @@ def test_monitors_find_what_they_scrape(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
 def test_monitor_says_all(kind: str) -> None:
-    """What a monitor is told reaches the operator, under the names of its API."""
+    """All settings of a monitor reach the operator under the names of its API."""
     monitor = of(kind, render(EXTRAS))
     spec = monitor["spec"]
     (endpoint,) = spec.get("endpoints") or spec["podMetricsEndpoints"]
@@ -66,7 +66,7 @@ def test_monitor_says_all(kind: str) -> None:
 
 
 def test_default_rules_are_the_packages() -> None:
-    """Without thresholds of its own the chart renders what `sqlalchemy-pool-exporter rules` does."""
+    """Without settings, the chart renders the same rules as `sqlalchemy-pool-exporter rules`."""
     committed = yaml.safe_load(
         (ROOT / "config" / "prometheus" / "rules" / "sqlalchemy-pool.rules.yml").read_text()
     )
@@ -98,7 +98,7 @@ SWITCHED = {
 @pytest.mark.requires("promtool")
 @pytest.mark.parametrize("rule", [{"enabled": True}, SWITCHED], ids=["default", "switched"])
 def test_promtool_takes_the_rules(rule: dict[str, Any], tmp_path: Path) -> None:
-    """Prometheus takes the rules, with every placeholder replaced and its own templates left alone."""
+    """Prometheus accepts the rules; every placeholder is replaced, and Prometheus' own templates are kept."""
     spec = of("PrometheusRule", render({"prometheusRule": rule}))["spec"]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump(spec))
@@ -111,7 +111,7 @@ def test_promtool_takes_the_rules(rule: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_switches() -> None:
-    """Thresholds, labels and switches change the alerts they name, by tier, and no other."""
+    """Thresholds, labels and switches change only the alerts and tiers that they name."""
     groups = of("PrometheusRule", render({"prometheusRule": SWITCHED}))["spec"]["groups"]
     alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
     usual = [
@@ -129,7 +129,7 @@ def test_switches() -> None:
 
 
 def test_dashboards() -> None:
-    """Each dashboard is there as it was written, in a ConfigMap that Grafana's sidecar finds."""
+    """Each dashboard is in a ConfigMap, unchanged, with the label that Grafana's sidecar looks for."""
     found = [
         entry
         for entry in render({"dashboards": {"enabled": True}})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that the chart refuses, and that the message names them."""
+"""The chart refuses wrong values, and the message names them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ pytestmark = pytest.mark.newest
     ],
 )
 def test_schema_refuses(given: dict[str, Any], said: str) -> None:
-    """A value that is not there or not right is refused, and the message names it; secrets have no place to be."""
+    """An unknown or invalid value is refused, and the message names it; no value takes a secret in plain text."""
     assert said in refusal(given)
 
 
@@ -110,16 +110,16 @@ def test_schema_refuses(given: dict[str, Any], said: str) -> None:
     ],
 )
 def test_rules_refuse(rule: dict[str, Any], said: str) -> None:
-    """A threshold or a switch that no rule has is an error that says which there are: it would do nothing otherwise."""
+    """A threshold or a switch that would have no effect is refused, and the message lists those that exist."""
     assert re.search(said, refusal({"prometheusRule": {"enabled": True, **rule}}))
 
 
 def test_names_of_databases_are_unique() -> None:
-    """Two databases of one name, which the exporter would not start with, are refused before there is a pod."""
+    """Two databases of the same name are refused at rendering, because the exporter would not start with them."""
     assert "two of the name orders" in refusal({"config": {"databases": [DATABASE, DATABASE]}})
 
 
 def test_service_monitor_needs_its_service() -> None:
-    """A monitor of a service that is not made is refused."""
+    """A service monitor without a service is refused."""
     said = refusal({"serviceMonitor": {"enabled": True}, "service": {"enabled": False}})
     assert "serviceMonitor.enabled needs service.enabled" in said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart as a sidecar of an application: what the two share, and what is left to the application's chart."""
+"""The chart as a sidecar in an application's pod: what both share, and what the application's chart does itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.newest
 
 
 def environment(container: Any) -> dict[str, str]:
-    """Return the environment of a container."""
+    """Return the environment variables of a container."""
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
@@ -26,13 +26,13 @@ def environment(container: Any) -> dict[str, str]:
     "given", [{"mode": "sidecar"}, {**EXTRAS, "mode": "sidecar"}], ids=["nothing", "everything"]
 )
 def test_sidecar_touches_no_pod(given: dict[str, Any]) -> None:
-    """As a sidecar the chart makes nothing that selects the application's pods but what scrapes them."""
+    """In sidecar mode the chart makes no object that selects the application's pods, except for the pod monitor."""
     assert kinds(render(given)) <= {"ConfigMap", "PodMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_sidecar(orders: Path, native: bool) -> None:
-    """The application and its sidecar share one directory in memory, which only the application may write to."""
+    """Application and sidecar share one directory in memory, which only the application can write to."""
     found = render({"sqlalchemy-pool-exporter": {"sidecar": {"native": native}}}, orders)
     spec, sidecar = pod(found)["spec"], exporter(found)
     assert native == (sidecar in (spec["initContainers"] or []))
@@ -50,7 +50,7 @@ def test_sidecar(orders: Path, native: bool) -> None:
     assert directory == config["segments"]["directory"]
     (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "sqlalchemy-pools")
     assert "Memory" == volume["emptyDir"]["medium"]
-    # Whoever runs as another user needs the group.
+    # The two containers run as different users, so the sidecar reads the files through the group.
     assert application["securityContext"]["runAsUser"] != sidecar["securityContext"]["runAsUser"]
     assert "1" == environment(application)["SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"]
     assert "fsGroup" in spec["securityContext"]
@@ -61,11 +61,11 @@ def test_sidecar(orders: Path, native: bool) -> None:
 
 
 def test_sidecar_refuses(orders: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A sidecar of a chart that makes a deployment, or a native one in a cluster that has none, is refused."""
+    """Deployment mode in an application's pod is refused, as is a native sidecar before Kubernetes 1.29."""
     with pytest.raises(Exception, match="set mode to sidecar"):
         render({"sqlalchemy-pool-exporter": {"mode": "deployment"}}, orders)
     capfd.readouterr()
     lint(
         orders, kube_version="v1.28.0"
-    )  # what a template refuses is only told there, and nothing else takes a version
+    )  # only lint takes a version, and only its stderr has the refusal of a template
     assert "sidecar.native needs Kubernetes 1.29" in capfd.readouterr().err

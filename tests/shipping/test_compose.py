@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is provisioned and what `docker compose` starts, without Docker: that all of it fits together."""
+"""The files for `docker compose`, checked without Docker: services, mounts and provisioning fit together."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def services() -> dict[str, Any]:
 
 
 def _mounts(service: dict[str, Any]) -> dict[PurePosixPath, str]:
-    """Return where in the container which source is."""
-    # A default has a colon of its own: ${NAME:-/default}:/there:ro
+    """Map each path in the container to the source that is mounted there."""
+    # The source can contain a colon: ${NAME:-/default}:/there:ro
     found = [re.fullmatch(r"(\$\{[^}]*\}|[^:]+):([^:]+)(:ro)?", volume) for volume in service["volumes"]]
     return {PurePosixPath(one[2]): one[1] for one in found if one}
 
 
 def _source(service: dict[str, Any], inside: str) -> Path:
-    """Return the file or directory of the repository that a container has at a path."""
+    """Return the file or directory of the repository that is mounted at a path in the container."""
     path = PurePosixPath(inside)
     for mount, source in _mounts(service).items():
         if path.is_relative_to(mount):
@@ -48,7 +48,7 @@ def _source(service: dict[str, Any], inside: str) -> Path:
 
 
 def test_services(services: dict[str, Any]) -> None:
-    """The four are there, and images have a version."""
+    """There are four services, and each image has a version."""
     assert {"exporter", "postgres", "prometheus", "grafana"} == services.keys()
     for service in services.values():
         assert ("image" in service) != ("build" in service)
@@ -57,14 +57,14 @@ def test_services(services: dict[str, Any]) -> None:
 
 
 def test_dockerfile(services: dict[str, Any]) -> None:
-    """The exporter is built from the project's own Dockerfile, and does what its image is for."""
+    """The exporter is built from the project's Dockerfile, which starts the exporter."""
     exporter = services["exporter"]
     dockerfile = CONFIG / exporter["build"]["context"] / exporter["build"]["dockerfile"]
     assert 'ENTRYPOINT ["sqlalchemy-pool-exporter"]' in dockerfile.read_text("utf-8")
 
 
 def test_nothing_is_reached_from_outside(services: dict[str, Any]) -> None:
-    """Every port is bound to this machine, and no file has a password."""
+    """Every port is bound to localhost, and no file has a password."""
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert not [name for name in service.get("environment", {}) if re.search("PASS|SECRET|TOKEN", name)]
@@ -73,7 +73,7 @@ def test_nothing_is_reached_from_outside(services: dict[str, Any]) -> None:
 
 
 def test_what_is_mounted_exists(services: dict[str, Any]) -> None:
-    """Each file and directory of the repository is there, each volume is declared, and no mount is left unread."""
+    """Each mounted file exists, each mounted volume is declared, and every mount is understood by this test."""
     declared = _yaml(COMPOSE)["volumes"]
     for service in services.values():
         mounts = _mounts(service) if "volumes" in service else {}
@@ -86,7 +86,7 @@ def test_what_is_mounted_exists(services: dict[str, Any]) -> None:
 
 
 def test_exporter(services: dict[str, Any]) -> None:
-    """Its configuration is valid and where it is told to look, it reads the mounted directory and its own server."""
+    """The exporter's configuration is valid and mounted; the directory and the servers in it exist in the file."""
     exporter = services["exporter"]
     command = exporter["command"]
     path = _source(exporter, command[command.index("--config") + 1])
@@ -100,7 +100,7 @@ def test_exporter(services: dict[str, Any]) -> None:
 
 @pytest.mark.requires("promtool")
 def test_prometheus(services: dict[str, Any]) -> None:
-    """Its configuration is where the image looks for it, valid, with our rules, and scrapes the exporter."""
+    """Prometheus' configuration is mounted where the image reads it, valid, and has the rules and the exporter."""
     path = _source(services["prometheus"], "/etc/prometheus/prometheus.yml")
     done = subprocess.run(["promtool", "check", "config", path], capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -113,7 +113,7 @@ def test_prometheus(services: dict[str, Any]) -> None:
 
 
 def test_grafana_datasource(services: dict[str, Any]) -> None:
-    """It is the Prometheus of the same file, and knows how often that scrapes."""
+    """Grafana's data source is the Prometheus of the compose file, with its scrape interval."""
     directory = _source(services["grafana"], "/etc/grafana/provisioning/datasources")
     (file,) = directory.glob("*.yml")
     provisioned = _yaml(file)
@@ -126,7 +126,7 @@ def test_grafana_datasource(services: dict[str, Any]) -> None:
 
 
 def test_grafana_dashboards(services: dict[str, Any]) -> None:
-    """Where Grafana is told to look are our dashboards and no other JSON, and its first page is one of them."""
+    """Grafana finds our dashboards and no other JSON, and its home page is one of them."""
     service = services["grafana"]
     (file,) = _source(service, "/etc/grafana/provisioning/dashboards").glob("*.yml")
     provisioned = _yaml(file)

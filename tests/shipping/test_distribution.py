@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is published: the wheel, the source distribution, what is installed with them, and under which licences."""
+"""The wheel and the source distribution: content, metadata, installation and licences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.newest
 PACKAGE = ROOT / "exporter" / "sqlalchemy_pool_exporter"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOOLS = Path(sys.executable).parent
-# Of each kind of file that must not be missing, or creep in.
+# One file of each kind that must be in the source distribution.
 IN_SDIST = (
     "config/alerts.yml",
     "config/prometheus/rules/sqlalchemy-pool.rules.yml",
@@ -50,20 +50,20 @@ IN_SDIST = (
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build both distributions from the checkout."""
+    """Build the wheel and the source distribution from the checkout."""
     directory = tmp_path_factory.mktemp("dist")
     build(ROOT, directory)
     return directory
 
 
 def build(source: Path, directory: Path, *options: str) -> None:
-    """Build what is in a directory."""
+    """Build the project in a directory."""
     command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-d", directory, *options]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
 
 
 def the(directory: Path, pattern: str) -> Path:
-    """Return the one file of that pattern."""
+    """Return the only file that matches a pattern."""
     (path,) = directory.glob(pattern)
     return path
 
@@ -76,13 +76,13 @@ def metadata(wheel: Path) -> Message:
 
 
 def check(tool: str, *arguments: str | Path) -> tuple[int, str]:
-    """Run a tool of the environment."""
+    """Run a tool of the environment; return its status and output."""
     said = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
     return said.returncode, said.stdout + said.stderr
 
 
 def test_wheel_contents(dist: Path) -> None:
-    """The wheel has the package, with its bundled files as they are in the repository, and nothing else."""
+    """The wheel has the package and its bundled files, as in the repository, and nothing else."""
     sources = {
         **{f"bundled/dashboards/{path.name}": path for path in (ROOT / "dashboards").glob("*.json")},
         "bundled/alerts.yml": ROOT / "config" / "alerts.yml",
@@ -99,14 +99,14 @@ def test_wheel_contents(dist: Path) -> None:
 
 
 def test_checkers(dist: Path) -> None:
-    """What the index and the checkers of wheels want is there."""
+    """check-wheel-contents and `twine check` accept the distributions."""
     assert 0 == check("check-wheel-contents", the(dist, "*.whl"))[0]
     status, said = check("twine", "check", "--strict", the(dist, "*.whl"), the(dist, "*.tar.gz"))
     assert (0, 2) == (status, said.count("PASSED"))
 
 
 def test_source_distribution_builds_the_wheel(dist: Path, tmp_path: Path) -> None:
-    """The source distribution has what the repository has, and makes the same wheel, byte for byte."""
+    """The source distribution has the repository's files, and builds the same wheel byte for byte."""
     with tarfile.open(the(dist, "*.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")
     source = the(tmp_path, "sqlalchemy_pool_exporter-*")
@@ -117,7 +117,7 @@ def test_source_distribution_builds_the_wheel(dist: Path, tmp_path: Path) -> Non
 
 
 def test_metadata(dist: Path) -> None:
-    """The metadata says what it is, for whom, under which licence, and where to turn to."""
+    """The metadata has the name, version, licence, Python version, links and description."""
     said = metadata(the(dist, "*.whl"))
     assert (PROJECT["name"], PROJECT["version"]) == (said["Name"], said["Version"])
     assert ("Apache-2.0", "LICENSE") == (said["License-Expression"], said["License-File"])
@@ -130,7 +130,7 @@ def test_metadata(dist: Path) -> None:
 
 
 def test_version_has_one_place() -> None:
-    """The version is written in pyproject.toml, told by the installed package, and in no other file of it."""
+    """The version is written in pyproject.toml and in no module of the package."""
     assert PROJECT["version"] == version(PROJECT["name"])
     places = [
         path.name
@@ -159,20 +159,20 @@ def component(*licences: Any) -> dict[str, Any]:
     ],
 )
 def test_licences(licence: dict[str, Any], refused: str | None) -> None:
-    """A licence that is known and permissive may be shipped; one that is unknown, vague or copyleft may not."""
+    """Known permissive licences may be shipped; unknown, vague and copyleft licences may not."""
     found = [f"thing 1.0: {refused} is not among those that may be shipped"] if refused else []
     assert found == faults(component(licence))
     assert all(ALLOWED.values())
 
 
 def test_no_licence() -> None:
-    """What says no licence may not be shipped, and one bad of two is bad."""
+    """A component without a licence may not be shipped, nor one with a bad licence beside a good one."""
     assert ["thing 1.0: says no licence"] == faults(component())
     assert 1 == len(faults(component({"license": {"id": "MIT"}}, {"license": {"id": "AGPL-3.0-only"}})))
 
 
 def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
-    """Installed from the wheel alone, every command works."""
+    """Every command works in an environment with only the wheel and its dependencies."""
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", f"{the(dist, '*.whl')}[sidecar]"]

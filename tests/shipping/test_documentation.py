@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation refers to is there: files, headings, commands."""
+"""The files, headings and commands that the documentation refers to exist."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "helm") for page in (RO
 
 
 def links(text: str) -> list[str]:
-    """Return where the links of a page lead, those into our own repository on the web as paths from its root."""
+    """Return the link targets of a page; links to our repository on GitHub as paths from its root."""
     found = re.findall(r"\]\(([^)\s]+)\)", text)
     own = re.compile(rf"{re.escape(HOME)}/(?:blob|tree)/main/")
     return [own.sub("/", link) for link in found]
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes for a page's headings."""
     headings = re.findall(
         r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
     )
@@ -37,7 +37,7 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every link to a file or a heading of ours finds it."""
+    """Every link to a file or a heading of the repository has a target."""
     dead = []
     for link in links(page.read_text("utf-8")):
         if re.match(r"\w+:", link):
@@ -50,13 +50,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_dead_links_are_found() -> None:
-    """The two halves of the test above see what they look for."""
+    """``links()`` and ``anchors()``, on which the test above relies, find links and headings."""
     assert ["a.md#b", "/docs/rules.md"] == links(f"[a](a.md#b) [c]({HOME}/blob/main/docs/rules.md)")
     assert {"a-b-c", "d"} == anchors("# A `b`: c\n```\n# no\n```\n## D")
 
 
 def test_commands_exist() -> None:
-    """Every target of make that a page names is one."""
+    """Every make target that a page names exists."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {
         target
@@ -69,7 +69,7 @@ def test_commands_exist() -> None:
 
 
 def test_every_generator_is_listed() -> None:
-    """CONTRIBUTING.md names the program that writes each generated file."""
+    """CONTRIBUTING.md lists the command that writes each generated file."""
     listed = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     generators = [
         path for name in ("tools", "dashboards/source") for path in (ROOT / name).glob("generate*.py")
@@ -82,7 +82,7 @@ def test_every_generator_is_listed() -> None:
 
 
 def test_what_an_application_beside_a_sidecar_drops() -> None:
-    """The relabelling of the documentation drops every metric of a pool and keeps those of the exporter itself."""
+    """The relabelling in docs/deployment.md drops every pool metric and keeps the exporter's own metrics."""
     (pattern,) = re.findall(
         r'regex: "(.*?)", action: drop', (ROOT / "docs" / "deployment.md").read_text("utf-8")
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image, without Docker: what hadolint says of the Dockerfile, what it does not see, and its steps done by hand."""
+"""The image, checked without Docker: hadolint, properties that hadolint does not check, and its steps run by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LABELS = (
     "base.name",
 )
 UID = 65532
-# Who runs it, where that can be chosen.
+# The image's user, which only root can switch to.
 SOMEBODY: Any = {"user": UID, "group": UID, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
@@ -54,20 +54,20 @@ class Step(NamedTuple):
 
     @property
     def array(self) -> list[str]:
-        """The arguments of an exec form; the shell form is none."""
+        """The arguments of an exec form; a shell form fails."""
         value = json.loads(self.text)
         assert isinstance(value, list)
         return value
 
     @property
     def sources(self) -> list[str]:
-        """What a COPY takes from the context."""
+        """The sources of a COPY from the build context."""
         words = self.text.split()
         return [] if any(word.startswith("--from=") for word in words) else words[:-1]
 
 
 def stages() -> list[list[Step]]:
-    """Read the Dockerfile: the steps of each stage, that begins with its FROM."""
+    """Read the Dockerfile; return the steps of each stage, from its FROM on."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     found: list[list[Step]] = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -81,13 +81,13 @@ def stages() -> list[list[Step]]:
 
 
 def the(name: str, steps: Sequence[Step]) -> Step:
-    """Return the one step of that name."""
+    """Return the only step with a name."""
     (step,) = (step for step in steps if step.name == name)
     return step
 
 
 def pins(lock: str) -> dict[str, list[str]]:
-    """Return what a lock file pins, with the hashes of each."""
+    """Return the pins of a lock file, each with its hashes."""
     found: dict[str, list[str]] = {}
     for line in (ROOT / lock).read_text().splitlines():
         if line.startswith("    --hash=sha256:"):
@@ -98,7 +98,7 @@ def pins(lock: str) -> dict[str, list[str]]:
 
 
 def test_hadolint() -> None:
-    """Hadolint finds nothing, and would find something."""
+    """Hadolint finds nothing, but finds a flaw that the test adds."""
     hadolint = Path(sys.executable).with_name("hadolint")
     assert "" == subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=True).stdout
     worse = DOCKERFILE.read_text().replace('ENTRYPOINT ["sqlalchemy-pool-exporter"]', "ENTRYPOINT exporter")
@@ -107,7 +107,7 @@ def test_hadolint() -> None:
 
 
 def test_user_is_a_number() -> None:
-    """The last stage ends as a user and group other than root, as numbers, so that a cluster can tell."""
+    """The last stage ends as a non-root user and group, given as numbers, so that Kubernetes can check this."""
     steps = stages()[-1]
     assert f"{UID}:{UID}" == the("USER", steps).text
     after = [step.name for step in steps[steps.index(the("USER", steps)) :]]
@@ -115,7 +115,7 @@ def test_user_is_a_number() -> None:
 
 
 def test_exec_forms() -> None:
-    """What is started is started without a shell, so signals arrive; the health check is ours and needs no program."""
+    """Commands start without a shell, so that they receive signals; the health check is our own command."""
     steps = stages()[-1]
     assert ["sqlalchemy-pool-exporter"] == the("ENTRYPOINT", steps).array
     assert ["serve"] == the("CMD", steps).array
@@ -128,7 +128,7 @@ def test_exec_forms() -> None:
 
 
 def test_last_stage_installs_nothing() -> None:
-    """The last stage starts anew, takes one directory from the one that builds, and installs nothing."""
+    """The last stage copies one directory from the build stage and installs nothing."""
     last = stages()[-1]
     assert {"--from=build /opt/exporter /opt/exporter"} == {step.text for step in last if step.name == "COPY"}
     runs = " ".join(step.text for step in last if step.name == "RUN")
@@ -137,7 +137,7 @@ def test_last_stage_installs_nothing() -> None:
 
 
 def test_nothing_from_the_network_unhashed() -> None:
-    """Nothing is added from a URL, and pip takes only what a lock has the hash of, and never builds it."""
+    """Nothing is added from a URL; pip installs only packages with a hash in a lock file, and only prebuilt ones."""
     steps = [step for stage in stages() for step in stage]
     assert "ADD" not in {step.name for step in steps}
     installs = [
@@ -154,7 +154,7 @@ def test_nothing_from_the_network_unhashed() -> None:
 
 
 def test_labels() -> None:
-    """The labels by which an image is known are there."""
+    """The image has all the usual OCI labels."""
     label = the("LABEL", stages()[-1]).text
     assert set() == {f"org.opencontainers.image.{name}" for name in LABELS} - set(
         re.findall(r"([\w.]+)=", label)
@@ -162,7 +162,7 @@ def test_labels() -> None:
 
 
 def test_context() -> None:
-    """Every file that is copied exists and is in the context, and of the rest nothing is."""
+    """Every copied file exists, and the build context has exactly the copied files."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = {
         source.rstrip("/")
@@ -178,14 +178,14 @@ def test_context() -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_lock(lock: str) -> None:
-    """A lock pins exactly, hashes everything, and names no place to get it from."""
+    """A lock file pins exact versions with hashes, and names no index or URL."""
     found = pins(lock)
     assert [] == [pin for pin, hashes in found.items() if "==" not in pin or not hashes]
     assert [] == re.findall(r"\w+://\S+|--(?:extra-)?index-url.*", (ROOT / lock).read_text())
 
 
 def test_locks_have_what_the_project_asks_for() -> None:
-    """The locks are of the project's requirements as they are now: else run `make lock`."""
+    """The lock files satisfy the project's requirements; `make lock` updates them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = {
         "requirements/build.lock": project["build-system"]["requires"],
@@ -202,14 +202,14 @@ def test_locks_have_what_the_project_asks_for() -> None:
 
 @pytest.fixture
 def prefix() -> Iterator[Path]:
-    """Return a directory that every user may look into, unlike pytest's own."""
+    """Return a directory that every user may enter, unlike pytest's tmp_path."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def interpreter() -> str:
-    """Return a Python that the image's user can run: one below somebody's home is often closed to others."""
+    """Return a Python that the image's user can run; one in a home directory is often closed to other users."""
     for python in (sys.executable, "/usr/bin/python3"):
         command = [python, "-c", "import sys; assert sys.version_info >= (3, 11)"]
         with contextlib.suppress(OSError):
@@ -219,7 +219,7 @@ def interpreter() -> str:
 
 
 def build(prefix: Path) -> Path:
-    """Do the steps of the stage that builds, below ``prefix`` instead of below `/`, and return what it made."""
+    """Run the steps of the build stage below ``prefix`` instead of `/`, and return the installed directory."""
     context, exporter = prefix / "build", prefix / "opt" / "exporter"
     exporter.parent.mkdir(parents=True)
     for step in stages()[0]:
@@ -242,14 +242,14 @@ def build(prefix: Path) -> Path:
 
 
 def read_only(tree: Path) -> None:
-    """Take away everybody's right to write."""
+    """Remove all write permissions."""
     for path in (tree, *tree.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
 def test_steps_by_hand(prefix: Path) -> None:
-    """What the steps install runs as somebody who can write nowhere in it, and answers its health check."""
+    """The installed exporter runs as a user that cannot write to its files, and answers its health check."""
     exporter = build(prefix)
     read_only(exporter)
     assert not (exporter / "bin" / "pip").exists()
@@ -267,5 +267,5 @@ def test_steps_by_hand(prefix: Path) -> None:
         check = [command[0], "healthcheck", "--listen-address", address]
         assert eventually(lambda: 0 == subprocess.run(check, cwd="/", check=False, **SOMEBODY).returncode)
         process.terminate()
-        process.communicate()  # what it says at its end has to be read, or that fails
+        process.communicate()  # read its last output, or its writes to the pipe could fail
     assert 0 == process.returncode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs elsewhere: workflows with as few rights as they need, pinned actions, and hooks of our own."""
+"""The workflows have only the rights they need, actions are pinned, and the pre-commit hooks are our own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.newest
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TOOLS = Path(sys.executable).parent
-# Job → the rights that it may have beside reading this repository.
+# Job → its write permissions.
 RIGHTS = {
     "attest": {"id-token", "attestations"},
     "publish": {"id-token"},
@@ -44,13 +44,13 @@ def steps(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_there_are_some() -> None:
-    """The workflows are those that the documentation names."""
+    """The workflows are the two that the documentation names."""
     assert ["ci.yml", "release.yml"] == [path.name for path in WORKFLOWS]
 
 
 @workflows
 def test_rights(path: Path) -> None:
-    """A workflow has no right, and a job only those that it is known to need; nothing of a fork runs with any."""
+    """A workflow has no permissions, its jobs only those listed above, and no workflow runs on pull_request_target."""
     workflow = yaml.safe_load(path.read_text())
     assert {} == workflow["permissions"]
     assert "pull_request_target" not in path.read_text()
@@ -63,7 +63,7 @@ def test_rights(path: Path) -> None:
 
 @workflows
 def test_actions_are_pinned(path: Path) -> None:
-    """An action is that of one commit, and the line says of which release it is; a checkout keeps no credentials."""
+    """Each action is pinned to a commit, with its release in a comment; checkouts keep no credentials."""
     used = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
     assert used
     pinned = re.compile(r"(- )?uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
@@ -74,13 +74,13 @@ def test_actions_are_pinned(path: Path) -> None:
 
 @workflows
 def test_nothing_is_put_into_scripts(path: Path) -> None:
-    """No expression stands in a script, where it could be one itself; no secret but the run's own token is used."""
+    """Scripts contain no ``${{ }}`` expressions, which could inject code, and workflows use no stored secrets."""
     assert [] == [step["run"] for step in steps(path) if "${{" in step.get("run", "")]
     assert "secrets." not in path.read_text()
 
 
 def test_zizmor() -> None:
-    """A checker of workflows finds nothing, however strict."""
+    """zizmor, a checker of workflows, finds nothing in its pedantic mode."""
     command: list[str | Path] = [
         TOOLS / "zizmor",
         "--offline",
@@ -99,7 +99,7 @@ def test_zizmor() -> None:
 
 
 def test_nothing_untested_is_published() -> None:
-    """Whatever publishes comes after the test of what was built, which is compared with what was tested."""
+    """Every job that publishes comes after the test job, which compares the built wheel with the tested one."""
     needs = {
         name: job.get("needs") for name, job in jobs(ROOT / ".github" / "workflows" / "release.yml").items()
     }
@@ -114,7 +114,7 @@ def test_nothing_untested_is_published() -> None:
 
 
 def test_hooks_are_of_this_repository() -> None:
-    """The configuration of pre-commit is valid, and its hooks are targets of the Makefile."""
+    """The pre-commit configuration is valid, and all its hooks are targets of the Makefile."""
     path = ROOT / ".pre-commit-config.yaml"
     subprocess.run([TOOLS / "pre-commit", "validate-config", path], check=True)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

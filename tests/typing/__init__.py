@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only type checkers read."""
+"""Files that only type checkers read."""

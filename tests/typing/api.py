@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public surface as a type checker sees it; nothing runs this file, ``make types`` reads it."""
+"""The public API as a type checker sees it: ``make types`` checks this file, and no test runs it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ assert_type(instrument(engine.pool), Handle)
 assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
 
-# What is neither an engine nor a pool, and what may only be given by its name, is an error: an ignored line that has
-# none is reported.
+# Wrong targets, and arguments that are keyword-only, must be errors: the checker reports an ignore comment that is not
+# needed.
 instrument("sqlite://")  # type: ignore[arg-type]
 instrument(engine, "orders")  # type: ignore[call-arg]
 uninstrument(engine.connect())  # type: ignore[arg-type]
