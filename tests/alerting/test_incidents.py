@@ -52,7 +52,7 @@ def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
 
 
 def test_alerts_of_what_is_over_are_over(incidents: Played) -> None:
-    """After a restart, once the database is back, no alert fires any more."""
+    """After a restart, once the database is back, no alert keeps firing."""
     fired = incidents.fired("restart")
     assert fired
     assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > incidents.end - 15.0}

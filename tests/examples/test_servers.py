@@ -194,7 +194,7 @@ def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -
     """The same holds for Celery's prefork pool, whose parent has a pool, too, and after a restart of the whole worker.
 
     The test kills no process of it: the process that waits for the next task holds billiard's semaphore. If it is
-    killed, the others get no task any more, instrumented or not.
+    killed, the others get no more tasks, instrumented or not.
     """
     broker, segments = tmp_path / "broker", tmp_path / "segments"
     for directory in (segments, broker / "queue", broker / "control", broker / "results"):

@@ -110,7 +110,7 @@ def test_schema_refuses(given: dict[str, Any], said: str) -> None:
     ],
 )
 def test_rules_refuse(rule: dict[str, Any], said: str) -> None:
-    """A threshold or a switch that would have no effect is refused, and the message lists those that exist."""
+    """An unknown or invalid threshold or switch is refused; the message says which exist or what is expected."""
     assert re.search(said, refusal({"prometheusRule": {"enabled": True, **rule}}))
 
 
