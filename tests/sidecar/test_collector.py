@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Makes processes that are killed at the end."""
+    """Return a function that makes processes, which are killed at the end."""
     with processes(tmp_path) as make:
         yield make
 
 
 def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """By default counters and histograms are one series a pool, and states one a worker."""
+    """By default counters and histograms have one series per pool, and states one per worker."""
     one, two = process(), process()
     one.count(3, faults=1)
     two.count(4, faults=2)
@@ -54,7 +54,7 @@ def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callabl
 
 
 def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """States of all workers are summed, ages are the longest, and limits are shown where all have the same."""
+    """Without the label, states are summed, ages are the longest, and a limit is shown if all workers share it."""
     one, two = process(size=2.0), process(size=3.0)
     one.hold(NOW - 5)
     two.hold(NOW - 7)
@@ -69,7 +69,7 @@ def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -
 
 
 def test_counters_per_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Each worker's counters are its own series; the exporter's own faults and what is of no worker stay one."""
+    """Each worker has its own series of a counter; the recording faults stay one series per pool."""
     process().count(3, faults=1)
     process().count(4, faults=2)
     exposition = Scraper(tmp_path, counters_per_worker=True).scrape()
@@ -83,7 +83,7 @@ def test_counters_per_worker(tmp_path: Path, process: Callable[..., Process]) ->
 def test_no_series_twice(
     tmp_path: Path, process: Callable[..., Process], *, worker_label: bool, counters_per_worker: bool
 ) -> None:
-    """However it is shown, and with two blocks of one name in a file, no series appears twice."""
+    """With any label options, and with two blocks of one pool in a file, no series appears twice."""
     one = process()
     one.lease.block("orders", QUEUE, 128)[layout.FAULTS] = 1.0
     process("billing")
@@ -96,7 +96,7 @@ def test_no_series_twice(
 
 
 def test_capacity(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """The ceiling is the sum over the live workers; if one of them has none, the fleet has none."""
+    """`capacity` is the sum over the live workers, and is absent if one of them has no limit."""
     process(size=2.0, max_overflow=1.0)
     gone = process(size=5.0, max_overflow=10.0)
     gone.kill()
@@ -109,7 +109,7 @@ def test_capacity(tmp_path: Path, process: Callable[..., Process]) -> None:
 
 
 def test_different_pools(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Each worker shows the pools it has."""
+    """A pool has series only for the workers that have it."""
     process("orders").count(1)
     process("billing").count(2)
     exposition = Scraper(tmp_path).scrape()
@@ -119,7 +119,7 @@ def test_different_pools(tmp_path: Path, process: Callable[..., Process]) -> Non
 
 
 def test_different_drivers(tmp_path: Path) -> None:
-    """While two releases of an application run, both descriptions of the pool are shown; then the last one."""
+    """While workers of two releases run, `info` shows the drivers of both; then it shows the last worker's."""
     old = Process(tmp_path)
     new = Process(tmp_path, info={**QUEUE, "driver": "asyncpg"})
     scraper = Scraper(tmp_path)
@@ -135,7 +135,7 @@ def test_different_drivers(tmp_path: Path) -> None:
     assert drivers() == {"asyncpg"}
 
 
-# -- what the workers run on
+# -- the versions of Python and SQLAlchemy
 
 
 def versions(exposition: Exposition) -> list[dict[str, str]]:
@@ -150,14 +150,14 @@ def versions(exposition: Exposition) -> list[dict[str, str]]:
 
 
 def say(process: Process, facts: bytes) -> None:
-    """Let a process's file say something else of it."""
+    """Overwrite the facts in a process's segment."""
     with process.lease.path.open("r+b") as file:
         file.seek(FACTS_AT)
         file.write(facts.ljust(HEADER_BYTES - FACTS_AT, b"\0"))
 
 
 def test_versions_are_the_applications(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """``build_info`` has one sample for each pair of versions at work, and its own version of the exporter."""
+    """``build_info`` has a sample per pair of the live workers' versions, and the sidecar's version of the exporter."""
     say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.1"}')
     say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.2"}')
     process()
@@ -169,7 +169,7 @@ def test_versions_are_the_applications(tmp_path: Path, process: Callable[..., Pr
 
 
 def test_versions_of_the_gone_are_not_shown(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Without a live worker there is one sample with empty labels, so that the target is still known as one."""
+    """Without a live worker ``build_info`` has one sample with empty labels, so that a query still finds the target."""
     nothing = [{"version": package_version(), "python": "", "sqlalchemy": ""}]
     scraper = Scraper(tmp_path)
     assert versions(scraper.scrape()) == nothing
@@ -187,7 +187,7 @@ def test_versions_of_the_gone_are_not_shown(tmp_path: Path, process: Callable[..
 def test_unreadable_facts_cost_the_label_alone(
     tmp_path: Path, process: Callable[..., Process], facts: bytes
 ) -> None:
-    """Whatever a file says of its process, its counts are shown and it is no error."""
+    """Unreadable facts leave their labels empty; the segment's counts are shown, and no error is reported."""
     damaged = process()
     damaged.count(3)
     say(damaged, facts)
@@ -199,7 +199,7 @@ def test_unreadable_facts_cost_the_label_alone(
 
 
 def test_facts_of_an_older_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A file that was written before SQLAlchemy's version was part of it has an empty label for that."""
+    """A segment of an older release, without SQLAlchemy's version, has an empty label for this version."""
     say(process(), b'{"pid": 7, "program": "app", "version": "0.0.1", "python": "3.11.2"}')
     (found,) = versions(Scraper(tmp_path).scrape())
     assert found == {"version": package_version(), "python": "3.11.2", "sqlalchemy": ""}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's configuration: the file we ship and its reference, what is accepted runs, and DSNs are secret."""
+"""The sidecar's configuration: the shipped file, the reference, the accepted settings, and secret DSNs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("environment")
 
 
-# ------------------------------------------------------- the file we ship
+# ------------------------------------------------------ the shipped file
 
 
 def test_shipped_file_equals_the_defaults() -> None:
-    """The shipped file sets every option, to the default."""
+    """The shipped file sets every option to its default."""
     assert load(SHIPPED) == Config()
     shipped = yaml.safe_load(SHIPPED.read_text("utf-8"))
     named = {
@@ -43,7 +43,7 @@ def test_shipped_file_equals_the_defaults() -> None:
 
 
 def test_shipped_example_of_a_database() -> None:
-    """The database that is commented out names every option of one, with its default where there is one."""
+    """The commented-out database sets every option of a database, to its default if it has one."""
     text = SHIPPED.read_text("utf-8").partition("databases: []\n")[2]
     example_file = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
     (example_database,) = yaml.safe_load(example_file)["databases"]
@@ -58,21 +58,21 @@ def test_shipped_example_of_a_database() -> None:
 
 
 def test_every_option_is_explained() -> None:
-    """Each option has a description that is a sentence, and says what it takes."""
+    """Each option has a sentence as description, and states the values that it accepts."""
     for option in all_options():
         assert re.fullmatch(r"[A-Z`].*[.]", option.description), option
         assert option.expects != "a mapping", option
 
 
 def test_reference_is_generated() -> None:
-    """The reference in the documentation is what its generator makes of the types today."""
+    """The reference in the documentation is what its generator writes from the current types."""
     text = generate_configuration.PAGE.read_text("utf-8")
     assert text == generate_configuration.page(text)
     assert all(f"`{option.path}`" in text for option in all_options())
 
 
 def test_example_of_the_documentation(given_file: Callable[[str], Path]) -> None:
-    """The faults the documentation shows are what such a file gives."""
+    """The documentation's example file has exactly the faults that the documentation shows."""
     path = given_file(
         """\
         web:
@@ -99,14 +99,14 @@ def test_empty_means_default(given_file: Callable[[str], Path], text: str) -> No
 
 
 def test_a_configuration_is_a_value() -> None:
-    """A configuration cannot be changed, and equal ones are equal."""
+    """A configuration is immutable, and equal sections have equal hashes."""
     config = load(SHIPPED)
     with pytest.raises(ValidationError, match="frozen"):
         config.log.level = "debug"
     assert hash(config.web) == hash(Config().web)
 
 
-# -------------------------------------------------- what is accepted, runs
+# ------------------------------------------------------ accepted settings
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_what_would_fail_at_every_connect(
 
 
 def test_tls_that_the_documentation_allows(given_file: Callable[[str], Path]) -> None:
-    """`require` may have a CA file: the certificate is verified then, and the host name is not."""
+    """With a CA file the mode `require` verifies the certificate, but not the host name."""
     path = given_file(DATABASE % "tls: {mode: require, ca_file: ca.crt}")
     trustme.CA().cert_pem.write_to_path(path.parent / "ca.crt")
     context = load(path).databases[0].connect_arguments()["ssl"]
@@ -194,7 +194,7 @@ def test_tls_that_the_documentation_allows(given_file: Callable[[str], Path]) ->
 
 
 def test_pools_of_a_database(given_file: Callable[[str], Path]) -> None:
-    """A database is told its pools by their names, each once."""
+    """A database lists its pools by name, each once; an empty name is a fault."""
     text = """\
         databases:
           - name: orders
@@ -222,7 +222,7 @@ def test_pools_of_a_database(given_file: Callable[[str], Path]) -> None:
 def test_a_pool_of_two_databases(
     given_file: Callable[[str], Path], first: str, second: str, lines: list[int]
 ) -> None:
-    """A pool connects to one database; without pools a database has the pool that has its name."""
+    """Two databases cannot have the same pool; a database without `pools` has the pool of its own name."""
     path = given_file(
         f"databases:\n- {{name: a, dsn_env: A, {first}}}\n- {{name: b, dsn_env: A, {second}}}\n"
     )
@@ -254,7 +254,7 @@ def test_dsn_is_found_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_dsn_is_read_anew(tmp_path: Path) -> None:
-    """A rotated password is found at the next connection."""
+    """Each `read_dsn()` reads the file again, so the next connect uses a rotated password."""
     file = tmp_path / "dsn"
     database = Database(name="a", dsn_file=file)
     file.write_text("postgresql://u:old@h/db", "utf-8")
@@ -277,7 +277,7 @@ def test_dsn_is_read_anew(tmp_path: Path) -> None:
     ],
 )
 def test_dsn_that_cannot_be_had(options: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing or wrong DSN is an error that names where it should be, and nothing of what is there."""
+    """The error for a missing or malformed DSN names the variable or file, and shows none of its content."""
     monkeypatch.setenv("EMPTY", " ")
     monkeypatch.setenv("BAD", f"mysql://u:{SECRET}@h/db")
     monkeypatch.setenv("BRACKET", f"postgresql://u:{SECRET}@[h/db")
@@ -287,13 +287,13 @@ def test_dsn_that_cannot_be_had(options: dict[str, Any], match: str, monkeypatch
 
 
 def test_a_database_without_a_dsn_cannot_be_made() -> None:
-    """A database needs one source of its DSN, in code as in a file."""
+    """A `Database` made in code needs exactly one source of its DSN, as one in a file does."""
     with pytest.raises(ValidationError, match="give exactly one of dsn, dsn_file, dsn_env, not none"):
         Database(name="a")
 
 
 def test_a_configuration_shows_no_dsn() -> None:
-    """A DSN is redacted in every way of writing down what holds it."""
+    """Every text form of a configuration redacts the DSN."""
     config = Config(databases=(Database(name="a", dsn=DSN(f"postgresql://u:{SECRET}@h/db")),))
     for shown in (repr(config), str(config), f"{config!r:>10}", str(config.model_dump())):
         assert SECRET not in shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration files as files and as YAML: unreadable, unending, fuzzed; each is read or refused."""
+"""An unreadable, recursive, exponential or fuzzed configuration file is read, or refused with a ConfigError."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 
 def test_aliases_cannot_explode(given_file: Callable[[str], Path]) -> None:
-    """A file that unfolds to billions of nodes is refused as quickly as any other."""
+    """A file whose aliases expand to billions of nodes is refused quickly."""
     levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20))
     path = given_file(f"a0: &a0 [1]\n{levels}databases: *a19\n")
     assert any("databases[8]: expected a mapping, got a list" in fault for fault in faults(path))
 
 
 def test_a_file_that_contains_itself(given_file: Callable[[str], Path]) -> None:
-    """An alias inside of what it names is refused, not followed."""
+    """An alias of a node that contains the alias is refused, not followed."""
     assert faults(given_file("databases: &a [*a]"))
     assert faults(given_file("&a {web: *a}"))
 
@@ -45,7 +45,7 @@ def test_a_file_that_contains_itself(given_file: Callable[[str], Path]) -> None:
     ],
 )
 def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    """A missing, binary or huge file is an error that names it and the reason."""
+    """The error for a missing, binary or huge file names the file and the reason."""
     path = tmp_path / "exporter.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -54,13 +54,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, reaso
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
-    """A directory in the place of the file is an error like any other."""
+    """A directory instead of a file is a ConfigError."""
     with pytest.raises(ConfigError, match="Is a directory"):
         load(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
-    """A file from an editor that marks UTF-8 is read."""
+    """A file that begins with a UTF-8 byte order mark is read."""
     path = tmp_path / "exporter.yaml"
     path.write_bytes(b"\xef\xbb\xbflog: {level: error}")
     assert load(path).log.level == "error"
@@ -103,14 +103,14 @@ def _loads_or_says_why(content: bytes, directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory for all examples of a property."""
+    """Return a directory that all examples of a property share."""
     return tmp_path_factory.mktemp("fuzz")
 
 
 @settings(deadline=None)
 @given(tree=_TREES)
 def test_any_tree(tree: object, directory: Path) -> None:
-    """Any YAML is a configuration or a ConfigError."""
+    """Loading any YAML gives a configuration or a ConfigError."""
     _loads_or_says_why(yaml.safe_dump(tree).encode(), directory)
 
 
@@ -124,13 +124,13 @@ def test_any_tree(tree: object, directory: Path) -> None:
 @example(text="web: {max_request_bytes: 1:99999999999999999999}")
 @example(text="= : =")
 def test_any_text(text: str, directory: Path) -> None:
-    """Any text is a configuration or a ConfigError."""
+    """Loading any text gives a configuration or a ConfigError."""
     _loads_or_says_why(text.encode("utf-8", "surrogatepass"), directory)
 
 
 @settings(deadline=None, max_examples=50)
 @given(position=st.integers(0, len(SHIPPED.read_bytes()) - 1), byte=st.binary(min_size=1, max_size=3))
 def test_any_damage_to_the_shipped_file(position: int, byte: bytes, directory: Path) -> None:
-    """A damaged configuration is a configuration or a ConfigError."""
+    """Loading a damaged copy of the shipped file gives a configuration or a ConfigError."""
     content = SHIPPED.read_bytes()
     _loads_or_says_why(content[:position] + byte + content[position + 1 :], directory)

@@ -28,7 +28,7 @@ HASH = "$2b$04$kCjsxeFfl8nLbVTYpdAVsOe1N7UfwNtDHVMVKRDtlE1gCWu/YPMCi"
 
 @pytest.fixture
 def tls(tmp_path: Path) -> dict[str, str]:
-    """Return a `tls_server_config` of a server whose certificate no client trusts, and a CA for its clients."""
+    """Write an untrusted server certificate and a CA for clients; return a `tls_server_config` with the certificate."""
     ca = trustme.CA()
     leaf = ca.issue_cert("elsewhere.example")
     leaf.private_key_pem.write_to_path(tmp_path / "server.key")
@@ -39,33 +39,33 @@ def tls(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """Return the port of a server that accepts and says nothing."""
+    """Return the port of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
 
 async def answer(path: Path) -> str:
-    """Check an exporter that serves with a web configuration file."""
+    """Return the result of the check of an exporter that has a web configuration file."""
     async with serving(Numbers(), web_config=WebConfig(path)) as endpoint:
         asked = Endpoint(Address("127.0.0.1", endpoint.port), may_speak_tls=True)
         return await asyncio.to_thread(check, asked)
 
 
 def guarded(path: Path, content: dict[str, Any]) -> str:
-    """Check an exporter that serves with a web configuration file of this content."""
+    """Write a web configuration file, and return the result of the check of an exporter that has it."""
     path.write_text(yaml.safe_dump(content))
     return asyncio.run(answer(path))
 
 
 def test_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An exporter without TLS that has a web configuration file is well, and its log is not littered."""
+    """An exporter with a web configuration file but without TLS is healthy, and logs nothing about the check."""
     assert "200 OK" == guarded(tmp_path / "web.yaml", {})
     assert [] == caplog.records
 
 
 @pytest.mark.parametrize("version", ["TLS12", "TLS13"])
 def test_tls(tmp_path: Path, tls: dict[str, str], version: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An exporter with TLS is well, whatever its certificate says."""
+    """An exporter with TLS is healthy even if its certificate is untrusted and for another host."""
     content = {"tls_server_config": {**tls, "min_version": version, "max_version": version}}
     assert "200 OK" == guarded(tmp_path / "web.yaml", content)
     assert [] == caplog.records
@@ -73,24 +73,24 @@ def test_tls(tmp_path: Path, tls: dict[str, str], version: str, caplog: pytest.L
 
 @pytest.mark.parametrize("version", ["TLS12", "TLS13"])
 def test_client_certificate(tmp_path: Path, tls: dict[str, str], version: str) -> None:
-    """An exporter that asks for a client certificate, and so refuses, is well."""
+    """An exporter that refuses the check because it requires a client certificate is healthy."""
     wanted = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}
     content = {"tls_server_config": {**tls, **wanted, "min_version": version, "max_version": version}}
     assert "closes the connection of a client without certificate" == guarded(tmp_path / "web.yaml", content)
 
 
 def test_password(tmp_path: Path) -> None:
-    """An exporter that asks for a password is well, and the check needs none."""
+    """An exporter that answers 401 is healthy, so the check needs no password."""
     assert "401 Unauthorized" == guarded(tmp_path / "web.yaml", {"basic_auth_users": {"scraper": HASH}})
 
 
 def test_rate_limit(tmp_path: Path) -> None:
-    """An exporter that is asked too often is well."""
+    """An exporter that answers 429 is healthy."""
     assert "429 Too Many Requests" == guarded(tmp_path / "web.yaml", {"rate_limit": {"interval": "1h"}})
 
 
 def test_nobody_listens(silent: int) -> None:
-    """A closed port, a silent server and another program's server are unhealthy, and the error says why."""
+    """A closed port and a silent server are unhealthy, and the error states the reason."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
@@ -123,9 +123,9 @@ def test_something_else_answers(said: bytes, fault: str) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1"])  # noqa: S104 - what a container is told
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1"])  # noqa: S104 - addresses that a container may have
 def test_command(host: str) -> None:
-    """The command's exit status is 0 as long as the exporter runs, and 1 after it."""
+    """The command's exit status is 0 while the exporter runs, and 1 after the exporter has ended."""
     with Sidecar() as sidecar:
         address = f"{host}:{sidecar.url.rpartition(':')[2]}"
         alive = run("healthcheck", SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS=address)
@@ -136,7 +136,7 @@ def test_command(host: str) -> None:
     assert dead.stderr.startswith(f"sqlalchemy-pool-exporter: no answer from '{address}': ")
 
 
-# -- what is asked
+# -- the endpoint to check
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_command(host: str) -> None:
     ],
 )
 def test_endpoint_of_a_file(tmp_path: Path, text: str | None, expected: Endpoint) -> None:
-    """From a file that became wrong after the start, readable options are used, and defaults for the rest."""
+    """The check uses the readable options of a file, even if the file is invalid, and defaults for the rest."""
     path = tmp_path / "exporter.yaml"
     if text is not None:
         path.write_text(text)
@@ -171,7 +171,7 @@ def test_endpoint_of_a_file(tmp_path: Path, text: str | None, expected: Endpoint
 
 
 def test_endpoint_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Command line over environment over file; the environment can name the file."""
+    """The command line overrides the environment, which overrides the file; the environment can name the file."""
     path = tmp_path / "exporter.yaml"
     path.write_text("web: {listen_address: ':1', config_file: web.yaml}")
     assert Endpoint() == find_endpoint(None, {})
@@ -184,7 +184,7 @@ def test_endpoint_of_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("text", ["web: {colour: red}", "web: [", "databases: [{name: a, dsn_env: NOWHERE}]"])
 def test_an_edit_that_is_wrong_is_no_illness(tmp_path: Path, text: str) -> None:
-    """An exporter whose file is edited wrongly after its start goes on, and is well."""
+    """An exporter stays healthy when its file becomes invalid after the start."""
     path = tmp_path / "exporter.yaml"
     path.write_text("")
     with Sidecar("--config", path) as sidecar:

@@ -14,7 +14,7 @@ HEAVY = {"aiohttp", "asyncio", "asyncpg", "bcrypt", "prometheus_client", "pydant
 
 
 def loaded(*arguments: object) -> set[str]:
-    """Return which of the heavy libraries a command line loads."""
+    """Return the heavy libraries that a command line loads."""
     program = (
         "import sys; from sqlalchemy_pool_exporter.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -40,12 +40,12 @@ def loaded(*arguments: object) -> set[str]:
     ],
 )
 def test_a_command_loads_what_it_needs(arguments: list[object], libraries: set[str]) -> None:
-    """A health check every 30 seconds loads nothing that serves; the rules need no library of the sidecar but YAML."""
+    """`healthcheck`, which runs every 30 seconds, and `rules` load no library of the sidecar except YAML."""
     assert libraries == loaded(*arguments)
 
 
 def test_dashboards(tmp_path: Path) -> None:
-    """Writing the dashboards loads no library at all."""
+    """`dashboards` loads none of the heavy libraries."""
     assert set() == loaded("dashboards", "--out", tmp_path)
 
 

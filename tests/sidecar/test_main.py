@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sqlalchemy-pool-exporter`` as it is run: start, scrape, reload, end, and what it says when it cannot."""
+"""The command ``sqlalchemy-pool-exporter`` as a process: start, scrape, reload, end and error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(tmp_path: Path, directory: Path) -> Path:
 
 @pytest.mark.requires("promtool")
 def test_serve(directory: Path) -> None:
-    """Live and forked workers are in one scrape, which promtool has nothing to say against, in both formats."""
+    """A scrape in either format shows a worker and its forked child, and promtool accepts the text format."""
     with Worker(directory) as worker, Sidecar("--directory", directory) as sidecar:
         worker.do("pool", "orders")
         worker.do("pool", "unlimited", -1)
@@ -58,7 +58,7 @@ def test_serve(directory: Path) -> None:
                 status, text = sidecar.get(accept=accept)
                 assert status == 200
                 assert text.endswith("# EOF\n") == (accept == OPENMETRICS)
-                # It reads the text format alone; what the other has beyond it is its end and its exemplars.
+                # promtool reads only the text format. OpenMetrics differs from it by its end and by exemplars.
                 lint = subprocess.run(
                     ["promtool", "check", "metrics"],
                     input=sidecar.get(accept="text/plain")[1] if accept == OPENMETRICS else text,
@@ -78,14 +78,14 @@ def test_serve(directory: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop(directory: Path, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C end it in order, without a word of a traceback."""
+    """SIGTERM and Ctrl-C end the exporter with exit status 0 and without a traceback."""
     with Sidecar("--directory", directory) as sidecar:
         assert sidecar.end(number) == 0
         assert "Traceback" not in "".join(sidecar.log)
 
 
 def test_restart_counts_on(directory: Path) -> None:
-    """Another sidecar says what the one before said, though every worker is gone."""
+    """A restarted sidecar shows the same counts, although every worker is gone."""
     with Worker(directory) as worker:
         worker.do("pool", "orders")
         worker.do("cycle", "orders", 5)
@@ -98,7 +98,7 @@ def test_restart_counts_on(directory: Path) -> None:
 
 
 def test_sighup(directory: Path, config: Path) -> None:
-    """A good configuration takes effect; a bad one is named and the old one stays, which a metric says."""
+    """SIGHUP applies a valid file; an invalid one is logged, sets a metric to 0, and leaves the old one in force."""
     with Worker(directory) as worker, Sidecar("--config", config) as sidecar:
         worker.do("pool", "orders")
         assert sidecar.value("size", pool="orders", worker="000") == 2
@@ -133,7 +133,7 @@ def test_reload_forgets_no_count(directory: Path, config: Path) -> None:
 
 
 def test_reload_over_http(directory: Path, config: Path) -> None:
-    """POST /-/reload is off unless it is enabled; then it answers with what is wrong."""
+    """POST /-/reload gets 403 unless it is enabled; if it is, the answer lists the faults of an invalid file."""
     with Sidecar("--config", config) as sidecar:
         assert sidecar.get("/-/reload", method="POST")[0] == 403
     config.write_text(config.read_text() + "web: {enable_lifecycle: true}\n")
@@ -146,11 +146,11 @@ def test_reload_over_http(directory: Path, config: Path) -> None:
         assert sidecar.value("exporter_config_last_reload_successful") == 0
 
 
-# -- what it says when it cannot
+# -- messages
 
 
 def test_port_taken(directory: Path) -> None:
-    """A taken port is one line and exit status 1."""
+    """A taken port is reported in one line, with exit status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ended = run("serve", "--directory", directory, "--listen-address", address)
@@ -161,7 +161,7 @@ def test_port_taken(directory: Path) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "check-config"])
 def test_wrong_configuration(config: Path, command: str) -> None:
-    """Every fault is listed, with its path, and the exit status is 2."""
+    """Every fault is listed with the path of its option, and the exit status is 2."""
     config.write_text(
         "web: {colour: red, max_request_bytes: many}\n"
         "databases:\n  - name: orders\n    dsn: postgresql://u:hunter2@h/d\n    interval_seconds: -1\n"
@@ -175,14 +175,14 @@ def test_wrong_configuration(config: Path, command: str) -> None:
 
 
 def test_missing_configuration(tmp_path: Path) -> None:
-    """A file that is not there is a wrong configuration."""
+    """A missing configuration file is named in the error, and the exit status is 2."""
     ended = run("serve", "--config", tmp_path / "missing.yaml")
     assert ended.returncode == 2
     assert "missing.yaml" in ended.stderr
 
 
 def test_missing_secret(config: Path) -> None:
-    """A database whose DSN is in a variable that is not set is named, with the variable."""
+    """If the variable of a DSN is not set, the error names the database and the variable."""
     config.write_text("databases: [{name: orders, dsn_env: NOT_SET_ANYWHERE}]\n")
     ended = run("serve", "--config", config)
     assert ended.returncode == 2
@@ -191,13 +191,13 @@ def test_missing_secret(config: Path) -> None:
 
 
 def test_check_config(config: Path) -> None:
-    """A good configuration is said to be one, and nothing is started."""
+    """`check-config` reports that a valid configuration is valid, and exits with status 0."""
     ended = run("check-config", "--config", config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "the configuration is valid\n", "")
 
 
 def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) -> None:
-    """The web configuration file is checked, too."""
+    """`check-config` also checks the web configuration file."""
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}\n")
     ended = run("check-config", "--config", config, "--web-config-file", tmp_path / "web.yml")
     assert ended.returncode == 2
@@ -207,7 +207,7 @@ def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("command", ["serve", "check-config"])
 def test_every_fault_of_every_file(config: Path, tmp_path: Path, command: str) -> None:
-    """Faults of the file, of the files and variables that it names, and of the web configuration are told together."""
+    """One error lists the faults of the file, of the files and variables it names, and of the web configuration."""
     (tmp_path / "web.yml").write_text("basic_auth_users: {prometheus: hunter2}\nrate_limit: {burst: -1}\n")
     (tmp_path / "dsn").write_text("postgresql://u:hunter2@hunter2@h/d")
     config.write_text(
@@ -234,7 +234,7 @@ def test_every_fault_of_every_file(config: Path, tmp_path: Path, command: str) -
 
 
 def test_a_secret_that_is_missing_at_a_reload(config: Path, tmp_path: Path) -> None:
-    """A reload while a DSN's file is away keeps the old configuration, and the exporter goes on."""
+    """A reload while a DSN's file is missing keeps the old configuration, and the exporter keeps running."""
     (tmp_path / "dsn").write_text("postgresql://nobody@127.0.0.1:1/nothing")
     config.write_text("databases: [{name: orders, dsn_file: dsn}]\n")
     with Sidecar("--config", config) as sidecar:
@@ -254,7 +254,7 @@ def test_the_example_configuration() -> None:
 
 
 def test_help() -> None:
-    """--help names the commands, and that of a command its options."""
+    """`--help` names the commands, and a command's `--help` names the options."""
     assert "serve" in run("--help").stdout
     assert "--web.listen-address" in run("serve", "--help").stdout
     assert run("--version").stdout.startswith("sqlalchemy-pool-exporter ")
@@ -265,7 +265,7 @@ def test_help() -> None:
     ("module", "command"), [("pydantic", "check-config"), ("yaml", "serve"), ("aiohttp", "serve")]
 )
 def test_missing_extra(module: str, command: str) -> None:
-    """Without the sidecar's libraries it says which one is missing and how to get them."""
+    """If a library of the sidecar is missing, the error names the library and the command to install it."""
     program = (
         f"import sys; sys.modules[{module!r}] = None\n"
         f"from sqlalchemy_pool_exporter.cli import main; sys.exit(main([{command!r}]))"
@@ -278,7 +278,7 @@ def test_missing_extra(module: str, command: str) -> None:
 
 
 def test_json_log(directory: Path, config: Path) -> None:
-    """With log.format json each line is one object."""
+    """With log.format json each line of the log is one JSON object."""
     config.write_text(config.read_text() + "log: {format: json}\n")
     with Sidecar("--config", config) as sidecar:
         assert sidecar.end() == 0
@@ -291,9 +291,9 @@ def test_json_log(directory: Path, config: Path) -> None:
 
 
 def test_databases(server: Server, config: Path, application_name: str) -> None:
-    """A database that answers is up, one that is down is not, and neither is what a scrape waits for."""
+    """`database_up` is 1 for a database that answers and 0 for one that refuses; a scrape waits for no probe."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        # Takes connections and never says a word: the slowest way to be down.
+        # Accepts connections and never answers, so a probe of this server lasts until its timeout.
         config.write_text(
             json.dumps(
                 {
@@ -317,7 +317,7 @@ def test_databases(server: Server, config: Path, application_name: str) -> None:
             samples = sidecar.samples()
             assert samples[("sqlalchemy_pool_database_up", frozenset({("database", "up")}))] == 1
             assert sidecar.value("database_max_connections", database="up")
-            # Its first probe is still under way: nothing is known, and nothing waits for it.
+            # The first probe of this database still runs, and the scrape does not wait for its end.
             assert sidecar.value("database_up", database="silent") in (None, 0)
             assert sidecar.end() == 0
             assert "hunter2" not in "".join(sidecar.log)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A secret is shown only by the method that is there for it."""
+"""Only `reveal()` shows a secret."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = "postgresql://user:hunter2-correct-horse@host/db"
 
 @pytest.mark.parametrize("kind", [Secret, DSN])
 def test_secret_shows_itself_only_when_asked(kind: type[Secret]) -> None:
-    """A secret is redacted in every way of writing it down, alone and in what holds it."""
+    """Every text form of a secret, alone or in a list, is redacted."""
     secret = kind(TEXT)
     for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>10}", repr([secret])):
         assert "hunter2" not in shown

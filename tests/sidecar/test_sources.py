@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses, and the options that environment and command line give."""
+"""Addresses, and options from the environment and the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_address(text: str, expected: Address) -> None:
-    """Addresses are read, and written the way they are read."""
+    """An address is parsed, and its text form is the parsed text."""
     assert Address.parse(text) == expected
     assert str(expected) == text
 
@@ -56,7 +56,7 @@ def test_no_address(text: str) -> None:
 
 
 def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line wins over the environment, an empty variable is none, and the origin is kept."""
+    """The command line overrides the environment, an empty variable counts as unset, and the origin is kept."""
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS", ":1")
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL", "debug")
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_DIR", "")
@@ -67,7 +67,7 @@ def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precedence(given_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Command line over environment over file over default, each option for itself."""
+    """For each option the command line overrides the environment, which overrides the file, then comes the default."""
     path = given_file(
         """
         web: {listen_address: "127.0.0.1:1", telemetry_path: /file}
@@ -89,7 +89,7 @@ def test_precedence(given_file: Callable[[str], Path], monkeypatch: pytest.Monke
 def test_the_environment_names_the_file(
     given_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file can be named in the environment; one named directly wins."""
+    """The environment can name the file; a path that is passed to `load()` takes precedence."""
     path = given_file("log: {level: error}")
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
     assert load().log.level == "error"

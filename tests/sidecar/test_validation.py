@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The faults of a configuration: each told once, by line and option, all at once, and no secret ever."""
+"""One error reports all faults of a configuration, each once with line and option, and never shows a secret."""
 
 from __future__ import annotations
 
@@ -184,20 +184,20 @@ def test_every_fault_at_once(given_file: Callable[[str], Path], monkeypatch: pyt
     ],
 )
 def test_fault(given_file: Callable[[str], Path], text: str, fault: str) -> None:
-    """Each wrong configuration is exactly one fault, that says where and what."""
+    """Each invalid configuration gives exactly one fault, which names the option and the problem."""
     (found,) = faults(given_file(text))
     assert re.sub(r"^line \d+: ", "", found).startswith(fault)
 
 
 def test_faults_without_end(given_file: Callable[[str], Path]) -> None:
-    """Of very many faults, the error lists the first and counts the rest."""
+    """The error lists the first 100 faults and counts the rest."""
     found = faults(given_file(f"databases: [{'a, ' * 50_000}]"))
     assert found[0] == "line 1: databases[0]: expected a mapping, got a single value"
     assert found[100:] == ["and 49900 more"]
 
 
 def test_paths(given_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths in the file are relative to it, those of the environment and the command line are not."""
+    """Paths in the file are relative to its directory; paths from the environment and the command line are not."""
     path = given_file(
         """
         web: {config_file: web.yaml}
@@ -263,7 +263,7 @@ MISPLACED = [
 def test_a_misplaced_secret_is_never_repeated(
     given_file: Callable[[str], Path], template: str, secret: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong with the line on which a password stands, the error and its traceback do not show it."""
+    """A password in the wrong place is never shown: not in the error, its traceback, the log or the configuration."""
     path = given_file(template.replace("%%", "\0").replace("%s", secret).replace("\0", "%"))
     try:
         config = load(path)

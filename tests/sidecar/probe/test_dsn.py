@@ -166,7 +166,7 @@ async def test_a_password_that_changes_is_read_again(
 
 @contextlib.asynccontextmanager
 async def tls_proxy(server: ProbedServer, certificates: Path) -> AsyncIterator[int]:
-    """Terminate TLS in front of a server, negotiated as by PostgreSQL; the wheel's server is built without TLS."""
+    """Terminate TLS in front of a server with PostgreSQL's negotiation; the wheel's server is built without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "crt", certificates / "key")
     tasks: set[asyncio.Task[None]] = set()

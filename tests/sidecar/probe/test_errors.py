@@ -57,7 +57,7 @@ def test_errors_are_classified_without_quoting_them(error: Exception, expected: 
 
 @scenario
 async def test_a_missing_database_and_a_rejected_parameter(server: ProbedServer, tmp_path: Path) -> None:
-    """A failure that only another configuration can cure has the reason configuration."""
+    """A failure that only a changed configuration can fix has the reason configuration."""
     for dsn in (
         server.dsn(database="nowhere"),
         f"{server.dsn()}?connect_timeout=3",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scrape shows the status of each probe, with all that is declared and nothing else."""
+"""A scrape shows the status of each probe, in exactly the declared families."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FULL = ProbeStatus(
 
 
 def test_shows_the_last_result_and_its_age() -> None:
-    """A scrape gets the result of the last probe, its age, and every counter, those that are 0 too."""
+    """A scrape shows the result of the last probe, its age, and every counter, including those that are 0."""
     shown = exposition(FULL, now=107.5)
     failures = {("probe_failures_total", (reason,)): 0.0 for reason in get_args(ProbeFailure)}
     assert (
@@ -74,7 +74,7 @@ def test_shows_the_last_result_and_its_age() -> None:
 
 
 def test_before_the_first_probe_only_the_counters_are_there() -> None:
-    """Before the first probe there is no `up` series, but the database's configured pools are shown."""
+    """Before the first probe a scrape shows no `up` series, but the counters and the database's configured pools."""
     shown = exposition(Probe(target("postgresql://127.0.0.1/x")).status)
     assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
 
@@ -135,6 +135,6 @@ def test_everything_shown_is_declared() -> None:
 
 
 def test_a_status_cannot_be_changed() -> None:
-    """A scrape in another thread reads a status that no probe changes."""
+    """A status is immutable, so a scrape can read a status in another thread."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         FULL.probes = 13  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Behind pgbouncer the probe reports what it can know, and leaves nothing on the connections it borrows."""
+"""Behind pgbouncer the probe leaves out the values that pgbouncer hides, and changes no server connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 async def test_behind_pgbouncer_what_it_hides_is_absent(
     server: ProbedServer, bouncer: Callable[..., Bouncer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Through a pooler the server's values are read; values that the pooler hides are absent, with one warning."""
+    """Through a pooler the probe reads the server's values; those that the pooler hides are absent, with one warning."""
     pooler = bouncer()
     admin = await server.connect(application="admin")
     await admin.execute("ALTER ROLE watcher SET idle_in_transaction_session_timeout = '90s'")
@@ -125,6 +125,6 @@ async def test_pgbouncer_without_a_server_or_a_free_connection(
         for _ in range(40):
             if runner.probe.status.server is not None:
                 break
-            await asyncio.sleep(0.1)  # pgbouncer tries the server again at its own pace
+            await asyncio.sleep(0.1)  # pgbouncer waits before it connects to the server again
             await runner.probe_again()
         assert runner.server.max_connections == 20

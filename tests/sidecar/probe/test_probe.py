@@ -244,7 +244,7 @@ async def _run(awaitable: Awaitable[object]) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "woken"])
 @scenario
 async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServer, late: bool) -> None:
-    """After a cancellation at any suspension of connecting, querying or closing, socket and session are gone."""
+    """A cancellation at any suspension of connecting, querying or closing leaves no socket and no session open."""
     admin = await server.connect()
     before = count_descriptors()
     for moment in itertools.count(1):
@@ -255,7 +255,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServ
         asleep = asyncio.create_task(sleep.started())
         async with asyncio.timeout(HANG):
             await asyncio.wait([task, asleep], return_when=asyncio.FIRST_COMPLETED)
-            task.cancel()  # a later moment than the first sleep lies in the closing of the connection
+            task.cancel()  # the first sleep has begun, so any later suspension is in the closing of the connection
             asleep.cancel()
             await asyncio.wait([task, asleep])
         assert task.cancelled()
@@ -270,14 +270,14 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServ
 @pytest.mark.parametrize("kind", probe_failures.KINDS)
 def test_a_thousand_failures_leave_nothing_behind(kind: str) -> None:
     """Descriptors and memory do not grow with failed probes, and a delay follows each."""
-    # In a process of its own, so that everything it keeps is the probe's.
+    # In a separate process, whose memory and descriptors only the probe changes.
     program = [sys.executable, "-m", "tests.support.probe_failures", kind]
     root = ROOT
     done = subprocess.run(program, cwd=root, capture_output=True, check=True, text=True, timeout=HANG)
     said = json.loads(done.stdout)
     assert len(set(said["descriptors"])) == 1
     growth = [after - before for before, after in itertools.pairwise(said["bytes"])]
-    assert min(growth) < 24 * 1024  # bytes for 500 failures; caches fill
+    assert min(growth) < 24 * 1024  # bytes for 500 failures, which fill caches
     assert (said["probes"], said["failures"]) == (1100, 1100)
     assert said["shortest"] >= BACKOFF[0] / 2
 

@@ -24,7 +24,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def test_text_is_the_default() -> None:
-    """A client without an Accept header gets the text format 0.0.4, and what the registry holds."""
+    """A client without an Accept header gets the registry's metrics in the text format 0.0.4."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -62,7 +62,7 @@ def test_a_real_registry_is_served() -> None:
 
 
 def test_gzip_is_the_same_text() -> None:
-    """The gzipped response has the same content as the plain one; `Vary` names the header."""
+    """The gzipped response has the same content as the plain one; `Vary` names the request header."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -77,7 +77,7 @@ def test_gzip_is_the_same_text() -> None:
 
 
 def test_head_is_get_without_body() -> None:
-    """HEAD answers as GET does, length included, and sends nothing of it."""
+    """HEAD answers with the status, type and length of GET, and without a body."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -103,7 +103,7 @@ def test_head_is_get_without_body() -> None:
     ],
 )
 def test_name_filters(query: str, expected: set[str]) -> None:
-    """``name[]`` keeps families and samples of that name; what there is none of leaves a valid, empty exposition."""
+    """``name[]`` keeps the families and samples of that name; an unknown name gives a valid, empty exposition."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -120,7 +120,7 @@ def test_name_filters(query: str, expected: set[str]) -> None:
 
 
 def test_landing_page() -> None:
-    """The landing page links every page, escapes what it is given, and lets a browser load nothing from elsewhere."""
+    """The landing page links every page, escapes all its texts, and forbids the browser to load other content."""
     links = [web.Link("/board?a=1&b=2", "<Board>", 'who "holds"')]
 
     async def scenario() -> None:
@@ -140,7 +140,7 @@ def test_landing_page() -> None:
 
 
 def test_telemetry_path() -> None:
-    """The metrics are where the configuration says, and the landing page knows."""
+    """The metrics are served at the configured path, which the landing page links."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(telemetry_path="/pool/metrics")) as endpoint:
@@ -152,7 +152,7 @@ def test_telemetry_path() -> None:
 
 
 def test_health_and_readiness() -> None:
-    """Healthy means running; ready is what the exporter says it is, at every request."""
+    """`/-/healthy` always answers 200; `/-/ready` asks the exporter at every request."""
     answers = iter([False, True])
 
     async def scenario() -> None:
@@ -166,7 +166,7 @@ def test_health_and_readiness() -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_reload(method: str) -> None:
-    """Where it is enabled POST and PUT reload, once each."""
+    """If it is enabled, POST and PUT each reload once."""
     reloads: list[str] = []
 
     async def reload() -> None:
@@ -181,7 +181,7 @@ def test_reload(method: str) -> None:
 
 
 def test_reload_is_off_unless_enabled() -> None:
-    """By default a reload over HTTP is 403 and nothing happens."""
+    """By default a reload over HTTP is refused with 403."""
 
     async def reload() -> None:
         pytest.fail("reloaded")
@@ -225,7 +225,7 @@ def test_reload_of_a_bad_configuration() -> None:
     ],
 )
 def test_wrong_method_or_path(method: str, path: str, status: int, allow: set[str] | None) -> None:
-    """Unknown paths are 404, wrong methods 405 with those that are allowed; neither repeats what was asked."""
+    """An unknown path gets 404, a wrong method 405 with the allowed ones; neither answer repeats the path."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -250,7 +250,7 @@ def test_wrong_method_or_path(method: str, path: str, status: int, allow: set[st
     ],
 )
 def test_no_versions_are_told(sent: bytes) -> None:
-    """No answer, not even to what is no request, tells which Python and which server is behind it."""
+    """No answer, even to a malformed request, names Python or aiohttp."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:

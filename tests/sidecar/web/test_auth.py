@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passwords, rate limit and headers of a web configuration file, as a client meets them."""
+"""Passwords, rate limit and headers of a web configuration file, as a client sees them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.wire import Numbers, ask, serving
 
 @pytest.mark.parametrize("prefix", ["2a", "2b", "2y"])
 def test_password(files: Files, prefix: str) -> None:
-    """The right password opens, whichever program made the hash; none, a wrong one and an unknown user do not."""
+    """The right password is accepted with each prefix of hashes; no or a wrong password or an unknown user gets 401."""
     path = files.write(users(prometheus=hashed(prefix=prefix)))
     replies = asked(
         path, {}, basic("prometheus", PASSWORD), basic("prometheus", "wrong"), basic("nobody", PASSWORD)
@@ -31,7 +31,7 @@ def test_password(files: Files, prefix: str) -> None:
 
 @pytest.mark.parametrize("target", ["/", "/metrics", "/-/healthy", "/-/ready", "/-/reload", "/nowhere"])
 def test_every_path_is_guarded(files: Files, target: str) -> None:
-    """Without the password no path tells even whether it exists."""
+    """Without the password every path gets 401, whether it exists or not."""
     (reply,) = asked(files.write(users(prometheus=hashed())), {}, target=target)
     assert reply.status == 401
 
@@ -50,13 +50,13 @@ def test_every_path_is_guarded(files: Files, target: str) -> None:
     ],
 )
 def test_odd_passwords(files: Files, password: bytes, status: int) -> None:
-    """A password of any length and any bytes is right or wrong, never an error."""
+    """A password of any length and any bytes is accepted or refused, never a server error."""
     (reply,) = asked(files.write(users(prometheus=hashed(b"x" * 72))), basic("prometheus", password))
     assert status == reply.status
 
 
 def test_a_password_too_long_costs_nothing(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """A password that is too long for bcrypt is refused without a bcrypt, for known and unknown users."""
+    """A password that is too long for bcrypt is refused without a bcrypt check, for known and unknown users."""
     path = files.write(users(prometheus=hashed()))
     replies = asked(path, basic("prometheus", "x" * 73), basic("nobody", "x" * 73))
     assert [reply.status for reply in replies] == [401, 401]
@@ -67,7 +67,7 @@ def test_a_password_too_long_costs_nothing(files: Files, checks: list[tuple[byte
     ("user", "password"), [("größe", "naïve"), ("a", "with:colon"), ("a b", " spaces "), ("a", "")]
 )
 def test_names_and_passwords_of_any_text(files: Files, user: str, password: str) -> None:
-    """Names and passwords are text in UTF-8; a password may have colons."""
+    """Names and passwords are UTF-8 text; a password may contain colons."""
     (reply,) = asked(files.write({"basic_auth_users": {user: hashed(password)}}), basic(user, password))
     assert reply.status == 200
 
@@ -93,7 +93,7 @@ def test_headers_that_are_none(files: Files, authorization: str) -> None:
 
 
 def test_scheme_in_any_case(files: Files) -> None:
-    """The name of the scheme is taken in any case."""
+    """The name of the scheme is case-insensitive."""
     header = basic("prometheus", PASSWORD)["Authorization"].replace("Basic", "bAsIc")
     (reply,) = asked(files.write(users(prometheus=hashed())), {"Authorization": header})
     assert reply.status == 200
@@ -101,7 +101,7 @@ def test_scheme_in_any_case(files: Files) -> None:
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str]]:
-    """Return the checks that bcrypt is asked for: hash, and the thread that asks."""
+    """Return the list of the bcrypt checks, each with its hash and the name of its thread."""
     seen: list[tuple[bytes, str]] = []
     real = bcrypt.checkpw
 
@@ -114,7 +114,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str]]:
 
 
 def test_a_scrape_does_not_cost_a_bcrypt(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """Each pair of credentials costs one bcrypt, which does not block the event loop."""
+    """Each pair of credentials costs one bcrypt check, which does not block the event loop."""
     path = files.write(users(prometheus=hashed()))
     right, wrong, unknown = (
         basic("prometheus", PASSWORD),
@@ -128,7 +128,7 @@ def test_a_scrape_does_not_cost_a_bcrypt(files: Files, checks: list[tuple[bytes,
 
 
 def test_guessing_does_not_push_out_what_is_right(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """After any number of guesses the scraper's password is still known, and memory is bounded."""
+    """Wrong guesses do not evict the scraper's password from the cache, and the cache of wrong ones is bounded."""
 
     async def scenario() -> None:
         auth = BasicAuth()
@@ -146,12 +146,12 @@ def test_guessing_does_not_push_out_what_is_right(files: Files, checks: list[tup
 
 
 def test_an_unknown_user_costs_what_a_known_one_does(files: Files, checks: list[tuple[bytes, str]]) -> None:
-    """A name that does not exist costs one bcrypt of a cost that is in use, the same at every attempt."""
+    """An unknown name costs one bcrypt check at the cost of some user's hash, the same cost at every attempt."""
     path = files.write(users(cheap=hashed(cost=4), dear=hashed(cost=6)))
     asked(path, *(basic(f"nobody{i}", f"{attempt}") for i in range(12) for attempt in range(2)))
     costs = [int(hash_[4:6]) for hash_, _ in checks]
     assert len(costs) == 24
-    assert set(costs) == {4, 6}  # the odds of one cost alone are 1 in 2048
+    assert set(costs) == {4, 6}  # the 12 names get only one of the costs with a probability of 1 in 2048
     assert costs[0::2] == costs[1::2]
 
 
@@ -170,7 +170,7 @@ def test_simultaneous_logins_cost_one_check(files: Files, checks: list[tuple[byt
 
 
 def test_users_are_changed_while_running(files: Files) -> None:
-    """A new password is valid and the old one invalid at the next request, on a connection that stays open too."""
+    """A changed file applies at the next request: the new password is valid, and the old one is not."""
     path = files.write(users(prometheus=hashed("old")))
 
     async def scenario() -> None:
@@ -186,7 +186,7 @@ def test_users_are_changed_while_running(files: Files) -> None:
 
 
 def test_rate_limiter() -> None:
-    """The bucket is full at first, fills up with a token each interval, and holds no more than the burst."""
+    """The bucket starts full, gains a token each interval, and holds at most `burst` tokens."""
     now = [100.0]
     limiter = RateLimiter(RateLimit(interval=Duration(2.0), burst=3), lambda: now[0])
     assert [limiter.allows() for _ in range(5)] == [True, True, True, False, False]
@@ -200,13 +200,13 @@ def test_rate_limiter() -> None:
 
 @pytest.mark.parametrize(("interval", "burst", "allowed"), [(0.0, 0, True), (0.0, 5, True), (1.0, 0, False)])
 def test_limits_at_the_edge(interval: float, burst: int, *, allowed: bool) -> None:
-    """No interval is no limit; a burst of nothing lets nothing through: both as with the toolkit."""
+    """As in Prometheus' exporter-toolkit, an interval of 0 is no limit, and a burst of 0 refuses every request."""
     limiter = RateLimiter(RateLimit(interval=Duration(interval), burst=burst), lambda: 0.0)
     assert [limiter.allows() for _ in range(100)] == [allowed] * 100
 
 
 def test_rate_limit(files: Files) -> None:
-    """Beyond the burst every request gets 429, of any user and for any path; a changed limit holds at once."""
+    """Beyond the burst every request gets 429, of any user and for any path; a changed limit applies at once."""
     path = files.write({"rate_limit": {"interval": "1h", "burst": 2}, **users(prometheus=hashed())})
 
     async def scenario() -> None:
@@ -223,7 +223,7 @@ def test_rate_limit(files: Files) -> None:
 
 
 def test_headers(files: Files) -> None:
-    """The headers of the file are on every answer, errors included; blank ones are not; the page's own give way."""
+    """Every answer, even an error, has the file's headers, which override its own; a blank header is not sent."""
     headers = {
         "X-Frame-Options": "deny",
         "Strict-Transport-Security": "max-age=31536000; includeSubDomains",

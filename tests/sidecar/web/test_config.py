@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The web configuration file: what it may say, and real changes of it under a running endpoint."""
+"""The web configuration file: its valid content, and changes of the file while an endpoint runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def test_tls_is_not_switched_while_running(files: Files) -> None:
-    """A change that would take TLS away keeps it, and is told as a fault; so is one that would bring it."""
+    """A change that would switch TLS off or on is reported as a fault and not applied."""
     web_config = WebConfig(files.with_tls())
     files.write("")
     assert web_config.current().tls is not None
@@ -41,13 +41,13 @@ def test_tls_is_not_switched_while_running(files: Files) -> None:
 
 
 def test_hash_of_htpasswd(files: Files) -> None:
-    """The hash that the toolkit's documentation shows is a hash."""
+    """The example hash in the documentation of Prometheus' exporter-toolkit is accepted."""
     path = files.write(users(a="$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"))
     assert WebConfig(path).current().users
 
 
 def test_a_bad_change_keeps_the_old(files: Files, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that becomes wrong leaves what was in force, is logged and counted once, and nothing of it is repeated."""
+    """An invalid change leaves the old file in force, is logged and counted once, and its content is not logged."""
     path = files.write(users(prometheus=hashed()))
 
     async def scenario() -> None:
@@ -117,7 +117,7 @@ def test_duration(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "-1s", "1 s", "1d", "s", "1s2", "nan", "1e3s", "٣s"])
 def test_no_duration(files: Files, text: str) -> None:
-    """A number without a unit, a sign, and anything else is refused."""
+    """A duration without a unit, with a sign, or of any other form is refused."""
     (fault,) = faults(files.write({"rate_limit": {"interval": text}}))
     assert fault == "rate_limit.interval: expected a duration with its unit, such as 1s or 250ms, or 0"
 
@@ -143,7 +143,7 @@ def test_no_duration(files: Files, text: str) -> None:
     ],
 )
 def test_faults_of_headers(files: Files, headers: dict[str, str], fault: str) -> None:
-    """Only the headers of the format can be set, to the values it allows, and none can smuggle in another."""
+    """Only the format's headers and values are accepted, and no value can inject another header."""
     (found,) = faults(files.write({"http_server_config": {"headers": headers}}))
     assert found.startswith(f"http_server_config.headers.{fault}")
 
@@ -152,7 +152,7 @@ def test_faults_of_headers(files: Files, headers: dict[str, str], fault: str) ->
 
 
 def test_every_fault_at_once(files: Files) -> None:
-    """Faults of all sections are told together, in the order of the lines."""
+    """One error reports the faults of all sections, in the order of the lines."""
     path = files.write(
         """\
         tls_server_config:
@@ -189,20 +189,20 @@ def test_every_fault_at_once(files: Files) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "tls_server_config:\nrate_limit: {interval: 0, burst: 0}\n"])
 def test_a_file_that_asks_for_nothing(files: Files, text: str) -> None:
-    """An empty file is plain HTTP for everybody."""
+    """A file without settings means plain HTTP without a password."""
     (reply,) = asked(files.write(text), {})
     assert reply.status == 200
 
 
 def test_paths_are_relative_to_the_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the exporter was started does not matter."""
+    """Paths are relative to the file's directory, not to the working directory."""
     path = files.with_tls()
     monkeypatch.chdir("/")
     assert WebConfig(path).current().tls is not None
 
 
 def test_no_secret_is_shown(files: Files) -> None:
-    """Neither key nor hash stands in an error, its traceback, or the representation of what was read."""
+    """No key, hash or password is in an error, its traceback or the repr of the settings."""
     leaf = files.issue()
     key = leaf.private_key_pem.bytes().decode()
     hash_ = hashed()
@@ -265,7 +265,7 @@ _TREES = st.recursive(
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Files:
-    """Return a directory with a certificate for all examples of a property."""
+    """Return a directory with a certificate, which all examples of a property share."""
     files = Files(tmp_path_factory.mktemp("fuzz"), ca)
     files.issue()
     return files
@@ -277,7 +277,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Files:
 @example(tree={"tls_server_config": {"cert": "é", "key": "\0", "client_ca": "\u1234"}})
 @example(tree={"basic_auth_users": {"\ud800": "x", "": hashed()}})
 def test_any_tree(tree: object, shared: Files) -> None:
-    """Any YAML is a policy or a ConfigError, and a running endpoint survives it either way."""
+    """Any YAML gives a policy or a ConfigError, and raises nothing in a running exporter."""
     running = WebConfig(shared.write(""))
     shared.write(tree)
     running.current()
@@ -294,7 +294,7 @@ def test_any_tree(tree: object, shared: Files) -> None:
     | st.text(st.sampled_from("-:?&*!|>{}[],# \n\tabc0'\""), max_size=60).map(str.encode)
 )
 def test_any_bytes(content: bytes, shared: Files) -> None:
-    """Any content is a policy or a ConfigError."""
+    """Any bytes give a policy or a ConfigError."""
     shared.path.write_bytes(content)
     try:
         WebConfig(shared.path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection against slow, greedy and hostile clients, over real sockets."""
+"""Limits of a connection with a slow, greedy or hostile client, over real sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.wire import (
 if TYPE_CHECKING:
     from tests.support.web_files import Files
 
-SOON = 0.1  # seconds a test configures as the limit it waits to run out
+SOON = 0.1  # seconds; a timeout that a test configures and waits for
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
 LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
@@ -56,7 +56,7 @@ LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
     ],
 )
 def test_an_unfinished_request_is_cut_off(sent: bytes) -> None:
-    """Who does not complete a request in time is cut off, be it the first on the connection or a later one."""
+    """A client that does not complete a request in time is disconnected, at the first request and at later ones."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
@@ -68,7 +68,7 @@ def test_an_unfinished_request_is_cut_off(sent: bytes) -> None:
 
 
 def test_an_unfinished_request_after_idle_time_is_cut_off() -> None:
-    """On a connection that was kept the clock starts with the first byte of the next request."""
+    """On a kept-alive connection the deadline of a request counts from its first byte."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
@@ -83,7 +83,7 @@ def test_an_unfinished_request_after_idle_time_is_cut_off() -> None:
 
 @pytest.mark.parametrize("sent", [LAST_REQUEST, REQUEST, REQUEST * 3])
 def test_a_client_that_has_sent_everything(sent: bytes) -> None:
-    """Who closes his half after the request gets the answer, and the connection is closed then."""
+    """A client that shuts down its sending side after a request gets the answer; then the connection is closed."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -98,7 +98,7 @@ def test_a_client_that_has_sent_everything(sent: bytes) -> None:
 
 
 def test_a_client_that_has_sent_everything_waits_for_a_scrape() -> None:
-    """A scrape that takes its time is answered too, though the client's half was closed meanwhile."""
+    """A slow scrape is answered even if the client shuts down its sending side meanwhile."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -115,7 +115,7 @@ def test_a_client_that_has_sent_everything_waits_for_a_scrape() -> None:
 
 
 def test_a_client_that_sends_nothing_or_half_a_request_and_goes() -> None:
-    """Who ends before there is a request is let go at once, and has no answer."""
+    """A client that shuts down before its request is complete is disconnected at once, without an answer."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -131,7 +131,7 @@ def test_a_client_that_sends_nothing_or_half_a_request_and_goes() -> None:
 
 
 def test_dripping_does_not_prolong_the_deadline() -> None:
-    """A byte now and then does not keep an unfinished request alive."""
+    """Further lines of a request, sent slowly, do not prolong its deadline."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(header_timeout_seconds=SOON)) as endpoint:
@@ -153,7 +153,7 @@ def test_dripping_does_not_prolong_the_deadline() -> None:
 
 
 def test_an_idle_connection_is_closed_in_the_end() -> None:
-    """A kept-alive connection serves further requests, and is closed when none comes for long enough."""
+    """A kept-alive connection is closed if no further request comes before the keep-alive timeout."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(keepalive_timeout_seconds=SOON)) as endpoint:
@@ -180,7 +180,7 @@ def test_idle_time_is_not_request_time() -> None:
 
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
-    """Who asks for much and reads nothing loses the connection, and what was kept for it is gone."""
+    """A client that does not read its answer is disconnected after the write timeout."""
 
     async def scenario() -> None:
         async with serving(Large(), settings(write_timeout_seconds=SOON)) as endpoint:
@@ -197,7 +197,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 
 def test_a_slow_reader_that_reads_is_served() -> None:
-    """The deadline is for standing still: a large answer that is read gets through whole."""
+    """The write timeout limits a stall, not the whole transfer: a client that keeps reading gets a large answer."""
 
     async def scenario() -> None:
         async with serving(Large(), settings(write_timeout_seconds=5)) as endpoint:
@@ -211,7 +211,7 @@ def test_a_slow_reader_that_reads_is_served() -> None:
 
 
 def test_a_head_too_large_is_refused() -> None:
-    """A request head beyond the limit is 431, whether it is one line or many."""
+    """A request head beyond the limit gets 431, whether it has one line or many."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_request_bytes=1024)) as endpoint:
@@ -226,7 +226,7 @@ def test_a_head_too_large_is_refused() -> None:
     "framing", [b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"]
 )
 def test_a_body_too_large_is_not_taken(framing: bytes) -> None:
-    """Of a body nobody reads no more is taken than a request may have."""
+    """The server takes no more of an unread body than a request may have."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_request_bytes=1024)) as endpoint:
@@ -244,7 +244,7 @@ def test_a_body_too_large_is_not_taken(framing: bytes) -> None:
 
 
 def test_a_small_body_does_no_harm() -> None:
-    """A body that is not asked for is skipped, and the next request on the connection is answered."""
+    """A body that the page does not read is skipped, and the next request on the connection is answered."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -257,7 +257,7 @@ def test_a_small_body_does_no_harm() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    """Several requests in one go are answered one after the other, in their order."""
+    """Pipelined requests are answered in their order."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -272,7 +272,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 def test_a_flood_during_a_request_is_cut_off() -> None:
-    """Who sends on and on while its request is in hand is cut off."""
+    """A client that sends more than the limit while its request is in progress is disconnected."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -300,7 +300,7 @@ def _tls_protocols() -> int:
 
 
 def test_a_silent_client_costs_no_tls_buffers(files: Files) -> None:
-    """Clients that connect to the TLS port and send nothing cost sockets, and no buffers of TLS."""
+    """Clients that connect to the TLS port and send nothing cost sockets, but no TLS buffers."""
 
     async def scenario() -> None:
         async with serving(Numbers(), web_config=WebConfig(files.with_tls())) as endpoint:
@@ -339,7 +339,7 @@ def test_a_failed_handshake_leaves_no_tls_buffers(files: Files, sent: bytes) -> 
 
 
 def test_unsent_bytes_in_the_kernel_are_bounded() -> None:
-    """The kernel keeps a fraction of a megabyte of an answer that is not read, where it would keep four."""
+    """The kernel's buffer for an unread answer is limited to 256 KiB; by default it would grow to 4 MiB."""
     with listener.bind(Address("127.0.0.1", 0)) as listening:
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 256 * 1024  # Linux doubles it
 
@@ -390,7 +390,7 @@ _LINES = st.sampled_from(
 @example([b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\r\n"] * 2)
 @example([b"OPTIONS * HTTP/1.1\r\n\r\n", b"CONNECT a HTTP/1.1\r\n\r\n", b"GET //[ HTTP/1.1\r\n\r\n"])
 def test_any_bytes_at_all(streams: list[bytes]) -> None:
-    """Whatever is sent, nothing fails, hangs or is left behind, and the next scrape is whole."""
+    """Any bytes cause no logged error, no hang and no leftover connection, and the next scrape succeeds."""
     records: list[logging.LogRecord] = []
     lost: list[dict[str, Any]] = []
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when there is nothing else to do, and then at once."""
+    """An event loop with a fake clock, which jumps to the next timer when no callback is ready."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,19 +34,19 @@ class Clock(asyncio.SelectorEventLoop):
 
 
 class Client:
-    """A connection that notes in ``aborted`` that it is closed, and is gone at the next turn of the loop."""
+    """A connection whose abort is noted in ``aborted``, and which leaves the limit at the loop's next turn."""
 
     def __init__(self, limit: ConnectionLimit[Client], name: int, aborted: list[int]) -> None:
         self.limit, self.name, self.aborted = limit, name, aborted
 
     def abort(self) -> None:
-        """Close."""
+        """Note the abort, and leave the limit at the loop's next turn."""
         self.aborted.append(self.name)
         asyncio.get_running_loop().call_soon(self.limit.remove, self)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    """Run ``scenario`` in time that does not take any."""
+    """Run ``scenario`` on the fake clock."""
     with asyncio.Runner(loop_factory=Clock) as runner:
         runner.run(scenario)
 
@@ -91,7 +91,7 @@ def test_the_longest_waiting_goes() -> None:
 
 
 def test_a_new_connection_is_not_closed_at_once() -> None:
-    """A connection that has only just come stays for the grace, and the newcomer waits for that."""
+    """A connection is not closed within its grace period; a newcomer waits until the period ends."""
 
     async def scenario() -> None:
         limit, _, aborted = await full(1)
@@ -103,7 +103,7 @@ def test_a_new_connection_is_not_closed_at_once() -> None:
 
 
 def test_a_free_place_is_taken_at_once() -> None:
-    """A place that becomes free while a newcomer waits is taken without waiting for the grace."""
+    """A newcomer that waits takes a free place at once, without waiting for a grace period."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(1)
@@ -115,7 +115,7 @@ def test_a_free_place_is_taken_at_once() -> None:
 
 
 def test_a_request_in_hand_is_not_interrupted() -> None:
-    """While all have a request in hand a newcomer waits, until one has none and its grace is over."""
+    """A newcomer waits while all connections are busy, until one is idle and its grace period is over."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(2)
@@ -130,7 +130,7 @@ def test_a_request_in_hand_is_not_interrupted() -> None:
 
 
 def test_a_kept_alive_scraper_stays() -> None:
-    """However many clients connect and send nothing, a connection that was used before is not closed for them."""
+    """Clients that connect and send nothing do not displace a connection that has completed a request."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(4)
@@ -145,7 +145,7 @@ def test_a_kept_alive_scraper_stays() -> None:
 
 
 def test_kept_alive_connections_leave_half_of_the_places() -> None:
-    """Clients that keep all connections alive after a request do not keep a new client from sending its own."""
+    """If all places are kept alive after a request, newcomers get half of them and can send their requests."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(4)
@@ -161,7 +161,7 @@ def test_kept_alive_connections_leave_half_of_the_places() -> None:
 
 
 def test_a_closing_connection_counts_until_it_is_closed() -> None:
-    """A newcomer gets its place when the aborted connection has given up its descriptor, not before."""
+    """A newcomer gets the place of an aborted connection only after that connection is closed."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(1)
@@ -174,7 +174,7 @@ def test_a_closing_connection_counts_until_it_is_closed() -> None:
 
 
 def test_removing_twice() -> None:
-    """A connection that was removed frees nothing more, and does not come back."""
+    """Removing a connection again frees no place, and changing its state does not add it again."""
 
     async def scenario() -> None:
         limit, clients, _ = await full(2)
@@ -186,13 +186,13 @@ def test_removing_twice() -> None:
         limit.remove(clients[1])
         await limit.emptied()
         assert len(limit) == 0
-        limit.abort_one()  # nothing is left, and nothing happens
+        limit.abort_one()  # does nothing without connections
 
     run(scenario())
 
 
 def test_unread_answers_are_bounded() -> None:
-    """When unread answers exceed their bound the client that has not read for longest goes, one that reads stays."""
+    """If unread answers exceed their bound, the clients that have not read for longest are closed first."""
 
     async def scenario() -> None:
         limit, clients, aborted = await full(4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scrapes that take time, come at once, give up or fail: how they share collections, and what each is told."""
+"""Slow, simultaneous, abandoned and failing scrapes: how they share collections, and the answer to each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def test_collecting_leaves_the_event_loop_alone() -> None:
-    """While a collection takes its time other pages answer; it runs in a thread of its own."""
+    """A collection runs in its own thread, so other pages answer during a slow one."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -38,7 +38,7 @@ def test_collecting_leaves_the_event_loop_alone() -> None:
 
 @pytest.mark.parametrize("said", ["0.3", "1e-3"])
 def test_scrape_timeout_of_prometheus(said: str) -> None:
-    """A scrape that would run past the timeout Prometheus sent gets 503; the next one is whole again."""
+    """A scrape that would run past the timeout Prometheus sent gets 503; the next one succeeds."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -77,12 +77,12 @@ def test_scrape_timeout_without_header() -> None:
     ],
 )
 def test_budget_of_a_scrape(header: str, expected: float) -> None:
-    """The timeout sent, less the offset, never more than configured, never nothing; nonsense is ignored."""
+    """The sent timeout, less the offset, applies up to the configured one; an invalid timeout is ignored."""
     assert expected == web.scrape_timeout(header, Web())
 
 
 def test_scrapes_share_and_are_never_stale() -> None:
-    """Twenty scrapes that arrive during a collection share the next one, so none shows what was before it."""
+    """Twenty scrapes that arrive during a collection share the next one, so none shows older values."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -100,7 +100,7 @@ def test_scrapes_share_and_are_never_stale() -> None:
 
 
 def test_a_scrape_that_gave_up_leaves_the_others() -> None:
-    """A scraper that times out or goes away does not take the shared collection with it."""
+    """A scraper that times out or disconnects does not cancel the shared collection."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -123,7 +123,7 @@ def test_a_scrape_that_gave_up_leaves_the_others() -> None:
 
 
 def test_different_scrapes_are_bounded() -> None:
-    """Filters by the hundred while a collection hangs are answered 503, not kept."""
+    """While a collection hangs, scrapes with different filters wait up to a bound, and the rest get 503."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -144,7 +144,7 @@ def test_different_scrapes_are_bounded() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, TimeoutError, StopIteration, KeyboardInterrupt])
 def test_a_collector_that_fails(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """A failing collector is a 500 that says nothing of it, an error in the log that does; the server goes on."""
+    """A failing collector gives a logged error and a 500 without the error's text; the next scrape succeeds."""
 
     class Failing(Numbers):
         def collect(self) -> Iterator[Metric]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepting, the limit of connections, listening, the handle and closing, over real sockets."""
+"""Accepting, the connection limit, listening, the handle and closing, over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SOON = 0.1  # seconds a test configures as the limit it waits to run out
+SOON = 0.1  # seconds; a timeout that a test configures and waits for
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
 LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
@@ -45,7 +45,7 @@ LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
 
 
 def test_a_crowd_that_waits_does_not_stop_a_scrape() -> None:
-    """At the limit the client that has waited longest without a request is closed for a new one, one by one."""
+    """At the limit a new connection closes only the one that has waited longest without a complete request."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_connections_in_flight=3)) as endpoint:
@@ -55,7 +55,7 @@ def test_a_crowd_that_waits_does_not_stop_a_scrape() -> None:
             await until(lambda: endpoint.connections >= 3)
             assert (await ask(endpoint)).status == 200
             reader, writer = crowd[0]
-            assert await rest(reader, writer) == b""  # it came first, it went first
+            assert await rest(reader, writer) == b""  # the longest waiting connection
             for reader, writer in crowd[1:]:
                 writer.write(b"Host: test\r\nConnection: close\r\n\r\n")
                 assert parsed(await rest(reader, writer)).status == 200
@@ -64,7 +64,7 @@ def test_a_crowd_that_waits_does_not_stop_a_scrape() -> None:
 
 
 def test_connections_are_bounded() -> None:
-    """However many connect, no more than the limit are open."""
+    """However many clients connect, no more connections than the limit are open."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_connections_in_flight=5)) as endpoint:
@@ -82,7 +82,7 @@ def test_connections_are_bounded() -> None:
 
 
 def test_requests_under_way_are_not_displaced() -> None:
-    """While every connection has a request in hand a new one waits; they get their answers, then it gets its."""
+    """A new connection waits while all others have a request in progress; then all of them are answered."""
 
     async def scenario() -> None:
         gated = Gated()
@@ -103,13 +103,13 @@ def test_requests_under_way_are_not_displaced() -> None:
 
 
 def test_running_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a free descriptor the longest waiting connection makes room, and the endpoint answers again."""
+    """Without a free descriptor the server closes the longest waiting connection, and answers a new client."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(header_timeout_seconds=3600)) as endpoint:
             crowd = [await dial(endpoint) for _ in range(4)]
             await until(lambda: endpoint.connections >= 4)
-            sock = socket.socket()  # ours, before there are none left
+            sock = socket.socket()  # the test's own, before the limit is reached
             sock.setblocking(False)
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             in_use = max(sock.fileno(), *(w.get_extra_info("socket").fileno() for _, w in crowd))
@@ -137,7 +137,7 @@ def test_running_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
-    """Many clients that reconnect whenever they are closed leave the scraper time to send its request."""
+    """Clients that reconnect whenever they are disconnected leave a scraper time to send its request."""
 
     async def scenario() -> None:
         async with serving(Numbers(), settings(max_connections_in_flight=4)) as endpoint:
@@ -161,7 +161,7 @@ def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
 
 
 def test_closing_does_not_wait_for_who_does_not_read() -> None:
-    """An answer that is on its way when the endpoint is closed has until the patience is over, no longer."""
+    """`close` waits no longer than the shutdown timeout for a client that does not read its answer."""
 
     async def scenario() -> None:
         async with serving(Large(), settings(shutdown_timeout_seconds=SOON)) as endpoint:
@@ -195,19 +195,19 @@ def test_a_taken_port_is_an_error_at_once() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 64, "x..y"])
 def test_an_address_of_another_host_is_an_error(host: str) -> None:
-    """An address that is not this machine's, or a name that is none, is an EndpointError."""
+    """An address of another machine, or a name without an address, is an EndpointError."""
     with pytest.raises(EndpointError, match="cannot listen on"):
         listener.bind(Address(host, 0))
 
 
 def test_a_name_is_listened_on_by_ipv4() -> None:
-    """A name with addresses of both kinds is listened on by IPv4, as Go does, since scrapers look there first."""
+    """For a name with IPv4 and IPv6 addresses the server uses IPv4, as Go does, since scrapers try IPv4 first."""
     with listener.bind(Address("localhost", 0)) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
 def _refusing(*families: int) -> Callable[..., socket.socket]:
-    """Return a ``create_server`` for a machine that has not all ``families``, listening on loopback only."""
+    """Return a ``create_server`` that refuses ``families``, as a machine without them, and uses loopback only."""
 
     def create_server(address: tuple[Any, ...], *, family: int, **options: Any) -> socket.socket:
         calls.append((address[0], family, options.get("dualstack_ipv6", False)))
@@ -232,7 +232,7 @@ calls: list[tuple[str, int, bool]] = []
 def test_an_empty_host_is_every_interface(
     without: tuple[int, ...], expected: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``:10079`` is IPv6 and IPv4 on one socket, and IPv4 alone where the machine has no IPv6."""
+    """``:10079`` listens on IPv6 and IPv4 with one socket, and on IPv4 alone if the machine has no IPv6."""
     calls.clear()
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
     monkeypatch.setattr(socket, "create_server", _refusing(*without))
@@ -244,7 +244,7 @@ def test_an_empty_host_is_every_interface(
 
 
 def test_the_handle() -> None:
-    """A free port is chosen for 0; the handle tells it, its URL and what goes on."""
+    """Port 0 becomes a free port; the handle has the port, the URL and the numbers of connections and requests."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:
@@ -267,7 +267,7 @@ def test_closing_finishes_what_is_under_way() -> None:
             await gated.has_begun()
             closing = asyncio.create_task(endpoint.close())
             await asyncio.sleep(0)
-            while True:  # the socket is closed within a turn or two of the loop
+            while True:  # the listening socket is closed within two turns of the loop
                 try:
                     _, writer = await dial(endpoint)
                 except ConnectionRefusedError:
@@ -301,7 +301,7 @@ def test_closing_does_not_wait_for_ever() -> None:
 
 
 def test_the_port_is_free_after_closing() -> None:
-    """Once closed, the same port can be listened on again at once."""
+    """After `close` another server can listen on the same port at once."""
 
     async def scenario() -> None:
         async with serving(Numbers()) as endpoint:

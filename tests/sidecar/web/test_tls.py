@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tls_server_config`: real handshakes with real certificates, and what is refused."""
+"""`tls_server_config`: handshakes with real certificates, and refused options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def peer(endpoint: Any, context: ssl.SSLContext) -> tuple[str, ssl.SSLObje
 
 
 def test_https(files: Files) -> None:
-    """With a certificate the endpoint speaks TLS, 1.3 unless told otherwise, and its URL says so."""
+    """With a certificate the endpoint uses TLS 1.3 by default, and its URL begins with https."""
 
     async def scenario() -> None:
         async with serving(Numbers(), web_config=WebConfig(files.with_tls())) as endpoint:
@@ -62,7 +62,7 @@ def test_http_on_the_https_port(files: Files) -> None:
 
 
 def test_handshakes_that_never_end(files: Files) -> None:
-    """Connections that do not say hello are cut off in time, and make room for a scrape before that."""
+    """Connections that start no handshake are closed after the timeout, or earlier to make room for a scrape."""
 
     async def scenario() -> None:
         options = settings(header_timeout_seconds=0.2, max_connections_in_flight=3)
@@ -78,7 +78,7 @@ def test_handshakes_that_never_end(files: Files) -> None:
 
 
 def test_inline_certificate(files: Files) -> None:
-    """Certificate and key can stand in the file itself."""
+    """The file can contain the certificate and the key themselves."""
     leaf = files.issue("inline.example.org")
     chain = "".join(blob.bytes().decode() for blob in leaf.cert_chain_pems)
     path = files.write({"tls_server_config": {"cert": chain, "key": leaf.private_key_pem.bytes().decode()}})
@@ -91,7 +91,7 @@ def test_inline_certificate(files: Files) -> None:
 
 
 def test_certificates_without_memory_files(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a system without files in memory a temporary one serves, and is gone afterwards."""
+    """Without `memfd_create` the server uses a temporary file, which is removed afterwards."""
     temporary = files.directory / "tmp"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -101,7 +101,7 @@ def test_certificates_without_memory_files(files: Files, monkeypatch: pytest.Mon
 
 
 def test_certificate_is_replaced_while_running(files: Files) -> None:
-    """A renewed certificate serves the next connection; one without its key does not, and does no harm."""
+    """The next connection uses a renewed certificate; without the matching files the old pair stays in use."""
     path = files.with_tls()
 
     async def scenario() -> None:
@@ -140,7 +140,7 @@ def test_certificate_is_replaced_while_running(files: Files) -> None:
 def test_client_certificates(
     files: Files, policy: str, certificate: str | None, *, admitted: bool, inline: bool
 ) -> None:
-    """A client certificate is asked for and verified as the policy says."""
+    """A client certificate is requested and verified according to the policy."""
     clients = {"ours": trustme.CA(), "foreign": trustme.CA()}
     authority = clients["ours"].cert_pem
     authority.write_to_path(files.directory / "clients.crt")
@@ -227,7 +227,7 @@ def _handshake(files: Files, path: Path, **client: Any) -> ssl.SSLObject | None:
 
 
 def test_versions(files: Files) -> None:
-    """A client that has no version within the bounds is refused; others get the highest."""
+    """A client without a version within the bounds is refused; others get the highest common version."""
     newest = files.with_tls(min_version="TLS13")
     assert _handshake(files, newest, maximum_version=ssl.TLSVersion.TLSv1_2) is None
     assert (tls := _handshake(files, newest)) is not None
@@ -271,7 +271,7 @@ def test_cipher_suites(
 
 
 def test_every_cipher_suite_is_known_to_openssl(files: Files) -> None:
-    """Each suite of the format that is not of TLS 1.3 has the name OpenSSL gives to the same suite."""
+    """Each suite of the format, except those of TLS 1.3, has OpenSSL's name of the same suite."""
     suites = [*webtls._CIPHERS]
     context = WebConfig(files.with_tls(cipher_suites=suites)).current().tls
     assert context is not None
@@ -280,7 +280,7 @@ def test_every_cipher_suite_is_known_to_openssl(files: Files) -> None:
 
 
 def test_suites_of_tls_1_3_alone(files: Files) -> None:
-    """With suites of TLS 1.3 only, nothing is left to a client of TLS 1.2."""
+    """If only suites of TLS 1.3 are listed, a client of TLS 1.2 is refused."""
     path = files.with_tls(cipher_suites=["TLS_AES_128_GCM_SHA256"])
     assert _handshake(files, path, maximum_version=ssl.TLSVersion.TLSv1_2) is None
     assert _handshake(files, path) is not None
@@ -297,7 +297,7 @@ def test_suites_of_tls_1_3_alone(files: Files) -> None:
     ],
 )
 def test_curve(files: Files, curve: str, client: str, *, expected: bool) -> None:
-    """The curve configured is the one that is used; a client that has not got it is refused."""
+    """The server accepts only the configured curve; a client without that curve is refused."""
     path = files.with_tls(curve_preferences=[curve])
     assert expected is (_handshake(files, path, set_ecdh_curve=client) is not None)
 
@@ -409,14 +409,14 @@ def test_faults_of_tls(files: Files, options: dict[str, Any], expected: list[str
 
 
 def test_clients_whom_the_system_trusts(files: Files) -> None:
-    """As with the toolkit, without an authority of clients the system's decide; most certificates are not theirs."""
+    """As in the exporter-toolkit, without a client CA the system's CAs verify client certificates."""
     path = files.with_tls(client_auth_type="VerifyClientCertIfGiven")
     assert _admitted(files, path, None) is True
     assert _admitted(files, path, trustme.CA().issue_cert("prometheus.example.org")) is False
 
 
 def test_options_that_do_not_switch_tls_on(files: Files) -> None:
-    """As with the toolkit, TLS is on with a certificate, a key or something of clients; a version alone is not that."""
+    """As in the exporter-toolkit, a certificate, a key or a client option switches TLS on; a version alone does not."""
     assert (
         WebConfig(files.write({"tls_server_config": {"min_version": "TLS13", "cert_file": ""}})).current().tls
         is None
@@ -424,7 +424,7 @@ def test_options_that_do_not_switch_tls_on(files: Files) -> None:
 
 
 def test_an_encrypted_key_does_not_prompt(files: Files) -> None:
-    """With a terminal at hand, too, no passphrase is asked for: that would be waited for for ever."""
+    """An encrypted key is refused without a prompt for its passphrase, which would block for ever."""
     files.issue()
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(
