@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Prometheus that has watched real pools in every trouble, and whether the dashboards' queries show it."""
+"""Runs a real Prometheus on real pools with incidents, and checks that the dashboards' queries find data."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from tests.support.pg import Server
 
 INTERVAL = 1  # seconds between two scrapes
-RATE_INTERVAL = f"{4 * INTERVAL}s"  # as Grafana has it for steps of up to three scrapes
-SIDECAR, IN_APP = "shop", "kiosk"  # the jobs: seen through the sidecar, and scraped itself
+RATE_INTERVAL = f"{4 * INTERVAL}s"  # Grafana's $__rate_interval for steps of up to three scrapes
+SIDECAR, IN_APP = "shop", "kiosk"  # the jobs: workers behind a sidecar, and a worker with its own endpoint
 OF_SHOP, OF_KIOSK = "orders,reports,mail", "tickets,visits,news"  # their pools
-# What has to fire within a minute, for the sake of its table. The rules' own tests are elsewhere.
+# These alerts must fire within a minute, so that the tables of alerts have rows. Other tests cover the rules.
 THRESHOLDS = {
     "leaked_for": "0s",
     "starvation_window": "10s",
@@ -41,7 +41,7 @@ THRESHOLDS = {
 
 
 class Run(NamedTuple):
-    """What was watched: from and until which Unix time, and by which Prometheus."""
+    """A Prometheus that has scraped the pools, and the Unix times of the start and the end."""
 
     prometheus: Prometheus
     start: float
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 
 class Worker:
-    """A process of ``tests.board_worker``."""
+    """A process of ``tests.support.board_worker``."""
 
     def __init__(self, url: str, directory: Path, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -58,14 +58,14 @@ class Worker:
             env={**os.environ, "SQLALCHEMY_POOL_EXPORTER_DIR": str(directory)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # SQLAlchemy tells of each leak, with its stack
+            stderr=subprocess.DEVNULL,  # SQLAlchemy reports each leak with a stack
             text=True,
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
 
     def kill(self) -> None:
-        """End it as kill -9 does."""
+        """Kill the process with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
@@ -81,7 +81,7 @@ class Worker:
 
 @contextmanager
 def watched(server: Server, directory: Path, seconds: float) -> Iterator[Run]:
-    """Have two workers behind a sidecar and one that is scraped itself play for so long, and yield what was seen."""
+    """Run three workers behind a sidecar and one with its own endpoint for ``seconds``, then yield the run."""
     url = server.url("postgresql+psycopg", application_name="NAME").replace("NAME", "%s")
     shared, own = directory / "shared", directory / "own"
     for path in (shared, own):
@@ -117,7 +117,7 @@ def watched(server: Server, directory: Path, seconds: float) -> Iterator[Run]:
 
 
 def _limit_idle_sessions(server: Server) -> None:
-    """Have the server cut idle sessions, after longer than anything here lasts; it says so in its metrics."""
+    """Set the server's idle timeouts, longer than a run, because the dashboards show their metrics."""
     with psycopg.connect(server.dsn("the administrator"), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET idle_session_timeout = '10min'")
         connection.execute("ALTER SYSTEM SET idle_in_transaction_session_timeout = '2min'")
@@ -149,10 +149,10 @@ def check_panels(
     step: float = INTERVAL,
     rate_interval: str = RATE_INTERVAL,
 ) -> list[str]:
-    """Return which queries of the dashboards' panels, variables and annotations found no numbers in a time.
+    """Return the queries of the dashboards' panels, variables and annotations that find no number in a time range.
 
-    An empty list is what one wants. ``chosen`` are the variables that are not at All; ``rate_interval`` is to be four
-    times the interval of the scrapes at least.
+    ``chosen`` has the values of the variables that are not at All; ``rate_interval`` must be at least four times the
+    scrape interval.
     """
     silent = []
     for name in names:
@@ -161,7 +161,7 @@ def check_panels(
         asked += [(one["name"], one["expr"], False) for one in board["annotations"]["list"]]
         for title, template, is_instant in asked:
             expr = grafana.interpolated(template, chosen or {}, board, rate_interval=rate_interval)
-            # One number in the range is enough: what happens at times is absent at others.
+            # One number in the range is enough, because the series of an occasional event is absent at other times.
             values = (
                 [sample.value for sample in prometheus.query(expr, time=end)]
                 if is_instant

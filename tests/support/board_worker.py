@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An application whose pools get into every trouble there is, so that no query of the dashboards has nothing to show.
+"""An application whose pools have every kind of incident, so that every query of the dashboards finds data.
 
-``python -m tests.support.board_worker URL POOLS [--calm] [--serve]`` instruments pools and plays scenes for as long as
-the process lives; with ``--serve`` it is scraped itself and says at which port. ``POOLS`` are three names, with commas.
+``python -m tests.support.board_worker URL POOLS [--calm] [--serve]`` instruments pools and repeats the scenes until
+standard input ends. It prints the port of its own endpoint, or 0 without ``--serve``. ``POOLS`` are three names with
+commas between them.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-ROUND = 60.0  # seconds, after which the scenes begin again
+ROUND = 60.0  # seconds until the scenes repeat
 TIMEOUT = 1.5  # pool_timeout
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """When in a round something goes on: from and until so many seconds."""
+    """The time of a scene, in seconds from the start of a round."""
 
     start: float
     end: float
@@ -44,22 +45,22 @@ class Scene:
         return self.start <= at % ROUND < self.end
 
 
-BUSY = Scene(8, 26)  # more work than connections, and slower than pool_timeout for a while
+BUSY = Scene(8, 26)  # more callers than connections; during SLOW some wait for pool_timeout
 SLOW = Scene(14, 22)
 CHURN = Scene(28, 36)  # bursts beyond pool_size
 LEAK = Scene(36, 44)
 CUT = Scene(44, 50)  # the server ends connections
 REFUSED = Scene(50, 57)  # connecting fails
-TRANSACTION = Scene(10, 20)  # somebody thinks in a transaction
+TRANSACTION = Scene(10, 20)  # a transaction stays open and idle
 
 
 class Application:
     """One process with its pools.
 
     Args:
-        url: of the database, with a place for the application's name.
-        names: of the pools: with a pre-ping, without one, and without limits; asyncpg's has the last with a suffix.
-        is_busy: whether it takes part in what is not for everybody.
+        url: of the database, with ``%s`` for the application's name.
+        names: of the pools: with a pre-ping, without one, and without limits; asyncpg's pool adds a suffix to the last.
+        is_busy: whether to run the scenes BUSY and CHURN.
     """
 
     def __init__(self, url: str, names: tuple[str, str, str], *, is_busy: bool) -> None:
@@ -102,11 +103,11 @@ class Application:
 
     @property
     def now(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the application was made."""
         return time.monotonic() - self._began
 
     def play(self) -> None:
-        """Start whoever uses the pools."""
+        """Start the threads that use the pools."""
         for engine in (self.guarded, self.bare):
             for _ in range(2):
                 self._start(self._visit, engine)
@@ -149,7 +150,7 @@ class Application:
             if TRANSACTION.is_on(self.now):
                 with _failing(), self.bare.connect() as connection:
                     connection.execute(text("SELECT 1"))
-                    time.sleep(3)  # and the transaction stays open
+                    time.sleep(3)  # the transaction stays open
             time.sleep(0.2)
 
     def _careless(self) -> None:
@@ -200,7 +201,7 @@ class Application:
 
 def _forget(engine: Engine) -> None:
     connection = engine.raw_connection()
-    connection.cursor().execute("SELECT 1")  # and nobody closes it
+    connection.cursor().execute("SELECT 1")  # never closed
 
 
 async def _checked_out(engine: AsyncEngine) -> None:
@@ -210,14 +211,14 @@ async def _checked_out(engine: AsyncEngine) -> None:
 
 @contextlib.contextmanager
 def _failing() -> Iterator[None]:
-    """Go on whatever happens to the pools; that they fail is the point."""
+    """Suppress the errors of the pools, which the scenes cause on purpose."""
     with contextlib.suppress(exc.SQLAlchemyError, RuntimeError, TimeoutError, OSError):
         yield
 
 
 def main(url: str, pools: str, *options: str) -> None:
-    """Play until standard input ends."""
-    warnings.simplefilter("ignore", exc.SAWarning)  # of what leaked, which is told by the metrics
+    """Run the scenes until standard input ends."""
+    warnings.simplefilter("ignore", exc.SAWarning)  # about the intended leaks
     guarded, bare, unlimited = pools.split(",")
     application = Application(url, (guarded, bare, unlimited), is_busy="--calm" not in options)
     port = serve(host="127.0.0.1", port=0).port if "--serve" in options else 0

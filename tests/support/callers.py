@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers of ``connect()`` in threads and in tasks: where they stop, and what time it is, the test says."""
+"""Callers of ``connect()`` in threads and in tasks; the test controls where they stop and the pools' clock."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
     from tests.support.reference import Caller
 
-sqlalchemy_queue: Any = queue_module  # it reads the time by a name of its own
+sqlalchemy_queue: Any = queue_module  # its `_time` is the clock of the pools
 
 
 class Interrupt(BaseException):
-    """Like KeyboardInterrupt, which asyncio would not leave to its task."""
+    """Stands for KeyboardInterrupt, which asyncio would also raise out of the event loop."""
 
 
 class ListenerError(LookupError):
-    """What an application's listener raises."""
+    """An error that an application's listener raises."""
 
 
 ERRORS = {
@@ -49,7 +49,7 @@ _KINDS = {
 
 
 class Clock:
-    """Time as the pools' queues see it; it passes when the test says so."""
+    """The clock of the pools' queues, which a test moves forward."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -82,10 +82,13 @@ current_call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def attempt(function: Callable[[], Any]) -> tuple[str, Any]:
-    """Call a function, and tell what it raised, by kind: with the exception goes all that its traceback holds."""
+    """Return the kind of error that a function raised ("" if none), and its result.
+
+    The exception itself is not returned, because its traceback would keep connections alive.
+    """
     try:
         return "", function()
-    except BaseException as error:  # noqa: BLE001 - that is what it is for
+    except BaseException as error:  # noqa: BLE001 - every error has a kind
         for class_, kind in _KINDS.items():
             if isinstance(error, class_):
                 return kind, None
@@ -95,7 +98,7 @@ def attempt(function: Callable[[], Any]) -> tuple[str, Any]:
 
 
 class Threads:
-    """Where a synchronous application runs."""
+    """Runs callers in threads, as a synchronous application does."""
 
     def __init__(self, clock: Clock) -> None:
         self._pool = ThreadPoolExecutor(3)
@@ -145,7 +148,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class Tasks:
-    """Where an asyncio application runs."""
+    """Runs callers in tasks of an event loop, as an asyncio application does."""
 
     def __init__(self, clock: Clock) -> None:
         self._loop = _Loop(clock)
@@ -162,7 +165,7 @@ class Tasks:
         return asyncio.run_coroutine_threadsafe(greenlet_spawn(function), self._loop).result(30)
 
     def run_plainly(self, function: Callable[[], Any]) -> Any:
-        """Run it in no greenlet, as the garbage collector does."""
+        """Run a function outside of a greenlet, as the garbage collector runs finalizers."""
         future: Future[Any] = Future()
 
         def run() -> None:

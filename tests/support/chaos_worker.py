@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker under load that keeps an account of its own, independent of the exporter and of its own death.
+"""A worker under load that counts its own checkouts, independently of the exporter, in a file that survives a kill.
 
-Before and after each step a thread adds one to its number in a file that is mapped into memory. So when the process is
-killed, what the pool was asked for and what it did differ by at most one call in each thread.
+Before and after each step a thread adds one to its number in a memory-mapped file. So when the process is killed, the
+numbers of started and of finished calls differ by at most one per thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COLUMNS = 4
 
 
 class Tally(NamedTuple):
-    """How often a worker's threads were at each step of a checkout and its return."""
+    """How often a worker's threads reached each step of a checkout and its return."""
 
     asked: int
     out: int
@@ -32,7 +32,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Tally:
-        """Add up what the threads of a worker noted, whether it lives or not."""
+        """Return the sum of the numbers of a worker's threads; the worker may be dead."""
         numbers = memoryview(path.read_bytes()).cast("q").tolist()
         return cls(*(sum(numbers[column::_COLUMNS]) for column in range(_COLUMNS)))
 
@@ -42,7 +42,7 @@ def main(url: str, tally: Path) -> None:
     with tally.open("wb+") as file:
         file.truncate(8 * _COLUMNS * THREADS)
         numbers = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
-    # Fewer than threads, so that some wait.
+    # Fewer connections than threads, so that some threads wait.
     engine = create_engine(url, pool_size=2, max_overflow=1)
     instrument(engine, name="chaos")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values for the chart: one for each way of using it, and one that sets everything there is."""
+"""Values for the chart: one set for each way of using it, and one set with every value."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ Manifest = dict[str, Any]
 
 def chart(path: Path = CHART) -> Any:
     """Load a chart."""
-    import helm_python  # noqa: PLC0415 - not there with the oldest dependencies, as the one below
+    import helm_python  # noqa: PLC0415 - not installed with the oldest dependencies
 
     return helm_python.Chart.load(path)
 
 
 def refusal(values: dict[str, Any]) -> str:
-    """Return what Helm says of values that it refuses."""
+    """Return Helm's error for values that it refuses."""
     import helm_python  # noqa: PLC0415 - as above
 
     try:
@@ -42,7 +42,7 @@ def refusal(values: dict[str, Any]) -> str:
 
 
 def lint(path: Path, **options: Any) -> list[str]:
-    """Return what a strict lint says of a chart, but for what is only good advice."""
+    """Return the warnings and errors of a strict lint of a chart."""
     import helm_python  # noqa: PLC0415 - as above
 
     report: Any = helm_python.lint(path, strict=True, **options)
@@ -83,7 +83,7 @@ def exporter(found: list[Manifest]) -> Any:
 
 
 def kinds(found: list[Manifest]) -> set[str]:
-    """Return the kinds there are."""
+    """Return the kinds of the manifests."""
     return {manifest["kind"] for manifest in found}
 
 
@@ -99,11 +99,11 @@ def example(directory: Path) -> Path:
 
 
 def validate(manifest: Manifest, version: str) -> None:
-    """Hold a manifest against Kubernetes' schema of a version; what the schema does not know is wrong too."""
+    """Validate a manifest with the schema of a version of Kubernetes; an unknown field is an error too."""
     _validate(json.dumps(manifest, sort_keys=True), version)
 
 
-@functools.cache  # the same manifest comes with many values, and each time takes 60 ms
+@functools.cache  # many values give the same manifest, and one validation takes 60 ms
 def _validate(manifest: str, version: str) -> None:
     import kubernetes_validate  # noqa: PLC0415 - as above
 

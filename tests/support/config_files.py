@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration files of the sidecar: the one we ship, and what the tests look for in those that they write."""
+"""The sidecar's shipped configuration file, and helpers for the files that tests write."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHIPPED = ROOT / "config" / "exporter.yaml"
-SECRET = "hunter2-correct-horse"  # noqa: S105 - what must not be seen
+SECRET = "hunter2-correct-horse"  # noqa: S105 - must not be in any output
 DATABASE = "databases: [{name: a, dsn_env: A, %s}]"
 
 
 def faults(path: Path | None, overrides: Mapping[str, str] | None = None) -> list[str]:
-    """Return the lines of the error that ``path`` is."""
+    """Return the faults, one per line, of the error for ``path``."""
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
     return [line.strip() for line in str(caught.value).splitlines()][1:]
 
 
 def all_options() -> list[generate_configuration.Option]:
-    """Return every option there is, with what the reference says of it."""
+    """Return every option, with its texts in the reference."""
     return list(generate_configuration.options_of(Config))

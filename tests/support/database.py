@@ -38,7 +38,7 @@ class Link(sqlite3.Connection):
             raise self.database.close_fails
 
     def drop(self) -> None:
-        """Close it as a server does that goes away: nobody here is told."""
+        """Close the connection as a server that goes away does: ``database.open`` still has it."""
         super().close()
 
     def __del__(self) -> None:
@@ -47,7 +47,7 @@ class Link(sqlite3.Connection):
 
 
 class Database:
-    """Where the links come from, and which of them are open."""
+    """Makes links, and knows which of them are open."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -70,7 +70,7 @@ class Database:
 
 
 class Socket(FakeConnection):
-    """A connection that is collected as soon as nobody refers to it, which those of SQLite are not."""
+    """A connection that CPython frees with its last reference, which is not true of a connection to SQLite."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.serial = database, next(database.serials)

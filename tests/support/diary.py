@@ -46,21 +46,21 @@ class Diary(logging.Handler):
         self.lines: list[str] = []
 
     def note(self, *what: object) -> None:
-        # Addresses say nothing: neither those in hexadecimal nor SingletonThreadPool's.
+        # Addresses differ between runs: those in hexadecimal, and SingletonThreadPool's after `id:`.
         self.lines.append(re.sub(r"0x[0-9a-f]+|id:\d+", "…", " ".join(map(str, what))))
 
     def attempt(self, act: Callable[[], Any]) -> Any:
         """Return what an act returns, or None and a note of what it raised."""
         try:
             result = act()
-        except BaseException as error:  # noqa: BLE001 - a diary tells all
+        except BaseException as error:  # noqa: BLE001 - the diary notes every exception
             self.note("raised", *told(error))
             return None
         self.note("returned", type(result).__name__)
         return result
 
     def listen(self, engine: Engine) -> None:
-        """Keep a listener of one's own on each event."""
+        """Add a listener that notes the event to each event."""
         for name in EVENTS:
             event.listen(engine, name, self._listener(name))
 
@@ -75,7 +75,7 @@ class Diary(logging.Handler):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Note SQLAlchemy's log and warnings meanwhile."""
+        """Note SQLAlchemy's log and warnings during the block."""
         logger = logging.getLogger("sqlalchemy.pool")
         level, propagate = logger.level, logger.propagate
         logger.setLevel(logging.DEBUG)
@@ -97,7 +97,7 @@ def kind(argument: object) -> str:
 
 
 def told(error: BaseException | None, depth: int = 0) -> list[object]:
-    """Tell an exception: type, arguments, the functions it came through but for ours, and what is behind it."""
+    """Describe an exception: type, arguments, functions outside of this package, cause and context."""
     if error is None or depth > 8:
         return [None]
     frames = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed dashboards as the tests read them: panels, queries, variables, and what Grafana asks Prometheus."""
+"""Readers of the committed dashboards: panels, variables, and queries as Grafana sends them to Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("overview", "pool", "database")
 
 Board = dict[str, Any]
 Panel = dict[str, Any]
-Expr = Any  # the parser's nodes have no common type worth the name
+Expr = Any  # the parser's nodes have no common type
 
 
 class Target(NamedTuple):
@@ -41,7 +41,7 @@ def load(name: str) -> Board:
 
 
 def panels(board: Board) -> list[Panel]:
-    """Return the panels, also of collapsed rows, without the rows."""
+    """Return the panels, including those of collapsed rows, without the rows."""
     found = []
     for panel in board["panels"]:
         if panel["type"] != "row":
@@ -69,8 +69,8 @@ def interpolated(
 ) -> str:
     """Return a query as Grafana sends it.
 
-    ``chosen`` has a value, or several, for each variable that is not left at All. Several come as ``(a|b)``, and each
-    value of a variable that takes several is quoted for a regular expression.
+    ``chosen`` has one value, or a list, for each variable that is not at All. A list becomes ``(a|b)``, and each value
+    is quoted for a regular expression.
     """
     values = {variable["name"]: variable.get("allValue") or ".*" for variable in variables(board)}
     for name, choice in chosen.items():
@@ -78,17 +78,17 @@ def interpolated(
             quoted = [_quoted(one) for one in ([choice] if isinstance(choice, str) else choice)]
             values[name] = quoted[0] if len(quoted) == 1 else f"({'|'.join(quoted)})"
     values |= {"__rate_interval": rate_interval, "__interval": rate_interval, "__range": span}
-    # Whatever it does not know it leaves as it is, and Prometheus says so.
+    # An unknown variable stays as it is, so that Prometheus refuses the query.
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda found: values.get(found[1] or found[2], found[0]), expr)
 
 
 def _quoted(value: str) -> str:
-    # Twice, as it stands in a string of PromQL.
+    # With two backslashes, because the value is inside a string of PromQL.
     return re.sub(r"[\\^$*+?.()|{}\[\]]", lambda found: "\\\\" + found[0], value)
 
 
 def parsed(expr: str, rate_interval: str = "4711s") -> Expr:
-    """Parse a query whose variables stand in strings, but for those of time; ValueError if it is none."""
+    """Parse a query after replacing its time variables; all others are in strings. ValueError if it is invalid."""
     for name in ("__rate_interval", "__interval", "__range"):
         expr = re.sub(
             rf"\$(?:{name}\b|\{{{name}\}})", rate_interval if name == "__rate_interval" else "1h", expr
@@ -105,7 +105,7 @@ def variable_selector(query: str) -> tuple[str, str]:
 
 
 def walk(node: Expr, parents: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
-    """Yield a node and all below it, each with those above it, the outermost first."""
+    """Yield a node and its descendants, each with its ancestors, the outermost first."""
     yield node, parents
     for child in _children(node):
         yield from walk(child, (*parents, node))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The incidents that are staged, with what must be said of each, what may be, and why."""
+"""The incidents that are staged, with the alerts that must fire for each, those that may, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.support.incidents import Database, Stage
 
-# Seconds of quiet before an incident, and of an incident: as long as the slowest alert in it takes, and some more.
+# Seconds of normal load before an incident, and of an incident: longer than its slowest alert needs to fire.
 QUIET: Final = 20.0
 LONG: Final = 65.0
 
@@ -26,7 +26,7 @@ _FULL: Final = {
     ("WaitBudgetBurn", "warning"): "who waits in the queue waits longer than the objective",
     ("WaitBudgetBurn", "critical"): "who waits in the queue waits longer than the objective",
 }
-# A busy machine takes a quarter of a second for what should be ten milliseconds.
+# On a busy machine a connect takes 250 ms instead of 10 ms.
 _CONNECTING: Final = {
     ("WaitBudgetBurn", "warning"): "checkouts connect anew, and wait for that as long as it takes",
     ("WaitBudgetBurn", "critical"): "checkouts connect anew, and wait for that as long as it takes",
@@ -75,7 +75,7 @@ def _bursts(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _restart(stage: Stage, begin: Callable[[], object]) -> None:
-    """The server is away for a while, and comes back."""
+    """The server stops, and starts again after 20 seconds."""
     stage.load(3)
     time.sleep(QUIET)
     begin()
@@ -93,7 +93,7 @@ def _busy(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _five(stage: Stage, begin: Callable[[], object]) -> None:
-    """Five callers in each worker, some of which want a connection at once."""
+    """Five callers in each worker, some of which need a connection at the same time."""
     begin()
     stage.load(5, seconds=0.05, pause=0.1)
     time.sleep(LONG)
@@ -123,8 +123,8 @@ def _handler(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _kill(stage: Stage, begin: Callable[[], object]) -> None:
-    """One worker is killed, and nobody starts another."""
-    # Long enough that three workers are what is usual, although there were none while all started.
+    """One worker is killed and not replaced."""
+    # Long enough for three to be the usual number of workers, although there were none at the start.
     stage.load(2)
     time.sleep(stage.starting_seconds + LONG / 2)
     begin()
@@ -144,7 +144,7 @@ def _replace(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _break(stage: Stage, begin: Callable[[], object]) -> None:
-    """Whatever the exporter lives on goes wrong: its configuration, its directory, all that it watches."""
+    """The exporter's configuration and directory become invalid, and all of its workers are killed."""
     stage.load(2)
     time.sleep(QUIET)
     begin()
@@ -164,7 +164,7 @@ def _end(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _create_role(database: Database) -> None:
-    """Make a role that the reserve is out of reach for."""
+    """Make a role that cannot use the reserved connections."""
     with psycopg.connect(database.url(""), autocommit=True) as connection:
         connection.execute("CREATE ROLE app LOGIN")
 

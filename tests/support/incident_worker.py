@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process of an application in trouble: callers that use one pool in a loop, as standard input says.
+"""A worker process for an incident: callers use one pool in a loop, with the load that standard input gives.
 
-Its only argument is JSON: what to connect to, how the pool is made, what it is called. Each line of standard input is
-JSON, too, and replaces the load: ``{"callers": 3, "act": "query", "seconds": 0.05, "pause": 0.1}``.
+Its only argument is JSON: the URL, the pool's options and the pool's name. Each line of standard input is JSON, too,
+and replaces the load: ``{"callers": 3, "act": "query", "seconds": 0.05, "pause": 0.1}``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 SLEEP = text("SELECT pg_sleep(:seconds)")
-# What an application of this kind survives: it answers 500 or 503, and goes on.
+# Errors that a caller ignores, as an application that answers 500 or 503 and goes on.
 SURVIVED = (DBAPIError, PoolTimeoutError, OSError)
 
 
@@ -44,7 +44,7 @@ class Load:
 
 
 class Callers:
-    """As many threads as the load has callers; the mutable state is the load and how many threads there are."""
+    """Runs the load's callers in threads; the mutable state is the load and the number of threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -53,14 +53,14 @@ class Callers:
         self._kept: list[Connection] = []
 
     def take(self, load: Load) -> None:
-        """Go on with another load."""
+        """Replace the load."""
         self._load = load
         while self._started < load.callers:
             threading.Thread(target=self._call, args=[self._started], daemon=True).start()
             self._started += 1
 
     def _call(self, number: int) -> None:
-        # Apart from each other, as requests are.
+        # The callers start at different times, as requests do.
         time.sleep(number % 8 * self._load.pause / 8)
         while True:
             load = self._load
@@ -90,7 +90,7 @@ class Callers:
 
 
 class Handlers:
-    """The same with asyncio: handlers that await something slow while they hold a connection."""
+    """Runs the load's callers as asyncio tasks, which can await something slow while they hold a connection."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -98,7 +98,7 @@ class Handlers:
         self._tasks: list[asyncio.Task[None]] = []
 
     def take(self, load: Load) -> None:
-        """Go on with another load."""
+        """Replace the load."""
         self._load = load
         while len(self._tasks) < load.callers:
             self._tasks.append(asyncio.ensure_future(self._handle(len(self._tasks))))
@@ -117,7 +117,7 @@ class Handlers:
             await connection.execute(SLEEP, {"seconds": seconds})
 
     async def wait(self, seconds: float) -> None:
-        """Read a row, then await what has nothing to do with the database."""
+        """Run a query, then sleep while holding the connection."""
         async with self._engine.connect() as connection:
             await connection.execute(SLEEP, {"seconds": 0})
             await asyncio.sleep(seconds)
@@ -152,5 +152,5 @@ def main(options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    # The callers are in the middle of something, and nobody waits for it.
+    # End at once, without waiting for the calls in progress.
     os._exit(0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Incidents staged on real servers, all at once, before a real Prometheus with our rules.
 
-Each incident has a PostgreSQL, worker processes and a sidecar of its own, so that none disturbs another; Prometheus
-tells them apart by ``job``, and pool and database are called like it. Time is shortened in the one place that the rules
-have for it: every duration among the thresholds is divided by ``FASTER``, so that a minute is two seconds.
+Each incident has a PostgreSQL, worker processes and a sidecar of its own, so that none disturbs another. Prometheus
+tells the incidents apart by ``job``; the pool and the database have the same name as the job. To shorten the run, every
+duration among the rules' thresholds is divided by ``FASTER``: a minute becomes two seconds.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 FASTER = 30
 
-# What is no time, or the time of something that is not made faster here.
+# The objective for the time of a checkout, which is not faster in this run.
 _UNCHANGED = {"wait_objective_seconds"}
-# Two workers of ten connections are the fleet that has a storm.
+# The incident of a storm has two workers with ten connections each.
 _SMALLER = {"storm_connections": "16"}
 
 Tier = tuple[str, str]  # the alert without its prefix, and the severity
 
 
 def thresholds() -> dict[str, str]:
-    """Return every threshold as this run has it."""
+    """Return the changed thresholds of this run."""
     values = dict(_SMALLER)
     for name, threshold in rules.thresholds(rules.source()).items():
         if name.endswith("_seconds") and name not in _UNCHANGED:
@@ -101,19 +101,19 @@ class Database:
             )
 
     def url(self, driver: str, role: str = "postgres") -> str:
-        """Return what SQLAlchemy connects to; without a driver, what asyncpg does."""
+        """Return SQLAlchemy's URL for a driver, or without one the DSN for asyncpg."""
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         return f"{scheme}://{role}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it is ready."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         self._process = self._spawn("postgres", "-p", str(self.port), *options)
         state = self._directory / "data" / "postmaster.pid"
         assert eventually(lambda: state.exists() and "ready" in state.read_text()), self._log.read_text()
 
     def stop(self) -> None:
-        """End its sessions and it."""
+        """End all sessions and the server."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -149,12 +149,12 @@ class Worker:
         )
 
     def load(self, **load: Any) -> None:
-        """Have it go on with another load."""
+        """Replace the load."""
         assert self._process.stdin is not None
         print(json.dumps(load), file=self._process.stdin, flush=True)
 
     def kill(self) -> None:
-        """End it as kill -9 does."""
+        """Kill the process with SIGKILL."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
@@ -169,7 +169,7 @@ class Worker:
 
 
 class Stage:
-    """Where one incident plays: its server, its workers, its sidecar."""
+    """The server, the workers and the sidecar of one incident."""
 
     def __init__(self, incident: Incident, exit_stack: ExitStack) -> None:
         self._incident, self._exit_stack = incident, exit_stack
@@ -195,7 +195,7 @@ class Stage:
         self.starting_seconds = 0.0  # from the sidecar's first scrape until it saw all workers
 
     def hire(self, count: int | None = None) -> None:
-        """Start as many workers as the incident has, or so many more, and wait until the sidecar sees them."""
+        """Start ``count`` more workers, by default all of the incident's, and wait until the sidecar sees them."""
         incident = self._incident
         url = self.database.url(incident.driver, incident.role)
         for _ in range(incident.workers if count is None else count):
@@ -208,7 +208,7 @@ class Stage:
         self.starting_seconds = self.starting_seconds or time.monotonic() - self._created
 
     def break_exporter(self) -> None:
-        """Have the sidecar read a wrong configuration, and find a file in its directory that is nobody's."""
+        """Make the sidecar reload an invalid configuration, and put a file that is no segment into its directory."""
         (self._directory / "exporter.yaml").write_text("databases: {}")
         (self._directory / "pools" / "worker-900").write_bytes(b"not ours" * 1024)
         self.sidecar.send(signal.SIGHUP)
@@ -229,21 +229,21 @@ def _nothing(_database: Database) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What goes wrong, and what is to be said of it.
+    """A fault to stage, and the alerts that must and may fire for it.
 
     Args:
         name: of its job, its pool and its database.
-        what: in words.
-        play: puts load on the stage; it calls what it is given at the moment from which alerts are due, and returns
-            when all is over.
+        what: description of the fault.
+        play: puts load on the stage; calls its second argument at the moment from which alerts are due, and returns
+            when the incident is over.
         expected: alerts that must fire, each with the thresholds that add up to the longest it may take.
         allowed: alerts that may fire, each with the reason.
         settings: of the server.
         pool: arguments of ``create_engine()``.
         driver: what SQLAlchemy connects with, in the name of ``role``.
         workers: how many processes have the pool.
-        is_configured: the fault is in the configuration, and so there from when the workers start.
-        prepare: does something to the server first.
+        is_configured: the fault is in the configuration, so it exists from the start of the workers.
+        prepare: changes the server before the workers start.
     """
 
     name: str
@@ -261,10 +261,10 @@ class Incident:
 
 
 class Played:
-    """What a run left behind: Prometheus, still there to be asked, and when things were, in Unix time.
+    """A finished run: Prometheus, which still answers queries, and Unix times.
 
-    ``start`` and ``end`` are the run's; ``hired`` is when an incident's first worker was started, ``began`` when it
-    began.
+    ``start`` and ``end`` are the run's. ``hired`` has the start of each incident's first worker, ``began`` that of each
+    incident.
     """
 
     def __init__(self, prometheus: Prometheus, start: float) -> None:
@@ -287,7 +287,7 @@ class Played:
 
 @contextmanager
 def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
-    """Play all incidents at once; the value is what came of them, while Prometheus still runs."""
+    """Stage all incidents at once, and yield the finished run while Prometheus still runs."""
     rendered = directory / rules.FILE
     rendered.write_text(rules.render(rules.source(), thresholds()), "utf-8")
     with ExitStack() as stack:
@@ -317,7 +317,7 @@ def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
             def act(incident: Incident, stage: Stage) -> None:
                 incident.play(stage, lambda: played.began.setdefault(incident.name, time.time()))
 
-            # Nobody plays while others still start: thirty processes that start are an incident of their own.
+            # No incident begins before all workers have started: thirty processes that start slow each other down.
             list(executor.map(hire, incidents, stages))
             list(executor.map(act, incidents, stages))
             played.end = time.time()

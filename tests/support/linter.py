@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of grafana/dashboard-linter, which is a Go program that no registry here has, as functions of our own.
+"""The rules of grafana/dashboard-linter, a Go program that the tests cannot install, as Python functions.
 
-Each takes a dashboard and yields what is wrong with it. They have the linter's names and no exclusions, and where its
-documentation asks for more than its code checks, they check that: every type of panel, every range of a rate.
+Each function takes a dashboard and yields its faults. The rules have the linter's names and no exclusions. Where the
+linter's documentation demands more than its code checks, they follow the documentation: they check every type of panel
+and every range of a rate.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DATASOURCE = ("$datasource", "${datasource}")
 UNITS = {value for name, value in vars(units).items() if not name.startswith("_") and isinstance(value, str)}
 RATES = {"rate", "irate", "increase"}
-MAGIC = 4711  # seconds, which nobody writes by himself: $__rate_interval in a parsed query
+MAGIC = 4711  # seconds; stands for $__rate_interval in a parsed query, since no query has this range
 
 RULES: dict[str, Callable[[Board], Iterator[str]]] = {}
 
@@ -35,7 +36,7 @@ def _rule(check: Callable[[Board], Iterator[str]]) -> Callable[[Board], Iterator
 
 @_rule
 def template_datasource_rule(board: Board) -> Iterator[str]:
-    """One variable for the data source, named and labelled so."""
+    """The only variable of a data source has the expected name and label."""
     found = grafana.variables(board, "datasource")
     if [(one["name"], one.get("label"), one["query"]) for one in found] != [
         ("datasource", "Data source", "prometheus")
@@ -45,13 +46,13 @@ def template_datasource_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def template_job_rule(board: Board) -> Iterator[str]:
-    """A variable for the job, as all dashboards have it."""
+    """A variable for the job exists, the same in all dashboards."""
     yield from _template(board, "job", "Job")
 
 
 @_rule
 def template_instance_rule(board: Board) -> Iterator[str]:
-    """A variable for the instance, as all dashboards have it."""
+    """A variable for the instance exists, the same in all dashboards."""
     yield from _template(board, "instance", "Instance")
 
 
@@ -82,7 +83,7 @@ def template_label_promql_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def template_on_time_change_reload_rule(board: Board) -> Iterator[str]:
-    """Variables are asked for again when the time range changes."""
+    """Variables are queried again when the time range changes."""
     for one in grafana.variables(board):
         if one.get("refresh") != 2:
             yield f"refresh of {one['name']!r} is {one.get('refresh')!r} and not 2"
@@ -108,7 +109,7 @@ def panel_title_description_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def panel_units_rule(board: Board) -> Iterator[str]:
-    """Panels have a unit that Grafana has, and so has each column that has one of its own."""
+    """Panels have a unit that Grafana knows, and so has each column with a unit of its own."""
     for panel in grafana.panels(board):
         config = panel.get("fieldConfig", {})
         found = [config.get("defaults", {}).get("unit")]
@@ -129,7 +130,7 @@ def panel_no_targets_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def target_logql_rule(board: Board) -> Iterator[str]:
-    """Queries of Loki are valid: there are none."""
+    """Only Prometheus is queried, so that no query of Loki can be invalid."""
     for panel in grafana.panels(board):
         for one in (panel, *panel.get("targets", ())):
             if one.get("datasource", {}).get("type") != "prometheus":
@@ -138,7 +139,7 @@ def target_logql_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def target_logql_auto_rule(board: Board) -> Iterator[str]:
-    """Queries of Loki use ``$__auto``: nothing here does, since it is Loki's alone."""
+    """No query uses ``$__auto``, which is only for Loki."""
     for target in grafana.targets(board):
         if re.search(r"\$(__auto\b|\{__auto\})", target.expr):
             yield f"{target}: {target.expr}"
@@ -168,13 +169,13 @@ def target_rate_interval_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def target_job_rule(board: Board) -> Iterator[str]:
-    """Every selector follows the variable of the job."""
+    """Every selector matches the variable of the job."""
     yield from _matcher(board, "job")
 
 
 @_rule
 def target_instance_rule(board: Board) -> Iterator[str]:
-    """Every selector follows the variable of the instance."""
+    """Every selector matches the variable of the instance."""
     yield from _matcher(board, "instance")
 
 
@@ -188,7 +189,7 @@ def _matcher(board: Board, name: str) -> Iterator[str]:
 
 @_rule
 def target_counter_agg_rule(board: Board) -> Iterator[str]:
-    """A counter is only ever looked at through its rate."""
+    """A counter is used only inside of a rate function."""
     for target, expr in _parsed(board):
         for node, parents in grafana.walk(expr):
             if isinstance(node, promql.VectorSelector) and str(node.name).endswith("_total"):
@@ -209,4 +210,4 @@ def _parsed(board: Board) -> Iterator[tuple[Target, Expr]]:
         try:
             yield target, grafana.parsed(target.expr)
         except ValueError:
-            continue  # another rule's
+            continue  # target_promql_rule yields it

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-# SQLite's connections say so when they are collected open; here they are left to be.
+# Python warns when a connection to SQLite is collected open, which these tests cause on purpose.
 LEFT_OPEN = pytest.mark.filterwarnings(
     "ignore:unclosed database:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

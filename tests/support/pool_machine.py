@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool that is instrumented, held after each step against its model, SQLAlchemy's own pool log, and the server."""
+"""An instrumented pool, which is compared after each step with its model, SQLAlchemy's pool log and the server."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split("."))
 
 HOUR = 3600.0
-PATIENCE = 10.0  # seconds to wait for what will happen
+PATIENCE = 10.0  # seconds to wait for an expected event
 
 
 @dataclass(eq=False)
 class Held:
-    """What a caller got."""
+    """A connection that a caller has checked out."""
 
-    connection: Any  # None once there is only one call left to make
+    connection: Any  # None as soon as only its last call remains
     slot: Slot
     checkouts: int = 1
 
@@ -67,7 +67,7 @@ class Held:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """An instrumented engine, the model of its pool, and what is true of both after each step."""
+    """An instrumented engine, the model of its pool, and the invariants after each step."""
 
     def __init__(self, driver: str, server: Server, directory: Path) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.counted: dict[str, float] = {}
         self.expires = 0.0
         self.engine: Any = None
-        gc.freeze()  # what is here already is not looked at after each step
+        gc.freeze()  # so that the collection after each step skips all older objects
 
-    # -- making it
+    # -- the engine
 
     @initialize(
         size=st.integers(0, 2),
@@ -111,7 +111,7 @@ class PoolMachine(RuleBasedStateMachine):
         keeps_none: bool,
     ) -> None:
         if size + max_overflow == 0:
-            max_overflow = 1  # an engine with no connection has no incidents
+            max_overflow = 1  # a pool without a connection has nothing to test
         options: dict[str, Any] = {"pool_pre_ping": pre_ping, "pool_logging_name": self.name}
         if recycle:
             options["pool_recycle"] = 24 * HOUR
@@ -122,7 +122,7 @@ class PoolMachine(RuleBasedStateMachine):
             options["poolclass"] = AsyncAdaptedQueuePool if self.driver in ASYNC else QueuePool
         self.engine = self._make_engine(options)
         event.listen(self.engine, "do_connect", self._connecting)
-        # The first connection of all is the dialect's, which asks the server who it is.
+        # The dialect uses the first connection to ask for the server's version, which the model leaves out.
         self.runner.run(lambda: self.engine.connect().close())
         self.runner.run(self.engine.dispose)
         self.log.counts.clear()
@@ -133,7 +133,7 @@ class PoolMachine(RuleBasedStateMachine):
             pre_ping=pre_ping,
             is_asyncio=self.driver in ASYNC,
             collected=self._collected(),
-            # SQLAlchemy leaves them to the garbage collector where it cannot terminate them.
+            # Where SQLAlchemy cannot terminate detached connections, it leaves them to the garbage collector.
             closes_detached=self.driver != "psycopg_async" or VERSION < (2, 0, 50),
             reset_fails=self._reset_fails(),
             version=VERSION,
@@ -151,20 +151,20 @@ class PoolMachine(RuleBasedStateMachine):
         return create_engine(url, **options)
 
     def _reset_fails(self) -> ResetFails:
-        """Say when the rollback at a return notices that the connection is dead: the drivers skip it if they can."""
+        """Return when the rollback at a return fails on a dead connection; a driver may skip a needless rollback."""
         if self.driver in WITH_SERVER:
             return "in a transaction"
         return "never" if self.driver == "aiosqlite" and VERSION > (2, 1) else "always"
 
     def _collected(self) -> Collected:
-        """Say what SQLAlchemy does with a connection that is collected."""
+        """Return what SQLAlchemy does with a connection that is collected."""
         if self.driver not in ASYNC:
             return "returned"
         if self.driver == "psycopg_async":
             return "left"
         if VERSION > (2, 0, 50):
             return "closed"
-        # As if it could be awaited.
+        # Up to 2.0.50 SQLAlchemy acts as if a rollback could be awaited.
         return "left" if self.driver == "aiosqlite" else "returned"
 
     def _connecting(self, *_: object) -> None:
@@ -189,7 +189,7 @@ class PoolMachine(RuleBasedStateMachine):
     # -- after each step
 
     def _settle(self) -> None:
-        """Let the model and the application come to rest, and compare what callers got."""
+        """Wait until the model and the application are idle, and compare the results of the calls."""
         self.model.settle()
         for call in self.calls[:]:
             if call.caller.at == "connect":
@@ -210,7 +210,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert eventually(partial(_returns, waiters, in_queue)), f"not {in_queue} in the queue"
 
     def _collect(self) -> None:
-        for _ in range(3):  # SQLAlchemy 2.1 keeps what a proxy belongs to until the proxy is collected
+        for _ in range(3):  # SQLAlchemy 2.1 keeps a proxy's owner until the proxy is collected
             self.runner.run_plainly(gc.collect)
         self.model.reap()
 
@@ -223,19 +223,19 @@ class PoolMachine(RuleBasedStateMachine):
         self.held.append(held)
 
     def _end(self, held: Held, function: Callable[[], Any]) -> str:
-        """Call the last function there is to call, in another thread or task."""
+        """Make the last call for a connection, in another thread or task."""
         held.connection = None
         return self._call_last([function])
 
     def _call_last(self, functions: list[Callable[[], object]]) -> str:
-        """Call the only function in the list, of which nothing may be left here while it runs."""
+        """Call the only function in the list, to which this thread keeps no reference while it runs."""
 
         def call() -> object:
             return functions.pop()()
 
         return str(self.runner.run(lambda: attempt(call)[0]))
 
-    # -- what is true after each of them
+    # -- the invariants after each step
 
     @invariant()
     def numbers_are_true(self) -> None:
@@ -305,7 +305,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self._end_all()
         finally:
             self.log.__exit__()
-            # Where there is a loop: aiosqlite makes one for a connection that is collected without.
+            # Collect where the loop runs: without a loop, aiosqlite makes one for a collected connection.
             self.engine = self.handle = None
             self.runner.run_plainly(gc.collect)
             self.runner.close()

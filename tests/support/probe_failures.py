@@ -27,7 +27,7 @@ MEASURED = (100, 600, 1100)
 
 
 class CountedSleep:
-    """Replaces the delays between probes, which would take hours: they last one turn of the event loop."""
+    """Replaces each delay between probes, which would take hours in all, by one turn of the event loop."""
 
     def __init__(self) -> None:
         self.count, self.shortest = 0, float("inf")
@@ -51,7 +51,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, s
 
 
 async def main(kind: str) -> dict[str, object]:
-    """Fail, and return what the process has in use after each number of failures in `MEASURED`."""
+    """Run a failing probe; return the descriptors and memory in use after each number of failures in `MEASURED`."""
     says = b"HTTP/1.1 400 Bad Request\r\n\r\n" if kind == "talks nonsense" else b""
     listener = await asyncio.start_server(
         lambda reader, writer: serve(reader, writer, says=says), "127.0.0.1", 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in a Python of their own, for what a test must not do to its own process."""
+"""Programs in a separate Python process, for effects that a test must not have on its own process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def samples():
 def run(
     program: str, *arguments: str, prologue: str = "", seconds: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a Python of its own; one that hangs fails."""
+    """Run a program in a separate Python process; raise TimeoutExpired if it hangs."""
     return subprocess.run(
         [
             sys.executable,

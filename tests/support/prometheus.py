@@ -61,10 +61,10 @@ def scraping(
 ) -> str:
     """Return a configuration that scrapes targets (``host:port``) by job and evaluates rules, both each interval.
 
-    ``instances`` has the label ``instance`` of targets that are to have another than their address.
+    ``instances`` has the label ``instance`` of the targets whose label differs from their address.
     """
     names = instances or {}
-    # JSON is YAML, and needs no quoting rules.
+    # JSON is valid YAML, and json.dumps() quotes all strings.
     return json.dumps(
         {
             "global": {
@@ -92,8 +92,8 @@ class Prometheus:
 
     Args:
         config: the text of its configuration; relative paths in it are relative to ``directory``.
-        directory: an empty or a former one, in which it has its data.
-        arguments: more of the command line's.
+        directory: for its data; empty, or with the data of an earlier process.
+        arguments: further arguments of the command line.
 
     Raises:
         RuntimeError: It did not start, with what it logged.
@@ -120,7 +120,7 @@ class Prometheus:
         self._log = ProcessLog(self._process.stderr)
         self.log = self._log.lines
         try:
-            # It tells which port it got, and a little later that it has replayed its log and answers.
+            # Prometheus logs its port, and a little later that it has replayed its write-ahead log and answers.
             address = self._wait_for(r'"Listening on".* address=(\S+)')
             self.url = f"http://{address}"
             self._wait_for("Server is ready")
@@ -176,7 +176,7 @@ class Prometheus:
         return self.query(expr)
 
     def end(self) -> None:
-        """End it, whatever state it is in."""
+        """End the process, whatever state it is in."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -193,7 +193,7 @@ class Prometheus:
         self.end()
 
     def _ask(self, path: str, **parameters: str) -> Any:
-        # Posted, since a dashboard's queries may be longer than a request line; the alerts have GET alone.
+        # POST, since a dashboard's queries may be longer than a request line; the path for alerts has only GET.
         body = urllib.parse.urlencode(parameters).encode() if parameters else None
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{path}", body, SECONDS) as response:  # noqa: S310
@@ -213,7 +213,7 @@ class Prometheus:
         return found
 
     def _check(self) -> None:
-        """Raise with what it logged, if it is gone."""
+        """Raise an error with Prometheus' log if the process has ended."""
         if self._process.poll() is not None:
             self._log.close()
             raise RuntimeError(f"prometheus ended:\n{self._log}")

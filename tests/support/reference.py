@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SQLAlchemy's pool does, step by step, without threads, a driver or a database, and what is true after it.
+"""A model of SQLAlchemy's pool, step by step, without threads, a driver or a database.
 
-Written from SQLAlchemy's source and in its order, since where a listener raises in the middle the order is what
-matters. Nothing in it is taken from the exporter: it counts by what happened, and tells the pool's own numbers too,
-wrong ones included. A checkout is a generator that yields where its caller waits.
+It follows SQLAlchemy's source and its order of steps, because the order decides the result if a listener raises in the
+middle. Nothing in it is taken from the exporter: the model counts events itself. It also has the pool's own numbers,
+including wrong ones. A checkout is a generator that yields where its caller waits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Waiting = Literal["queue", "connect"]
 Collected = Literal["returned", "closed", "left"]
 ResetFails = Literal["always", "in a transaction", "never"]
 
-# Moments are ticks from 1 on; what is made before them is older than pool_recycle.
+# Times are ticks from 1 on; a connection made at a negative time is older than pool_recycle.
 NEVER = -1_000_000_000_000
 AGED = -1_000_000
 
 
-class Fault(Exception):  # noqa: N818 - it is one only to those who do not expect it
-    """What SQLAlchemy raises or lets through, by kind."""
+class Fault(Exception):  # noqa: N818 - not always an error
+    """An exception that SQLAlchemy raises or lets through, by kind."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -34,12 +34,12 @@ class Fault(Exception):  # noqa: N818 - it is one only to those who do not expec
 
     @property
     def is_exit(self) -> bool:
-        """Whether it is no ``Exception``: a cancellation, an interrupt."""
+        """Whether the exception is no ``Exception``, but a cancellation or an interrupt."""
         return self.kind in ("cancelled", "interrupted")
 
     @property
     def counted_as(self) -> str:
-        """The counter that a checkout which ends in it belongs to."""
+        """The counter of a checkout that ends with this fault."""
         if self.kind == "timeout":
             return "checkout_timeouts"
         if self.is_exit:
@@ -49,18 +49,18 @@ class Fault(Exception):  # noqa: N818 - it is one only to those who do not expec
 
 @dataclass(eq=False)
 class Slot:
-    """A connection record: the connection in it, and whose it is."""
+    """A connection record, with the state of its connection."""
 
     pool: Pool
     open: bool = False
-    dead: bool = False  # the server ended it, and nobody has noticed
+    dead: bool = False  # the server ended it, and the pool has not noticed
     dirty: bool = False  # in a transaction
     fresh: bool = False
     made: int = 0  # when, in ticks
-    invalidated: int = NEVER  # softly, when
-    out: bool = False  # a proxy stands for it; before connect() returns, too
+    invalidated: int = NEVER  # by a soft invalidation, in ticks
+    out: bool = False  # it has a proxy, also before connect() returns
     handed_out: bool = False  # connect() has returned it
-    timed: bool = False  # its checkout was seen
+    timed: bool = False  # the instrumentation saw its checkout
     retired: bool = False  # its pool was disposed of
     interrupted: bool = False
     known_to: int = 0  # the instrumentation that knows of it
@@ -69,7 +69,7 @@ class Slot:
 
 @dataclass(eq=False)
 class Pool:
-    """A pool, and what it says of itself."""
+    """A pool, with the numbers that it reports."""
 
     size: int
     max_overflow: int
@@ -80,7 +80,7 @@ class Pool:
     keeps_none: bool = False  # a NullPool
     has_listeners: bool = False
     replaced: bool = False
-    reference: Any = None  # likewise
+    reference: Any = None  # a weak reference
 
     def __post_init__(self) -> None:
         self.overflow = -self.size
@@ -115,7 +115,7 @@ class Detached:
 
 
 class Model:
-    """An engine's pool and those before it."""
+    """An engine's pool and the disposed pools before it."""
 
     def __init__(
         self,
@@ -133,14 +133,14 @@ class Model:
         self.pool = pool
         self.pools = [pool]
         self.slots: list[Slot] = []
-        self.lost: list[Slot] = []  # nothing but the garbage collector will find them
+        self.lost: list[Slot] = []  # only the garbage collector will find them
         self.callers: list[Caller] = []
         self.detached: list[Detached] = []
         self.instrumentation = 0
         self.counted: Counter[str] = Counter()  # while instrumented, by the names of the metrics
         self.logged: Counter[str] = Counter()  # always, by the names in PoolLog
-        self.raises: dict[str, str] = {}  # what the listener of an event raises, by event
-        self.refuses = ""  # what the driver's connect() raises
+        self.raises: dict[str, str] = {}  # the error that an event's listener raises, by event
+        self.refuses = ""  # the error that the driver's connect() raises
         self.holds_connects = False
         self._lifo = lifo
         self._recycle = recycle
@@ -153,7 +153,7 @@ class Model:
         self._ticks = count(1)
         self._instrumentations = count(1)
 
-    # -- what is true
+    # -- expected values
 
     def gauges(self) -> dict[str, float]:
         known = [slot for slot in self.slots if slot.known_to == self.instrumentation]
@@ -201,7 +201,7 @@ class Model:
         return caller
 
     def resume(self, caller: Caller, *, expired: bool = False, fault: Fault | None = None) -> None:
-        """Let a caller go on: what he waits for is there, or his time is over, or ``fault`` reaches him."""
+        """Resume a caller: its wait is over, its time has expired, or ``fault`` is raised in it."""
         try:
             if fault:
                 caller.at = caller.steps.throw(fault)
@@ -217,7 +217,7 @@ class Model:
         self.callers.remove(caller)
 
     def settle(self) -> None:
-        """Let those go on who wait for what is there, first come, first served."""
+        """Resume the callers for which the queue has a connection, first come, first served."""
         while True:
             served = next(
                 (caller for caller in self.callers if caller.at == "queue" and caller.pool.queue), None
@@ -243,7 +243,7 @@ class Model:
         return slot
 
     def _collect_proxies(self, slots: list[Slot]) -> None:
-        # Of a checkout that raised where SQLAlchemy does not expect it: nobody has the proxy.
+        # The checkout raised where SQLAlchemy does not expect it, so no caller has the proxy.
         for slot in slots:
             if slot.out:
                 self.drop(slot)
@@ -326,7 +326,7 @@ class Model:
             if self.holds_connects:
                 yield "connect"
             if self.refuses:
-                raise Fault(self.refuses)  # noqa: TRY301 - as any other out of the driver
+                raise Fault(self.refuses)  # noqa: TRY301 - like any error of the driver
         except Fault:
             self._count("connect_errors", instrumentation)
             self._count("connect_seconds_count", instrumentation)
@@ -359,7 +359,7 @@ class Model:
     # -- return
 
     def give_back(self, slot: Slot) -> str:
-        """Return what is out, and tell what SQLAlchemy raises."""
+        """Return a checked-out connection to the pool; the value is the kind of fault that SQLAlchemy raises."""
         try:
             self._finalize(slot, slot.open, collected=False)
         except Fault as fault:
@@ -368,17 +368,17 @@ class Model:
         return ""
 
     def drop(self, slot: Slot) -> None:
-        """Leave what is out to the garbage collector."""
+        """Leave a checked-out connection to the garbage collector."""
         try:
             self._finalize(slot, slot.open, collected=True)
         except Fault:
-            # Nobody hears it, and nobody returns the record.
+            # The fault is lost, and the record is not returned.
             slot.out = False
             if slot not in slot.pool.queue:
                 self._lose(slot)
 
     def _finalize(self, slot: Slot, connected: bool, *, collected: bool) -> None:
-        # An asyncio connection that is collected is detached, since no rollback can be awaited.
+        # A collected asyncio connection is detached, since no rollback can be awaited.
         detaches = collected and self._collected != "returned"
         if connected:
             try:
@@ -416,7 +416,7 @@ class Model:
         try:
             self._fire("checkin", slot.pool)
         except Fault:
-            # The record does not reach its queue, and the pool counts it as out for ever.
+            # The record does not reach its queue, and the pool counts it as checked out for ever.
             self._lose(slot)
             raise
         self._returned(slot, collected=collected)
@@ -448,7 +448,7 @@ class Model:
             self._lose(slot)
 
     def _lose(self, slot: Slot) -> None:
-        """Leave a slot that its pool has given up to the garbage collector, which looks for open ones only later."""
+        """Leave a slot that its pool has dropped to the garbage collector; an open one stays until `reap()`."""
         if slot not in self.slots or slot in self.lost:
             return
         if slot.open or self._is_kept(slot):
@@ -459,7 +459,7 @@ class Model:
             self.slots.remove(slot)
 
     def _is_kept(self, slot: Slot) -> bool:
-        # SQLAlchemy 2.0 keeps the record of a connection that was detached as long as its proxy.
+        # SQLAlchemy 2.0 keeps the record of a detached connection as long as the proxy.
         return self._version < (2, 1) and any(connection.slot is slot for connection in self.detached)
 
     # -- closing
@@ -484,11 +484,11 @@ class Model:
             self._count("invalidations.hard", slot.known_to)
         finally:
             if slot.open:
-                # Interrupted: it will be closed at its next checkout.
+                # Interrupted: the next checkout closes the connection.
                 slot.invalidated = self._tick()
 
     def invalidate(self, slot: Slot) -> str:
-        """Invalidate what is out, which returns it."""
+        """Invalidate a checked-out connection, which also returns its record."""
         try:
             self._invalidate_and_return(slot)
         except Fault as fault:
@@ -508,7 +508,7 @@ class Model:
         slot.invalidated = self._tick()
 
     def invalidate_pool(self, slot: Slot) -> str:
-        """Invalidate all that is older than what is out, and that; of the engine's pool of today, whosever it is."""
+        """Invalidate a connection and the engine's current pool, even if the connection is of an earlier pool."""
         if self.pool.invalidated < slot.made:
             self.pool.invalidated = self._tick()
         return self.invalidate(slot)
@@ -539,7 +539,7 @@ class Model:
             self._fire("reset", connection.pool)
             self._roll_back(connection)
         except Fault as fault:
-            # SQLAlchemy leaves it to the garbage collector, and does not call that a close.
+            # SQLAlchemy leaves the connection to the garbage collector, and logs no close.
             return fault.kind if fault.is_exit else ""
         if self._closes_detached:
             self.logged["closes"] += 1
@@ -557,11 +557,11 @@ class Model:
                     if slot.open:
                         self._close(slot, "dispose")
                 except Fault as fault:
-                    # The rest stays, and the engine goes on with this pool.
+                    # The other connections stay, and the engine keeps this pool.
                     self._lose(slot)
                     return fault.kind
                 self.slots.remove(slot)
-            pool.overflow = -pool.size  # whatever is out
+            pool.overflow = -pool.size  # even if connections are checked out
         for slot in self.slots:
             if slot.pool is pool:
                 slot.retired = True
@@ -589,7 +589,7 @@ class Model:
             if slot.pool is not self.pool:
                 continue
             slot.timed = slot.retired = False
-            # One on its way to a caller becomes known when it reaches him.
+            # A connection on its way to a caller becomes known when the caller gets it.
             if slot.out or slot in self.pool.queue:
                 slot.known_to = self.instrumentation
                 slot.handed_out = slot.out and slot.open
@@ -603,7 +603,7 @@ class Model:
             pool.instrumentation = 0
 
     def reap(self) -> None:
-        """Take notice of what the garbage collector found."""
+        """Apply the effects of a garbage collection."""
         for pool in self.pools[:]:
             if pool is not self.pool and not self._is_in_use(pool):
                 assert pool.reference is None or pool.reference() is None, "a disposed pool is kept alive"

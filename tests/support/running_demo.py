@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a process, and what is left of it."""
+"""The demo as a process, and the files and processes that it leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Demo:
         self.lines: list[str] = []
 
     def read_until(self, start: str) -> str:
-        """Read the output up to a line that starts so, and return it."""
+        """Read the output up to a line that begins with ``start``, and return the line."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
@@ -38,7 +38,7 @@ class Demo:
         raise AssertionError(message)
 
     def wait_for(self, condition: Callable[[Demo], bool]) -> None:
-        """Return once a condition holds that nothing announces."""
+        """Wait until a condition holds that the output does not announce."""
 
         def holds() -> bool:
             if condition(self):
@@ -52,7 +52,7 @@ class Demo:
         """Return the exit status, all output and all errors, once the demo has ended."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        # Not communicate(): that passes over what read_until() has in its buffer.
+        # Not communicate(), which would skip the text that read_until() has buffered.
         self.lines.append(self.process.stdout.read())
         errors = self.process.stderr.read()
         return self.process.wait(), "".join(self.lines), errors
@@ -73,12 +73,12 @@ def demo(
         try:
             yield Demo(process, directory)
         finally:
-            if process.poll() is None:  # the test has failed; its own end is enough of a report
+            if process.poll() is None:  # the test has failed, and reports its own error
                 process.terminate()
 
 
 def has(pattern: str) -> Callable[[Demo], bool]:
-    """Return a condition: a file like this is in the directory for temporary files."""
+    """Return a condition: the directory for temporary files has a file that matches ``pattern``."""
     return lambda running: any(running.directory.glob(pattern))
 
 
@@ -90,5 +90,5 @@ def working_in(directory: Path) -> list[str]:
             if (process / "cwd").readlink().is_relative_to(directory):
                 found.append((process / "cmdline").read_text())
         except OSError:
-            continue  # it has ended, or is not ours
+            continue  # the process has ended, or belongs to another user
     return found

@@ -40,7 +40,7 @@ def read_samples(source: str | CollectorRegistry | Iterable[Metric]) -> Samples:
 
 
 class RegistrySamples:
-    """The samples of one scrape of a registry, without the text, whose writing and parsing takes time."""
+    """The samples of one scrape of a registry, without writing and parsing text, which takes time."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.samples = read_samples(registry)

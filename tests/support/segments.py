@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments in a directory, for the tests: workers written by hand, and a sidecar that scrapes them."""
+"""Segments in a directory, for the tests: simulated workers, and a sidecar that scrapes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOBODY = 65534
 
 
 class Process:
-    """A process with one pool, written by hand: a lease that is given up as by kill -9, and its block."""
+    """A simulated process with one pool: a lease, which `kill` gives up as kill -9 does, and its block."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ def processes(directory: Path) -> Iterator[Callable[..., Process]]:
 
 @contextmanager
 def leasing() -> Iterator[Callable[..., Lease]]:
-    """Make leases as so many processes would: the lock is that of an open file, not of a process."""
+    """Make leases as separate processes do; one process can hold several, because a lock belongs to an open file."""
     with ExitStack() as stack:
 
         def make(directory: Path, **options: Any) -> Lease:
@@ -87,7 +87,7 @@ def leasing() -> Iterator[Callable[..., Lease]]:
 
 
 class Scraper:
-    """A sidecar's registry over a directory, which holds every scrape against the one before."""
+    """A sidecar's registry over a directory, which compares every scrape with the one before."""
 
     def __init__(
         self, directory: Path, *, worker_label: bool = True, counters_per_worker: bool = False
@@ -105,7 +105,7 @@ class Scraper:
         self._last: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
 
     def scrape(self) -> Exposition:
-        """Return what is exposed now, in which no counter is less than it was, and none is missing."""
+        """Return the exposition, after asserting that no counter has decreased or vanished since the last scrape."""
         exposition = Exposition(self.registry)
         grown = {
             key: value
@@ -184,7 +184,7 @@ def as_nobody(directory: Path) -> Iterator[str]:
     pid = os.fork()
     if pid == 0:
         try:
-            os.chdir(directory)  # now: what lies above it is root's
+            os.chdir(directory)  # before setuid(), because root owns the directories above
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             try:

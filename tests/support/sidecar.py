@@ -34,7 +34,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 class Sidecar:
-    """``sqlalchemy-pool-exporter serve`` on a port of its own; ``program`` is another than this environment's."""
+    """``sqlalchemy-pool-exporter serve`` on a port of its own; ``program`` replaces the command of this environment."""
 
     def __init__(self, *arguments: str | Path, program: Path | None = None, **environment: str) -> None:
         command = [program] if program else [sys.executable, "-m", "sqlalchemy_pool_exporter"]
@@ -67,7 +67,7 @@ class Sidecar:
                 return error.code, error.read().decode()
 
     def samples(self) -> Samples:
-        """Scrape it."""
+        """Scrape the sidecar."""
         return read_samples(self.get()[1])
 
     def value(self, name: str, **labels: str) -> float | None:

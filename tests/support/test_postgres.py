@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' own PostgreSQL can be counted on, and a missing program cannot go unnoticed where it matters."""
+"""The tests' PostgreSQL counts, ends and removes as it should, and a missing program is not ignored in CI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = "SHOW application_name"
 
 
 def test_each_name_counts_its_own_connections(server: Server, application_name: str) -> None:
-    """A count has the connections of its name and of no other, and follows them as they are closed."""
+    """`count` counts only the connections with its application name, and falls to 0 when they are closed."""
     engine = create_engine(server.url("postgresql+psycopg", application_name=application_name))
     other = create_engine(server.url("postgresql+psycopg", application_name=f"{application_name}-other"))
     with engine.connect(), engine.connect(), other.connect():
@@ -43,7 +43,7 @@ def test_each_name_counts_its_own_connections(server: Server, application_name: 
 @pytest.mark.parametrize("name", ["plain", "a b&c=d/é%"])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_async_engines_have_the_name(server: Server, driver: str, name: str) -> None:
-    """The URL alone gives an application name to both async drivers, asyncpg's in spite of having no key for it."""
+    """The URL sets the application name with both async drivers, although asyncpg has no argument for it."""
 
     async def ask() -> object:
         url = server.url(f"postgresql+{driver}", application_name=name)
@@ -51,7 +51,7 @@ def test_async_engines_have_the_name(server: Server, driver: str, name: str) -> 
         async with engine.connect() as connection:
             return (await connection.exec_driver_sql(NAME)).scalar_one()
 
-    # PostgreSQL keeps what is ASCII.
+    # PostgreSQL escapes the bytes that are not ASCII.
     assert name.replace("é", r"\xc3\xa9") == asyncio.run(ask())
 
 
@@ -71,7 +71,7 @@ def test_dsn_is_for_the_drivers(server: Server, application_name: str) -> None:
 
 
 def test_terminated_connections_are_gone(server: Server, application_name: str) -> None:
-    """When `terminate()` returns, the server has none of the connections left and the client's are of no use."""
+    """When `terminate()` returns, the server has none of the connections left, and the client's fail."""
     with psycopg.connect(server.dsn(application_name)) as connection:
         assert 1 == server.terminate(application_name)
         assert 0 == server.count(application_name)
@@ -79,7 +79,7 @@ def test_terminated_connections_are_gone(server: Server, application_name: str) 
             connection.execute("SELECT 1")
 
 
-# Run by itself: says where its server is, starts a child that has inherited everything, and waits for its end.
+# Prints the directory of its server, forks a child that inherits all descriptors, and waits to be killed.
 OWNER = """
 import os, time
 from tests.support import pg
@@ -95,7 +95,7 @@ with pg.running() as server:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_its_owner(number: signal.Signals) -> None:
-    """However a test run ends, its server and the server's directory end with it."""
+    """However a test run ends, its server ends, and the server's directory is removed."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER],
         cwd=ROOT,
@@ -123,7 +123,7 @@ def test_missing_program(
     environment: dict[str, str],
     outcome: dict[str, int],
 ) -> None:
-    """A test that requires a missing program is skipped, and fails where all programs have to be there."""
+    """A test that requires a missing program is skipped, and fails if REQUIRE_TOOLS is set."""
     monkeypatch.delenv("REQUIRE_TOOLS", raising=False)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
@@ -146,7 +146,7 @@ def test_missing_program(
 
 @pytest.mark.soak
 def test_servers_leave_nothing() -> None:
-    """Servers can be had one after the other without end: each takes its processes and its directory along."""
+    """Each of 20 servers in a row removes its directory."""
     for _ in range(20):
         with running() as server:
             assert 0 == server.count("")

@@ -20,7 +20,7 @@ T = TypeVar("T")
 def eventually(
     condition: Callable[[], T], *, seconds: float = SECONDS, poll_seconds: float = POLL_SECONDS
 ) -> T:
-    """Call a condition until its value is true, for so many seconds at most, and return its last value.
+    """Call a condition until its value is true, for at most ``seconds``, and return its last value.
 
     Assert the result: ``assert eventually(lambda: server.count(name) == 0)``.
     """

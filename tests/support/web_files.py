@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from .wire import Reply
 
 PASSWORD = "correct horse"  # noqa: S105 - of the tests
-COST = 4  # the cheapest that bcrypt allows
+COST = 4  # the lowest cost that bcrypt allows
 
 
 class Files:
-    """A directory with a web configuration file and what it names, made anew for each test."""
+    """A directory with a web configuration file and the files that it names, made anew for each test."""
 
     def __init__(self, directory: Path, ca: trustme.CA) -> None:
         self.directory = directory
@@ -79,7 +79,7 @@ def hashed(password: str | bytes = PASSWORD, *, cost: int = COST, prefix: str = 
 
 
 def basic(user: str | bytes, password: str | bytes) -> dict[str, str]:
-    """Return the header of a user."""
+    """Return the `Authorization` header of a user."""
     parts = [part if isinstance(part, bytes) else part.encode() for part in (user, password)]
     return {"Authorization": "Basic " + base64.b64encode(b":".join(parts)).decode()}
 

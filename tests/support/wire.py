@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP as bytes on a socket: what the tests of the sidecar's endpoint speak, and the registries it serves to them."""
+"""HTTP as bytes on a socket, for the tests of the sidecar's endpoint, and registries to serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
     from sqlalchemy_pool_exporter.sidecar.web.server import Listener
 
-HANG = 30.0  # seconds; no measurement, only the end of a test that would never end
+HANG = 30.0  # seconds after which a test counts as hanging
 
 
 class Reply(NamedTuple):
@@ -36,13 +36,13 @@ class Reply(NamedTuple):
 
 
 class Numbers:
-    """A registry with a counter and a gauge that count the collections."""
+    """A registry with a gauge, and a counter of its collections."""
 
     def __init__(self) -> None:
         self.collections = 0
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the two families, with the number of this collection."""
+        """Yield the two families; the counter is the number of this collection."""
         self.collections += 1
         yield CounterMetricFamily("things", "Things seen.", value=self.collections)
         gauge = GaugeMetricFamily("level_ratio", "How high.", labels=["place"])
@@ -52,7 +52,7 @@ class Numbers:
 
 
 class Gated(Numbers):
-    """Numbers whose collection says that it has begun and waits until it is let go."""
+    """Numbers whose collection announces its start, and waits until the gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Gated(Numbers):
 
 
 class Large:
-    """A registry whose exposition no kernel takes into its buffers."""
+    """A registry whose exposition is too large for the kernel's socket buffers."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield 32 MB."""
@@ -97,7 +97,7 @@ async def serving(
     web_config: WebConfig | None = None,
     **application: Any,
 ) -> AsyncIterator[Listener]:
-    """Serve ``registry`` and end it in any case."""
+    """Serve ``registry`` for the duration of the block."""
     options = options or settings()
     app = web.application(registry, options, **application)
     endpoint = await web.start(app, options, web_config=web_config)
@@ -110,7 +110,7 @@ async def serving(
 
 @asynccontextmanager
 async def scrapes(gated: Gated, options: Web | None = None) -> AsyncIterator[Any]:
-    """Serve ``gated`` and let it go at the end, so that nothing is left behind."""
+    """Serve ``gated`` and open its gate at the end, so that no collection is left waiting."""
     try:
         async with serving(gated, options) as endpoint:
             yield endpoint
@@ -173,7 +173,7 @@ async def emptied(endpoint: Listener) -> None:
 
 
 def parsed(raw: bytes) -> Reply:
-    """Take one answer apart."""
+    """Parse one answer."""
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     pairs = (line.partition(": ") for line in lines)

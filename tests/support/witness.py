@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests hold the metrics against: the pool itself, SQLAlchemy's own pool log, and the server."""
+"""Independent numbers to compare the metrics with: those of the pool itself and of SQLAlchemy's pool log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.support.samples import RegistrySamples
 
-# Phrases of SQLAlchemy's pool log, by what they tell.
+# Phrases of SQLAlchemy's pool log, with the events that they report.
 _PHRASES = {
     "Created new connection": "connects",
     "Error on connect()": "connect_errors",
@@ -31,7 +31,7 @@ _PHRASES = {
 
 
 class PoolLog(logging.Handler):
-    """Counts what SQLAlchemy's pool log says of one pool, told by its ``logging_name``."""
+    """Counts the events in SQLAlchemy's log of one pool, recognized by its ``logging_name``."""
 
     def __init__(self, logging_name: str) -> None:
         super().__init__(logging.DEBUG)
@@ -42,7 +42,7 @@ class PoolLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.endswith(self._suffix):
             return
-        # The message is not formatted: the connections in its arguments would be touched.
+        # The message is not formatted, because that would call methods of the connections in its arguments.
         message = record.msg if isinstance(record.msg, str) else str(record.msg)
         if message.startswith("%s connection %r"):
             message = f"{record.args[0]} connection"  # type: ignore[index]
@@ -67,7 +67,7 @@ class PoolLog(logging.Handler):
 
 
 def pool_state(pool: Pool) -> dict[str, float]:
-    """Return what a QueuePool says of itself, in the names of the metrics."""
+    """Return the numbers that a QueuePool reports, under the names of the metrics."""
     assert isinstance(pool, QueuePool)
     return {
         "in_use": pool.checkedout(),
@@ -77,7 +77,7 @@ def pool_state(pool: Pool) -> dict[str, float]:
 
 
 def metric_state(exposition: RegistrySamples, pool: str) -> dict[str, float]:
-    """Return the same, of the metrics."""
+    """Return the same numbers of the metrics."""
     return {
         "in_use": exposition.value("connections", pool, state="in_use"),
         "idle and empty": exposition.value("connections", pool, state="idle")
@@ -87,7 +87,7 @@ def metric_state(exposition: RegistrySamples, pool: str) -> dict[str, float]:
 
 
 def assert_log_agrees(exposition: RegistrySamples, pool: str, log: PoolLog) -> None:
-    """Assert that the counters equal what SQLAlchemy's pool log said."""
+    """Assert that the counters equal the events in SQLAlchemy's pool log."""
     counters = exposition.counters(pool)
 
     def closes(*reasons: str) -> float:
@@ -103,6 +103,6 @@ def assert_log_agrees(exposition: RegistrySamples, pool: str, log: PoolLog) -> N
         "ping_failures": counters.get("ping_failures", 0),
     }
     assert {key: float(log.counts[key]) for key in ours} == ours
-    # What the garbage collector closes is not logged; what it makes SQLAlchemy close is.
+    # A close by the garbage collector is not logged; a close by SQLAlchemy during a collection is.
     closed = sum(value for key, value in counters.items() if key.startswith("closes."))
     assert closed - closes("gc", "dispose") <= log.counts["closes"] <= closed

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes for the tests: real ones, told what to do line by line, and killed like real ones.
+"""Worker processes for the tests, which read commands line by line and can be killed.
 
-Run as a program this is such a worker; ``Worker`` starts one and speaks to it.
+Run as a program, this module is a worker; ``Worker`` starts one and sends it commands.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Worker:
         self.pid = self._process.pid
 
     def do(self, action: str, *arguments: Any) -> Any:
-        """Have the worker do something, and return what came of it."""
+        """Make the worker run an action, and return the result."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([action, *arguments]), file=self._process.stdin, flush=True)
@@ -51,7 +51,7 @@ class Worker:
         return json.loads(answer)
 
     def kill(self) -> None:
-        """End it as kill -9 does."""
+        """Kill the process with SIGKILL."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -66,14 +66,14 @@ class Worker:
 
 
 class _Actions:
-    """What a worker can be told to do."""
+    """The actions of a worker."""
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
         self._held: list[Any] = []
 
     def pool(self, name: str, size: int = 2, max_overflow: int = 1) -> None:
-        """Instrument a pool; of size -1, one without limits."""
+        """Instrument a pool; with size -1, a pool without limits."""
         pool = (
             NullPool(FakeConnection)  # type: ignore[arg-type]
             if size < 0
@@ -92,7 +92,7 @@ class _Actions:
         self._held += [self._pools[name].connect() for _ in range(times)]
 
     def uninstrument(self, name: str) -> None:
-        """Instrument it no more."""
+        """Uninstrument a pool."""
         uninstrument(self._pools.pop(name))
 
     def sample(self, name: str, pool: str) -> float | None:
@@ -100,7 +100,7 @@ class _Actions:
         return REGISTRY.get_sample_value(f"sqlalchemy_pool_{name}", {"pool": pool})
 
     def fork(self, name: str, times: int) -> int:
-        """Fork a child that checks out and returns, says that it did, and stays; return its pid."""
+        """Fork a child that checks out and returns, and then stays; return its pid once it has returned."""
         done, said = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -114,7 +114,7 @@ class _Actions:
 
 
 def main() -> None:
-    """Do what standard input says, until it ends."""
+    """Run the actions from standard input until it ends."""
     actions = _Actions()
     for line in sys.stdin:
         action, *arguments = json.loads(line)

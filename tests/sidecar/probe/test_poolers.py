@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 async def test_behind_pgbouncer_what_it_hides_is_absent(
     server: ProbedServer, bouncer: Callable[..., Bouncer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Through a pooler the probe reads the server's values; those that the pooler hides are absent, with one warning."""
+    """Through a pooler the probe reads the server's values; those that the pooler hides are absent and logged once."""
     pooler = bouncer()
     admin = await server.connect(application="admin")
     await admin.execute("ALTER ROLE watcher SET idle_in_transaction_session_timeout = '90s'")
