@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# The sidecar and its probes. Everything that is installed is in a lock with hashes; the last stage has neither pip nor a
-# compiler, runs as an unprivileged user, and writes nowhere. See docs/install.md for what is proven of it, and how.
+# The sidecar and its probes. A lock with hashes has every installed package. The last stage has neither pip nor a
+# compiler, runs as an unprivileged user, and writes no files. See "What is proven" in docs/install.md.
 #
-# Anyone can build from the tag. A release is built from a digest: the workflow resolves the tag once and
-# passes PYTHON_IMAGE=name@sha256:..., which then is in the image's label org.opencontainers.image.base.digest.
+# By default the base image is a tag. A release uses a digest: the workflow resolves the tag once, passes
+# PYTHON_IMAGE=name@sha256:..., and sets the image's label org.opencontainers.image.base.digest.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
@@ -40,7 +40,7 @@ LABEL org.opencontainers.image.title="sqlalchemy-pool-exporter" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.created="${CREATED}"
-# What can install software is not needed to run it.
+# The exporter does not need the tools that install software.
 RUN rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/pydoc* \
     /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/exporter /opt/exporter

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Needs Python 3.11 or later (with venv) and make, no root. Everything made stays below .venv and dist.
 #
-# Each environment below .venv holds in .ready what it was made for: this checkout, this interpreter, these requirements.
-# It is made anew when any of them changed and when making it was interrupted, and otherwise used again.
+# The file .ready of each environment below .venv names its checkout, interpreter and requirements. An environment is
+# rebuilt if one of them changed or if its build was interrupted, and is reused otherwise.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -11,18 +11,18 @@ MAKEFLAGS += --no-print-directory
 DURATION ?=
 PORT ?= 10079
 PYTEST_ARGS ?=
-# One more than there are processors, since much of a test's time is waiting.
+# One more than the number of processors, since tests spend much of their time waiting.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_ARGS ?=
 PYENV_ROOT ?= $(HOME)/.pyenv
 
-# Nothing of the caller's own Python gets into the environments.
+# The caller's own Python settings must not affect the environments.
 unexport PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# A name on the PATH proves nothing: pyenv's shims are there for versions that are not active and then fail, and Debian
-# has a python3 without venv. So each is run, and the first that has what is needed is taken.
+# A name on the PATH may not work: pyenv has shims of inactive versions, which fail, and Debian has a python3 without
+# venv. So each candidate is run, and the first that passes the probe is used.
 probe := import ensurepip, sqlite3, ssl, sys, venv; assert sys.version_info >= (3, 11); print(sys.executable)
 usable = $(shell for python in $(1); do "$$python" -I -c '$(probe)' 2>/dev/null && break; done)
 candidates = $(foreach minor,$(1),python3.$(minor) $(wildcard $(PYENV_ROOT)/versions/3.$(minor).*/bin/python3.$(minor)))
@@ -34,7 +34,7 @@ ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
     $(error no Python 3.11 or later that runs and has venv (tried: $(or $(asked),python3.13 python3.12 python3.11 \
       python3)): install one (Debian: python3 python3-venv) or name it, as in `make PYTHON=/path/to/python3.12 ...`)
   endif
-  # SQLAlchemy 2.0.0 cannot be imported on 3.13, so the oldest release has the oldest interpreter there is.
+  # SQLAlchemy 2.0.0 cannot be imported on 3.13, so the oldest dependencies are tested with the oldest interpreter.
   asked := $(OLDEST_PYTHON)
   override OLDEST_PYTHON := $(call usable,$(or $(asked),$(call candidates,11 12) $(PYTHON)))
   ifeq ($(OLDEST_PYTHON),)
@@ -55,7 +55,7 @@ if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1
 fi
 endef
 
-# $(call with-wheel,NAME): the wheel as it is now, over the one that the environment was made with
+# $(call with-wheel,NAME): installs the current wheel over the one from the environment's build
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
 comma := ,
@@ -138,8 +138,8 @@ dist: environment-build environment-dist ## build wheel, source distribution and
 		--output-file $(sbom) .venv/shipped/bin/python
 	@.venv/dist/bin/python -m tools.licences $(sbom)
 
-# Locks of what the image and the distributions are made with: for every platform, with the hashes of every file, and
-# without the name of the registry they were asked from.
+# Locks of the packages in the image and of the build tools: for every platform, with the hashes of every file, and
+# without the name of the registry.
 locked := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade \
 	--custom-compile-command "make lock"
 .PHONY: lock
@@ -158,14 +158,14 @@ clean: ## remove everything that was made
 environment-build:
 	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
 
-# The extra's own requirements, without the package and what that needs: the tools import none of it.
+# Only the requirements of the extra: its tools import neither the package nor the package's dependencies.
 environment-dist:
 	@mkdir -p .venv
 	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 		print(*extras["dist"], sep="\n")' > .venv/dist.txt
 	$(call environment,dist,$(PYTHON),-r .venv/dist.txt)
 
-# Built every time: that takes half a second, and no rule of make sees that a file was deleted.
+# Built every time, which takes half a second, because make does not notice a deleted source file.
 wheel: environment-build
 	@echo "==> building the wheel"
 	@rm -rf .venv/wheel
@@ -175,7 +175,7 @@ environment-newest: wheel
 	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)$(comma)ship))
 	$(call with-wheel,newest)
 
-# The lower bounds of pyproject.toml, as they are written there.
+# Installs exactly the lower bounds of pyproject.toml.
 environment-oldest: wheel
 	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		lower = project["dependencies"] + project["optional-dependencies"]["sidecar"]; \
@@ -187,11 +187,11 @@ environment-demo: wheel
 	$(call environment,demo,$(PYTHON),$(call wheel-with,demo))
 	$(call with-wheel,demo)
 
-# OpenTelemetry's instrumentation refuses SQLAlchemy 2.1, and the candidates are to run on the same one.
+# OpenTelemetry's instrumentation refuses SQLAlchemy 2.1, and all candidates must run on the same release.
 environment-bench: wheel
 	$(call environment,bench,$(PYTHON),$(call wheel-with,bench) "sqlalchemy<2.1")
 	$(call with-wheel,bench)
 
-# Types are checked against the sources, and need what those import.
+# The type checker needs every package that the sources import.
 environment-lint: wheel
 	$(call environment,lint,$(PYTHON),$(call wheel-with,$(everything)))

@@ -24,7 +24,7 @@ app.kubernetes.io/name: {{ include "sqlalchemy-pool-exporter.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* Of the pod of `helm test`, which no service selects. */}}
+{{/* Labels of the pod of `helm test`, which no service selects. */}}
 {{- define "sqlalchemy-pool-exporter.testLabels" -}}
 app.kubernetes.io/name: sqlalchemy-pool-exporter-test
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end -}}
 
-{{/* What is in every object's metadata: dict "root" $ and what differs: "name" (a suffix), "labels", "annotations",
+{{/* The metadata of an object: dict "root" $ and the object's own parts: "name" (a suffix), "labels", "annotations",
 "namespace". */}}
 {{- define "sqlalchemy-pool-exporter.metadata" -}}
 name: {{ printf "%s%s" (include "sqlalchemy-pool-exporter.fullname" .root) (default "" .name) }}
@@ -68,7 +68,7 @@ annotations:
 {{- with .Values.image.digest }}@{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* The exporter's configuration: that of the values, and what the chart decides. */}}
+{{/* The exporter's configuration: the part from the values, and the part that the chart sets. */}}
 {{- define "sqlalchemy-pool-exporter.config" -}}
 {{- $web := dict "listen_address" (printf ":%d" (int .Values.containerPort)) -}}
 {{- if .Values.web.configSecret.name -}}

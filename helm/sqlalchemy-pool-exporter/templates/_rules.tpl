@@ -1,12 +1,12 @@
 {{/* SPDX-License-Identifier: Apache-2.0 */}}
 
-{{/* A value as it is written; a large number never as 1e+06. */}}
+{{/* A value as text, in which a large number is never 1e+06. */}}
 {{- define "sqlalchemy-pool-exporter.text" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end -}}
 
-{{/* The groups of files/alerts.yml with the values' thresholds and switches. What the values name and the file has not,
-or not so, is an error: an alert that was meant to be switched off and goes on is found at night. */}}
+{{/* The groups of files/alerts.yml with the values' thresholds and switches. An unknown name or an
+invalid value is an error: otherwise a misspelt switch would leave its alert on. */}}
 {{- define "sqlalchemy-pool-exporter.ruleGroups" -}}
 {{- $values := .Values.prometheusRule -}}
 {{- $text := .Files.Get "files/alerts.yml" -}}

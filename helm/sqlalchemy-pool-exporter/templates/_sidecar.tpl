@@ -1,6 +1,6 @@
 {{/* SPDX-License-Identifier: Apache-2.0
 
-What a chart that depends on this one, with mode sidecar, puts into its pods. Each takes that chart's own context:
+Templates for the pods of a chart that depends on this one, with mode sidecar. Each takes that chart's own context:
 
   metadata.labels:      include "sqlalchemy-pool-exporter.sidecar.labels" .
   metadata.annotations: include "sqlalchemy-pool-exporter.sidecar.annotations" .
@@ -14,12 +14,12 @@ What a chart that depends on this one, with mode sidecar, puts into its pods. Ea
 One of initContainers and containers is empty, by the value `sidecar.native`, so that both can stay where they are.
 */}}
 
-{{/* By which the PodMonitor finds the pods. */}}
+{{/* The label by which the PodMonitor finds the pods. */}}
 {{- define "sqlalchemy-pool-exporter.sidecar.labels" -}}
 sqlalchemy-pool-exporter: {{ .Release.Name }}
 {{- end -}}
 
-{{/* By which a changed configuration restarts the pods: the exporter reads it when it starts. */}}
+{{/* The checksum restarts the pods after a change of the configuration, which the exporter reads when it starts. */}}
 {{- define "sqlalchemy-pool-exporter.sidecar.annotations" -}}
 {{- include "sqlalchemy-pool-exporter.sidecar.check" . -}}
 {{- with index .Subcharts "sqlalchemy-pool-exporter" -}}
@@ -27,7 +27,7 @@ checksum/sqlalchemy-pool-exporter: {{ include "sqlalchemy-pool-exporter.config" 
 {{- end -}}
 {{- end -}}
 
-{{/* This chart's own context is .Subcharts of the one that depends on it. */}}
+{{/* This chart's own context is in .Subcharts of the chart that depends on this one. */}}
 {{- define "sqlalchemy-pool-exporter.sidecar.check" -}}
 {{- if not (hasKey .Subcharts "sqlalchemy-pool-exporter") -}}
 {{- fail "sqlalchemy-pool-exporter: list the chart among your dependencies, without an alias, to use its sidecar" -}}
