@@ -27,8 +27,8 @@ ALLOWED = {
     "PSF-2.0": "CPython's, permissive",
     "Python-2.0": "CPython's with those of its older releases, permissive",
 }
-# Classifiers, for releases whose metadata is older than SPDX expressions (PEP 639). Packages use this one for version 2.0
-# alone. One that several licences share, such as "BSD License", is left out.
+# Classifiers, for releases whose metadata is older than SPDX expressions (PEP 639). Packages use this one only for
+# version 2.0. A classifier that several licences share, such as "BSD License", is left out.
 _CLASSIFIERS = {
     "License :: OSI Approved :: Apache Software License": "Apache-2.0",
 }
