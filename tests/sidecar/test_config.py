@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import traceback
@@ -183,6 +184,13 @@ def test_what_would_fail_at_every_connect(
     """A setting with which every connect would fail is a fault of the configuration."""
     (found,) = faults(given_file(f"databases: [{{name: a, {options}}}]"))
     assert found.startswith(f"line 1: databases[0].{fault}")
+
+
+def test_a_pipe_is_no_file_of_a_dsn(given_file: Callable[[str], Path], tmp_path: Path) -> None:
+    """A `dsn_file` that is a pipe is refused at once, because reading it would wait for a writer."""
+    os.mkfifo(tmp_path / "dsn")
+    (found,) = faults(given_file("databases: [{name: a, dsn_file: dsn}]"))
+    assert found.endswith("/dsn': not a regular file")
 
 
 def test_tls_that_the_documentation_allows(given_file: Callable[[str], Path]) -> None:

@@ -17,8 +17,8 @@ from pydantic import Field, PlainSerializer, WithJsonSchema
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 
-from .document import Document, Untyped, read_text
-from .probe.dsn import DSN, OptionError, check_tls, client_context
+from .document import Document, Untyped, read_regular, read_text
+from .probe.dsn import DSN, OptionError, check_connect, client_context
 from .sources import DEFAULT_ADDRESS, Address, find_file, find_overrides
 from .validation import (
     Context,
@@ -279,12 +279,12 @@ class Database(Section):
         elif self.dsn_file is not None:
             option, source = "dsn_file", f"file {str(self.dsn_file)!r}"
             try:
-                text = read_text(self.dsn_file)
+                text = read_text(self.dsn_file, read_regular)
             except ConfigError as error:
                 raise OptionError(option, str(error)) from error
         try:
-            dsn = self.dsn or DSN(text.strip())
-            check_tls(dsn, self.tls.mode)
+            dsn = self.dsn or DSN(text)
+            check_connect(dsn, self.tls.mode)
         except ValueError as error:
             what = f"{source}: {error}" if source else str(error)
         else:

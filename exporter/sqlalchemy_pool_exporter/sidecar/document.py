@@ -7,9 +7,11 @@ Messages never contain a value: the value of a wrong key may be a password.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import yaml
 
@@ -163,10 +165,23 @@ def dotted(location: Location) -> str:
 def read_bytes(path: Path) -> bytes:
     """Return the content of the file at ``path``; raises OSError, also if it is longer than ``MAX_BYTES``."""
     with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+        return _content(file, path)
+
+
+def _content(file: BinaryIO, path: Path) -> bytes:
+    content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
     return content
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content as `read_bytes` does, but of a regular file only: a pipe would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return _content(file, path)
 
 
 def read_text(path: Path, read: Callable[[Path], bytes] = read_bytes) -> str:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN, check_tls
+from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN, check_connect
 from tests.support.probed_server import SECRET, ProbedServer
 from tests.support.running_probe import (
     running,
@@ -66,11 +66,127 @@ def test_an_unusable_dsn_is_refused_without_showing_it(template: str) -> None:
         "postgresql://watcher@[::1]:5432,db.example/orders",
         "postgresql:///orders?host=/run/postgresql",
         "postgresql://watcher@%2Frun%2Fpostgresql/orders",
+        "postgresql://db.example/orders?options=-c%20search_path%3Dx&client_encoding=utf8&tcp_user_timeout=1",
     ],
 )
 def test_a_usable_dsn_is_taken(dsn: str) -> None:
-    """Hosts, ports, lists of hosts, sockets and percent-encoded passwords are accepted."""
-    assert DSN(dsn).reveal() == dsn
+    """Hosts, ports, lists of hosts, sockets and percent-encoded passwords are accepted; space around is left out."""
+    assert DSN(dsn).reveal() == DSN(f" {dsn}\n").reveal() == dsn
+
+
+@pytest.mark.parametrize(
+    "host", ["${HOST}", "$HOST", "a b", "a..b", ".a", "a" * 64, "[::g]", "h\\i", "(none)"]
+)
+def test_a_host_that_cannot_be_resolved(host: str) -> None:
+    """A host that no resolver can look up, such as a variable that nothing replaced, is refused."""
+    for text in (f"postgresql://u:{SECRET}@{host}:5432/orders", f"postgresql:///orders?host={host}"):
+        with pytest.raises(ValueError, match=r"not the name or the address of a host|is not a URL") as caught:
+            DSN(text)
+        assert host not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["host", "port", "user", "password", "dbname", "database"])
+def test_a_parameter_that_asyncpg_would_ignore(name: str) -> None:
+    """A parameter repeats nothing that stands before the "?": libpq would use the one, asyncpg the other."""
+    with pytest.raises(ValueError, match=f"would ignore the parameter {name}; write it before"):
+        DSN(f"postgresql://u:p@h/orders?{name}=5433")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["connect_timeout=10", "sslmode=require&channel_binding=require", "keepalives_idle=5", "ssl=true"],
+)
+def test_a_parameter_that_every_server_refuses(query: str) -> None:
+    """A parameter of libpq that asyncpg would send to the server as a setting is refused by name."""
+    name = query.rpartition("&")[2].partition("=")[0]
+    with pytest.raises(ValueError, match=f"asyncpg would send {name} to the server"):
+        DSN(f"postgresql://u:p@h/orders?{query}")
+
+
+def test_a_plus_in_a_parameter() -> None:
+    """A "+" in a parameter is refused, because asyncpg reads it as a space."""
+    with pytest.raises(ValueError, match="write %2B"):
+        DSN("postgresql:///orders?host=h&user=u&password=a+b")
+    DSN("postgresql://u:a+b@h/orders")
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the variables that asyncpg reads."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize("mode", [None, "require", "disable"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://u@h/d",
+        "postgresql://u@h,i/d",
+        "postgresql://u@h/d?sslmode=disable",
+        "postgresql://u@h/d?sslmode=require&sslnegotiation=postgres&target_session_attrs=any&gsslib=gssapi",
+        "postgresql:///d?user=u",
+        "postgresql:///d?user=u&host=h&port=3",
+    ],
+)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *(f"PGPORT={port}" for port in ("", "5432", "x", "1,2", ",")),
+        *(f"PGHOST={host}" for host in ("", "h", "h,i", "h:1", ",", "/run", "::1", "[::1]:4")),
+        *("PGHOST=a,b PGPORT=1,2", "PGHOST=a PGPORT=1,2", "PGHOST=a:1 PGPORT=x"),
+        *(f"PGSSLMODE={mode}" for mode in ("", "require", "odd")),
+        *(f"PGSSLNEGOTIATION={how}" for how in ("", "postgres", "odd")),
+        *("PGTARGETSESSIONATTRS=", "PGTARGETSESSIONATTRS=odd", "PGGSSLIB=", "PGGSSLIB=odd"),
+        *("PGSSLMINPROTOCOLVERSION=", "PGSSLMINPROTOCOLVERSION=odd", "PGSSLMAXPROTOCOLVERSION=TLSv1.2"),
+    ],
+)
+def test_variables_are_judged_as_asyncpg_does(
+    monkeypatch: pytest.MonkeyPatch, variables: str, text: str, mode: str | None
+) -> None:
+    """A `PG*` variable with which asyncpg refuses every connect is a fault, and one that it does not read is none."""
+    for variable in variables.split():
+        name, _, value = variable.partition("=")
+        monkeypatch.setenv(name, value)
+    connecting = connect_utils._parse_connect_dsn_and_args
+    context = {None: None, "disable": False, "require": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}[mode]
+    arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
+    is_usable = False
+    with contextlib.suppress(ClientConfigurationError, ValueError, IndexError):
+        connecting(**arguments | {"dsn": text, "ssl": context})
+        is_usable = True
+    if is_usable:
+        check_connect(DSN(text), mode)
+    else:
+        with pytest.raises(ValueError, match=r"^environment variable PG|^expected one of"):
+            check_connect(DSN(text), mode)
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_process_without_a_user_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a user in the DSN asyncpg takes the user of the process, which has no name in many containers."""
+    dsn = DSN("postgresql://h/orders")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, str]().__getitem__)
+    with pytest.raises(ValueError, match="names no user"):
+        check_connect(dsn, None)
+    check_connect(DSN("postgresql://u@h/orders"), None)
+    monkeypatch.setenv("PGUSER", "u")
+    check_connect(dsn, None)
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(
+    "versions",
+    ["ssl_max_protocol_version=TLSv1", "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2"],
+)
+def test_tls_versions_that_exclude_each_other(versions: str) -> None:
+    """A greatest TLS version below the least one is a fault, unless there is no TLS."""
+    with pytest.raises(ValueError, match="ssl_max_protocol_version is below the least version"):
+        check_connect(DSN(f"postgresql://u@h/orders?{versions}"), None)
+    check_connect(DSN(f"postgresql://u@h/orders?sslmode=disable&{versions}"), None)
 
 
 _TEXT = st.text(st.sampled_from("aZ09-._~%:@/?#[],&=;+ é\\|'\"") | st.characters(codec="utf-8"), max_size=8)
@@ -132,7 +248,7 @@ def test_asyncpg_parses_a_dsn_as_this_package_does(text: str) -> None:
         patch.setenv("PGPASSFILE", "/nowhere")
         connecting = connect_utils._parse_connect_dsn_and_args
         arguments: dict[str, Any] = dict.fromkeys(inspect.signature(connecting).parameters)
-        addresses, parameters = connecting(**arguments | {"dsn": text})
+        addresses, parameters = connecting(**arguments | {"dsn": dsn.reveal()})
     expected = [
         f"{host}/.s.PGSQL.{port or 5432}" if host.startswith("/") else (host, port or 5432)
         for host, port in dsn.hosts
@@ -347,13 +463,13 @@ def test_tls_of_a_dsn_is_judged_as_asyncpg_does(
         connecting(**arguments | {"dsn": dsn.reveal()})
         is_usable = True
     if is_usable:
-        check_tls(dsn, None)
+        check_connect(dsn, None)
     else:
         with pytest.raises(ValueError, match=r"^ssl\w+(: |=)") as caught:
-            check_tls(dsn, None)
+            check_connect(dsn, None)
         assert str(certificates) not in str(caught.value)
         assert caught.value.__context__ is None
-    check_tls(dsn, "require")
+    check_connect(dsn, "require")
 
 
 @pytest.mark.requires("openssl")

@@ -7,9 +7,12 @@ asyncpg would take a part of a password that is not percent-encoded for a host n
 
 from __future__ import annotations
 
+import getpass
+import ipaddress
 import os
 import re
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 _MAX_PORT: Final = 65535
 _HOST: Final = re.compile(r"(\[[^][]+\]|[^][:/@]+)(?::([0-9]*))?")
+# ASCII characters of a host name; the codec ``idna``, which resolving a name uses, judges the others.
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.\x80-\U0010ffff-]+")
 _ENCODE: Final = "special characters in the user or the password must be percent-encoded"
 
 # Parameters that asyncpg reads itself → the values that it accepts. With any other value every connect fails.
@@ -34,6 +39,16 @@ _CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "ssl_min_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
     "ssl_max_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
 }
+# Parameter → its default; they are read for TLS only.
+_VERSIONS: Final = {"ssl_min_protocol_version": "TLSv1.2", "ssl_max_protocol_version": "TLSv1.3"}
+# Parameters of libpq that asyncpg does not read but sends to the server as settings. No server has such a setting or
+# lets a client set it, and `replication` forbids asyncpg's queries. The other parameters of libpq are settings, too.
+_OF_LIBPQ_ONLY: Final = re.compile(
+    "channel_binding|connect_timeout|fallback_application_name|gss(delegation|encmode)|hostaddr|"
+    "keepalives(_count|_idle|_interval)?|load_balance_hosts|(max|min)_protocol_version|"
+    "oauth_(client_id|client_secret|issuer|scope)|replication|require(_auth|peer|ssl)|scram_(client|server)_key|"
+    "servicefile|ssl(certmode|compression|crldir|keylogfile|sni)?"
+)
 _MODES_WITHOUT_FALLBACK: Final = ("require", "verify-ca", "verify-full")
 
 
@@ -59,13 +74,18 @@ class DSN(Secret):
     __slots__ = ("database", "hosts", "parameters", "user")
 
     def __init__(self, text: str) -> None:
+        text = text.strip()  # YAML's block scalars, and files, end with a newline
         super().__init__(text)
         url = _split(text)
-        self.parameters = _parameters(url.query)
         login, _, hosts = url.netloc.rpartition("@")
         if "@" in login or "@" in url.path or url.fragment or ("@" in url.query and not login):
             raise ValueError(_ENCODE)
         user, _, password = login.partition(":")
+        self.parameters = _parameters(url.query)
+        before = {"host": hosts, "port": hosts, "user": user, "password": password}
+        for name, part in {**before, "dbname": url.path, "database": url.path}.items():
+            if part and name in self.parameters:  # libpq would prefer the parameter
+                raise ValueError(f"asyncpg would ignore the parameter {name}; write it before the '?'")
         self.hosts = _hosts(hosts, self.parameters)
         self.user = unquote(user) or self.parameters.get("user")
         named = self.parameters.get("dbname") or self.parameters.get("database")
@@ -92,6 +112,10 @@ def _split(text: str) -> SplitResult:
 
 
 def _parameters(query: str) -> Mapping[str, str]:
+    if "+" in query:
+        raise ValueError(
+            "asyncpg would read the '+' in a parameter as a space; write %2B, or %20 for a space"
+        )
     try:
         parameters = {
             name: values[-1] for name, values in parse_qs(query, strict_parsing=bool(query)).items()
@@ -100,10 +124,19 @@ def _parameters(query: str) -> Mapping[str, str]:
         parameters = None
     if parameters is None:
         raise ValueError("a parameter is not written as name=value")
-    for name, choices in _CHOICES.items():
-        if parameters.get(name, choices[0]) not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)} as {name}")
+    for name, given in parameters.items():
+        if _OF_LIBPQ_ONLY.fullmatch(name):
+            raise ValueError(
+                f"asyncpg would send {name} to the server as a setting, which every server refuses"
+            )
+        if name in _CHOICES:
+            _check_choice(name, given)
     return parameters
+
+
+def _check_choice(name: str, given: str) -> None:
+    if given not in _CHOICES[name]:
+        raise ValueError(f"expected one of {', '.join(_CHOICES[name])} as {name}")
 
 
 def _hosts(listed: str, parameters: Mapping[str, str]) -> Sequence[tuple[str, int | None]]:
@@ -125,8 +158,20 @@ def _host(spec: str, *, in_url: bool) -> tuple[str, int | None]:
     match = _HOST.fullmatch(spec)
     if match is None:
         raise ValueError(f"{_ENCODE}, and a port must be a number" if spec else "a host is empty")
-    host = match[1].strip("[]")
-    return unquote(host) if in_url else host, _port(match[2]) if match[2] else None
+    host = unquote(match[1]) if in_url else match[1]
+    if not (host.startswith("/") or _can_be_resolved(host)):
+        raise ValueError("a host is not the name or the address of a host, nor the directory of a socket")
+    return host.strip("[]"), _port(match[2]) if match[2] else None
+
+
+def _can_be_resolved(host: str) -> bool:
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(host.strip("[]"))
+            return True
+        return bool(_HOST_NAME.fullmatch(host) and host.encode("idna"))
+    except ValueError:  # also UnicodeError, for a label that is empty or too long
+        return False
 
 
 def _port(text: str) -> int:
@@ -135,24 +180,65 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def check_tls(dsn: DSN, section_mode: str | None) -> None:
-    """Read the TLS files that asyncpg will read for ``dsn``, from its parameters, ``PG*`` variables and defaults.
+def check_connect(dsn: DSN, section_mode: str | None) -> None:
+    """Check what asyncpg will use for ``dsn`` beside the DSN itself: ``PG*`` variables, defaults, and TLS files.
 
     ``section_mode`` is the mode of the section ``tls``. If it is set, asyncpg ignores the TLS files of the DSN.
 
     Raises:
-        ValueError: a file is missing or unusable, so every connect would fail. The message quotes nothing of the DSN.
+        ValueError: with this variable, default or file every connect would fail. The message quotes nothing of the DSN.
     """
+    if "service" in dsn.parameters:
+        return  # asyncpg takes further parameters from a service file
+    _check_variables(dsn, section_mode)
+    _check_tls(dsn, section_mode)
 
+
+def _check_variables(dsn: DSN, section_mode: str | None) -> None:
+    others = (*dsn.parameters, *_VERSIONS, *(["sslmode"] if section_mode else []))
+    checks: dict[str, Callable[[str], object]] = {
+        _variable(name): partial(_check_choice, name) for name in _CHOICES if name not in others
+    }
+    if not dsn.hosts:
+        checks["PGHOST"] = lambda text: text and _hosts("", {"host": text})
+    if "port" not in dsn.parameters:
+        listed = ",".join("h" for _ in dsn.hosts) or os.environ.get("PGHOST", "")
+        checks["PGPORT"] = lambda text: text and _hosts("", {"host": listed, "port": text})
+    faults = []
+    for variable in checks.keys() & os.environ.keys():
+        try:
+            checks[variable](os.environ[variable])
+        except ValueError as error:
+            faults.append(f"environment variable {variable}: {error}")
+    if not (dsn.user or os.environ.get("PGUSER")):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):  # no entry in /etc/passwd, as often in a container
+            faults.append("names no user, and the user of this process has no name to take instead")
+    if faults:
+        raise ValueError("; ".join(sorted(faults)))
+
+
+def _variable(parameter: str) -> str:
+    return f"PG{parameter.upper().replace('_', '')}"
+
+
+def _check_tls(dsn: DSN, section_mode: str | None) -> None:
     def value(name: str) -> str | None:
-        return dsn.parameters.get(name) or os.environ.get(f"PG{name.upper().replace('_', '')}")
+        return dsn.parameters.get(name) or os.environ.get(_variable(name))
 
     only_sockets = bool(dsn.hosts) and all(host.startswith("/") for host, _ in dsn.hosts)
     mode = section_mode or value("sslmode") or ("disable" if only_sockets else "prefer")
     if value("sslnegotiation") == "direct" and mode not in _MODES_WITHOUT_FALLBACK:
         raise ValueError("sslnegotiation=direct needs sslmode require, verify-ca or verify-full")
-    if section_mode or mode == "disable" or "service" in dsn.parameters:
-        return  # asyncpg takes further parameters from a service file
+    if section_mode or mode == "disable":
+        return
+    versions = {name: value(name) or default for name, default in _VERSIONS.items()}
+    for name, version in versions.items():
+        _check_choice(name, version)
+    least, most = versions.values()
+    if least > most:
+        raise ValueError(f"ssl_max_protocol_version is below the least version, {least}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if mode in _MODES_WITHOUT_FALLBACK:
         found = _load("sslrootcert", value("sslrootcert"), "root.crt", context.load_verify_locations)

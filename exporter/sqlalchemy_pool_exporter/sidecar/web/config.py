@@ -8,18 +8,15 @@ Options that Python's ``ssl`` cannot apply are refused (see ``tls``). HTTP/2 may
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 import re
-import stat
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.sidecar.document import MAX_BYTES, Document, read_text
+from sqlalchemy_pool_exporter.sidecar.document import Document, read_regular, read_text
 from sqlalchemy_pool_exporter.sidecar.validation import (
     Context,
     Contradiction,
@@ -202,25 +199,13 @@ class WebConfig:
 
     def _read(self, path: Path) -> bytes:
         self._seen[path] = b""
-        content = _content(path)
+        content = read_regular(path)  # a pipe would block the event loop
         self._seen[path] = hashlib.sha256(content).digest()
         return content
 
 
-def _content(path: Path) -> bytes:
-    # Without O_NONBLOCK, opening a pipe would block the event loop.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
-    return content
-
-
 def _digest(path: Path) -> bytes:
     try:
-        return hashlib.sha256(_content(path)).digest()
+        return hashlib.sha256(read_regular(path)).digest()
     except (OSError, ValueError):
         return b""
