@@ -8,7 +8,6 @@ exporter's configuration from its models. The README's table comes from the comm
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +78,6 @@ def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
         del found["type"]
     if "items" in schema:
         found["items"] = _property(schema["items"])
-    if "pattern" in found:
-        # Helm's regular expressions (Go's) have no lookahead, so remove it. The exporter still checks the full pattern.
-        found["pattern"] = re.sub(r"\(\?!.*?\)", "", found["pattern"])
     return found
 
 

@@ -36,6 +36,13 @@ def test_a_file_that_contains_itself(given_file: Callable[[str], Path]) -> None:
     assert faults(given_file("&a {web: *a}"))
 
 
+def test_a_deeply_nested_file(given_file: Callable[[str], Path]) -> None:
+    """A file of any depth is refused with a message: reading the values needs a deeper stack than parsing."""
+    for depth in range(100, 600, 20):
+        (fault,) = faults(given_file("[" * depth + "]" * depth))
+        assert fault in ("line 1: expected a mapping, got a list", "not YAML: nested too deeply")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         (":10079", Address("", 10079)),
         ("127.0.0.1:0", Address("127.0.0.1", 0)),
         ("db-1.example.org:65535", Address("db-1.example.org", 65535)),
+        ("db.:1", Address("db.", 1)),
         ("[::1]:80", Address("::1", 80)),
         ("[fe80::1%eth0]:80", Address("fe80::1%eth0", 80)),
     ],
@@ -47,6 +48,9 @@ def test_address(text: str, expected: Address) -> None:
         ": 80",
         "a b:80",
         ":٣",
+        "a..b:80",
+        ".a:80",
+        f"{'a' * 64}:80",
     ],
 )
 def test_no_address(text: str) -> None:

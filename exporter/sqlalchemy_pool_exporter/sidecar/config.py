@@ -8,8 +8,10 @@ read them, and a test compares ``config/exporter.yaml`` with them.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -48,7 +50,7 @@ Seconds = Annotated[float, Field(ge=0.01, le=3600)]
 TelemetryPath = Annotated[
     str,
     Field(
-        pattern=r"^/(?!-/)[A-Za-z0-9._~/-]+$",
+        pattern=r"^/(-|(-?[A-Za-z0-9._~]|--|/)[A-Za-z0-9._~/-]*)$",
         json_schema_extra={"expects": "a path such as /metrics, outside /-/"},
     ),
 ]
@@ -151,6 +153,14 @@ class Segments(Section):
     directory: FilePath | None = Field(
         default=None, description="Directory of the applications' segments; without it no pools are shown."
     )
+
+    def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
+        """Check that ``directory`` is one, if it exists; applications create it when they start."""
+        del given
+        if self.directory is not None and context is not None and context.prove:
+            with suppress(OSError):
+                if not stat.S_ISDIR(self.directory.stat().st_mode):
+                    yield contradiction(f"{str(self.directory)!r} is not a directory", "directory")
 
 
 class Metrics(Section):

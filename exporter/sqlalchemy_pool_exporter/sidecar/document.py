@@ -30,9 +30,9 @@ MAX_BYTES = 256 * 1024
 
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_QUOTED = re.compile(
-    r"(['\"])(?!.\1|<[a-z ]+>\1).*\1", re.DOTALL
-)  # quoted text, except a character or a token's name
+# A character or a token's name in quotes, which is kept; or any other quoted text.
+_QUOTED = re.compile(r"('(?:.|<[a-z ]+>)')|(['\"]).*\2", re.DOTALL)
+_TAGGED = "a YAML tag (quote text that begins with '!')"
 
 
 class ConfigIssue(NamedTuple):
@@ -79,11 +79,9 @@ class Document:
         self.issues: list[ConfigIssue] = []
         self._untyped = untyped
         self._values: dict[int, Any] = {}
+        self.is_yaml = True
         self._root = self._compose(text)
-        self.is_yaml = not self.issues
-        self.tree: Any = {}
-        if self._root is not None and self._root.tag != _CORE + "null":
-            self.tree = self._value(self._root, ())
+        self.tree: Any = self._read()
 
     def place(self, location: Location) -> tuple[int, str]:
         """Return the line of ``location``, or of its nearest parent in the file, as a number and in words."""
@@ -96,6 +94,19 @@ class Document:
             line = marked.start_mark.line + 1
         return line, f"line {line}" if line else ""
 
+    def _read(self) -> Any:
+        if self._root is None or self._root.tag == _CORE + "null":
+            return {}
+        try:
+            return self._value(self._root, ())
+        except RecursionError:  # this needs a deeper stack than composing the nodes
+            self._refuse(0, "nested too deeply")
+            return {}
+
+    def _refuse(self, line: int, what: str) -> None:
+        self.is_yaml = False
+        self.issues.append(ConfigIssue(line, f"line {line}" if line else "", (), f"not YAML: {what}"))
+
     def _compose(self, text: str) -> yaml.Node | None:
         what, line = "", 0
         try:
@@ -104,12 +115,12 @@ class Document:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 0
             # PyYAML quotes the text that it could not read: a bare password that starts with "*" is an alias to it.
-            what = _QUOTED.sub("…", error.problem or "cannot be read")
+            what = _QUOTED.sub(lambda quoted: quoted[1] or "…", error.problem or "cannot be read")
         except yaml.reader.ReaderError as error:
             line, what = text.count("\n", 0, error.position) + 1, "a character that YAML does not allow"
         except RecursionError:
             what = "nested too deeply"
-        self.issues.append(ConfigIssue(line, f"line {line}" if line else "", (), f"not YAML: {what}"))
+        self._refuse(line, what)
         return None
 
     def _value(self, node: yaml.Node, location: Location) -> Any:
@@ -121,6 +132,8 @@ class Document:
         return self._values[known]
 
     def _convert(self, node: yaml.Node, location: Location) -> Any:
+        if isinstance(node, yaml.CollectionNode) and node.tag not in (_CORE + "map", _CORE + "seq"):
+            return Unusable(_TAGGED)
         if isinstance(node, yaml.MappingNode):
             return {key: self._value(child, (*location, key)) for key, child in self._items(node, location)}
         if isinstance(node, yaml.SequenceNode):
@@ -217,7 +230,7 @@ def _construct(node: yaml.Node) -> Any:
     if kind in ("str", "value"):  # "value" is a lone "="
         return node.value
     if kind not in ("int", "float", "bool", "timestamp"):
-        return Unusable("a YAML tag (quote text that begins with '!')")
+        return Unusable(_TAGGED)
     try:
         return yaml.constructor.SafeConstructor().construct_object(node)
     except (ArithmeticError, AttributeError, LookupError, ValueError):  # 2020-02-31, !!int '', !!bool x

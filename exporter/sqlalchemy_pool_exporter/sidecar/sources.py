@@ -28,6 +28,10 @@ VARIABLES: Mapping[str, str] = {
 }
 
 _MAX_PORT = 65535
+# An IPv6 address, or a host name of labels of at most 63 characters, or nothing; and a port.
+_ADDRESS = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|((?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|)):([0-9]{1,5})", re.ASCII
+)
 
 
 class Address(NamedTuple):
@@ -39,7 +43,7 @@ class Address(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse ``host:port``, ``:port`` or ``[ipv6]:port``; raises ValueError, which names the wrong part."""
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})", text, re.ASCII)
+        match = _ADDRESS.fullmatch(text)
         if match is None:
             raise ValueError("expected host:port, :port or [ipv6]:port")
         if match[1]:

@@ -68,7 +68,6 @@ class Section(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         hide_input_in_errors=True,
-        regex_engine="python-re",
     )
 
     # Required option → the value that replaces an invalid one, so that ``check`` can still check the other options.
@@ -273,7 +272,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], model.model_fields, 1)
+        close = difflib.get_close_matches(location[-1].lower(), model.model_fields, 1)
         remedy = f", did you mean {close[0]!r}?" if close else f"; known are {', '.join(model.model_fields)}"
         return f"unknown key{remedy}"
     whole = json_schema(model)
