@@ -186,6 +186,15 @@ def test_what_would_fail_at_every_connect(
     assert found.startswith(f"line 1: databases[0].{fault}")
 
 
+def test_each_tls_file_is_read(given_file: Callable[[str], Path]) -> None:
+    """Without a CA file that can be read, the check still reads the certificate."""
+    path = given_file(DATABASE % "tls: {mode: require, ca_file: a, cert_file: b, key_file: c}")
+    assert [fault.partition(":")[2].partition(": database")[0] for fault in faults(path)] == [
+        " databases[0].tls.ca_file",
+        " databases[0].tls.cert_file",
+    ]
+
+
 def test_a_pipe_is_no_file_of_a_dsn(given_file: Callable[[str], Path], tmp_path: Path) -> None:
     """A `dsn_file` that is a pipe is refused at once, because reading it would wait for a writer."""
     os.mkfifo(tmp_path / "dsn")

@@ -264,7 +264,10 @@ class Database(Section):
             yield contradiction("names a pool twice", "pools")
         if context is None or not context.prove:
             return
-        for build in (self.read_dsn, self.tls.context) if len(named) == 1 else (self.tls.context,):
+        # CA and certificate apart, so that a fault in one does not hide the other.
+        ca = self.tls.model_copy(update={"cert_file": None, "key_file": None})
+        certificate = self.tls.model_copy(update={"ca_file": None})
+        for build in (self.read_dsn, ca.context, certificate.context)[len(named) != 1 :]:
             try:
                 build()
             except OptionError as error:

@@ -380,7 +380,10 @@ def test_tls_files_are_checked(certificates: Path, tmp_path: Path) -> None:
             "tls.ca_file: cannot read '/nowhere'.*No such file",
         ),
         (DatabaseTLS(mode="require", ca_file=nonsense), "tls.ca_file: .*nonsense.*not usable"),
-        (DatabaseTLS(mode="require", cert_file=crt, key_file=locked), "tls.cert_file: .*crt.*not usable"),
+        (
+            DatabaseTLS(mode="require", cert_file=crt, key_file=locked),
+            "tls.cert_file: .*crt.*not usable: .*a key with another password",
+        ),
         (
             DatabaseTLS(mode="require", cert_file=nowhere, key_file=key),
             "tls.cert_file: cannot read '/nowhere'",

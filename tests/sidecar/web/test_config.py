@@ -122,6 +122,12 @@ def test_no_duration(files: Files, text: str) -> None:
     assert fault == "rate_limit.interval: expected a duration with its unit, such as 1s or 250ms, or 0"
 
 
+def test_a_duration_without_end(files: Files) -> None:
+    """A duration that Go cannot hold is refused: an answer 429 could not say when to try again."""
+    (fault,) = faults(files.write({"rate_limit": {"interval": f"{'9' * 400}h"}}))
+    assert fault == "rate_limit.interval: expected a shorter duration"
+
+
 # ---------------------------------------------------------------- headers
 
 

@@ -305,6 +305,13 @@ def test_curve(files: Files, curve: str, client: str, *, expected: bool) -> None
 CERTIFICATE = {"cert_file": "server.crt", "key_file": "server.key"}
 
 
+def test_an_empty_file_of_cas(files: Files) -> None:
+    """A `client_ca_file` without a certificate is refused: the system's CAs, the default, would admit more clients."""
+    (files.directory / "clients.crt").touch()
+    path = files.with_tls(client_auth_type="RequireAndVerifyClientCert", client_ca_file="clients.crt")
+    assert faults(path) == ["tls_server_config.client_ca_file: Empty certificate data"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -260,7 +260,7 @@ def _load(parameter: str, named: str | None, default: str, load: Callable[[Path]
         if file is not None:
             load(file)
     except ssl.SSLError as error:
-        what = f"the file (or its key) is not usable: {error.reason}"
+        what = f"the file (or its key) is not usable: {_reason(error)}"
     except OSError as error:
         what = f"cannot read the file (or its key): {error.strerror}"
     else:
@@ -289,7 +289,7 @@ def client_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = mode == "verify-full"
     context.set_alpn_protocols(["postgresql"])
-    option, file = "tls.ca_file", ca_file
+    option, file = "tls.ca_file", f"{str(ca_file)!r}"
     try:
         if ca_file is not None:
             context.load_verify_locations(cafile=ca_file)
@@ -297,12 +297,17 @@ def client_context(
             context.load_default_certs()
         else:
             context.verify_mode = ssl.CERT_NONE
-        option, file = "tls.cert_file", cert_file
+        option, file = "tls.cert_file", f"{str(cert_file)!r} (or its key)"
         if cert_file is not None:
             # An empty passphrase, so that an encrypted key is an error and not a prompt on a terminal.
             context.load_cert_chain(cert_file, key_file, password=str)
     except ssl.SSLError as error:
-        raise OptionError(option, f"{str(file)!r} (or its key) is not usable: {error.reason}") from error
+        raise OptionError(option, f"{file} is not usable: {_reason(error)}") from error
     except OSError as error:
-        raise OptionError(option, f"cannot read {str(file)!r} (or its key): {error.strerror}") from error
+        raise OptionError(option, f"cannot read {file}: {error.strerror}") from error
     return context
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """Return why OpenSSL refuses a file; without a password, for a key that has one, it gives no reason."""
+    return error.reason or "not in PEM format, or a key with another password"

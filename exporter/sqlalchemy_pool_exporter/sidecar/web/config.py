@@ -50,6 +50,7 @@ _BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9
 _MIN_COST, _MAX_COST = 4, 18
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = (2**63 - 1) * 1e-9  # seconds; Go counts nanoseconds in 64 bits
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 
 
@@ -63,7 +64,10 @@ class Duration(float):
         """Parse a text such as ``1s``, ``1m30s``, ``250ms`` or ``0``."""
         if text != "0" and not re.fullmatch(f"(?:{_DURATION.pattern})+", text):
             raise ValueError("expected a duration with its unit, such as 1s or 250ms, or 0")
-        return cls(sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+        if seconds > _LONGEST:
+            raise ValueError("expected a shorter duration")
+        return cls(seconds)
 
 
 GoDuration = Annotated[

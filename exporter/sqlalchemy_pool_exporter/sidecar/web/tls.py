@@ -177,7 +177,7 @@ def _steps(
     certificate, key, client_ca = contents["cert"], contents["key"], contents["client_ca"]
     option = "cert_file" if section.cert_file else "cert"
     yield option, lambda: _load_certificate(context, certificate, key)
-    if client_ca:
+    if client_ca or section.client_ca_file:  # an empty file is a fault, and not the system's CAs
         option = "client_ca_file" if section.client_ca_file else "client_ca"
         # Bundles may have comments in any encoding. OpenSSL skips comments, but ``ssl`` takes only ASCII.
         yield option, lambda: context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
