@@ -203,6 +203,14 @@ def test_fault(given_file: Callable[[str], Path], text: str, fault: str) -> None
     assert re.sub(r"^line \d+: ", "", found).startswith(fault)
 
 
+def test_an_override_inside_of_an_invalid_option(given_file: Callable[[str], Path]) -> None:
+    """A fault of the command line is reported, too, if the section of that option is invalid in the file."""
+    assert faults(given_file("web: 5"), {"web.listen_address": "x"}) == [
+        "command line: web.listen_address: expected host:port, :port or [ipv6]:port",
+        "line 1: web: expected a mapping, got a single value",
+    ]
+
+
 def test_faults_without_end(given_file: Callable[[str], Path]) -> None:
     """The error lists the first 100 faults and counts the rest."""
     found = faults(given_file(f"databases: [{'a, ' * 50_000}]"))

@@ -160,7 +160,8 @@ def report(source: str, issues: Sequence[ConfigIssue]) -> ConfigError:
         {
             (issue.line, issue.place, issue.location, issue.what)
             for issue in issues
-            if not any(issue.location[:i] in invalid for i in range(len(issue.location)))
+            # An override is in no line, and not a part of what is invalid in the file.
+            if not (issue.line and any(issue.location[:i] in invalid for i in range(len(issue.location))))
         }
     )
     count = f"{len(found)} fault{'s' * (len(found) > 1)}"
