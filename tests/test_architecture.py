@@ -21,10 +21,26 @@ if TYPE_CHECKING:
 
 NAME = "sqlalchemy_pool_exporter"
 PACKAGE = ROOT / "exporter" / NAME
-# Modules outside any subpackage that segment may import.
-SHARED = {"about", "errors", "metrics"}
-
 Imports = dict[str, set[str]]  # module → the modules it imports, both relative to NAME
+
+# What no process owns: modules at the top of the package that every process may import.
+SHARED = {"about", "errors", "exposition", "families", "metrics", "negotiation"}
+# Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import
+# each other and ``segment``, and no cycle.
+MAY_IMPORT = {
+    **dict.fromkeys(SHARED, SHARED | {"segment"}),
+    "segment": {"about", "errors", "metrics"},
+    "recording": SHARED | {"segment"},
+    "sidecar": SHARED | {"segment"},
+    "bundled": {"errors"},
+    "alerting": {"bundled", "errors"},
+    # The entry points: the public names, and the commands.
+    "": {"errors", "recording"},
+    "cli": SHARED | {"alerting", "bundled", "sidecar"},
+    "__main__": {"cli"},
+}
+# Functions that import a module by its name as a text, which the checks of this file do not follow.
+DYNAMIC = {"import_module", "__import__"}
 
 
 # -- what the source imports
@@ -77,19 +93,17 @@ def direction_faults(imports: Imports) -> list[str]:
 
 def _may_import(module: str, imported: str) -> bool:
     package, target = module.partition(".")[0], imported.partition(".")[0]
-    if package == target:
-        return True
-    if package == "segment":
-        return target in SHARED
-    forbidden = {
-        "sidecar": {"recording"},
-        "recording": {"sidecar"},
-        "alerting": {"recording", "segment", "sidecar"},
+    return package == target or target in MAY_IMPORT[package]
+
+
+def dynamic_imports(package: Path = PACKAGE) -> set[str]:
+    """Return the modules that name a function which imports by a text."""
+    return {
+        _module_name(path, package)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if {getattr(node, name, None) for name in ("id", "attr", "name")} & DYNAMIC
     }
-    if package in forbidden:
-        return target not in forbidden[package]
-    # Shared modules import neither recording nor sidecar; only the entry points import both.
-    return module in {"", "__main__", "cli"} or target not in {"recording", "sidecar"}
 
 
 def cycle(imports: Imports) -> list[str] | None:
@@ -105,8 +119,13 @@ def cycle(imports: Imports) -> list[str] | None:
 def test_direction_of_imports() -> None:
     """No package imports a package that the architecture forbids to it."""
     imports = read_imports()
-    assert {"recording", "segment", "sidecar", "alerting"} <= {module.partition(".")[0] for module in imports}
+    assert MAY_IMPORT.keys() == {module.partition(".")[0] for module in imports}
     assert [] == direction_faults(imports)
+
+
+def test_no_dynamic_imports() -> None:
+    """Only the package itself, whose public names are loaded on their first use, imports by a text."""
+    assert {""} == dynamic_imports()
 
 
 def test_no_cycles() -> None:
@@ -131,11 +150,20 @@ def test_no_cycles() -> None:
         ),
         ("alerting/rules.py", "from ..segment import file", "alerting.rules imports segment.file"),
         ("families.py", "from .recording.hooks import Hooks", "families imports recording.hooks"),
+        ("families.py", "from .cli import main", "families imports cli"),
+        # A public name of the package is loaded from ``recording`` on its first use.
+        ("sidecar/web/app.py", "from sqlalchemy_pool_exporter import instrument", "sidecar.web.app imports "),
+        ("segment/file.py", "from .. import serve", "segment.file imports "),
+        ("recording/hooks.py", "import sqlalchemy_pool_exporter", "recording.hooks imports "),
+        # The command line imports the sidecar.
+        ("recording/hooks.py", "from ..cli import main", "recording.hooks imports cli"),
+        ("sidecar/web/app.py", "from ...alerting import rules", "sidecar.web.app imports alerting.rules"),
     ],
 )
 def test_wrong_directions_are_found(path: str, source: str, fault: str, tmp_path: Path) -> None:
     """A forbidden import is found in every syntax: absolute, relative, inside a function, under TYPE_CHECKING."""
     files = (
+        "cli.py",
         "families.py",
         "segment/file.py",
         "recording/hooks.py",
@@ -147,6 +175,21 @@ def test_wrong_directions_are_found(path: str, source: str, fault: str, tmp_path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source if name == path else "import json\n")
     assert [fault] == direction_faults(read_imports(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from importlib import import_module",
+        "from importlib import import_module as load",
+        "import importlib\ndef f():\n    importlib.import_module('.recording', 'sqlalchemy_pool_exporter')",
+        "__import__('sqlalchemy_pool_exporter.recording')",
+    ],
+)
+def test_dynamic_imports_are_found(source: str, tmp_path: Path) -> None:
+    """An import by a text is found in every syntax."""
+    (tmp_path / "families.py").write_text(source)
+    assert {"families"} == dynamic_imports(tmp_path)
 
 
 def test_cycles_are_found(tmp_path: Path) -> None:
