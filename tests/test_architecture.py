@@ -24,7 +24,7 @@ PACKAGE = ROOT / "exporter" / NAME
 Imports = dict[str, set[str]]  # module → the modules it imports, both relative to NAME
 
 # What no process owns: modules at the top of the package that every process may import.
-SHARED = {"about", "errors", "exposition", "families", "metrics", "negotiation"}
+SHARED = {"about", "address", "errors", "exposition", "families", "metrics", "negotiation"}
 # Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import
 # each other and ``segment``, and no cycle.
 MAY_IMPORT = {

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticUndefined
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.config import Config
-from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, VARIABLES, Address
+from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, VARIABLES
 from sqlalchemy_pool_exporter.sidecar.validation import Section, describe, json_schema
 
 if TYPE_CHECKING:

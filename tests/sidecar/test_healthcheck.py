@@ -12,9 +12,9 @@ import pytest
 import trustme
 import yaml
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.healthcheck import Endpoint, check, find_endpoint
-from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
 from tests.support.sidecar import Sidecar, run
 from tests.support.wire import Numbers, serving

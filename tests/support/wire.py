@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.config import Web
-from sqlalchemy_pool_exporter.sidecar.sources import Address
 from sqlalchemy_pool_exporter.sidecar.web import app as web
 from tests.support.wait import eventually_async
 

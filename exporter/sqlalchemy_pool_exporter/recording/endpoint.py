@@ -21,6 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import REGISTRY
 
 from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.address import DEFAULT_PORT, MAX_PORT, Address
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.negotiation import Wanted
 
@@ -37,7 +38,6 @@ _LANDING_PAGE = b"""<!DOCTYPE html>
 _PLAIN: Final = {"Content-Type": "text/plain; charset=utf-8"}
 _ALLOW: Final = {"Allow": "OPTIONS,GET,HEAD", **_PLAIN}
 _CLIENT_SECONDS = 10.0
-_LAST_PORT = 65535
 
 
 class _Handler(WSGIRequestHandler):
@@ -69,8 +69,8 @@ class Server:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         # The resolver would take the port modulo 65536. People also pass a string from the environment.
-        if not isinstance(port, int) or not 0 <= port <= _LAST_PORT:
-            message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {_LAST_PORT}"
+        if not isinstance(port, int) or not 0 <= port <= MAX_PORT:
+            message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {MAX_PORT}"
             raise EndpointError(message)
         try:
             family, _, _, _, address = socket.getaddrinfo(
@@ -105,8 +105,7 @@ class Server:
     @property
     def url(self) -> str:
         """The URL of the metrics, for clients on this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+        return f"http://{Address(self.host, self.port).local}/metrics"
 
     def close(self) -> None:
         """Stop listening and wait for the thread to end. Does nothing the second time."""
@@ -127,7 +126,7 @@ class Server:
 
 
 def serve(
-    port: int = 10079,
+    port: int = DEFAULT_PORT,
     host: str = "0.0.0.0",  # noqa: S104 - an exporter is scraped from elsewhere
     *,
     registry: CollectorRegistry = REGISTRY,

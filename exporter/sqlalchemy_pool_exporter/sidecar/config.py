@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainSerializer, WithJsonSchema
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import ConfigError
 
 from .document import Document, Untyped, read_regular, read_text
 from .probe.dsn import DSN, OptionError, check_connect, client_context
-from .sources import DEFAULT_ADDRESS, Address, find_file, find_overrides
+from .sources import DEFAULT_ADDRESS, find_file, find_overrides
 from .validation import (
     Context,
     Contradiction,

@@ -16,9 +16,10 @@ import ssl
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import ConfigError, EndpointError
 
-from .sources import DEFAULT_ADDRESS, Address, find_file, find_overrides
+from .sources import DEFAULT_ADDRESS, find_file, find_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _HEALTH_PATH = "/-/healthy"
 _TIMEOUT_SECONDS = 4.0
 
-# Address of all interfaces → address to connect to. `localhost` is tried as IPv6 and as IPv4.
-_LOOPBACK = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is replaced, not bound
 _HEALTHY_STATUSES = (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
 # Line of an option of ``web``, for a file that is no longer valid YAML.
@@ -93,15 +92,13 @@ def check(endpoint: Endpoint, timeout: float = _TIMEOUT_SECONDS) -> str:
         EndpointError: there is no answer, or the answer is an error.
     """
     address, may_speak_tls = endpoint
-    host = _LOOPBACK.get(address.host, address.host)
+    host, port = address.local
     try:
         if may_speak_tls:
             with contextlib.suppress(_PlainHTTPError):
                 context = _unverified_context()
-                return _ask_tls(
-                    http.client.HTTPSConnection(host, address.port, timeout=timeout, context=context)
-                )
-        return _ask(http.client.HTTPConnection(host, address.port, timeout=timeout))
+                return _ask_tls(http.client.HTTPSConnection(host, port, timeout=timeout, context=context))
+        return _ask(http.client.HTTPConnection(host, port, timeout=timeout))
     except (OSError, http.client.HTTPException) as error:
         raise EndpointError(f"no answer from {str(address)!r}: {error}") from error
 

@@ -7,11 +7,11 @@ imports neither the validation nor, without a file, the YAML parser. So this mod
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_pool_exporter.address import DEFAULT_PORT, Address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,39 +27,7 @@ VARIABLES: Mapping[str, str] = {
     "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL": "log.level",
 }
 
-_MAX_PORT = 65535
-# An IPv6 address, or a host name of labels of at most 63 characters, or nothing; and a port.
-_ADDRESS = re.compile(
-    r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|((?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|)):([0-9]{1,5})", re.ASCII
-)
-
-
-class Address(NamedTuple):
-    """A host and port to listen on; an empty host means every interface, IPv6 and IPv4."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Parse ``host:port``, ``:port`` or ``[ipv6]:port``; raises ValueError, which names the wrong part."""
-        match = _ADDRESS.fullmatch(text)
-        if match is None:
-            raise ValueError("expected host:port, :port or [ipv6]:port")
-        if match[1]:
-            try:
-                ipaddress.IPv6Address(match[1])
-            except ValueError:
-                raise ValueError("the text in brackets is not an IPv6 address") from None
-        if int(match[3]) > _MAX_PORT:
-            raise ValueError(f"a port is at most {_MAX_PORT}")
-        return cls(match[1] or match[2], int(match[3]))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-DEFAULT_ADDRESS = Address("", 10079)
+DEFAULT_ADDRESS = Address("", DEFAULT_PORT)
 
 
 class Override(NamedTuple):

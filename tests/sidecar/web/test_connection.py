@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sqlalchemy_pool_exporter.sidecar.sources import Address
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.web import server as listener
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
 from tests.support.wire import (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from sqlalchemy_pool_exporter.address import MAX_PORT
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.secret import Secret
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from urllib.parse import SplitResult
 
-_MAX_PORT: Final = 65535
 _HOST: Final = re.compile(r"(\[[^][]+\]|[^][:/@]+)(?::([0-9]*))?")
 # ASCII characters of a host name; the codec ``idna``, which resolving a name uses, judges the others.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.\x80-\U0010ffff-]+")
@@ -175,8 +175,8 @@ def _can_be_resolved(host: str) -> bool:
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= _MAX_PORT:
-        raise ValueError(f"a port must be from 1 to {_MAX_PORT}")
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MAX_PORT:
+        raise ValueError(f"a port must be from 1 to {MAX_PORT}")
     return int(text)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
+from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.sidecar.sources import Address
 
 from .connection import SERVER_HEADER, Connection
 from .connection_limit import ConnectionLimit
@@ -63,8 +63,7 @@ class Listener:
     @property
     def url(self) -> str:
         """The URL at which it answers on this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"{'https' if self._is_tls else 'http'}://{Address(host, self.port)}"
+        return f"{'https' if self._is_tls else 'http'}://{Address(self.host, self.port).local}"
 
     @property
     def connections(self) -> int:
