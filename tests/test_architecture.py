@@ -24,12 +24,12 @@ PACKAGE = ROOT / "exporter" / NAME
 Imports = dict[str, set[str]]  # module → the modules it imports, both relative to NAME
 
 # What no process owns: modules at the top of the package that every process may import.
-SHARED = {"about", "address", "errors", "exposition", "families", "metrics", "negotiation"}
+SHARED = {"about", "address", "environment", "errors", "exposition", "families", "metrics", "negotiation"}
 # Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import
-# each other and ``segment``, and no cycle.
+# each other and ``segment``, without a cycle.
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
-    "segment": {"about", "errors", "metrics"},
+    "segment": {"about", "environment", "errors", "metrics"},
     "recording": SHARED | {"segment"},
     "sidecar": SHARED | {"segment"},
     "bundled": {"errors"},

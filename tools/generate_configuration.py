@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticUndefined
 
+from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.config import Config
-from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, VARIABLES
+from sqlalchemy_pool_exporter.sidecar.sources import VARIABLES
 from sqlalchemy_pool_exporter.sidecar.validation import Section, describe, json_schema
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def options() -> str:
 def variables() -> str:
     """Return the environment variables as Markdown."""
     rows = [f"| `{variable}` | `{option}` |" for variable, option in VARIABLES.items()]
-    first = f"| `{CONFIG_VARIABLE}` | the configuration file |"
+    first = f"| `{environment.CONFIG}` | the configuration file |"
     return "\n".join(["### Environment", "", "| variable | sets |", "|---|---|", first, *rows, ""])
 
 

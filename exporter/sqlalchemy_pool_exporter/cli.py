@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import environment
 from .errors import BundleError, ConfigError, EndpointError, ThresholdError
 
 if TYPE_CHECKING:
@@ -200,13 +201,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="YAML file (also SQLALCHEMY_POOL_EXPORTER_CONFIG); without one every option has its default",
+        help=f"YAML file (also {environment.CONFIG}); without one every option has its default",
     )
     parser.add_argument(
         "--listen-address",
         "--web.listen-address",
         metavar="HOST:PORT",
-        help="overrides web.listen_address (also SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS)",
+        help=f"overrides web.listen_address (also {environment.LISTEN_ADDRESS})",
     )
     parser.add_argument(
         "--web-config-file",
@@ -217,10 +218,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--directory",
         metavar="DIR",
-        help="overrides segments.directory, which the applications share (also SQLALCHEMY_POOL_EXPORTER_DIR)",
+        help=f"overrides segments.directory, which the applications share (also {environment.DIRECTORY})",
     )
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",
-        help="overrides log.level: debug, info, warning or error (also SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL)",
+        help=f"overrides log.level: debug, info, warning or error (also {environment.LOG_LEVEL})",
     )

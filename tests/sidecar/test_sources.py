@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.config import load
-from sqlalchemy_pool_exporter.sidecar.sources import CONFIG_VARIABLE, Override, find_overrides
+from sqlalchemy_pool_exporter.sidecar.sources import Override, find_overrides
 from tests.support.config_files import SHIPPED
 
 if TYPE_CHECKING:
@@ -53,6 +53,6 @@ def test_the_environment_names_the_file(
 ) -> None:
     """The environment can name the file; a path that is passed to `load()` takes precedence."""
     path = given_file("log: {level: error}")
-    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_CONFIG", str(path))
     assert load().log.level == "error"
     assert load(SHIPPED).log.level == "info"

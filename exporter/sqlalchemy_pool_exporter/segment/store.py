@@ -11,17 +11,15 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.errors import SegmentError
 
 from .block import allocate
 
 if TYPE_CHECKING:
     from .file import Lease
-
-DIRECTORY_VARIABLE: Final = "SQLALCHEMY_POOL_EXPORTER_DIR"
-GROUP_VARIABLE: Final = "SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -111,9 +109,9 @@ _by_directory: dict[Path | None, BlockStore] = {}
 
 def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> BlockStore:
     """Return the store of this process for a directory; None means the directory of the environment, else memory."""
-    given = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE) or None
+    given = directory if directory is not None else os.environ.get(environment.DIRECTORY) or None
     if group_readable is None:
-        group_readable = os.environ.get(GROUP_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
+        group_readable = os.environ.get(environment.GROUP_READABLE, "").lower() in {"1", "true", "yes", "on"}
     path = None if given is None else _resolved(Path(given))
     if path not in _by_directory:
         _by_directory[path] = BlockStore(path, group_readable=group_readable)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import DEFAULT_PORT, Address
 
 if TYPE_CHECKING:
@@ -18,13 +19,11 @@ if TYPE_CHECKING:
 
     from .document import Location
 
-CONFIG_VARIABLE = "SQLALCHEMY_POOL_EXPORTER_CONFIG"
-
 # Environment variable → option. Only the options that differ between containers of one image.
 VARIABLES: Mapping[str, str] = {
-    "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS": "web.listen_address",
-    "SQLALCHEMY_POOL_EXPORTER_DIR": "segments.directory",
-    "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL": "log.level",
+    environment.LISTEN_ADDRESS: "web.listen_address",
+    environment.DIRECTORY: "segments.directory",
+    environment.LOG_LEVEL: "log.level",
 }
 
 DEFAULT_ADDRESS = Address("", DEFAULT_PORT)
@@ -39,7 +38,7 @@ class Override(NamedTuple):
 
 def find_file(path: Path | None) -> Path | None:
     """Return ``path``; without one, the file that the environment variable names."""
-    named = os.environ.get(CONFIG_VARIABLE)
+    named = os.environ.get(environment.CONFIG)
     return path if path is not None or not named else Path(named)
 
 
