@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import html
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -70,14 +70,6 @@ class Collectable(Protocol):
         ...
 
 
-class Link(NamedTuple):
-    """A line of the landing page."""
-
-    path: str
-    text: str
-    description: str
-
-
 async def start(
     app: web.Application, settings: Web = _DEFAULTS, *, web_config: WebConfig | None = None
 ) -> Listener:
@@ -93,22 +85,14 @@ async def start(
     return await listen(app, settings, web_config)
 
 
-def application(  # noqa: PLR0913 - two objects, and optional parts of the pages
-    registry: Collectable,
-    settings: Web = _DEFAULTS,
-    *,
-    version: str = "",
-    ready: Callable[[], bool] = lambda: True,
-    reload: _Reload | None = None,
-    links: Sequence[Link] = (),
+def application(
+    registry: Collectable, settings: Web = _DEFAULTS, *, version: str = "", reload: _Reload | None = None
 ) -> web.Application:
     """Return the application that serves ``registry``; the caller may add routes before the start.
 
-    ``/-/ready`` responds with 200 while ``ready`` returns True. ``/-/reload`` awaits ``reload`` if the settings enable
-    it; if that raises ConfigError, its message is the response. ``links`` are added to the landing page.
+    ``/-/reload`` awaits ``reload`` if the settings enable it; if that raises ConfigError, its message is the response.
     """
-    landing = _landing_page(settings.telemetry_path, version, links)
-    pages = _Pages(registry, settings, landing, ready, reload)
+    pages = _Pages(registry, settings, _landing_page(settings.telemetry_path, version), reload)
     app = web.Application()
     app.router.add_get(settings.telemetry_path, pages.metrics)
     app.router.add_get("/", pages.landing)
@@ -180,11 +164,10 @@ class _Pages:
         registry: Collectable,
         settings: Web,
         landing: str,
-        ready: Callable[[], bool],
         reload: _Reload | None,
     ) -> None:
         self._exposition = Exposition(registry)
-        self._settings, self._landing, self._ready, self._reload = settings, landing, ready, reload
+        self._settings, self._landing, self._reload = settings, landing, reload
 
     async def metrics(self, request: web.Request) -> web.Response:
         wanted = Wanted.of(
@@ -215,8 +198,6 @@ class _Pages:
         return web.Response(text="healthy\n")
 
     async def ready(self, _request: web.Request) -> web.Response:
-        if not self._ready():
-            raise web.HTTPServiceUnavailable(text="not ready\n")
         return web.Response(text="ready\n")
 
     async def reload(self, _request: web.Request) -> web.Response:
@@ -244,16 +225,15 @@ def scrape_timeout(header: str, settings: Web) -> float:
     return min(remaining, settings.scrape_timeout_seconds)
 
 
-def _landing_page(telemetry_path: str, version: str, links: Sequence[Link]) -> str:
-    all_links = (
-        Link(telemetry_path, "Metrics", "for Prometheus"),
-        *links,
-        Link("/-/healthy", "Health", "answers as long as the exporter runs"),
-        Link("/-/ready", "Readiness", "answers once it has something to show"),
+def _landing_page(telemetry_path: str, version: str) -> str:
+    links = (
+        (telemetry_path, "Metrics", "for Prometheus"),
+        ("/-/healthy", "Health", "answers as long as the exporter runs"),
+        ("/-/ready", "Readiness", "answers once the exporter can be scraped"),
     )
     items = (
-        f'<li><a href="{html.escape(link.path)}">{html.escape(link.text)}</a>: {html.escape(link.description)}</li>'
-        for link in all_links
+        f'<li><a href="{html.escape(path)}">{text}</a>: {description}</li>'
+        for path, text, description in links
     )
     sentence = f"Version {html.escape(version)}." if version else ""
     return _PAGE.format(version=sentence, links="\n".join(items))
