@@ -90,13 +90,16 @@ def _pool(
     return Metric(PREFIX + key, kind, help_, labels, values)
 
 
+# The labels of the metric ``info``; a segment has the same facts about each of its pools.
+INFO_LABELS: Final = ("pool_class", "dialect", "driver")
+
 # One sample (or one per label value, or one histogram) for each pool, with the label ``pool``.
 POOL_METRICS: Final = (
     _pool(
         "info",
         "info",
         "Which pool this is: its class, and the dialect and driver of its connections.",
-        labels=("pool_class", "dialect", "driver"),
+        labels=INFO_LABELS,
     ),
     _pool("size", "gauge", "Configured pool_size: connections kept open. Absent where nothing limits it."),
     _pool(
@@ -264,7 +267,8 @@ APPLICATION_METRICS: Final = (
 )
 
 WORKER_STATES: Final = ("live", "gone")
-SEGMENT_ERRORS: Final = ("unreadable", "foreign", "version", "damaged")
+# Why a file of the directory is left out.
+SegmentErrorKind = Literal["unreadable", "foreign", "version", "damaged"]
 
 # Of the sidecar only.
 SIDECAR_METRICS: Final = (
@@ -281,7 +285,7 @@ SIDECAR_METRICS: Final = (
         "gauge",
         "Files left out of this scrape: not readable, not of this project, of another layout version, or damaged.",
         labels=("reason",),
-        values=SEGMENT_ERRORS,
+        values=get_args(SegmentErrorKind),
     ),
 )
 

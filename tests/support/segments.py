@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter.errors import SegmentError
-from sqlalchemy_pool_exporter.metrics import SEGMENT_ERRORS
+from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
@@ -128,7 +128,7 @@ class Scraper:
             for (name, labels), value in self.scrape().samples.items()
             if name == "sqlalchemy_pool_exporter_segment_errors"
         }
-        assert set(found) == set(SEGMENT_ERRORS)
+        assert set(found) == set(get_args(SegmentErrorKind))
         return {kind: value for kind, value in found.items() if value}
 
 

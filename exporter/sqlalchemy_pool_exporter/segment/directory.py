@@ -12,10 +12,10 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from sqlalchemy_pool_exporter.errors import SegmentError
-from sqlalchemy_pool_exporter.metrics import SEGMENT_ERRORS
+from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
 from . import sums
 from .format import FILES, file_name
@@ -38,7 +38,7 @@ _CLOCK_RESOLUTION_NS: Final = 2_000_000_000
 CountsByLabels = dict[tuple[str, ...], "Counts"]
 _RowsByLabels = dict[tuple[str, ...], "list[Counts]"]
 # Messages by (name of the file or directory, kind of error).
-_Complaints = dict[tuple[str, str], str]
+_Complaints = dict[tuple[str, SegmentErrorKind], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Fleet:
     """All workers at one moment."""
 
     workers: tuple[Worker, ...]  # live and gone ones whose file could be read
-    errors: dict[str, int]
+    errors: dict[SegmentErrorKind, int]  # files that are left out
     counts: CountsByLabels  # sums over all workers that ever ran
     infos: dict[str, list[dict[str, str]]]  # by pool: of its live workers, or the last ones known
     with_overflow: set[str]  # pools that can open connections beyond their size
@@ -87,7 +87,7 @@ class Reader:
         self._resting: tuple[object, _RowsByLabels] = (None, {})
         self._infos: dict[str, list[dict[str, str]]] = {}
         self._with_overflow: set[str] = set()
-        self._complained: frozenset[tuple[str, str]] = frozenset()
+        self._complained: frozenset[tuple[str, SegmentErrorKind]] = frozenset()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
         """Return the workers and sums now. An unusable file never raises.
@@ -103,7 +103,7 @@ class Reader:
             try:
                 worker = self._read(name)
             except SegmentError as error:
-                kind = error.kind if isinstance(error, OtherError) else "damaged"
+                kind: SegmentErrorKind = error.kind if isinstance(error, OtherError) else "damaged"
                 complaints[name, kind] = str(error)
                 failed.add(_NAMES[name])
                 continue
@@ -121,7 +121,7 @@ class Reader:
         errors = Counter(kind for _, kind in complaints)
         return Fleet(
             tuple(present.values()),
-            {kind: errors[kind] for kind in SEGMENT_ERRORS},
+            {kind: errors[kind] for kind in get_args(SegmentErrorKind)},
             self._counts(present, per_worker=per_worker),
             self._infos,
             self._with_overflow,

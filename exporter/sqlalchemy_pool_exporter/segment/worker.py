@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
+from sqlalchemy_pool_exporter.metrics import INFO_LABELS
 
 from .block import (
     CONNECTIONS_AT,
@@ -50,9 +51,10 @@ from .snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
+
     from .snapshot import Counts
 
-_INFO: Final = ("pool_class", "dialect", "driver")
 # Errors of open() for a symbolic link and for a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 # The fields of a block before its counters.
@@ -64,9 +66,9 @@ _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
 
 class OtherError(SegmentError):
-    """A file cannot be used although it is not damaged; ``kind`` is a value of SEGMENT_ERRORS."""
+    """A file cannot be used although it is not damaged; ``kind`` says why."""
 
-    def __init__(self, kind: str, what: str) -> None:
+    def __init__(self, kind: SegmentErrorKind, what: str) -> None:
         super().__init__(what)
         self.kind = kind
 
@@ -115,7 +117,7 @@ def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None
     except FileNotFoundError:
         return None  # deleted since the directory was listed
     except OSError as error:
-        kind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
+        kind: SegmentErrorKind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
         raise OtherError(kind, error.strerror or str(error)) from error
     try:
         return _read_open(descriptor, number, known)
@@ -182,7 +184,7 @@ def _versions(facts: bytes) -> Versions | None:
 def _description(text: bytes) -> tuple[str, dict[str, str]]:
     try:
         said = json.loads(text.rstrip(b"\0"))
-        pool, info = said["pool"], {key: said[key] for key in _INFO}
+        pool, info = said["pool"], {key: said[key] for key in INFO_LABELS}
         "".join((pool, *info.values())).encode()
     # RecursionError: thousands of nested brackets.
     except (ValueError, KeyError, TypeError, RecursionError) as error:
