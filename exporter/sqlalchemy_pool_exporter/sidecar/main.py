@@ -25,7 +25,7 @@ from .web.config import WebConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from prometheus_client.metrics_core import Metric as Family
+    from sqlalchemy_pool_exporter.exposition import Family
 
     from .config import Config, Database
 
@@ -66,15 +66,15 @@ class Sidecar:
         settings = self._config.web
         self._web_config = web_config = WebConfig(settings.config_file) if settings.config_file else None
         application = web.application(self, settings, version=package_version(), reload=self.reload)
-        endpoint = await web.start(application, settings, web_config=web_config)
+        listener = await web.start(application, settings, web_config=web_config)
         try:
             await self._probe_exactly(self._config.databases)
-            _logger.info("listening on %s", endpoint.url)
-            started(endpoint.url)
+            _logger.info("listening on %s", listener.url)
+            started(listener.url)
             await self._stop.wait()
             _logger.info("stopping")
         finally:
-            await endpoint.close()
+            await listener.close()
             await self._probe_exactly(())
 
     @contextmanager
