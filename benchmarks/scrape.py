@@ -140,7 +140,8 @@ def _measured(live: int, dead: int, *, rounds: int) -> _Measured:
         count_on = _write_ours(mine, live=live, dead=dead, stack=stack)
         _write_theirs(other, live=live, dead=dead)
         reader = _TimedReader(mine)
-        collector, registry = FleetCollector(reader), CollectorRegistry()
+        collector = FleetCollector(reader, worker_label=True, counters_per_worker=False)
+        registry = CollectorRegistry()
         multiprocess: Any = MultiProcessCollector
         multiprocess(registry, str(other))
 

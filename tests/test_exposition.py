@@ -166,7 +166,7 @@ def collector(tmp_path: Path) -> Iterator[FleetCollector]:
             )
             for field in range(segment.FIRST_COUNTER, segment.FIELDS):
                 block[field] = 10.0**6 * number + field
-    yield FleetCollector(Reader(tmp_path))
+    yield FleetCollector(Reader(tmp_path), worker_label=True, counters_per_worker=False)
     for lease in leases:
         lease.close()
 
@@ -207,7 +207,7 @@ def test_promtool_has_nothing_to_say(collector: FleetCollector) -> None:
 
 def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
     """The collector keeps only the series of the last scrape, however many pools came and went."""
-    collector = FleetCollector(Reader(tmp_path))
+    collector = FleetCollector(Reader(tmp_path), worker_label=True, counters_per_worker=False)
     text = b""
     for number in range(20):
         lease = Lease(tmp_path)

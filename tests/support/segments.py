@@ -169,7 +169,7 @@ def live(directory: Path) -> list[str]:
 def counted(directory: Path, pool: str) -> dict[str, float]:
     """Return the checkouts of a pool by worker, as a new reader sees them."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(Reader(directory), counters_per_worker=True))
+    registry.register(FleetCollector(Reader(directory), worker_label=False, counters_per_worker=True))
     return {
         dict(labels)["worker"]: value
         for (name, labels), value in Exposition(registry).samples.items()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.registry import Collector
 
-from sqlalchemy_pool_exporter import families
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
@@ -48,8 +47,8 @@ class FleetCollector(Collector):
         self,
         reader: Reader,
         *,
-        worker_label: bool = True,
-        counters_per_worker: bool = False,
+        worker_label: bool,
+        counters_per_worker: bool,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -58,10 +57,6 @@ class FleetCollector(Collector):
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall = monotonic, wall
         self._series: dict[Owner, OwnerSeries] = {}
-
-    def describe(self) -> Iterator[Family]:
-        """Yield every family without samples."""
-        yield from map(families.empty, _METRICS)
 
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
