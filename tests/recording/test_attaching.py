@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.support.memory import LEFT_OPEN, creator
 from tests.support.pool_incidents import quietly
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import Exposition
-from tests.support.wait import eventually
+from tests.support.wait import SECONDS, eventually
 from tests.support.witness import metric_state, pool_state
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
@@ -66,24 +67,22 @@ def test_attaching_while_callers_wait() -> None:
     """A caller that waits in the queue when the pool is instrumented counts as in use once it is served."""
     engine = Database().engine(pool_size=1, max_overflow=0, pool_timeout=10)
     held = engine.connect()
-    got: list[Any] = []
-    threads = [threading.Thread(target=lambda: got.append(engine.raw_connection())) for _ in range(2)]
+    got: SimpleQueue[Any] = SimpleQueue()
+    threads = [threading.Thread(target=lambda: got.put(engine.raw_connection())) for _ in range(2)]
     for thread in threads:
         thread.start()
     queue: Any = engine.pool._pool  # type: ignore[attr-defined]
-    while len(queue.not_empty._waiters) < 2:
-        time.sleep(0.001)
+    assert eventually(lambda: len(queue.not_empty._waiters) == 2)
     registry = CollectorRegistry()
     handle = instrument(engine, registry=registry)
     assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
     held.close()
-    for served in (1, 2):
-        while len(got) < served:
-            time.sleep(0.001)
+    for _ in threads:
+        served = got.get(timeout=SECONDS)
         exposition = Exposition(registry)
         assert metric_state(exposition, handle.name) == pool_state(engine.pool)
         assert exposition.value("connections", handle.name, state="in_use") == 1
-        got[-1].close()
+        served.close()
     for thread in threads:
         thread.join()
     assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
