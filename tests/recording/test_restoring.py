@@ -17,6 +17,7 @@ from sqlalchemy.pool import (
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from tests.support.database import Database
+from tests.support.diary import EVENTS
 from tests.support.memory import LEFT_OPEN
 from tests.support.pool_incidents import POOLS, attributes, quietly, snapshot
 from tests.support.samples import Exposition, sqlalchemy_lines
@@ -234,7 +235,7 @@ def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     engine = create_engine("sqlite://", poolclass=QueuePool, pool_pre_ping=True)
     engine.connect().close()
     before = dict(engine.pool.__dict__)
-    listeners = {name: list(getattr(engine.pool.dispatch, name)) for name in POOL_EVENTS}
+    listeners = {name: list(getattr(engine.pool.dispatch, name)) for name in EVENTS}
     handle = instrument(engine, registry=registry)
     held = engine.connect()
     record: Any = held.connection._connection_record
@@ -243,7 +244,7 @@ def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     handle.close()
     assert engine.pool.__dict__ == before
     assert not [name for name in engine.dialect.__dict__ if "ping" in name]
-    assert listeners == {name: list(getattr(engine.pool.dispatch, name)) for name in POOL_EVENTS}
+    assert listeners == {name: list(getattr(engine.pool.dispatch, name)) for name in EVENTS}
     assert not [key for key in record.__dict__ if "exporter" in key]
     assert sqlalchemy_lines(registry) == []
     assert handle.closed
@@ -258,20 +259,6 @@ def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     uninstrument(engine)
     uninstrument(engine)
     assert again.closed
-
-
-POOL_EVENTS = (
-    "connect",
-    "first_connect",
-    "checkout",
-    "checkin",
-    "reset",
-    "invalidate",
-    "soft_invalidate",
-    "close",
-    "detach",
-    "close_detached",
-)
 
 
 @LEFT_OPEN

@@ -27,8 +27,12 @@ from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.format import FILES, file_name
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from tests.support.segments import (
+    FORKS,
+    INFO,
+    NOBODY,
     a_pool,
     as_nobody,
+    as_root,
     counted,
     live,
     names,
@@ -40,12 +44,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
-# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
-NOBODY = 65534
+pytestmark = FORKS
 
 
 # -- the lease

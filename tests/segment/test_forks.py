@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment.format import FILES, file_name
 from tests.support.segments import (
+    FORKS,
     a_pool,
     counted,
     live,
@@ -25,8 +26,7 @@ from tests.support.workers import Worker
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = FORKS
 
 
 def test_fork(directory: Path) -> None:

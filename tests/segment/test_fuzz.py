@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.format import file_name
+from tests.support.descriptors import count_descriptors
 from tests.support.samples import Exposition
 from tests.support.segments import (
     QUEUE,
     Process,
     Scraper,
-    descriptors,
     workers,
 )
 
@@ -81,7 +81,7 @@ def test_fuzzed_files(
     neighbour.count(5)
     registry = Scraper(directory).registry
     gc.collect()
-    before = descriptors()
+    before = count_descriptors()
 
     @settings(max_examples=60)
     @given(_dice)
@@ -108,7 +108,7 @@ def test_fuzzed_files(
 
     check()
     gc.collect()
-    assert descriptors() <= before
+    assert count_descriptors() <= before
     neighbour.kill()
 
 
@@ -138,13 +138,13 @@ def test_changed_while_it_is_read(tmp_path: Path, sane: bytes) -> None:
     disturbing.start()
     try:
         reader = Reader(tmp_path)
-        before = descriptors()
+        before = count_descriptors()
         for _ in range(1000):
             fleet = reader.read()
             assert ("neighbour",) in fleet.counts
             assert sum(fleet.errors.values()) <= 1
         # The other thread can have one file open.
-        assert descriptors() <= before + 1
+        assert count_descriptors() <= before + 1
     finally:
         stop.set()
         disturbing.join()

@@ -24,8 +24,12 @@ from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from tests.support.samples import Exposition
 from tests.support.segments import (
+    FORKS,
+    INFO,
+    NOBODY,
     a_pool,
     as_nobody,
+    as_root,
     live,
     names,
 )
@@ -36,13 +40,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}
 LOGGER = "sqlalchemy_pool_exporter"
-# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
-NOBODY = 65534
+pytestmark = FORKS
 
 
 def assert_falls_back(

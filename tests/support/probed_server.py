@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from tests.support import wait
 from tests.support.postgres_keeper import _account, _free_port, _programs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 SECRET = "s3cr3t-Pa55"  # noqa: S105 - the password on servers that exist for seconds
 HANG = 60.0  # seconds after which a test counts as hanging
@@ -125,7 +126,7 @@ async def end_other_sessions(server: ProbedServer) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()"
     )
-    await eventually(lambda: count_sessions(connection), 1)
+    await eventually_equal(lambda: count_sessions(connection), 1)
     await connection.close()
     opened_connections.clear()
 
@@ -180,20 +181,15 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     assert wait.eventually(condition, seconds=HANG), "the server does not come up"
 
 
-async def eventually(value: Callable[[], Awaitable[object]], expected: object) -> None:
-    """Wait until a value is as expected: a server notices some things late."""
+async def eventually_equal(value: Callable[[], object], expected: object) -> None:
+    """Wait until a value, of a function or a coroutine function, is as expected: a server notices some things late."""
     last: object = None
 
     async def agrees() -> bool:
         nonlocal last
-        last = await value()
-        return last == expected
+        last = value()
+        if inspect.isawaitable(last):
+            last = await last
+        return bool(last == expected)
 
     assert await wait.eventually_async(agrees, seconds=HANG), f"{last!r}, not {expected!r}"
-
-
-def as_async(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
-    async def call() -> object:
-        return function()
-
-    return call

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -23,6 +22,7 @@ from tests.support.probed_server import HANG, opened_connections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from pathlib import Path
 
     from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerState
 
@@ -109,11 +109,6 @@ def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
         asyncio.run(closing(*args, **kwargs))
 
     return run
-
-
-def count_descriptors() -> int:
-    """Count the file descriptors of this process."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def exposition(*statuses: ProbeStatus, now: float = 0.0) -> dict[tuple[str, tuple[str, ...]], float]:

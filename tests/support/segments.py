@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import QueuePool
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 QUEUE = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
 NOW = 1000.0
+INFO = {"pool_class": "QueuePool", "dialect": "", "driver": ""}  # of a pool without an engine
 NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+# Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 class Process:
@@ -148,10 +154,6 @@ def by_worker(exposition: Exposition, key: str, pool: str = "orders", **labels: 
         for (name, found), value in exposition.samples.items()
         if name == f"sqlalchemy_pool_{key}" and wanted <= dict(found).items()
     }
-
-
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def a_pool(size: int = 2, max_overflow: int = 1) -> QueuePool:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.sidecar.web.server import Listener
 
 HANG = 30.0  # seconds after which a test counts as hanging
+SOON = 0.1  # seconds; a timeout that a test configures and waits for
+REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
+LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
 
 class Reply(NamedTuple):

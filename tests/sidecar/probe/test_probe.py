@@ -29,11 +29,11 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     backoff,
 )
 from tests.support import probe_failures
+from tests.support.descriptors import count_descriptors
 from tests.support.paths import ROOT
-from tests.support.probed_server import HANG, SECRET, ProbedServer, as_async, count_sessions, eventually
+from tests.support.probed_server import HANG, SECRET, ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
     ManualSleep,
-    count_descriptors,
     exposition,
     running,
     scenario,
@@ -56,7 +56,7 @@ async def test_uses_one_connection_and_only_reads(server: ProbedServer) -> None:
             await runner.probe_again()
         assert await admin.fetch(whose, APPLICATION_NAME) == first
         assert [row["state"] for row in first] == ["idle"]
-    await eventually(lambda: count_sessions(admin, APPLICATION_NAME), 0)
+    await eventually_equal(lambda: count_sessions(admin, APPLICATION_NAME), 0)
     said = server.log.read_bytes()[start:].decode().splitlines()
     probe = f"{APPLICATION_NAME}|LOG:  "
     begin = "statement: BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 7500"
@@ -74,7 +74,7 @@ async def test_a_session_closed_while_idle_is_no_failure(server: ProbedServer) -
         before = count_descriptors()
         kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
         await admin.fetch(kill, APPLICATION_NAME)
-        await eventually(as_async(count_descriptors), before - 1)  # asyncpg has closed its socket
+        await eventually_equal(count_descriptors, before - 1)  # asyncpg has closed its socket
         status = await runner.probe_again()
         assert runner.server.max_connections == 20
         assert not status.failures
@@ -137,7 +137,7 @@ async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> N
             for _ in range(3):
                 status = await runner.probe_again()
             assert {"timeout": 4} == status.failures
-            await eventually(as_async(count_descriptors), before)
+            await eventually_equal(count_descriptors, before)
 
 
 @scenario
@@ -158,8 +158,8 @@ async def test_a_server_that_stops_answering(server: ProbedServer) -> None:
             assert runner.server.max_connections == 20
         finally:
             os.kill(pid, signal.SIGCONT)
-    await eventually(as_async(count_descriptors), before)
-    await eventually(lambda: count_sessions(admin), 1)
+    await eventually_equal(count_descriptors, before)
+    await eventually_equal(lambda: count_sessions(admin), 1)
 
 
 @scenario
@@ -197,7 +197,7 @@ async def test_a_full_server_is_seen_from_inside_and_out(server: ProbedServer) -
             return int(sum(inside.server.connections.values()))
 
         # The refused connection still counts for a moment.
-        await eventually(count, len(clients) + 1)
+        await eventually_equal(count, len(clients) + 1)
         seen = inside.server
         assert seen.max_connections - seen.reserved_connections == len(clients) + 1
         async with running(target(server.dsn("watcher"))) as outside:
@@ -205,7 +205,7 @@ async def test_a_full_server_is_seen_from_inside_and_out(server: ProbedServer) -
             for client in clients:
                 await client.close()
             admin = await server.connect()
-            await eventually(lambda: count_sessions(admin), 2)
+            await eventually_equal(lambda: count_sessions(admin), 2)
             await outside.probe_again()
             assert outside.server.max_connections == 20
 
@@ -259,11 +259,11 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServ
             asleep.cancel()
             await asyncio.wait([task, asleep])
         assert task.cancelled()
-        await eventually(as_async(count_descriptors), before)
+        await eventually_equal(count_descriptors, before)
         if interrupted.count < moment:
             break
     assert moment > 12  # suspensions of connecting, of each statement, and of closing
-    await eventually(lambda: count_sessions(admin, APPLICATION_NAME), 0)
+    await eventually_equal(lambda: count_sessions(admin, APPLICATION_NAME), 0)
 
 
 @pytest.mark.soak

@@ -12,7 +12,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     APPLICATION_NAME,
 )
 from sqlalchemy_pool_exporter.sidecar.probe.queries import summarize
-from tests.support.probed_server import ProbedServer, count_sessions, eventually
+from tests.support.probed_server import ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
     exposition,
     exposition_text,
@@ -37,7 +37,7 @@ async def test_counts_what_the_server_counts(server: ProbedServer) -> None:
     query = asyncio.create_task(busy.execute("SELECT pg_sleep(600)"))
     admin = await server.connect(application="admin")
     active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-    await eventually(lambda: admin.fetchval(active), 1)
+    await eventually_equal(lambda: admin.fetchval(active), 1)
 
     async with running(target(server.dsn("watcher"))) as runner:
         seen = runner.server
@@ -73,7 +73,7 @@ async def test_counts_only_what_counts_against_max_connections(server: ProbedSer
     query = asyncio.create_task(busy.execute("SELECT pg_sleep(600)"))
     kinds = "SELECT count(DISTINCT backend_type) FROM pg_stat_activity WHERE backend_type = ANY($1)"
     others = ["walsender", "parallel worker", "autovacuum launcher"]
-    await eventually(lambda: admin.fetchval(kinds, others), 3)
+    await eventually_equal(lambda: admin.fetchval(kinds, others), 3)
 
     async with running(target(server.dsn("watcher"))) as runner:
         assert {"unnamed": 2, APPLICATION_NAME: 1, "other": 0} == runner.server.application_connections

@@ -21,6 +21,9 @@ from sqlalchemy_pool_exporter.sidecar.web import server as listener
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
 from tests.support.wire import (
     HANG,
+    LAST_REQUEST,
+    REQUEST,
+    SOON,
     Gated,
     Large,
     Numbers,
@@ -37,10 +40,6 @@ from tests.support.wire import (
 
 if TYPE_CHECKING:
     from tests.support.web_files import Files
-
-SOON = 0.1  # seconds; a timeout that a test configures and waits for
-REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
-LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
 
 # ------------------------------------------------------------ slow clients

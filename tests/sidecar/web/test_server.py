@@ -19,6 +19,8 @@ from sqlalchemy_pool_exporter.sidecar.config import Web
 from sqlalchemy_pool_exporter.sidecar.web import server as listener
 from tests.support.wire import (
     HANG,
+    LAST_REQUEST,
+    SOON,
     Gated,
     Large,
     Numbers,
@@ -35,10 +37,6 @@ from tests.support.wire import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SOON = 0.1  # seconds; a timeout that a test configures and waits for
-REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
-LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
 
 # ------------------------------------------------ the limit of connections
