@@ -28,11 +28,6 @@ def of_pools(state: str, fold: str = "sum") -> str:
     return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
 
 
-def of_pools_server(name: str) -> str:
-    """Return a metric of each database, for each pool that uses it."""
-    return f"{USERS} * on (database) group_left () {of_server(name)}"
-
-
 USERS = f"max by (database, pool) ({database('pool_info')})"
 ALLOWED = f"({of_server('max_connections')} - {of_server('reserved_connections')})"
 TAKEN = f"sum by (database) (max by (database, state) ({database('connections')}))"

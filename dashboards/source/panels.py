@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "sqlalchemy-pool"
 RUNBOOKS = "https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter/blob/main/docs/runbooks"
-GREEN, ORANGE, RED, GREY = "green", "orange", "red", "#808080"
+GREEN, ORANGE, RED = "green", "orange", "red"
 
 
 @dataclass(frozen=True, slots=True)
