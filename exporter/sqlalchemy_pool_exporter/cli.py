@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +19,6 @@ if TYPE_CHECKING:
 # With two statuses, a shell or an init system can distinguish a wrong call from a failure.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
-
-
-class _JSONFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "ts": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "msg": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
 
 
 class _Version(argparse.Action):
@@ -101,6 +84,7 @@ def _check_health(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415 - see _run()
 
+    from .sidecar import log  # noqa: PLC0415 - see _run()
     from .sidecar.config import load  # noqa: PLC0415 - see _run()
     from .sidecar.main import Sidecar  # noqa: PLC0415 - see _run()
 
@@ -108,7 +92,7 @@ def _serve(options: argparse.Namespace) -> int:
         return load(options.config, _overrides(options))
 
     config = read()
-    _set_up_log(config)
+    log.set_up(config.log)
     asyncio.run(Sidecar(config, read).run())
     return 0
 
@@ -133,13 +117,6 @@ def _write_dashboards(options: argparse.Namespace) -> int:
     for path in bundled.write(bundled.texts("dashboards"), options.out):
         sys.stdout.write(f"{path}\n")
     return 0
-
-
-def _set_up_log(config: Config) -> None:
-    handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JSONFormatter() if config.log.format == "json" else plain)
-    logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
 
 
 def _say(message: str, status: int) -> int:
