@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 
-class Owner(Protocol):
+class Follower(Protocol):
     """Follows a hooked pool through forks and replacements."""
 
     def notice_fork(self) -> None:
@@ -72,15 +72,15 @@ class Hooks:
         "_installed",
         "_listeners",
         "_slow_path",
-        "owner",
+        "follower",
         "pool",
         "recorder",
     )
 
-    def __init__(self, pool: Pool, recorder: Recorder, owner: Owner) -> None:
+    def __init__(self, pool: Pool, recorder: Recorder, follower: Follower) -> None:
         self.pool = pool
         self.recorder = recorder
-        self.owner = owner
+        self.follower = follower
         self._slow_path = SlowPath(pool, recorder)
         self._connections = ConnectionHooks(pool, recorder, self._slow_path)
         self._installed: dict[str, tuple[Any, bool, Any]] = {}
@@ -159,7 +159,7 @@ class Hooks:
 
         @functools.wraps(original)
         def dispose(*args: Any, **kwargs: Any) -> Any:
-            self.owner.notice_fork()
+            self.follower.notice_fork()
             caller, idle = current_caller(), self._idle_records() or []
             disposing.append(caller)
             try:
@@ -183,7 +183,7 @@ class Hooks:
     def _recreate_hook(self, original: Callable[..., Pool]) -> Callable[..., Pool]:
         @functools.wraps(original)
         def recreate(*args: Any, **kwargs: Any) -> Pool:
-            self.owner.notice_fork()
+            self.follower.notice_fork()
             pool = original(*args, **kwargs)
             self._follow(pool)
             return pool
@@ -196,7 +196,7 @@ class Hooks:
             unlisten(pool, name, listener)
         self._slow_path.pool_replaced = True
         self._disposed_or_replaced(REPLACED)
-        self.owner.follow(pool)
+        self.follower.follow(pool)
 
     @never_raises
     def _disposed_or_replaced(self, state: float) -> None:

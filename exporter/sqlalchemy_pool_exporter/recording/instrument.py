@@ -187,7 +187,7 @@ def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
 
 def _handle_of(pool: Pool) -> Handle | None:
     hooks = INSTRUMENTED.hooks_of(pool)
-    return hooks.owner if hooks is not None and isinstance(hooks.owner, Handle) else None
+    return hooks.follower if hooks is not None and isinstance(hooks.follower, Handle) else None
 
 
 def _resolve(target: object) -> tuple[Pool, Engine | None]:
