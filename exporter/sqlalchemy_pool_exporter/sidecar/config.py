@@ -332,7 +332,7 @@ class Config(Section):
                 yield contradiction(what, ("databases", i, "pools"))
 
 
-class Sources:
+class _Inputs:
     """The file as read now, and the options of environment and command line; raises ConfigError."""
 
     def __init__(self, path: Path | None, command_line: Mapping[str, str | None]) -> None:
@@ -364,16 +364,16 @@ def load(path: Path | None = None, overrides: Mapping[str, str | None] | None = 
     Raises:
         ConfigError: it lists every fault, also those of the files that are named, and shows no secret.
     """
-    sources = Sources(path, overrides or {})
-    directory = sources.path.parent if sources.path else Path()
-    document = sources.document
-    config, issues = validate(Config, sources.merged(), Context(directory), sources.place)
-    if sources.overrides:  # values that are overridden must be valid, too
+    inputs = _Inputs(path, overrides or {})
+    directory = inputs.path.parent if inputs.path else Path()
+    document = inputs.document
+    config, issues = validate(Config, inputs.merged(), Context(directory), inputs.place)
+    if inputs.overrides:  # values that are overridden must be valid, too
         where = Context(directory, prove=False)
         issues += validate(Config, document.tree, where, document.place)[1]
     issues += document.issues
     if issues or config is None:
-        raise report(str(sources.path or "configuration"), issues)
+        raise report(str(inputs.path or "configuration"), issues)
     return config
 
 
