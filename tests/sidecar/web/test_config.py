@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import traceback
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,25 @@ def test_tls_is_not_switched_while_running(files: Files) -> None:
     files.with_tls()
     assert plain.current().tls is None
     assert (plain.ok, plain.failures) == (False, 1)
+
+
+def test_without_a_descriptor_nothing_has_changed(
+    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process without a free descriptor keeps its policy, logs nothing, and sees a change once it can read."""
+    web_config = WebConfig(files.with_tls())
+    before = web_config.current()
+    files.with_tls(min_version="TLS13")
+
+    def exhausted(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", exhausted)
+        assert web_config.current() is before
+    assert (web_config.ok, web_config.failures) == (True, 0)
+    assert caplog.messages == []
+    assert web_config.current() is not before
 
 
 # --------------------------------------------------------------- passwords

@@ -134,6 +134,20 @@ def test_running_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
     assert "cannot accept a connection" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [(resource.RLIM_INFINITY, 128), (1024, 128), (160, 128), (159, 127), (64, 32), (20, 1)],
+)
+def test_clients_leave_descriptors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: int, most: int
+) -> None:
+    """If the process may open few files, fewer connections are allowed than the settings say, with a warning."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert listener.most_connections(settings(max_connections_in_flight=128)) == most
+    warning = [f"at most {most} connections, because this process may open only {files} files"]
+    assert caplog.messages == (warning if most < 128 else [])
+
+
 def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
     """Clients that reconnect whenever they are disconnected leave a scraper time to send its request."""
 

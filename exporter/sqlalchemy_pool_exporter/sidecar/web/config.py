@@ -8,6 +8,7 @@ Options that Python's ``ssl`` cannot apply are refused (see ``tls``). HTTP/2 may
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import re
@@ -170,7 +171,7 @@ class WebConfig:
 
         Never raises: a wrong new content is logged and counted once, and the old policy stays.
         """
-        if all(_digest(path) == digest for path, digest in self._seen.items()):
+        if all(_is_unchanged(path, digest) for path, digest in self._seen.items()):
             return self._policy
         try:
             policy = self._load()
@@ -208,8 +209,12 @@ class WebConfig:
         return content
 
 
-def _digest(path: Path) -> bytes:
+def _is_unchanged(path: Path, digest: bytes) -> bool:
+    """Return whether the file has the content with this digest; an empty digest is that of an unreadable file."""
     try:
-        return hashlib.sha256(read_regular(path)).digest()
-    except (OSError, ValueError):
-        return b""
+        return hashlib.sha256(read_regular(path)).digest() == digest
+    except OSError as error:
+        # A process without a free descriptor cannot tell. The file counts as unchanged until it can be read.
+        return not digest or error.errno in (errno.EMFILE, errno.ENFILE)
+    except ValueError:
+        return not digest

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Clients cannot take these: they are for segments, databases and the files of the web configuration.
+_OWN_DESCRIPTORS = 32
 _SEND_BUFFER_BYTES = 256 * 1024  # the kernel would let it grow to 4 MiB for each client that does not read
 _OUT_OF_DESCRIPTORS_PAUSE_SECONDS = 0.1
 _WARNING_INTERVAL_SECONDS = 60.0
@@ -45,7 +48,7 @@ class Listener:
         self.settings = settings
         self._runner, self._listening, self._web_config = runner, listening, web_config
         self._host, self._port = listening.getsockname()[:2]
-        self._limit: ConnectionLimit[Connection] = ConnectionLimit(settings.max_connections_in_flight)
+        self._limit: ConnectionLimit[Connection] = ConnectionLimit(most_connections(settings))
         self._opening: set[asyncio.Task[None]] = set()  # asyncio keeps no reference to a task
         self._warned_at = float("-inf")
         self._accepting = asyncio.create_task(self._accept())
@@ -155,6 +158,17 @@ class Listener:
             _logger.warning("cannot accept a connection: %s", error.strerror)
         self._limit.abort_one()
         await asyncio.sleep(_OUT_OF_DESCRIPTORS_PAUSE_SECONDS)
+
+
+def most_connections(settings: Web) -> int:
+    """Return how many connections may be open: fewer than the settings allow if the process may open few files."""
+    wanted = settings.max_connections_in_flight
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or wanted <= files - _OWN_DESCRIPTORS:
+        return wanted
+    most = max(files - _OWN_DESCRIPTORS, 1)
+    _logger.warning("at most %d connections, because this process may open only %d files", most, files)
+    return min(wanted, most)
 
 
 @web.middleware
