@@ -32,6 +32,7 @@ from tests.support.wire import (
     emptied,
     parsed,
     rest,
+    scrapes,
     serving,
     settings,
     talk,
@@ -286,6 +287,24 @@ def test_a_flood_during_a_request_is_cut_off() -> None:
                 gated.gate.set()
         finally:
             gated.gate.set()
+
+    asyncio.run(scenario())
+
+
+def test_pipelined_requests_that_wait_are_bounded() -> None:
+    """The limit of bytes holds for all requests that wait for an answer together, not for each of them."""
+    request = b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n"
+    almost_the_limit = request * (1024 // len(request))
+
+    async def scenario() -> None:
+        gated = Gated()
+        async with scrapes(gated, settings(max_request_bytes=1024)) as endpoint:
+            reader, writer = await dial(endpoint)
+            writer.write(almost_the_limit)
+            await gated.has_begun()
+            writer.write(almost_the_limit)
+            assert await rest(reader, writer) == b""
+            await emptied(endpoint)
 
     asyncio.run(scenario())
 

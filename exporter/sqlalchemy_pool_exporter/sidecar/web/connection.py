@@ -35,9 +35,9 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close
 class Connection(web.RequestHandler):
     """aiohttp's protocol for one client, with deadlines and a limit of bytes for each request.
 
-    Mutable state: ``_received`` (bytes since the last request began), ``_tail`` (the last of these bytes), ``_busy`` (a
-    request is being handled), ``_client_finished`` (the client has closed its half), ``_aborted``, the transport, and
-    the timers of both deadlines.
+    Mutable state: ``_received`` (bytes since a request began with no other behind it), ``_tail`` (the last of these
+    bytes), ``_busy`` (a request is being handled), ``_client_finished`` (the client has closed its half), ``_aborted``,
+    the transport, and the timers of both deadlines.
     """
 
     def __init__(
@@ -148,7 +148,9 @@ class Connection(web.RequestHandler):
 
     def begin_request(self) -> None:
         """Record that the head of a request is complete and its handler begins."""
-        self._busy, self._received = True, 0
+        self._busy = True
+        if not self._messages:  # else a client that pipelines could queue more requests than are answered
+            self._received = 0
         self._limit.set_busy(self)
         if self._head_deadline is not None:
             self._head_deadline.cancel()
