@@ -100,6 +100,14 @@ def test_certificates_without_memory_files(files: Files, monkeypatch: pytest.Mon
     assert list(temporary.iterdir()) == []
 
 
+def test_no_place_for_the_temporary_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a certificate can be put neither into memory nor into a temporary file, that is a fault with its reason."""
+    path = files.with_tls()
+    monkeypatch.setattr("tempfile.tempdir", str(files.directory / "missing"))
+    monkeypatch.delattr(os, "memfd_create")
+    assert faults(path) == ["tls_server_config.cert_file: cannot be loaded: No such file or directory"]
+
+
 def test_certificate_is_replaced_while_running(files: Files) -> None:
     """The next connection uses a renewed certificate; without the matching files the old pair stays in use."""
     path = files.with_tls()

@@ -154,6 +154,8 @@ class TLSServerConfig(Section):
                 step()
             except ssl.SSLError as error:
                 yield contradiction(f"refused by OpenSSL: {error.reason or 'not in PEM format'}", option)
+            except OSError as error:  # of the temporary file
+                yield contradiction(f"cannot be loaded: {reason_of(error)}", option)
             except ValueError as error:
                 yield contradiction(str(error), option)
         allowed = self.client_allowed_sans
