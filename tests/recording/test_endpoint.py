@@ -18,7 +18,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Info
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from sqlalchemy.pool import QueuePool
 
@@ -32,6 +32,7 @@ from sqlalchemy_pool_exporter import (
     wsgi_app,
 )
 from tests.support.fakes import connect
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,6 +193,24 @@ def test_silent_client_stops_nobody(endpoint: Server) -> None:
     """A client that connects and sends nothing does not block other clients."""
     with socket.create_connection(("127.0.0.1", endpoint.port)):
         assert ask(endpoint)[0] == 200
+
+
+def test_client_that_does_not_read_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A client that does not read its answer is cut off, without a traceback in the application's log."""
+    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.endpoint._Handler.timeout", 0.2)
+    registry = CollectorRegistry()
+    Info("large", "Larger than the buffers of a socket.", registry=registry).info({"text": "x" * 16_000_000})
+    with serve(0, "127.0.0.1", registry=registry) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert client.recv(1)
+        assert eventually(
+            lambda: not any("process_request" in thread.name for thread in threading.enumerate())
+        )
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from http import HTTPStatus
+from io import BufferedIOBase
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from urllib.parse import parse_qs
@@ -40,8 +41,33 @@ _ALLOW: Final = {"Allow": "OPTIONS,GET,HEAD", **_PLAIN}
 _CLIENT_SECONDS = 10.0
 
 
+class _Output(BufferedIOBase):
+    """What a client is sent.
+
+    For every other error of a write than a closed connection, ``wsgiref`` prints a traceback. It would be noise in the
+    application's log, so here a client that does not read counts as a client that has closed.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            self._connection.sendall(data)
+        except TimeoutError:
+            raise ConnectionAbortedError from None
+        return len(data)
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _CLIENT_SECONDS  # of the socket, so that a silent client does not hold its thread for ever
+
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Output(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
         """Log nothing: one line for each scrape is noise in the application's log."""
