@@ -8,6 +8,7 @@ import contextlib
 import gc
 import logging
 import socket
+import struct
 from asyncio.sslproto import SSLProtocol
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +308,28 @@ def test_pipelined_requests_that_wait_are_bounded() -> None:
             await emptied(endpoint)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("head", [b"", b"Expect: nothing\r\n"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_client_that_pipelines_and_goes_is_not_logged(
+    files: Files, caplog: pytest.LogCaptureFixture, head: bytes, tls: bool
+) -> None:
+    """A client that resets its connection before many responses are written leaves nothing in the log."""
+
+    async def scenario() -> None:
+        web_config = WebConfig(files.with_tls()) if tls else None
+        async with serving(Numbers(), web_config=web_config) as endpoint:
+            _, writer = await dial(endpoint, tls=files.client() if tls else None)
+            await until(lambda: endpoint.connections > 0)
+            writer.write(REQUEST.replace(b"\r\n", b"\r\n" + head, 1) * 200)
+            reset = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            writer.transport.abort()
+            await emptied(endpoint)
+
+    asyncio.run(scenario())
+    assert caplog.messages == []
 
 
 # ------------------------------------------------------- memory of clients

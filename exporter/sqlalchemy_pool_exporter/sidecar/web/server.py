@@ -23,11 +23,15 @@ from .connection import SERVER_HEADER, Connection
 from .connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiohttp.typedefs import Handler
 
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .config import WebConfig
+
+    _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _logger = logging.getLogger(__name__)
 
@@ -171,6 +175,20 @@ def most_connections(settings: Web) -> int:
     return min(wanted, most)
 
 
+def after_pending_events(handle: _RequestHandler) -> _RequestHandler:
+    """Return ``handle`` with a pause before it, in which the event loop runs what is pending.
+
+    aiohttp responds to all requests that a client pipelined without a pause. Other clients would wait, and the loop
+    would not learn that this one has gone: over TLS, asyncio would log a warning for each response.
+    """
+
+    async def handle_after_pending_events(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(0)
+        return await handle(request)
+
+    return handle_after_pending_events
+
+
 @web.middleware
 async def request_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tell the connection when a request begins and ends; respond to unexpected errors without their text."""
@@ -201,6 +219,9 @@ async def listen(app: web.Application, settings: Web, web_config: WebConfig | No
         # Half the time, because aiohttp waits twice: for handlers to return, and again before it cancels them.
         runner = web.AppRunner(app, shutdown_timeout=settings.shutdown_timeout_seconds / 2)
         await runner.setup()
+        server = cast("web.Server", runner.server)
+        # Not a middleware, because aiohttp refuses an unknown `Expect` without calling any.
+        server.request_handler = after_pending_events(server.request_handler)
     except BaseException:
         listening.close()
         raise
