@@ -74,6 +74,9 @@ ATTACKS = {
     "tls-silent": Attack("silent TLS clients", 300, tls=True),
     "tls-hello": Attack("TLS clients that stop in their hello", 300, tls=True, sends=HELLO),
     "tls-idle": Attack("TLS clients, idle after the handshake", 300, tls=True, handshake=True),
+    "tls-unread": Attack(
+        "TLS clients that do not read the answers", 300, tls=True, sends=REQUEST * 50, handshake=True
+    ),
 }
 
 
@@ -278,7 +281,7 @@ def _processor_seconds(pid: int) -> float:
 def _attack(attack: Attack, port: int) -> None:
     if attack.handshake:
         for _ in range(attack.clients):
-            threading.Thread(target=_idle_after_handshake, args=(port,)).start()
+            threading.Thread(target=_stall_after_handshake, args=(attack.sends, port)).start()
         return
     poll = select.epoll()
     clients: dict[int, socket.socket] = {}
@@ -310,16 +313,18 @@ def _connect(attack: Attack, port: int, poll: select.epoll, clients: dict[int, s
     poll.register(client, select.EPOLLRDHUP)
 
 
-def _idle_after_handshake(port: int) -> None:
+def _stall_after_handshake(sends: bytes, port: int) -> None:
     context = _client()
     while True:
-        with (
-            suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS) as plain,
-            context.wrap_socket(plain) as client,
-        ):
-            client.settimeout(None)
-            client.recv(1)
+        with suppress(OSError), socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.settimeout(TIMEOUT_SECONDS)
+            plain.connect(("127.0.0.1", port))
+            with context.wrap_socket(plain) as client:
+                client.sendall(sends)
+                closed = select.poll()
+                closed.register(client, select.POLLRDHUP)
+                closed.poll()
 
 
 if __name__ == "__main__":

@@ -180,19 +180,39 @@ def test_idle_time_is_not_request_time() -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_that_does_not_read_is_cut_off() -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_client_that_does_not_read_is_cut_off(files: Files, tls: bool) -> None:
     """A client that does not read its answer is disconnected after the write timeout."""
 
     async def scenario() -> None:
-        async with serving(Large(), settings(write_timeout_seconds=SOON)) as endpoint:
-            loop = asyncio.get_running_loop()
-            with socket.socket() as sock:
-                sock.setblocking(False)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-                await loop.sock_sendall(sock, b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
-                await until(lambda: endpoint.connections > 0)
-                await asyncio.wait_for(emptied(endpoint), HANG)
+        options = settings(write_timeout_seconds=SOON)
+        web_config = WebConfig(files.with_tls()) if tls else None
+        async with serving(Large(), options, web_config=web_config) as endpoint:
+            _, writer = await dial(endpoint, tls=files.client() if tls else None)
+            await until(lambda: endpoint.connections > 0)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+            await asyncio.wait_for(emptied(endpoint), HANG)
+            writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_unread_answers_are_bounded(files: Files, tls: bool) -> None:
+    """Of three clients that do not read an answer of 32 MB, the first is disconnected: 64 MiB are the limit."""
+
+    async def scenario() -> None:
+        web_config = WebConfig(files.with_tls()) if tls else None
+        async with serving(
+            Large(), settings(shutdown_timeout_seconds=SOON), web_config=web_config
+        ) as endpoint:
+            crowd = [await dial(endpoint, tls=files.client() if tls else None) for _ in range(3)]
+            await until(lambda: endpoint.connections >= 3)
+            for _, writer in crowd:
+                writer.write(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+            await until(lambda: endpoint.connections == 2)
+            for _, writer in crowd:
+                writer.transport.abort()
 
     asyncio.run(scenario())
 

@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.negotiation import Wanted
 from sqlalchemy_pool_exporter.sidecar.config import Web
 
 from . import auth as webauth
+from .connection import Body
 from .daemon_thread import run_in_daemon_thread
 from .server import Listener, listen
 
@@ -189,7 +190,7 @@ class _Pages:
             raise web.HTTPServiceUnavailable(text=what) from None
         except _OverloadError:
             raise web.HTTPServiceUnavailable(text="503: too many different scrapes at once\n") from None
-        return web.Response(body=body, headers=wanted.headers)
+        return web.Response(body=Body(body), headers=wanted.headers)
 
     async def landing(self, _request: web.Request) -> web.Response:
         return web.Response(text=self._landing, content_type="text/html", headers=_PAGE_HEADERS)

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.payload import Payload
 
 if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .connection_limit import ConnectionLimit
@@ -29,15 +32,42 @@ _logger = logging.getLogger(__name__)
 SERVER_HEADER = "sqlalchemy-pool-exporter"  # aiohttp's own header names its version and Python's
 _TLS_HANDSHAKE_RECORD = b"\x16"
 _HEAD_END = b"\r\n\r\n"
+_PIECE_BYTES = 64 * 1024
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Body(Payload):
+    """A response's body, written in pieces, each after the client has read most of what is before it.
+
+    asyncio's TLS hands all it is given to the socket's transport, and does not count what waits there. So a client that
+    reads nothing of a body written at once would hold all of it, and would not be noticed.
+    """
+
+    _value: bytes
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self._value)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write all pieces."""
+        for start in range(0, len(self._value), _PIECE_BYTES):
+            await writer.write(self._value[start : start + _PIECE_BYTES])
+            await writer.drain()
 
 
 class Connection(web.RequestHandler):
     """aiohttp's protocol for one client, with deadlines and a limit of bytes for each request.
 
     Mutable state: ``_received`` (bytes since a request began with no other behind it), ``_tail`` (the last of these
-    bytes), ``_busy`` (a request is being handled), ``_client_finished`` (the client has closed its half), ``_aborted``,
-    the transport, and the timers of both deadlines.
+    bytes), ``response_bytes`` (the size of the last response), ``_busy`` (a request is being handled),
+    ``_client_finished`` (the client has closed its half), ``_aborted``, the transport, and the timers of both
+    deadlines.
     """
 
     def __init__(
@@ -64,6 +94,7 @@ class Connection(web.RequestHandler):
         # aiohttp forgets ``transport`` before it is closed.
         self._open_transport: asyncio.Transport | None = None
         self._received, self._tail = 0, b""
+        self.response_bytes = 0
         self._busy = self._client_finished = self._aborted = False
         self._head_deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
@@ -169,8 +200,7 @@ class Connection(web.RequestHandler):
         """Start the deadline for a client that does not read."""
         super().pause_writing()
         self._write_deadline = self._loop.call_later(self._settings.write_timeout_seconds, self.abort)
-        if self._open_transport is not None:
-            self._limit.set_stalled(self, self._open_transport.get_write_buffer_size())
+        self._limit.set_stalled(self, self.response_bytes)
 
     def resume_writing(self) -> None:
         """Stop the deadline: the client has read everything."""

@@ -205,9 +205,10 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
         connection.end_request()
 
 
-async def set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
-    """Name the program, without versions, in the ``Server`` header."""
+async def prepare_response(request: web.Request, response: web.StreamResponse) -> None:
+    """Name the program, without versions, in the ``Server`` header, and tell the connection the size."""
     response.headers["Server"] = SERVER_HEADER
+    cast("Connection", request.protocol).response_bytes = response.content_length or 0
 
 
 async def listen(app: web.Application, settings: Web, web_config: WebConfig | None) -> Listener:
@@ -215,7 +216,7 @@ async def listen(app: web.Application, settings: Web, web_config: WebConfig | No
     listening = bind(settings.listen_address)
     try:
         app.middlewares.insert(0, request_middleware)
-        app.on_response_prepare.append(set_server_header)
+        app.on_response_prepare.append(prepare_response)
         # Half the time, because aiohttp waits twice: for handlers to return, and again before it cancels them.
         runner = web.AppRunner(app, shutdown_timeout=settings.shutdown_timeout_seconds / 2)
         await runner.setup()
