@@ -196,23 +196,23 @@ def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -
     The test kills no process of it: the process that waits for the next task holds billiard's semaphore. If it is
     killed, the others get no more tasks, instrumented or not.
     """
-    broker, segments = tmp_path / "broker", tmp_path / "segments"
-    for directory in (segments, broker / "queue", broker / "control", broker / "results"):
-        directory.mkdir(parents=True)
+    # Celery's own pools have another name on the server. They are not instrumented.
+    celery = server.url("postgresql+psycopg", application_name="celery")
     environment = {
         "DATABASE_URL": server.url("postgresql+psycopg", application_name=application_name),
-        "SQLALCHEMY_POOL_EXPORTER_DIR": str(segments),
-        "CELERY_DIRECTORY": str(broker),
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
+        "CELERY_BROKER_URL": f"sqla+{celery}",
+        "CELERY_RESULT_BACKEND": f"db+{celery}",
     }
     worker = f"celery --app examples.servers.tasks worker --concurrency {WORKERS} --loglevel INFO"
-    with Sidecar("--directory", segments) as sidecar, Client(environment) as client:
+    with Sidecar("--directory", tmp_path) as sidecar, Client(environment) as client:
         tally = Tally(client.ask)
         for _ in range(2):
             with Server(*worker.split(), "--without-gossip", "--without-mingle", **environment) as served:
                 served.wait_for(r" ready\.")
                 tally.ask_until(lambda seen: len(seen) == WORKERS)
                 _holds(tally, sidecar, server, application_name, WORKERS + 1)
-    assert _files_in(segments) == WORKERS + 1
+    assert _files_in(tmp_path) == WORKERS + 1
 
 
 def _files_in(directory: Path) -> int:
