@@ -42,10 +42,9 @@ _CLIENT_SECONDS = 10.0
 
 
 class _Output(BufferedIOBase):
-    """What a client is sent.
+    """Writes to a client. A client that does not read counts as one that has closed its connection.
 
-    For every other error of a write than a closed connection, ``wsgiref`` prints a traceback. It would be noise in the
-    application's log, so here a client that does not read counts as a client that has closed.
+    ``wsgiref`` prints a traceback for any other error of a write, which would be noise in the application's log.
     """
 
     def __init__(self, connection: socket.socket) -> None:

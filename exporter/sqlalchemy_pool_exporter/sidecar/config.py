@@ -37,7 +37,7 @@ from .web.config import WebConfig
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .document import Location
 
@@ -51,6 +51,7 @@ Seconds = Annotated[float, Field(ge=0.01, le=3600)]
 TelemetryPath = Annotated[
     str,
     Field(
+        # pydantic's engine has no look-ahead for "not /-/"; Python's would let "$" match before a final newline.
         pattern=r"^/(-|(-?[A-Za-z0-9._~]|--|/)[A-Za-z0-9._~/-]*)$",
         json_schema_extra={"expects": "a path such as /metrics, outside /-/"},
     ),
@@ -156,7 +157,7 @@ class Segments(Section):
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
-        """Check that ``directory`` is one, if it exists; applications create it when they start."""
+        """Check that ``directory`` is one, if it exists; it may be made after the exporter has started."""
         del given
         if self.directory is not None and context is not None and context.prove:
             with suppress(OSError):
@@ -268,7 +269,10 @@ class Database(Section):
         # CA and certificate apart, so that a fault in one does not hide the other.
         ca = self.tls.model_copy(update={"cert_file": None, "key_file": None})
         certificate = self.tls.model_copy(update={"ca_file": None})
-        for build in (self.read_dsn, ca.context, certificate.context)[len(named) != 1 :]:
+        builds: list[Callable[[], object]] = [ca.context, certificate.context]
+        if len(named) == 1:
+            builds.insert(0, self.read_dsn)
+        for build in builds:
             try:
                 build()
             except OptionError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.asyncpg_parser import unset_variables
 from tests.support.probed_server import (
     SECRET,
     Bouncer,
@@ -81,3 +82,9 @@ def _openssl(directory: Path, command: str) -> None:
         cwd=directory,
         capture_output=True,
     )
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the variables that asyncpg reads."""
+    unset_variables(monkeypatch)

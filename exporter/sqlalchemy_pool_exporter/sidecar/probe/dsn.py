@@ -237,7 +237,7 @@ def _check_tls(dsn: DSN, section_mode: str | None) -> None:
     for name, version in versions.items():
         _check_choice(name, version)
     least, most = versions.values()
-    if least > most:
+    if least > most:  # as texts, whose order is that of the versions
         raise ValueError(f"ssl_max_protocol_version is below the least version, {least}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if mode in _MODES_WITHOUT_FALLBACK:
