@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 
 from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import BUCKETS, POOL_METRICS
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
-from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 
 from . import measure
 from .report import Table

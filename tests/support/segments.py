@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter.errors import SegmentError
+from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
-from sqlalchemy_pool_exporter.sidecar.collector import FleetCollector
 from tests.support.fakes import FakeConnection
 from tests.support.samples import Exposition
 

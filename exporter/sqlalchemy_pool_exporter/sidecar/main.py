@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
-from .collector import FleetCollector
 from .probe.families import families as probe_families
 from .probe.probe import Probe
 from .web import app as web

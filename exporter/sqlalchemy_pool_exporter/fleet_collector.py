@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns all segments of a directory into metric families, at each scrape."""
+"""Turns all segments of a directory into metric families, at each scrape; both processes use it."""
 
 from __future__ import annotations
 
