@@ -15,8 +15,8 @@ from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
+from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.snapshot import counters
-from sqlalchemy_pool_exporter.segment.worker import Versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,6 +74,10 @@ class FleetCollector(Collector):
         scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
         for versions in _versions(fleet):
             scrape.add_info((), "exporter_build_info", {"version": package_version(), **versions})
+        for worker in fleet.live:
+            if worker.facts.process is not None:
+                labels = {"worker": worker.number, **worker.facts.process._asdict()}
+                scrape.add_info((), "exporter_worker_info", labels)
         scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
         self._series = scrape.series
         yield from scrape.families()
@@ -111,5 +115,5 @@ class FleetCollector(Collector):
 
 def _versions(fleet: Fleet) -> list[dict[str, str]]:
     """Return the versions of Python and SQLAlchemy of the live workers, each pair once; empty texts if unknown."""
-    found = sorted({worker.versions for worker in fleet.live if worker.versions is not None})
+    found = sorted({worker.facts.versions for worker in fleet.live if worker.facts.versions is not None})
     return [versions._asdict() for versions in found or [Versions("", "")]]

@@ -281,6 +281,13 @@ SIDECAR_METRICS: Final = (
         values=WORKER_STATES,
     ),
     _pool(
+        "exporter_worker_info",
+        "gauge",
+        "1 for each live worker, with what finds its process on the host (or in the container) where it runs: process "
+        "id, program, the first words of its command without values that may be secret, and start time (UTC).",
+        labels=("worker", "pid", "program", "command", "started"),
+    ),
+    _pool(
         "exporter_segment_errors",
         "gauge",
         "Files left out of this scrape: not readable, not of this project, of another layout version, or damaged.",

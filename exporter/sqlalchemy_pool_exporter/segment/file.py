@@ -16,18 +16,14 @@ import errno
 import json
 import mmap
 import os
-import platform
 import stat
 import struct
-import sys
 from collections import defaultdict
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from . import lock
+from . import facts, lock
 from .block import FIELDS, clear
 from .format import (
     BLOCK_HEADER,
@@ -178,7 +174,7 @@ class Lease:
         if is_new:
             HEADER.pack_into(mapped, 0, *header)
             words[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
-        mapped[FACTS_AT:HEADER_BYTES] = _facts().ljust(HEADER_BYTES - FACTS_AT, b"\0")
+        mapped[FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
         for at in self._rows:
             clear(_doubles(mapped, at, self._rows[at]))
             self._free[_text_at(mapped, at)].append(at)
@@ -260,20 +256,3 @@ def _text_at(mapped: mmap.mmap, at: int) -> bytes:
 
 def _doubles(mapped: mmap.mmap, at: int, rows: int) -> memoryview[float]:
     return memoryview(mapped)[at + DOUBLES_AT : at + block_bytes(rows)].cast("d")
-
-
-def _facts() -> bytes:
-    """Return the facts about this process for the header, as JSON.
-
-    The sidecar shows the versions of Python and SQLAlchemy. The rest is for people who inspect the file, because the
-    kernel does not tell which process holds a lock of this kind.
-    """
-    facts: dict[str, Any] = {
-        "pid": os.getpid(),
-        "program": PurePath(*sys.argv[:1]).name[:200],
-        "version": package_version(),
-        "python": platform.python_version(),
-        # Not imported here: a process with pools has imported it.
-        "sqlalchemy": getattr(sys.modules.get("sqlalchemy"), "__version__", ""),
-    }
-    return json.dumps(facts).encode()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy_pool_exporter.errors import SegmentError
 from sqlalchemy_pool_exporter.metrics import INFO_LABELS
 
+from . import facts
 from .block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
+    from .facts import Facts
     from .snapshot import Counts
 
 # Errors of open() for a symbolic link and for a socket.
@@ -81,13 +83,6 @@ class WorkerPool(NamedTuple):
     snapshot: Snapshot
 
 
-class Versions(NamedTuple):
-    """Versions that a worker runs on; empty if its file does not say."""
-
-    python: str
-    sqlalchemy: str
-
-
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The contents of one segment file."""
@@ -97,7 +92,7 @@ class Worker:
     holders: int  # how many processes have written the file so far
     is_live: bool
     pools: tuple[WorkerPool, ...]
-    versions: Versions | None  # None if the file does not say so in a readable form
+    facts: Facts
 
 
 def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
@@ -146,8 +141,8 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> W
         return last
     used = _checked(Header.read(descriptor)).used
     data = read_used(descriptor, used)
-    versions = _versions(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
-    return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), versions)
+    said = facts.read(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
+    return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), said)
 
 
 def _checked(header: Header | None) -> Header:
@@ -167,17 +162,6 @@ def _pools(data: bytes) -> Iterator[WorkerPool]:
     for at, rows in blocks_in(data):
         name, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
         yield WorkerPool(name, info, _snapshot(data, at + DOUBLES_AT, rows))
-
-
-@lru_cache(FILES)
-def _versions(facts: bytes) -> Versions | None:
-    try:
-        said = json.loads(facts)
-        versions = Versions(said["python"], said.get("sqlalchemy", ""))  # absent in files of older workers
-        "".join(versions).encode()
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-    return versions
 
 
 @lru_cache(FILES)

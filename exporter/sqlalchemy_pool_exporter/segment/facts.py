@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts in the header of a segment: which process writes it, and the versions that the process runs on.
+
+The kernel does not tell which process holds a lock of this kind, so each worker says so itself. The reader trusts no
+fact, because another process can write the file: a fact of another type or length counts as not said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.about import package_version
+
+from .format import FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_PROGRAM_CHARACTERS: Final = 64
+_COMMAND_CHARACTERS: Final = 120
+_COMMAND_WORDS: Final = 12
+_MOST_CHARACTERS: Final = 256  # that a reader takes of one fact
+_MOST_PID: Final = 2**22  # Linux has no larger one
+_LEFT_OUT: Final = "…"
+# Of these characters a word of a command may consist; code, JSON and connection strings have others.
+_HARMLESS: Final = re.compile(r"[\w./:%+,-]+")
+_KEY_CHARACTERS: Final = 20  # a part of a word that is as long and has letters and digits may be an API key
+# The word after such an option is not shown. The short ones are by custom those of users and passwords.
+_SECRET_OPTION: Final = re.compile(
+    r"pass|pwd|secret|token|key|auth|basic|cred|dsn|ur[il]|connect$|conn$|connection-?str|user|login|private|cookie|salt",
+    re.IGNORECASE,
+)
+_SECRET_SHORT_OPTIONS: Final = frozenset(("-a", "-p", "-u", "-P", "-U"))
+
+
+class Versions(NamedTuple):
+    """Versions that a worker runs on; empty if its file does not say."""
+
+    python: str
+    sqlalchemy: str
+
+
+class Process(NamedTuple):
+    """Which process a worker is; a text is empty if its file does not say."""
+
+    pid: str
+    program: str
+    command: str
+    started: str
+
+
+class Facts(NamedTuple):
+    """What a worker says of itself; None for what is not readable."""
+
+    versions: Versions | None
+    process: Process | None
+
+
+# -- the writer
+
+
+def of_this_process() -> bytes:
+    """Return the facts about this process as JSON; they fit into the header, whatever the process is called."""
+    facts: dict[str, Any] = {
+        "pid": os.getpid(),
+        "program": _program(),
+        "command": _command(),
+        "started": started().isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "version": package_version(),
+        "python": platform.python_version(),
+        # Not imported here: a process with pools has imported it.
+        "sqlalchemy": getattr(sys.modules.get("sqlalchemy"), "__version__", ""),
+    }
+    return json.dumps(facts).encode()
+
+
+def started() -> datetime:
+    """Return when this process started; now, where ``/proc`` does not say."""
+    now = datetime.now(UTC)
+    try:
+        # The name of the program, in parentheses, can contain anything. Field 22 is in clock ticks since the boot.
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now
+    return datetime.fromtimestamp(now.timestamp() - max(age, 0.0), UTC)
+
+
+def _arguments() -> list[str]:
+    # sys.argv: a server that starts workers by multiprocessing gives them its own, while sys.orig_argv and the process
+    # title say how multiprocessing started them. An application can put anything there, and a lone surrogate stands for
+    # a byte that is no UTF-8.
+    words = [str(word).encode("utf-8", "replace").decode() for word in getattr(sys, "argv", ())]
+    return words or [""]
+
+
+def _program() -> str:
+    path = PurePath(_arguments()[0])
+    if path.name == "__main__.py":  # python -m package
+        path = path.parent
+    # Nothing, -c and -m: python -c, or an interpreter that a server embeds.
+    name = path.name if path.name not in {"", "-c", "-m"} else PurePath(sys.executable or "python").name
+    return "".join(shown_words([name]))[:_PROGRAM_CHARACTERS]
+
+
+def _command() -> str:
+    text = " ".join([_program(), *shown_words(_arguments()[1 : 1 + _COMMAND_WORDS])])
+    return text if len(text) <= _COMMAND_CHARACTERS else text[: _COMMAND_CHARACTERS - 1] + _LEFT_OUT
+
+
+def shown_words(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command that may be shown, and … for each other word or value.
+
+    Hidden are URLs, words with an ``@``, values after ``=`` or attached to a short option, words after an option that
+    is by its name a secret or a user's name, what looks like a key, and what has unusual characters, as code has.
+    """
+    hides_next = False
+    for word in words:
+        if hides_next:
+            hides_next = False
+            yield _LEFT_OUT
+            continue
+        name, equals, _ = word.partition("=")
+        is_short = name[:1] == "-" != name[1:2]
+        if is_short:
+            name, attached = name[:2], name[2:]
+            hides_next = name in _SECRET_SHORT_OPTIONS and not attached and not equals
+            equals = equals or attached
+        elif name.startswith("--"):
+            hides_next = not equals and _SECRET_OPTION.search(name) is not None
+        if not _is_harmless(name):
+            yield _LEFT_OUT
+        else:
+            yield name + (f"{'' if is_short else '='}{_LEFT_OUT}" if equals else "")
+
+
+def _is_harmless(word: str) -> bool:
+    if not _HARMLESS.fullmatch(word) or "://" in word:
+        return False
+    return not any(
+        len(part) >= _KEY_CHARACTERS and re.search(r"\d", part) and re.search(r"[^\W\d]", part)
+        for part in re.split(r"[/.:,]", word)
+    )
+
+
+# -- the reader
+
+
+@lru_cache(FILES)
+def read(data: bytes) -> Facts:
+    """Return the facts that a header holds; never raises, whatever the bytes are."""
+    try:
+        said = json.loads(data)
+        said = said if isinstance(said, dict) else {}
+    # RecursionError: thousands of nested brackets.
+    except (ValueError, RecursionError):
+        said = {}
+    return Facts(_versions(said), _process(said))
+
+
+def _versions(said: dict[str, Any]) -> Versions | None:
+    versions = [_text(said.get(name, default)) for name, default in (("python", None), ("sqlalchemy", ""))]
+    python, sqlalchemy = versions  # files of older workers lack the second
+    return None if python is None or sqlalchemy is None else Versions(python, sqlalchemy)
+
+
+def _process(said: dict[str, Any]) -> Process | None:
+    pid = said.get("pid")
+    if type(pid) is not int or not 0 < pid <= _MOST_PID:
+        return None
+    return Process(str(pid), *(_text(said.get(name)) or "" for name in ("program", "command", "started")))
+
+
+def _text(value: object) -> str | None:
+    """Return a text that an exposition can show, or None."""
+    if not isinstance(value, str) or len(value) > _MOST_CHARACTERS or not value.isprintable():
+        return None  # a lone surrogate, which is no UTF-8, is not printable either
+    return value
