@@ -47,7 +47,9 @@ ALL = (
 METRICS = {metric.name: metric for metric in ALL}
 SUFFIXES = ("_bucket", "_count", "_sum")
 # Metrics that no dashboard shows and no rule uses, each with the reason.
-EXCUSED: dict[str, str] = {}
+EXCUSED: dict[str, str] = {
+    "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
+}
 
 TIERS = ["Health", "Problems", "Performance", "Maintenance"]
 GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
