@@ -342,8 +342,8 @@ DATABASE_METRICS: Final = (
     _database(
         "up",
         "gauge",
-        "1 if the last probe of the database succeeded, else 0. Absent before the first. While it is 0, what "
-        "only the server knows is absent.",
+        "1 if the last probe of the database succeeded, else 0. Absent before the first. Once it has been 0 for one "
+        "interval of the probe, what only the server knows is absent; until then its last values stay.",
     ),
     _database(
         "max_connections", "gauge", "The server's max_connections: client connections it can have at once."
@@ -392,6 +392,25 @@ DATABASE_METRICS: Final = (
         "gauge",
         "1 if a connection pooler such as pgbouncer stands before the server, else 0.",
     ),
+    _database(
+        "server_info",
+        "info",
+        "Which server this is, to join databases that are on one server: its system identifier, or its address and "
+        "port where the probe's role may not read that, and its start time, by which a server and its replicas differ.",
+        "server",
+    ),
+    _database(
+        "read_only",
+        "gauge",
+        "1 if a new session of the probe's role cannot write: the server is in recovery, or "
+        "default_transaction_read_only is on for the server, the database or the role. Else 0.",
+    ),
+    _database(
+        "in_recovery",
+        "gauge",
+        "1 if the server is in recovery, as a replica is, else 0.",
+    ),
+    _database("start_time_seconds", "gauge", "Unix time at which the server was started."),
     _database("probes_total", "counter", "Probes of the database, failed ones too."),
     _database(
         "probe_failures_total", "counter", "Probes that failed, by reason.", "reason", get_args(ProbeFailure)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import os
 import shutil
@@ -23,7 +24,7 @@ from tests.support import wait
 from tests.support.postgres_keeper import _account, _free_port, _programs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SECRET = "s3cr3t-Pa55"  # noqa: S105 - the password on servers that exist for seconds
 HANG = 60.0  # seconds after which a test counts as hanging
@@ -53,14 +54,14 @@ class ProbedServer:
         self.process: subprocess.Popen[bytes] | None = None
         password = self.directory / "password"
         password.write_text(SECRET)
-        data = self.directory / "data"
+        data = self.data = self.directory / "data"
         options = f"-U postgres -A scram-sha-256 --pwfile {password} -E UTF8 --no-locale --no-sync".split()
         initdb = self._spawn("initdb", "-D", data, *options)
         assert initdb.wait(HANG) == 0, self.log.read_text()
         settings = f"""
             listen_addresses = '127.0.0.1'
             port = {self.port}
-            unix_socket_directories = ''
+            unix_socket_directories = '{self.directory}'
             fsync = off
             max_connections = 20
             max_wal_senders = 3
@@ -85,9 +86,31 @@ class ProbedServer:
     def start(self) -> None:
         if self.process is not None:
             return
-        self.process = self._spawn("postgres", "-D", self.directory / "data")
-        state = self.directory / "data" / "postmaster.pid"
+        self.process = self._spawn("postgres", "-D", self.data)
+        state = self.data / "postmaster.pid"
         _wait_for(lambda: state.exists() and "ready" in state.read_text())
+
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[ProbedServer]:
+        """Run a copy of this server that stays in recovery; this server is stopped while it is copied."""
+        self.stop()
+        replica = copy.copy(self)
+        replica.data = self.directory / "replica"
+        shutil.copytree(self.data, replica.data)
+        replica.data.chmod(0o700)
+        for path in (replica.data, *replica.data.rglob("*")):
+            os.chown(path, self.data.stat().st_uid, self.data.stat().st_gid)
+        (replica.data / "standby.signal").touch()
+        replica.port = _free_port()
+        with (replica.data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {replica.port}\n")
+        try:
+            self.start()
+            replica.start()
+            yield replica
+        finally:
+            replica.stop()
+            shutil.rmtree(replica.data)
 
     def stop(self) -> None:
         if self.process is not None:

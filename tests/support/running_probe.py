@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import time
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -50,9 +51,9 @@ class ManualSleep:
 class RunningProbe:
     """A probe that waits for the test before each further probe."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self.sleep = ManualSleep()
-        self.probe = Probe(database, sleep=self.sleep.sleep, uniform=lambda _low, high: high)
+        self.probe = Probe(database, clock=clock, sleep=self.sleep.sleep, uniform=lambda _low, high: high)
 
     async def probe_again(self) -> ProbeStatus:
         """Finish the sleep, and return the status after the next probe."""
@@ -62,14 +63,17 @@ class RunningProbe:
 
     @property
     def server(self) -> ServerState:
-        assert self.probe.status.server is not None, self.probe.status
+        assert self.probe.status.is_up, self.probe.status
+        assert self.probe.status.server is not None
         return self.probe.status.server
 
 
 @contextlib.asynccontextmanager
-async def running(database: Database) -> AsyncIterator[RunningProbe]:
+async def running(
+    database: Database, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[RunningProbe]:
     """Run a probe, which has probed once when the block begins, and cancel it at the end of the block."""
-    runner = RunningProbe(database)
+    runner = RunningProbe(database, clock)
     task = asyncio.create_task(runner.probe.run())
     try:
         async with asyncio.timeout(HANG):

@@ -14,7 +14,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     Probe,
     ProbeStatus,
 )
-from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerState
+from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerFacts, ServerState
 from tests.support.running_probe import (
     exposition,
     exposition_text,
@@ -30,6 +30,7 @@ FULL = ProbeStatus(
     completed_at=100.0,
     duration_seconds=0.25,
     succeeded_at=1.7e9,
+    is_up=True,
     server=ServerState(
         max_connections=100,
         reserved_connections=3,
@@ -39,6 +40,15 @@ FULL = ProbeStatus(
         idle_session_timeout_seconds=600.0,
         idle_in_transaction_session_timeout_seconds=None,
         behind_pooler=False,
+        facts=ServerFacts(
+            identity="7391234567890123456@1700000000.123456",
+            start_time=1700000000.123456,
+            is_in_recovery=False,
+            is_read_only=True,
+            sees_all_sessions=True,
+            is_monitor=True,
+            session_settings="",
+        ),
     ),
 )
 
@@ -61,6 +71,10 @@ def test_shows_the_last_result_and_its_age() -> None:
             ("max_connections", ()): 100.0,
             ("reserved_connections", ()): 3.0,
             ("behind_pooler", ()): 0.0,
+            ("read_only", ()): 1.0,
+            ("in_recovery", ()): 0.0,
+            ("start_time_seconds", ()): 1700000000.123456,
+            ("server_info", ("7391234567890123456@1700000000.123456",)): 1.0,
             ("connections", ("unknown",)): 0.0,
             ("connections", ("active",)): 4.0,
             ("connections", ("idle",)): 0.0,
@@ -90,7 +104,7 @@ def test_pools_are_those_configured_or_the_one_with_the_databases_name(
 
 def test_a_database_that_is_down_hides_no_other() -> None:
     """Two databases share the families; the one that is down has up 0, its counters and its last success."""
-    down = dataclasses.replace(FULL, database="ledger", server=None)
+    down = dataclasses.replace(FULL, database="ledger", is_up=False, server=None)
     text = exposition_text(FULL, down, now=100.0)
     parsed = {family.name: family for family in parse(text)}
     up = {sample.labels["database"]: sample.value for sample in parsed["sqlalchemy_pool_database_up"].samples}
@@ -107,6 +121,16 @@ def test_a_database_that_is_down_hides_no_other() -> None:
         }
         == shown
     )
+
+
+def test_the_last_values_hold_after_a_failure_until_they_expire() -> None:
+    """A failed probe shows up 0 at once, and the values of the probe before it until they expire; then none."""
+    failed = dataclasses.replace(FULL, is_up=False, expires_at=115.0)
+    held, gone = exposition(failed, now=114.9), exposition(failed, now=115.0)
+    assert held == exposition(FULL, now=114.9) | {("up", ()): 0.0}
+    assert ("max_connections", ()) not in gone
+    assert ("server_info", ("7391234567890123456@1700000000.123456",)) not in gone
+    assert gone["up", ()] == 0.0
 
 
 def test_everything_shown_is_declared() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     APPLICATION_NAME,
 )
-from sqlalchemy_pool_exporter.sidecar.probe.queries import summarize
+from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerFacts, summarize
 from tests.support.probed_server import ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
     exposition,
@@ -151,7 +151,7 @@ async def test_an_unprivileged_role_shows_hidden_sessions_as_unknown(
         assert {"idle": 1, "idle_in_transaction": 1, "unknown": 2} == runner.server.connections
         assert runner.server.longest_idle_in_transaction_seconds is not None
     assert [record.message for record in caplog.records if "pg_monitor" in record.message] == [
-        "database 'orders': the state of 2 sessions is hidden from the role: GRANT pg_monitor to it"
+        "database 'orders': the state of 2 sessions is unknown: it is hidden from the role: GRANT pg_monitor to it"
     ]
 
 
@@ -174,6 +174,15 @@ async def test_application_names_are_untrusted_and_bounded(server: ProbedServer)
         assert len(parse(text)) > 5
 
 
+FACTS = ServerFacts(
+    identity="7391234567890123456@1700000000.123456",
+    start_time=1700000000.123456,
+    is_in_recovery=False,
+    is_read_only=False,
+    sees_all_sessions=True,
+    is_monitor=True,
+    session_settings="",
+)
 SETTINGS = {"max_connections": 100.0, "superuser_reserved_connections": 3.0}
 
 
@@ -194,7 +203,7 @@ SETTINGS = {"max_connections": 100.0, "superuser_reserved_connections": 3.0}
 def test_names_become_labels(name: str | None, label: str) -> None:
     """Unprintable characters are replaced, long names are cut, and an empty name becomes unnamed."""
     row = {"state": "idle", "application_name": name, "sessions": 1, "idle_in_transaction": None}
-    seen = summarize(SETTINGS, [row], behind_pooler=False, application_names_limit=5)
+    seen = summarize(SETTINGS, [row], FACTS, behind_pooler=False, application_names_limit=5)
     assert {label: 1, "other": 0} == seen.application_connections
 
 
@@ -204,10 +213,10 @@ def test_an_application_called_other_does_not_hide_the_others() -> None:
         {"state": "idle", "application_name": name, "sessions": n, "idle_in_transaction": None}
         for name, n in (("other", 5), ("a", 3), ("b", 2), ("c", 1))
     ]
-    seen = summarize(SETTINGS, rows, behind_pooler=False, application_names_limit=2)
+    seen = summarize(SETTINGS, rows, FACTS, behind_pooler=False, application_names_limit=2)
     assert {"other": 5 + 2 + 1, "a": 3} == seen.application_connections
     assert {"other": 11} == summarize(
-        SETTINGS, rows, behind_pooler=False, application_names_limit=0
+        SETTINGS, rows, FACTS, behind_pooler=False, application_names_limit=0
     ).application_connections
 
 
@@ -217,5 +226,5 @@ def test_states_the_probe_does_not_know_are_unknown() -> None:
         {"state": state, "application_name": "", "sessions": 1, "idle_in_transaction": None}
         for state in ("disabled", "meditating", None, "starting", "fastpath function call")
     ]
-    seen = summarize(SETTINGS, rows, behind_pooler=False, application_names_limit=2)
+    seen = summarize(SETTINGS, rows, FACTS, behind_pooler=False, application_names_limit=2)
     assert {"unknown": 3, "starting": 1, "fastpath": 1} == seen.connections

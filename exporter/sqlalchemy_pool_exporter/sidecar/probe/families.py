@@ -29,8 +29,9 @@ def families(statuses: Iterable[ProbeStatus], now: float) -> Iterator[Family]:
         for pool in status.pools:
             builder.add_info(owner, "database_pool_info", {"pool": pool})
         builder.add(owner, _probe_values(status, now))
-        if status.server is not None:
-            builder.add(owner, _server_values(status.server))
+        if (server := status.server_at(now)) is not None:
+            builder.add_info(owner, "database_server_info", {"server": server.facts.identity})
+            builder.add(owner, _server_values(server))
     yield from builder.families(with_empty=False)
 
 
@@ -39,7 +40,7 @@ def _probe_values(status: ProbeStatus, now: float) -> Iterator[tuple[str, Value]
     failures = {reason: float(status.failures.get(reason, 0)) for reason in get_args(ProbeFailure)}
     yield "database_probe_failures_total", failures
     if status.completed_at is not None:
-        yield "database_up", float(status.server is not None)
+        yield "database_up", float(status.is_up)
         yield "database_probe_age_seconds", max(0.0, now - status.completed_at)
     if status.duration_seconds is not None:
         yield "database_probe_duration_seconds", status.duration_seconds
@@ -51,6 +52,9 @@ def _server_values(server: ServerState) -> Iterator[tuple[str, Value]]:
     yield "database_max_connections", float(server.max_connections)
     yield "database_reserved_connections", float(server.reserved_connections)
     yield "database_behind_pooler", float(server.behind_pooler)
+    yield "database_read_only", float(server.facts.is_read_only)
+    yield "database_in_recovery", float(server.facts.is_in_recovery)
+    yield "database_start_time_seconds", server.facts.start_time
     # "unknown" is always present, so that a query can find a role that sees too little.
     sessions = {"unknown": 0, **server.connections}
     yield "database_connections", {state: float(count) for state, count in sessions.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import asyncpg
 
 from .errors import AdminConsoleError, Failure, classify_error
-from .queries import ServerState, read_server_state
+from .queries import ServerFacts, ServerState, read_server_state
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -69,8 +70,9 @@ class DatabaseSettings(Protocol):
 class ProbeStatus:
     """How a database's probe is doing: counters since its start, and the result of the last probe.
 
-    ``completed_at`` is on the monotonic clock, ``succeeded_at`` is Unix time. ``server`` is ``None`` if the last probe
-    failed.
+    ``completed_at`` and ``expires_at`` are on the monotonic clock, ``succeeded_at`` is Unix time. ``server`` is what
+    the last successful probe read. After a failure it holds until ``expires_at``: if one failed probe made a gap in
+    the series, alerts would start to count their ``for`` anew.
     """
 
     database: str
@@ -80,14 +82,20 @@ class ProbeStatus:
     completed_at: float | None = None
     duration_seconds: float | None = None
     succeeded_at: float | None = None
+    is_up: bool = False
     server: ServerState | None = None
+    expires_at: float = math.inf
+
+    def server_at(self, now: float) -> ServerState | None:
+        """Return what is known of the server at ``now``, on the monotonic clock."""
+        return self.server if now < self.expires_at else None
 
 
 class Probe:
     """Probes one database over one connection for as long as `run` runs.
 
     Mutable state: the status, which is replaced as a whole so that any thread may read it; the connection, which only
-    the task in `run` uses; and the warnings that have been logged already.
+    the task in `run` uses, and the settings that its session began with; and the warnings that have been logged.
     """
 
     def __init__(
@@ -106,11 +114,12 @@ class Probe:
         self._uniform = uniform
         self._status = ProbeStatus(database.name, database.pools or (database.name,))
         self._connection: Any = None
+        self._session_settings = ""
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
         status = self._status
-        state = "not probed" if status.completed_at is None else "up" if status.server else "down"
+        state = "not probed" if status.completed_at is None else "up" if status.is_up else "down"
         return f"<Probe {self._database.name!r} {state}, {status.probes} probes>"
 
     @property
@@ -165,14 +174,30 @@ class Probe:
             completed_at=ended,
             duration_seconds=ended - began,
             succeeded_at=last.succeeded_at if failure else self._wall(),
-            server=server,
+            is_up=failure is None,
+            server=server or last.server_at(ended),
+            expires_at=min(last.expires_at, ended + self._database.interval_seconds) if failure else math.inf,
         )
         return failure
 
     async def _read(self) -> ServerState:
         # The server may close an idle connection (restart, idle_session_timeout): reconnect, that is no failure.
         if self._connection is None or self._connection.is_closed():
-            self._connection = await _connect(self._database)
+            return await self._read_anew()
+        server = await self._read_connected()
+        # A session keeps the settings with which it began, and a pool's new connections get the others.
+        if server.facts.session_settings != self._session_settings and not server.behind_pooler:
+            await self._connection.close()
+            return await self._read_anew()
+        return server
+
+    async def _read_anew(self) -> ServerState:
+        self._connection = await _connect(self._database)
+        server = await self._read_connected()
+        self._session_settings = server.facts.session_settings
+        return server
+
+    async def _read_connected(self) -> ServerState:
         if "bouncer" in getattr(self._connection.get_settings(), "server_version", ""):
             raise AdminConsoleError
         return await read_server_state(
@@ -201,15 +226,25 @@ class Probe:
             )
         if server and server.hidden_sessions:
             self._warn_once(
-                "database %r: the state of %d sessions is hidden from the role: GRANT pg_monitor to it",
+                "database %r: the state of %d sessions is unknown: %s",
                 name,
                 server.hidden_sessions,
+                _remedy(server.facts),
             )
 
     def _warn_once(self, message: str, *arguments: object) -> None:
         if message not in self._warned:
             self._warned.add(message)
             _logger.warning(message, *arguments)
+
+
+def _remedy(facts: ServerFacts) -> str:
+    """Return why the state of some sessions is unknown, and what the operator can do about it."""
+    if facts.sees_all_sessions:
+        return "track_activities is off for them, or they are in a state that only later versions of this program know"
+    if facts.is_monitor:
+        return "it is hidden from the role, a member of pg_monitor that does not inherit it; GRANT it WITH INHERIT"
+    return "it is hidden from the role: GRANT pg_monitor to it"
 
 
 async def _connect(database: DatabaseSettings) -> Any:

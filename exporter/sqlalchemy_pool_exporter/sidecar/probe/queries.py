@@ -22,11 +22,35 @@ _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL state
 
 # One row for each setting that the server has: older versions lack some of them. Timeouts are in milliseconds.
 _SETTINGS: Final = """
-SELECT pg_catalog.pg_backend_pid() AS pid, name, setting::float8 AS value
+SELECT name, setting::float8 AS value
   FROM pg_catalog.pg_settings
  WHERE name IN ('max_connections', 'superuser_reserved_connections', 'reserved_connections',
                 'idle_session_timeout', 'idle_in_transaction_session_timeout')
 """
+
+# What the server is, in one row. A server in recovery refuses writes whatever the setting says. The probe's own
+# transaction is read-only, so transaction_read_only tells nothing here. Settings of the role and of the database reach
+# new sessions only; `session_settings` tells that they have changed since this session began. The server refuses to
+# even plan a call of pg_control_system() that the role may not make, hence the question first.
+_SERVER: Final = """
+SELECT pg_catalog.pg_backend_pid() AS pid,
+       pg_catalog.pg_is_in_recovery() AS in_recovery,
+       pg_catalog.current_setting('default_transaction_read_only')::bool AS read_only,
+       extract(epoch FROM pg_catalog.pg_postmaster_start_time())::numeric(20, 6)::text AS start_time,
+       pg_catalog.host(pg_catalog.inet_server_addr()) AS address,
+       pg_catalog.current_setting('port') AS port,
+       pg_catalog.has_function_privilege(
+           pg_catalog.to_regprocedure('pg_catalog.pg_control_system()'), 'EXECUTE') AS shows_identifier,
+       pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all_sessions,
+       pg_catalog.pg_has_role('pg_monitor', 'MEMBER') AS is_monitor,
+       (SELECT pg_catalog.string_agg(setting::text, ';' ORDER BY setting::text)
+          FROM pg_catalog.pg_db_role_setting AS setting
+         WHERE setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database
+                                    WHERE datname = pg_catalog.current_database()))
+           AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
+       ) AS session_settings
+"""
+_IDENTIFIER: Final = "SELECT system_identifier FROM pg_catalog.pg_control_system()"
 
 # Only client backends count against max_connections; WAL senders, autovacuum and background workers (which include
 # parallel workers) have limits of their own. A role without pg_monitor reads null as the backend_type and the state
@@ -57,6 +81,23 @@ _STATES: Final[Mapping[str | None, SessionState]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What kind of server answered, and what the probe's role may see of it.
+
+    ``identity`` is the same for every role and every way to the server, and another one for its replicas and copies,
+    which have its system identifier.
+    """
+
+    identity: str
+    start_time: float  # Unix time
+    is_in_recovery: bool
+    is_read_only: bool  # for new sessions of the role
+    sees_all_sessions: bool
+    is_monitor: bool  # member of pg_monitor, also if it does not inherit its rights
+    session_settings: str  # of role and database; a session keeps those it began with
+
+
+@dataclass(frozen=True, slots=True)
 class ServerState:
     """What one probe read from a server.
 
@@ -71,38 +112,59 @@ class ServerState:
     idle_session_timeout_seconds: float | None
     idle_in_transaction_session_timeout_seconds: float | None
     behind_pooler: bool
+    facts: ServerFacts
 
     @property
     def hidden_sessions(self) -> int:
-        """Number of sessions whose state the probe's role may not see."""
+        """Number of sessions whose state the probe cannot tell."""
         return self.connections.get("unknown", 0)
 
 
 async def read_server_state(
     connection: Any, *, timeout_seconds: float, application_names_limit: int
 ) -> ServerState:
-    """Run both queries in one read-only transaction and summarize their rows."""
+    """Run the queries in one read-only transaction and summarize their rows."""
     await connection.execute(_BEGIN.format(max(1, int(timeout_seconds * 1000))))
+    server = await connection.fetchrow(_SERVER)
+    identifier = await connection.fetchval(_IDENTIFIER) if server["shows_identifier"] else None
     settings = await connection.fetch(_SETTINGS)
     sessions = await connection.fetch(_SESSIONS)
     await connection.execute("COMMIT")
     return summarize(
         {row["name"]: row["value"] for row in settings},
         sessions,
+        facts_of(server, identifier),
         # A pooler makes up the process id that it reports when a client connects.
-        behind_pooler=connection.get_server_pid() != settings[0]["pid"],
+        behind_pooler=connection.get_server_pid() != server["pid"],
         application_names_limit=application_names_limit,
+    )
+
+
+def facts_of(server: Mapping[str, Any], identifier: int | None) -> ServerFacts:
+    """Return the facts in the row about a server; ``identifier`` is its system identifier, None if it is hidden."""
+    # Replicas, and copies made from a snapshot, have the system identifier of their original. No two of them started
+    # in the same microsecond.
+    name = identifier or f"{server['address'] or 'local'}:{server['port']}"
+    return ServerFacts(
+        identity=f"{name}@{server['start_time']}",
+        start_time=float(server["start_time"]),
+        is_in_recovery=server["in_recovery"],
+        is_read_only=server["in_recovery"] or server["read_only"],
+        sees_all_sessions=server["sees_all_sessions"],
+        is_monitor=server["is_monitor"],
+        session_settings=server["session_settings"] or "",
     )
 
 
 def summarize(
     settings: Mapping[str, float],
     sessions: Sequence[Mapping[str, Any]],
+    facts: ServerFacts,
     *,
     behind_pooler: bool,
     application_names_limit: int,
 ) -> ServerState:
-    """Return the state that the rows of both queries describe.
+    """Return the state that the rows about settings and sessions, and the facts, describe.
 
     At most ``application_names_limit`` application names are kept; the sessions of all others are summed as "other".
     """
@@ -125,6 +187,7 @@ def summarize(
             settings.get("idle_in_transaction_session_timeout")
         ),
         behind_pooler=behind_pooler,
+        facts=facts,
     )
 
 
