@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
-    from .recording.endpoint import Server, aiohttp_handler, asgi_app, serve, wsgi_app
+    from .recording.endpoint import Server, serve
     from .recording.instrument import Handle, instrument, uninstrument
+    from .recording.mounts import aiohttp_handler, asgi_app, wsgi_app
 
 __all__ = [
     "ConfigError",
@@ -31,8 +32,9 @@ __all__ = [
 # package and must not load SQLAlchemy.
 _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
-    "recording.endpoint": ("Server", "aiohttp_handler", "asgi_app", "serve", "wsgi_app"),
+    "recording.endpoint": ("Server", "serve"),
     "recording.instrument": ("Handle", "instrument", "uninstrument"),
+    "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),
 }
 
 

@@ -8,7 +8,9 @@ import re
 from typing import Final, NamedTuple
 
 MAX_PORT: Final = 65535
-DEFAULT_PORT: Final = 10079
+# The sidecar's, and that of serve() in the application: both run on one host, or in one pod. Browsers refuse 10080.
+SIDECAR_PORT: Final = 10079
+APPLICATION_PORT: Final = 10081
 # An IPv6 address, or a host name of labels of at most 63 characters, or nothing; and a port.
 _ADDRESS: Final = re.compile(
     r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|((?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|)):([0-9]{1,5})", re.ASCII

@@ -199,7 +199,7 @@ def test_client_that_does_not_read_leaves_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A client that does not read its answer is cut off, without a traceback in the application's log."""
-    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.endpoint._Handler.timeout", 0.2)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.http_server.SECONDS", 0.2)
     registry = CollectorRegistry()
     Info("large", "Larger than the buffers of a socket.", registry=registry).info({"text": "x" * 16_000_000})
     with serve(0, "127.0.0.1", registry=registry) as server, socket.socket() as client:
@@ -208,7 +208,7 @@ def test_client_that_does_not_read_leaves_no_traceback(
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert client.recv(1)
         assert eventually(
-            lambda: not any("process_request" in thread.name for thread in threading.enumerate())
+            lambda: not any("exporter answer" in thread.name for thread in threading.enumerate())
         )
     assert capfd.readouterr().err == ""
 

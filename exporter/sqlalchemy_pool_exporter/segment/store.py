@@ -109,13 +109,18 @@ _by_directory: dict[Path | None, BlockStore] = {}
 
 def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> BlockStore:
     """Return the store of this process for a directory; None means the directory of the environment, else memory."""
-    given = directory if directory is not None else os.environ.get(environment.DIRECTORY) or None
+    path = chosen_directory(directory)
     if group_readable is None:
         group_readable = os.environ.get(environment.GROUP_READABLE, "").lower() in {"1", "true", "yes", "on"}
-    path = None if given is None else _resolved(Path(given))
     if path not in _by_directory:
         _by_directory[path] = BlockStore(path, group_readable=group_readable)
     return _by_directory[path]
+
+
+def chosen_directory(directory: str | os.PathLike[str] | None) -> Path | None:
+    """Return the directory that was asked for: the argument, or else the directory of the environment, or else None."""
+    given = directory if directory is not None else os.environ.get(environment.DIRECTORY) or None
+    return None if given is None else _resolved(Path(given))
 
 
 def _resolved(path: Path) -> Path:

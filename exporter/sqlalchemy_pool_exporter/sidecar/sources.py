@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_pool_exporter import environment
-from sqlalchemy_pool_exporter.address import DEFAULT_PORT, Address
+from sqlalchemy_pool_exporter.address import SIDECAR_PORT, Address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ VARIABLES: Mapping[str, str] = {
     environment.LOG_LEVEL: "log.level",
 }
 
-DEFAULT_ADDRESS = Address("", DEFAULT_PORT)
+DEFAULT_ADDRESS = Address("", SIDECAR_PORT)
 
 
 class Override(NamedTuple):
