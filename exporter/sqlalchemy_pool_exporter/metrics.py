@@ -255,7 +255,8 @@ APPLICATION_METRICS: Final = (
     _pool(
         "exporter_segment_shared",
         "gauge",
-        "1 if a sidecar sees the pool; 0 if its directory cannot be used and the numbers are in memory alone. "
+        "1 if a sidecar sees the pool; 0 if its directory cannot be used or has no room for it, and the numbers are in "
+        "memory alone. "
         "Absent where no directory was asked for.",
         labels=("pool",),
     ),
@@ -290,7 +291,8 @@ SIDECAR_METRICS: Final = (
     _pool(
         "exporter_segment_errors",
         "gauge",
-        "Files left out of this scrape: not readable, not of this project, of another layout version, or damaged.",
+        "Files left out of this scrape: not readable, not of this project or of a user that the directory does not "
+        "allow (foreign), of another layout version, or damaged.",
         labels=("reason",),
         values=get_args(SegmentErrorKind),
     ),

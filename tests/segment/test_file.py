@@ -24,7 +24,13 @@ from sqlalchemy_pool_exporter.segment.block import (
 )
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
-from sqlalchemy_pool_exporter.segment.format import FILES, file_name
+from sqlalchemy_pool_exporter.segment.format import (
+    FILE_BYTES,
+    FILES,
+    HEADER_BYTES,
+    block_bytes,
+    file_name,
+)
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from tests.support.segments import (
     FORKS,
@@ -105,7 +111,7 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
     (worker,) = Reader(directory).read().live
     (pool,) = worker.pools
     assert not pool.snapshot.is_active
-    assert pool.snapshot.connections == []
+    assert not pool.snapshot.connections
     assert pool.snapshot.counts[DETACHES - FIRST_COUNTER] == 3.0
 
 
@@ -312,11 +318,12 @@ def test_a_name_that_is_too_long(directory: Path, leases: Callable[..., Lease]) 
 def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
     """A full file refuses another pool, and those that it has stay readable."""
     lease = leases(directory)
-    for number in range(10):
-        lease.block(f"pool {number}", INFO, 200_000)
-    with pytest.raises(SegmentError, match="worker-000 has no room for another pool: it holds 10"):
-        lease.block("pool 10", INFO, 200_000)
-    assert len(Reader(directory).read().workers[0].pools) == 10
+    fits = (FILE_BYTES - HEADER_BYTES) // block_bytes(4096)
+    for number in range(fits):
+        lease.block(f"pool {number}", INFO, 4096)
+    with pytest.raises(SegmentError, match=f"worker-000 has no room for another pool: it holds {fits}"):
+        lease.block("one more", INFO, 4096)
+    assert len(Reader(directory).read().workers[0].pools) == fits
 
 
 def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistry) -> None:

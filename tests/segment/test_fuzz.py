@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -67,7 +69,15 @@ def _shift(data: bytearray, dice: random.Random) -> None:
     data[at:at] = bytes(dice.randint(1, 64))
 
 
-@pytest.mark.parametrize("damage", [_flip, _cut, _overwrite, _shift])
+def _poison(data: bytearray, dice: random.Random) -> None:
+    """Overwrite doubles with the values that break sums and comparisons."""
+    for _ in range(dice.randint(1, 8)):
+        at = 8 * dice.randrange(len(data) // 8)
+        value = dice.choice((math.inf, -math.inf, math.nan, 1.7e308, -1.7e308, -1.0, 2.0**53, 5e-324))
+        struct.pack_into("=d", data, at, value)
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, _overwrite, _shift, _poison])
 def test_fuzzed_files(
     tmp_path_factory: pytest.TempPathFactory, sane: bytes, damage: Callable[[bytearray, random.Random], None]
 ) -> None:

@@ -159,10 +159,12 @@ def test_full_disk(tiny: Path) -> None:
             worker.do("pool", f"pool {number}")
             worker.do("cycle", f"pool {number}", 3)
         assert [worker.do("sample", "checkouts_total", f"pool {number}") for number in range(10)] == [3] * 10
-        assert worker.do("sample", "exporter_segment_shared", "pool 0") == 0
         counts = Reader(tiny).read().counts
         assert ("pool 0",) in counts
         assert ("pool 9",) not in counts
+        for number in range(10):  # each pool says of itself whether a sidecar sees it
+            is_shared = worker.do("sample", "exporter_segment_shared", f"pool {number}")
+            assert is_shared == ((f"pool {number}",) in counts)
         # Fill the disk, so that there is no room for a header either.
         (tiny / "filler").write_bytes(b"")
         with contextlib.suppress(OSError), (tiny / "filler").open("wb", buffering=0) as filler:
@@ -232,7 +234,7 @@ def test_no_descriptor_left(
         patch.setattr(os, "open", refuse)
         segments = BlockStore(directory)
     assert opened == 1
-    assert segments.is_shared is False
+    assert segments.shares(segments.block("orders", INFO, 64)) is False
     assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["Too many open files"]
 
 
@@ -240,13 +242,14 @@ def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture
     """A worker whose file is deleted keeps counting, logs it once, and takes a new file at its next start."""
     segments = BlockStore(directory)
     block = segments.block("orders", INFO, 64)
-    assert segments.is_shared is True
+    assert segments.shares(block) is True
     (directory / "worker-000").unlink()
     block[DETACHES] += 1.0
-    assert [segments.is_shared, segments.is_shared] == [False, False]
+    assert [segments.shares(block), segments.shares(block)] == [False, False]
     (message,) = (record.getMessage() for record in caplog.records)
     assert "worker-000' was deleted" in message
-    assert BlockStore(directory).is_shared is True
+    again = BlockStore(directory)
+    assert again.shares(again.block("orders", INFO, 64)) is True
     assert names(directory) == ["worker-000"]
 
 
@@ -258,6 +261,27 @@ def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.L
     segments.block("billing", INFO, 64)[DETACHES] += 1.0
     (message,) = (record.getMessage() for record in caplog.records)
     assert "worker-000' was deleted" in message
+
+
+def test_a_pool_that_does_not_fit(
+    directory: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three pools, the one whose name is too long counts in memory and says so; the others are shared."""
+    long = "x" * 2000
+    pools = {"before": a_pool(), long: a_pool(), "after": a_pool()}
+    for name, pool in pools.items():
+        instrument(pool, name=name, registry=registry, directory=directory)
+        pool.connect().close()
+    exposition = Exposition(registry)
+    assert {"before": 1.0, long: 0.0, "after": 1.0} == {
+        name: exposition.value("exporter_segment_shared", name) for name in pools
+    }
+    assert all(exposition.value("checkouts_total", name) == 1 for name in pools)
+    assert {("before",), ("after",)} == Reader(directory).read().counts.keys()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith(f"pool {'x' * 40!r}, and others for which there is no room, are invisible")
+    for pool in pools.values():
+        uninstrument(pool)
 
 
 def test_descriptors_closed_by_the_application(directory: Path) -> None:

@@ -84,7 +84,7 @@ class PoolCollector(Collector):
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
                 self._errors += 1
                 continue
-            is_shared = recorder.store.is_shared
+            is_shared = recorder.store.shares(recorder.block)
             if is_shared is not None:
                 builder.add((name,), [("exporter_segment_shared", float(is_shared))])
             builder.add_info((name,), "info", recorder.info)

@@ -19,6 +19,7 @@ from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
 from . import sums
 from .format import FILES, file_name
+from .trust import Trust
 from .worker import OtherError, read
 
 if TYPE_CHECKING:
@@ -98,10 +99,11 @@ class Reader:
         complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
         listed = self._names(complaints)
+        trust = Trust.of(self.directory)
         failed: set[str] = set()
         for name in listed or ():
             try:
-                worker = self._read(name)
+                worker = self._read(name, trust)
             except SegmentError as error:
                 kind: SegmentErrorKind = error.kind if isinstance(error, OtherError) else "damaged"
                 complaints[name, kind] = str(error)
@@ -127,7 +129,7 @@ class Reader:
             self._with_overflow,
         )
 
-    def _read(self, name: str) -> Worker | None:
+    def _read(self, name: str, trust: Trust) -> Worker | None:
         """Read a file, unless it is a dead worker's and has not changed since it was read."""
         path = f"{self.directory}/{name}"
         stamp = _stamp(path)
@@ -135,7 +137,7 @@ class Reader:
         if worker is not None and stamp == before:
             return worker
         self._untouched.pop(name, None)
-        worker = read(path, _NAMES[name], self._known)
+        worker = read(path, _NAMES[name], self._known, trust)
         # A new owner chmods the file before it writes, which changes ctime; trust ctime only once it is older than the
         # clock's resolution.
         if worker is not None and not worker.is_live and stamp is not None and stamp.is_reliable:

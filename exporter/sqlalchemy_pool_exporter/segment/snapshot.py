@@ -51,6 +51,7 @@ from .block import (
 )
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator
 
 # The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
@@ -89,8 +90,8 @@ class Snapshot(NamedTuple):
     """A copy of the used part of a block."""
 
     fields: list[float]  # those before FIRST_COUNTER
-    waiters: list[float]
-    connections: list[float]
+    waiters: list[float] | array[float]
+    connections: list[float] | array[float]
     counts: Counts
 
     @classmethod

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter import environment
-from sqlalchemy_pool_exporter.errors import SegmentError
 
 from .block import allocate
 
@@ -27,7 +26,7 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, and whether the file has all blocks.
+    Mutable state: the lease of the file, whether the file is lost, and whether the log has a warning already.
     """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
@@ -35,31 +34,25 @@ class BlockStore:
         self._group_readable = group_readable
         self._lease: Lease | None = None
         self._has_warned = False
-        self._is_whole = True
+        self._is_lost = False
         self._take_lease()
 
-    @property
-    def is_shared(self) -> bool | None:
-        """Whether a sidecar sees every block; None if no directory was asked for.
+    def shares(self, block: memoryview[float]) -> bool | None:
+        """Return whether a sidecar sees this block of a pool; None if no directory was asked for.
 
         This also checks that the file still exists. Each scrape calls it.
         """
-        if self.directory is None or self._lease is None:
-            return None if self.directory is None else False
-        try:
-            self._check(self._lease)
-        except SegmentError as error:
-            self._lose(error)
-        return self._is_whole
+        if self.directory is None:
+            return None
+        return self._finds_file() and not isinstance(block.obj, bytearray)  # which allocate() makes
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
-        """Return a block for a pool; if the file cannot be used, one in memory."""
-        if self._lease is not None:
+        """Return a block for a pool; if the file cannot be used or has no room for it, one in memory."""
+        if self._lease is not None and self._finds_file():
             try:
-                self._check(self._lease)
                 return self._lease.block(name, info, rows)
             except Exception as error:  # noqa: BLE001 - the application never depends on the file
-                self._lose(error)
+                self._warn(f"pool {name[:40]!r}, and others for which there is no room, are", error)
         return allocate(rows)
 
     def give_back(self, name: str) -> None:
@@ -72,7 +65,7 @@ class BlockStore:
         if self._lease is not None:
             self._lease.close()
             self._lease = None
-        self._is_whole = True
+        self._is_lost = False
         self._take_lease()
 
     def _take_lease(self) -> None:
@@ -84,23 +77,21 @@ class BlockStore:
 
             self._lease = Lease(self.directory, group_readable=self._group_readable)
         except Exception as error:  # noqa: BLE001 - the application never depends on the file
-            self._warn(error)
+            self._warn("pools of this process are", error)
 
-    @staticmethod
-    def _check(lease: Lease) -> None:
-        if not lease.is_there:
-            raise SegmentError(f"{str(lease.path)!r} was deleted, or its lock was closed")
+    def _finds_file(self) -> bool:
+        """Return whether the file still is in the directory, and always was."""
+        if self._lease is not None and not self._lease.is_there:
+            self._is_lost = True
+            self._warn(
+                "pools of this process are", f"{str(self._lease.path)!r} was deleted, or its lock was closed"
+            )
+        return self._lease is not None and not self._is_lost
 
-    def _lose(self, error: Exception) -> None:
-        self._is_whole = False
-        self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, which: str, why: Exception | str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _logger.warning(
-                "pools of this process are invisible to a sidecar until it starts again: %s", error
-            )
+            _logger.warning("%s invisible to a sidecar until the process starts again: %s", which, why)
 
 
 # Mutable state: one store for each directory, and one under None for memory.

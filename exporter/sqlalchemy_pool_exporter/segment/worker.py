@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 import struct
@@ -27,10 +28,16 @@ from .block import (
     CONNECTIONS_USED,
     FIELDS,
     FIRST_COUNTER,
+    MAX_OVERFLOW,
+    NOT_APPLICABLE,
+    RECYCLE,
     ROW,
+    SIZE,
+    TIMEOUT,
     WAITERS,
     WAITERS_AT,
     WAITERS_USED,
+    rows_for,
 )
 from .format import (
     DOUBLES_AT,
@@ -48,6 +55,7 @@ from .format import (
 )
 from .lock import is_held
 from .snapshot import Snapshot
+from .trust import is_possible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,14 +64,20 @@ if TYPE_CHECKING:
 
     from .facts import Facts
     from .snapshot import Counts
+    from .trust import Trust
 
 # Errors of open() for a symbolic link and for a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
+# Fields that are NaN if a limit does not apply.
+_LIMITS: Final = frozenset((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE))
 # The fields of a block before its counters.
 _STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
 # Valid highest bytes of a count. That byte has the sign and most of the exponent. With one of these values the count is
 # finite, not negative, and below 2**49, which is more than any process ever counts.
 _HIGHEST_BYTES: Final = bytes(range(0x43))
+# The same for the state, whose times can be negative.
+_HIGHEST_SIGNED: Final = _HIGHEST_BYTES + bytes(range(0x80, 0xC3))
+_MOST: Final = 2.0**49
 _HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
 
@@ -95,13 +109,14 @@ class Worker:
     facts: Facts
 
 
-def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
+def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
     """Return the contents of a segment file, or None if the file was deleted or is still being made.
 
     Args:
         path: path of the file.
         number: number of the worker, from the name of the file.
         known: results of earlier reads, by the identity of the file.
+        trust: whose files are believed.
 
     Raises:
         OtherError: the file cannot be read, or is not a segment of this layout.
@@ -115,17 +130,21 @@ def read(path: str, number: str, known: Mapping[bytes, Worker]) -> Worker | None
         kind: SegmentErrorKind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
         raise OtherError(kind, error.strerror or str(error)) from error
     try:
-        return _read_open(descriptor, number, known)
+        return _read_open(descriptor, number, known, trust)
     except OSError as error:
         raise OtherError("unreadable", error.strerror or str(error)) from error
     finally:
         os.close(descriptor)
 
 
-def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> Worker | None:
+def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise OtherError("foreign", "not a regular file")
+    if not trust.admits(status):
+        raise OtherError(
+            "foreign", f"it belongs to user {status.st_uid}, and the directory allows others only"
+        )
     # Read the header before the lock is tested. A process that takes the lock after the test also adds itself to
     # ``holders`` after this read. So the next read sees another count and does not trust what this one remembers.
     header = Header.read(descriptor)
@@ -134,12 +153,16 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker]) -> W
     header = _checked(header)
     if status.st_size < header.used:
         raise SegmentError(f"{status.st_size} bytes where {header.used} are in use")
+    if not is_possible(status, header.used):
+        raise SegmentError(f"{status.st_blocks} blocks on the disk where {header.used} bytes are in use")
     is_live = is_held(descriptor)
     last = known.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
         # Nothing was written since then. At most, a new holder has the lock and is about to clear the tables.
         return last
     used = _checked(Header.read(descriptor)).used
+    if not is_possible(os.fstat(descriptor), used):
+        raise SegmentError(f"it grew to {used} bytes without taking them")
     data = read_used(descriptor, used)
     said = facts.read(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
     return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), said)
@@ -160,6 +183,8 @@ def _checked(header: Header | None) -> Header:
 
 def _pools(data: bytes) -> Iterator[WorkerPool]:
     for at, rows in blocks_in(data):
+        if rows > rows_for(NOT_APPLICABLE):
+            raise SegmentError("a table longer than a writer makes")
         name, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
         yield WorkerPool(name, info, _snapshot(data, at + DOUBLES_AT, rows))
 
@@ -182,6 +207,11 @@ def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
     # Comparisons with NaN are false.
     if not (0.0 <= waiters <= WAITERS and 0.0 <= connections <= rows):
         raise SegmentError("tables of an impossible length")
+    # Only a limit that does not apply is NaN.
+    if not all(
+        abs(value) < _MOST or (math.isnan(value) and at in _LIMITS) for at, value in enumerate(fields)
+    ):
+        raise SegmentError("a state that is no number")
     return Snapshot(
         fields,
         _table(data, begin + 8 * WAITERS_AT, int(waiters), 1),
@@ -198,8 +228,11 @@ def _counts(data: bytes, begin: int) -> Counts:
     return array("d", counts)
 
 
-def _table(data: bytes, begin: int, rows: int, width: int) -> list[float]:
+def _table(data: bytes, begin: int, rows: int, width: int) -> array[float]:
     """Return the rows of a table without the free rows at its end, which are zeros and most of the table."""
     size = 8 * width
     used = len(data[begin : begin + size * rows].rstrip(b"\0"))
-    return array("d", data[begin : begin + -(-used // size) * size]).tolist()
+    table = data[begin : begin + -(-used // size) * size]
+    if table[_HIGHEST::8].translate(None, _HIGHEST_SIGNED):
+        raise SegmentError("a time that is no number")
+    return array("d", table)  # a list would take four times as much
