@@ -110,12 +110,12 @@ def test_alerts_fire_when_they_should(path: Path) -> None:
 
 
 def _cases(name: str) -> list[tuple[str, int, int, list[str]]]:
-    """Return the cases of an alert: name of the test, time and interval in minutes, severities that fire."""
+    """Return the cases of an alert: name of the test, time and interval in seconds, severities that fire."""
     return [
         (
             test["name"],
-            _minutes(case["eval_time"]),
-            _minutes(test["interval"]),
+            _seconds(case["eval_time"]),
+            _seconds(test["interval"]),
             [alert["exp_labels"]["severity"] for alert in case["exp_alerts"]],
         )
         for test in _tests()
@@ -129,9 +129,9 @@ def _tests() -> list[dict[str, Any]]:
     return [test for path in TESTS for test in load(path.read_text("utf-8"))["tests"]]
 
 
-def _minutes(duration: str) -> int:
-    hours, minutes = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?", duration).groups()  # type: ignore[union-attr]
-    return 60 * int(hours or 0) + int(minutes or 0)
+def _seconds(duration: str) -> int:
+    hours, minutes, seconds = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration).groups()  # type: ignore[union-attr]
+    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + int(seconds or 0)
 
 
 @pytest.mark.parametrize(("name", "severity"), TIERS)
@@ -288,7 +288,25 @@ def test_thresholds_are_explained() -> None:
 
 def test_one_restart_of_the_server_is_shorter_than_stale() -> None:
     """The stale window is shorter than the alert's ``for``: the dead connections of one restart do not fire it."""
-    assert _minutes(THRESHOLDS["stale_window"].default) < _minutes(THRESHOLDS["stale_for"].default)
+    assert _default("stale_window") < _default("stale_for")
+
+
+def test_what_is_over_is_no_page() -> None:
+    """A failure is recent for less long than it must last, so that a short fault is not told once it is over."""
+    assert _default("starvation_timeout_recent") < _default("starvation_timeout_for")
+    assert _default("connect_warning_recent") < _default("connect_warning_for")
+    assert _default("connect_critical_recent") < _default("connect_critical_for")
+
+
+def test_a_stalled_worker_is_told_while_its_past_is_known() -> None:
+    """The stretch in which a worker was at work ends before it stood still for as long as the alert takes."""
+    assert int(THRESHOLDS["stall_seconds"].default) + _default("stall_for") < _default("stall_before")
+    assert _default("stall_window") + _default("stall_before") == _default("stall_known")
+
+
+def _default(name: str) -> int:
+    """Return the default of a threshold that is a duration, in seconds."""
+    return _seconds(THRESHOLDS[name].default)
 
 
 @promtool

@@ -87,7 +87,7 @@ SWITCHED = {
     },
     "alerts": {
         "SQLAlchemyPoolNoPrePing": {"disabled": True},
-        "SQLAlchemyPoolNearCapacity": {
+        "SQLAlchemyPoolStuck": {
             "warning": {"disabled": True},
             "critical": {"severity": "info", "for": "2h"},
         },
@@ -121,8 +121,8 @@ def test_switches() -> None:
         if "alert" in rule
     ]
     assert len(usual) - 2 == len(alerts)
-    (capacity,) = (rule for rule in alerts if rule["alert"] == "SQLAlchemyPoolNearCapacity")
-    assert ("2h", {"severity": "info", "team": "orders"}) == (capacity["for"], capacity["labels"])
+    (stuck,) = (rule for rule in alerts if rule["alert"] == "SQLAlchemyPoolStuck")
+    assert ("2h", {"severity": "info", "team": "orders"}) == (stuck["for"], stuck["labels"])
     (held,) = (rule for rule in alerts if rule["alert"] == "SQLAlchemyPoolHeldTooLong")
     assert ("9m", True) == (held["for"], "1000000" in held["expr"])
     assert {"orders"} == {rule["labels"]["team"] for rule in alerts}

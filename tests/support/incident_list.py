@@ -21,8 +21,7 @@ QUIET: Final = 20.0
 LONG: Final = 65.0
 
 _FULL: Final = {
-    ("NearCapacity", "warning"): "the pool is full while callers wait",
-    ("NearCapacity", "critical"): "the pool is full while callers wait",
+    ("NearCapacity", "info"): "the pool is full while callers wait",
     ("WaitBudgetBurn", "warning"): "who waits in the queue waits longer than the objective",
     ("WaitBudgetBurn", "critical"): "who waits in the queue waits longer than the objective",
 }
@@ -184,7 +183,7 @@ INCIDENTS: Final = [
         expected={
             ("Starvation", "warning"): ("starvation_window", "starvation_for"),
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
-            ("NearCapacity", "warning"): ("capacity_window", "capacity_for"),
+            ("NearCapacity", "info"): ("capacity_window", "capacity_for"),
             ("WaitBudgetBurn", "critical"): ("wait_fast_window", "wait_fast_for"),
         },
         allowed=_FULL,
@@ -263,10 +262,10 @@ INCIDENTS: Final = [
         _busy,
         expected={
             ("NeedlessRecycling", "info"): ("recycle_for",),
-            ("RecycleStorm", "warning"): ("storm_window", "storm_for"),
+            ("NeedlessRecycling", "warning"): ("recycle_window", "recycle_for"),
         },
         allowed=_CONNECTING,
-        pool={"pool_size": 10, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": 2},
+        pool={"pool_size": 10, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": 1},
         is_configured=True,
     ),
     Incident(
@@ -357,7 +356,8 @@ UNSTAGED: Final = {
         "WaitBudgetBurn",
         "warning",
     ): "burns six hours, which are twelve minutes here; `slow` has the faster one",
-    ("NearCapacity", "critical"): "may fire in `slow` and `kept`; a moment between two holders is not 99 %",
     ("OldConnections", "info"): "a day is 48 minutes here",
+    ("RecycleStorm", "warning"): "needs slow connecting, which no incident has yet",
+    ("WorkerStalled", "warning"): "no incident stops a worker yet",
     ("IdleInTransaction", "critical"): "half an hour is a minute here; `handler` has the warning",
 }
