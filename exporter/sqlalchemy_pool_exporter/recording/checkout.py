@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlalchemy import exc
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, ERROR_REASONS
+from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import (
     CHECKOUT_ERRORS,
     CHECKOUT_TIMEOUTS,
@@ -56,7 +57,7 @@ class SlowPath(Protocol):
         """Free the row of a record that went back without a connection, if the pool did not keep the record."""
 
 
-def connect_hook(
+def connect_hook(  # noqa: C901 - a call would cost
     slow_path: SlowPath, recorder: Recorder, original: Callable[[], Any], creator: CodeType
 ) -> Callable[[], Any]:
     """Return the wrapper around a pool's ``connect()``.
@@ -68,12 +69,15 @@ def connect_hook(
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
     take, give, clock = recorder.waiters.free.pop, recorder.waiters.free.append, recorder.clock
+    mark, notice_fork = fork.mark, fork.notice
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
-    def connect() -> Any:
-        waiter, began = SCRATCH, 0.0
+    def connect() -> Any:  # noqa: C901 - as above
+        waiter, began, here = SCRATCH, 0.0, mark[0]
         try:
             try:
+                if not here:  # a forked child
+                    here = notice_fork()
                 waiter = take()
                 recorder.block[waiter] = began = clock()
             except IndexError:  # no free slot yet
@@ -85,6 +89,8 @@ def connect_hook(
             try:
                 # Here and below, no call may come before this store: an exception of a signal handler in that call
                 # would leave the caller pending for ever.
+                if mark[0] != here:  # forked meanwhile: the slot is the parent's
+                    waiter = _no_waiter()
                 recorder.block[waiter] = 0.0
                 recorder.checkout_failed(waiter, began, _error_field(error, connect.__code__, creator))
             except Exception as fault:  # noqa: BLE001 - recording never raises
@@ -96,6 +102,8 @@ def connect_hook(
         # 3. The record has no row, because it connected before its pool was instrumented.
         # 4. Recording failed, or the pool is no longer instrumented.
         try:
+            if mark[0] != here:
+                waiter = _no_waiter()
             recorder.block[waiter] = 0.0
             if waiter > UNTRACKED:
                 give(waiter)
@@ -127,7 +135,7 @@ def return_hook(
     slow_path: SlowPath, recorder: Recorder, original: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
     """Return the wrapper around a pool's ``_do_return_conn()``."""
-    clock = recorder.clock
+    clock, mark, notice_fork = recorder.clock, fork.mark, fork.notice
     hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
 
     def _do_return_conn(record: Any) -> Any:
@@ -137,6 +145,8 @@ def return_hook(
         # 2. The record has lost its connection, or the checkout was not recorded, or there was none.
         # 3. The record has no row, because its connection was out when its pool was instrumented; or recording failed.
         try:
+            if not mark[0]:  # a forked child
+                notice_fork()
             vacant = record.dbapi_connection is None
             row = record._pool_exporter_row
             # straight line: before the record goes back, because another caller can check it out at once; before any
@@ -189,6 +199,12 @@ def mark_held(record: Any, row: ConnectionRow, holder: weakref.ref[Any] | None, 
         record._pool_exporter_holder = holder
         table[held_at] = since
     # end of straight line
+
+
+def _no_waiter() -> int:
+    """In a child that was forked inside of ``connect()``: leave the parent's block; return the slot of no caller."""
+    fork.notice()
+    return SCRATCH
 
 
 def _error_field(error: BaseException, connect: CodeType, creator: CodeType) -> int:

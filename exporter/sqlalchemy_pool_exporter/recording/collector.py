@@ -15,6 +15,7 @@ from sqlalchemy_pool_exporter import families
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, EXPORTER_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.segment import fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,7 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
         began = time.perf_counter()
+        fork.notice()
         recorders = {
             name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())
         }

@@ -7,6 +7,8 @@ import functools
 import signal
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
+from sqlalchemy_pool_exporter.segment import fork
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,6 +41,8 @@ def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
     @functools.wraps(record)
     def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
+            if not fork.mark[0] and not fork.notice():
+                return None  # a forked child that is leaving the blocks of its parent
             return record(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - recording never raises
             self.recorder.fault(error)

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter.errors import TargetError
+from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, rows_for
 from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
@@ -75,8 +76,8 @@ class Handle:
                     del INSTRUMENTED.recorders[self._name]
 
     def notice_fork(self) -> None:
-        """Start new blocks if this is a forked child whose fork hook has not run yet."""
-        INSTRUMENTED.notice_fork()
+        """Start new blocks if this is a forked child that has not noticed it."""
+        fork.notice()
 
     def follow(self, pool: Pool) -> None:
         """Attach to the pool that replaces this one; SQLAlchemy's ``recreate()`` made it."""

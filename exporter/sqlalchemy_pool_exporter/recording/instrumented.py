@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from sqlalchemy_pool_exporter.segment import store
+from sqlalchemy_pool_exporter.segment import fork, store
 
 from .collector import PoolCollector
 
@@ -27,19 +26,23 @@ class Instrumented:
     of the pool, because an application that compares the attributes of pools would see that attribute.
     """
 
-    __slots__ = ("_collectors", "_hooks", "_process", "lock", "recorders")
+    __slots__ = ("_collectors", "_hooks", "_lock", "_watches", "recorders")
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # reentrant: a finalizer that closes a handle can run while it is held
+        self._lock = threading.RLock()  # reentrant: a finalizer that closes a handle can run while it is held
         self.recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
         # By id() of the pool. The pool keeps its hooks alive: its wrapped methods refer to them.
         self._hooks: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
         self._collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = (
             weakref.WeakKeyDictionary()
         )
-        self._process: int | None = (
-            None  # whose recorders these are; None until the first pool is instrumented
-        )
+        self._watches = False  # whether forks are watched: from the first pool that is instrumented
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock of this process; a forked child does not wait for its parent's."""
+        fork.notice()
+        return self._lock
 
     def hooks_of(self, pool: Pool) -> Hooks | None:
         """Return the hooks of a pool, or None."""
@@ -63,26 +66,20 @@ class Instrumented:
             return collector
 
     def watch_forks(self) -> None:
-        """Call ``notice_fork()`` in every child that is forked from now on."""
-        if self._process is None:
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self.notice_fork)
-            # After the registration: if another thread forks in between, the child has the fork hook. Not at import: a
-            # process that instruments only in a forked child would later take its own dispose() for a fork.
-            self._process = os.getpid()
+        """Call ``_leave_parent()`` in every child that is forked from now on."""
+        if not self._watches:
+            self._watches = True
+            fork.call_in_child(self._leave_parent)
 
-    def notice_fork(self) -> None:
-        """In a forked child: give each pool a new block, and write to the parent's blocks no more.
-
-        Does nothing in the parent, and nothing the second time. ``dispose()`` and ``recreate()`` call it too, because a
-        fork hook of the application can dispose of an engine before our fork hook runs.
-        """
-        if self._process == os.getpid():
-            return
-        self._process = os.getpid()
-        self.lock = threading.RLock()  # a thread of the parent may have held the old one
+    def _leave_parent(self) -> None:
+        """In a forked child: give each pool a new block, and write to the parent's blocks no more."""
+        self._lock = threading.RLock()  # a thread of the parent may have held the old one
+        recorders = list(self.recorders.values())
+        # First, and without any input or output, in which a signal handler could use a pool.
+        for recorder in recorders:
+            recorder.leave()
         store.after_fork()
-        for recorder in list(self.recorders.values()):
+        for recorder in recorders:
             recorder.restart()
 
 

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS
+from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import PING, SUM
 
 from .sqlalchemy_pool import PING_METHODS
@@ -39,6 +40,8 @@ class PingTap:
         recorder: Recorder | None = None
         found, began = None, 0.0
         try:
+            if not fork.mark[0]:  # a forked child
+                fork.notice()
             for reference in self._recorders:
                 recorder = reference()
                 row = None if recorder is None else recorder.connections.by_id.get(id(dbapi_connection))

@@ -23,6 +23,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
+from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import (
     ACTIVE,
     CHECKINS_UNTIMED,
@@ -50,6 +51,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS,
     WAITERS_AT,
     WAITERS_USED,
+    allocate,
 )
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
@@ -143,10 +145,14 @@ class Recorder:
         for row in self.connections.rows():
             row.disposed_or_replaced(state)
 
-    def restart(self) -> None:
-        """In a forked child, start an empty block: the connections and the counts belong to the parent."""
+    def leave(self) -> None:
+        """In a forked child, write to the parent's block no more."""
         self.connections.clear()
         self.waiters.clear()
+        self.block = allocate(self._table_rows)
+
+    def restart(self) -> None:
+        """In a forked child that left its parent's block, take a block of its own."""
         self.block = self.store.block(self.name, self.info, self._table_rows)
         self.configure(self.configuration)
 
@@ -316,6 +322,8 @@ class Recorder:
     def _record_collected(self, reference: ConnectionRow | BackupRef) -> None:
         """Free the row of a garbage-collected record; if its connection is open, count that as closed."""
         try:
+            if not fork.mark[0] and not fork.notice():
+                return  # a forked child that is leaving the blocks of its parent
             row = reference.row
             if row.is_released:
                 return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter import environment
 
+from . import fork
 from .block import allocate
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class BlockStore:
 
     def give_back(self, name: str) -> None:
         """Free the block of a pool that is no longer instrumented."""
-        if self._lease is not None:
+        # In a forked child that has not noticed, the block is the parent's.
+        if self._lease is not None and fork.mark[0]:
             self._lease.give_back(name)
 
     def after_fork(self) -> None:

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child that was forked in C, as uWSGI forks: no hook of Python runs in it, and its parent's block stays as it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.programs import PROLOGUE, run
+from tests.support.segments import counted, live
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.usefixtures("little_to_collect"),
+    pytest.mark.skipif(sys.platform != "linux", reason="MADV_WIPEONFORK"),
+]
+
+FORK = (
+    PROLOGUE
+    + """
+import ctypes
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy_pool_exporter.segment.directory import Reader
+
+def fork_in_c():
+    pid = ctypes.PyDLL(None).fork()
+    assert pid >= 0
+    return pid
+
+def in_child(act):
+    "Run act in a child that was forked in C; return once it has ended."
+    pid = fork_in_c()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            act()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+directory = Path(sys.argv[1])
+"""
+)
+
+# What a child does first with what it inherited: two connections that are out, one that is idle.
+ACTS = {
+    "a checkout": "pool.connect().close()",
+    "a return": "held.pop().close()",
+    "an invalidation": "held.pop().invalidate()",
+    "a soft invalidation": "held.pop().invalidate(soft=True)",
+    "a detach": "held.pop().detach()",
+    "a collected proxy": "held.pop(); gc.collect()",
+    "a collected record": "del record.fairy_ref, record; held.clear(); pool._pool.queue.clear(); gc.collect()",
+    "a dispose": "pool.dispose()",
+    "a recreate": "pool.recreate().connect().close()",
+    "a scrape": "samples()",
+    "a close of the handle": "handle.close()",
+    "a second call of instrument()": "instrument(pool)",
+    "another pool": "instrument(QueuePool(Connection), name='q', registry=registry, directory=directory)",
+    "a collected pool": "del pool, handle, held, idle, record; gc.collect()",
+    "a close of a detached connection": "detached.close()",
+    "the end": "sys.exit",
+    "a failing connect": "pool._creator = None; held.append(pool.connect()); pool.connect()",
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_the_first_act_of_a_child(tmp_path: Path, act: str) -> None:
+    """Whatever a child does first, its parent's file stays as it is, to the byte."""
+    result = run(
+        """
+        pool = QueuePool(Connection, pool_size=4, recycle=3600)
+        handle = instrument(pool, name="p", registry=registry, directory=directory)
+        held = [pool.connect(), pool.connect()]
+        detached = pool.connect()
+        detached.detach()
+        idle = pool.connect()
+        idle.close()
+        record = held[0]._connection_record
+        before = (directory / "worker-000").read_bytes()
+
+        def act():
+            global pool, handle, held, idle, record, detached
+            exec(sys.argv[2], globals())
+
+        try:
+            in_child(act)
+        except AssertionError:
+            assert "_creator" in sys.argv[2]
+        after = (directory / "worker-000").read_bytes()
+        print([at for at in range(len(before)) if before[at] != after[at]])
+        """,
+        str(tmp_path),
+        ACTS[act],
+        prologue=FORK,
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_all_checkouts_are_counted(tmp_path: Path) -> None:
+    """Three children with four threads each and their parent count every checkout, each in a file of its own."""
+    result = run(
+        """
+        pool = QueuePool(Connection, pool_size=2, max_overflow=10)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        children = [fork_in_c() for _ in range(3) if os.getpid() == parent] if (parent := os.getpid()) else []
+        threads = [
+            threading.Thread(target=lambda: [pool.connect().close() for _ in range(500)]) for _ in range(4)
+        ]
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if 0 in children:
+            os._exit(0)
+        print([os.waitpid(child, 0)[1] for child in children])
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "[0, 0, 0]\n", result.stderr
+    assert counted(tmp_path, "p") == dict.fromkeys(("000", "001", "002", "003"), 2000)
+
+
+def test_forked_inside_of_a_connect(tmp_path: Path) -> None:
+    """A creator that forks returns in both processes: each counts its checkout, and nobody stays pending."""
+    result = run(
+        """
+        child = None
+
+        def creator():
+            global child
+            if child is None:
+                child = fork_in_c()
+            return Connection()
+
+        pool = QueuePool(creator, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        first = pool.connect()
+        second = [pool.connect() for _ in range(1)]
+        now = samples()
+        assert now["pending_checkouts"] == 0, now
+        assert now["connections.in_use"] == 2, now
+        assert now["checkouts_total"] == 2, now
+        first.close()
+        if child == 0:
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "0\n", result.stderr
+    assert counted(tmp_path, "p") == {"000": 2, "001": 2}
+
+
+def test_forked_inside_of_a_connect_that_fails(tmp_path: Path) -> None:
+    """A creator that forks and fails in the child leaves nobody pending in either process."""
+    result = run(
+        """
+        child = None
+
+        def creator():
+            global child
+            if child is None:
+                child = fork_in_c()
+                if child == 0:
+                    raise OSError
+            return Connection()
+
+        pool = QueuePool(creator, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        try:
+            pool.connect().close()
+        except OSError:
+            assert child == 0
+        now = samples()
+        assert now["pending_checkouts"] == 0, now
+        if child == 0:
+            assert now["checkouts_total"] == 0, now
+            pool.connect().close()
+            assert samples()["checkouts_total"] == 1
+            os._exit(0)
+        assert now["checkouts_total"] == 1, now
+        print(os.waitpid(child, 0)[1])
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "0\n", result.stderr
+    assert counted(tmp_path, "p") == {"000": 1, "001": 1}
+
+
+def test_forked_while_another_thread_instruments(tmp_path: Path) -> None:
+    """A child forked while a thread of its parent is inside of ``instrument()`` waits for no lock of the parent."""
+    result = run(
+        """
+        arrived, go_on = threading.Event(), threading.Event()
+
+        class Slow(CollectorRegistry):
+            def register(self, collector):
+                arrived.set()
+                go_on.wait()
+                super().register(collector)
+
+        thread = threading.Thread(target=lambda: instrument(QueuePool(Connection), name="a", registry=Slow()))
+        thread.start()
+        arrived.wait()
+        in_child(lambda: instrument(QueuePool(Connection), name="b", registry=registry).close())
+        go_on.set()
+        thread.join()
+        print("done")
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
+def test_forks_of_forks(tmp_path: Path) -> None:
+    """Forks of forks, in C and by Python in turn, have a file each."""
+    result = run(
+        """
+        pool = QueuePool(Connection, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        pool.connect().close()
+        for fork in (fork_in_c, os.fork, fork_in_c, fork_in_c):
+            child = fork()
+            if child:
+                status = os.waitpid(child, 0)[1]
+                break
+            pool.connect().close()
+            status = 0
+        if child:
+            print(status, flush=True)
+        os._exit(status)
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "0\n" * 4, result.stderr
+    assert counted(tmp_path, "p") == dict.fromkeys(("000", "001", "002", "003", "004"), 1)
+
+
+def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
+    """Once a child has used a pool, its parent's file is free when the parent dies."""
+    result = run(
+        """
+        pool = QueuePool(Connection, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        pool.connect().close()
+        reading, writing = os.pipe()
+        if fork_in_c() == 0:
+            pool.connect().close()
+            os.write(writing, b".")
+            os.close(1)
+            sys.stdin.read()
+            os._exit(0)
+        os.read(reading, 1)
+        print([worker.number for worker in Reader(directory).read().live], flush=True)
+        os._exit(0)
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "['000', '001']\n", result.stderr
+    assert "000" not in live(tmp_path)
+    assert counted(tmp_path, "p") == {"000": 1, "001": 1}
+
+
+@pytest.mark.parametrize("fork", ["fork_in_c", "os.fork"])
+def test_without_the_wiped_page(tmp_path: Path, fork: str) -> None:
+    """Where the kernel cannot wipe a page, Python's hooks tell, and so does the first scrape."""
+    result = run(
+        f"""
+        import mmap
+        real = mmap.mmap
+
+        class Old(mmap.mmap):
+            def madvise(self, *_):
+                raise OSError(22, "Invalid argument")
+
+        mmap.mmap = Old
+        for name in [name for name in sys.modules if name.startswith("sqlalchemy_pool_exporter")]:
+            del sys.modules[name]
+        from sqlalchemy_pool_exporter import instrument
+        pool = QueuePool(Connection, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        if {fork}() == 0:
+            samples()
+            pool.connect().close()
+            os._exit(0)
+        print(os.wait()[1])
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "0\n", result.stderr
+    assert counted(tmp_path, "p") == {"000": 0, "001": 1}
