@@ -134,17 +134,17 @@ class _Waiters(list[int]):
         super().__init__()
         self._sabotage = sabotage
 
-    def pop(self, *args: Any) -> int:
+    def __getitem__(self, index: Any) -> Any:
         self._sabotage.strike()
-        return super().pop(*args)
+        return super().__getitem__(index)
+
+    def __delitem__(self, index: Any) -> None:
+        self._sabotage.strike()
+        super().__delitem__(index)
 
     def append(self, waiter: int) -> None:
         self._sabotage.strike()
         super().append(waiter)
-
-    def extend(self, waiters: Any) -> None:
-        self._sabotage.strike()
-        super().extend(waiters)
 
 
 ALWAYS = 10**9

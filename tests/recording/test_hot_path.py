@@ -98,9 +98,9 @@ def _calls_of(act: Callable[[], object]) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize(("pre_ping", "most"), [(False, 7), (True, 12)])
+@pytest.mark.parametrize(("pre_ping", "most"), [(False, 6), (True, 11)])
 def test_calls_of_a_checkout_and_return(pre_ping: bool, most: int) -> None:
-    """A checkout and return add seven calls: two hooks, pop and append of a waiter slot, three clock reads.
+    """A checkout and return add six calls: two hooks, the append of a waiter slot, three clock reads.
 
     A pre-ping adds five more: its hook, two to find the connection's row, and two clock reads. SQLAlchemy's own calls
     all remain.
@@ -212,13 +212,13 @@ def _scrape(registry: CollectorRegistry) -> None:
 # call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11, POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in
 # Python/ceval.c and Python/bytecodes.c.
 QUIET = re.compile(
-    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
+    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|DELETE_SUBSCR|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
 # Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
 SLOTS = {
     name
-    for owner in (recorder.Recorder, connection_row.ConnectionRow, _ConnectionRecord)
+    for owner in (recorder.Recorder, connection_row.ConnectionRow, slots.FreeSlots, _ConnectionRecord)
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
 } | {connection_row.HOLDER_ATTRIBUTE}
@@ -277,7 +277,7 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
     names = {each.argval for each in code if each.opname == "LOAD_GLOBAL"}
     assert all(isinstance(getattr(module, name), int | float) for name in names)
     # The marks are comments, so an edit could have moved them away from their stores.
-    assert [each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR"}]
+    assert [each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR", "DELETE_SUBSCR"}]
 
 
 def test_there_are_straight_lines() -> None:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
+from sqlalchemy_pool_exporter.recording.checkout import connect_hook
 from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
-    CHECKOUT_TIMEOUTS,
     DISPOSED,
     EMPTY,
     HAS_OVERFLOW,
@@ -23,7 +25,6 @@ from sqlalchemy_pool_exporter.segment.block import (
     PRE_PING,
     RECYCLE,
     REPLACED,
-    SCRATCH,
     SIZE,
     TIMEOUT,
     UNTRACKED,
@@ -122,8 +123,7 @@ def test_a_connection_from_opening_to_closing() -> None:
     assert {"in_use": 1.0, "idle": 0.0} == bench.value("connections")
     assert (1, 1.0) == (bench.value("checkouts_total"), bench.value("checkout_wait_seconds").sum)
     bench.clock.now += 3
-    since, row.table[row.held_at] = row.table[row.held_at], 0.0
-    recorder.returned(since, collected=False)
+    recorder.returned(row, row.table[row.held_at], collected=False)
     assert (1, 3.0) == (bench.value("checkins_total"), bench.value("hold_seconds").sum)
     assert bench.value("hold_seconds").buckets.index(1.0) == BUCKETS.index(
         5.0
@@ -256,28 +256,34 @@ def test_one_record_has_one_row() -> None:
     first = bench.recorder.add_row(record, 1.0, connection)
     assert bench.recorder.add_row(record, 1.0, connection) is first
     assert bench.value("connections", "idle") == 1
+    at = first.at
     bench.recorder.release_row(first)
     again = bench.recorder.add_row(record, EMPTY, None)
-    assert again.at == first.at
+    assert again.at == at
     assert bench.value("empty_slots") == 1
 
 
 def test_waiters_beyond_the_table_are_counted() -> None:
-    """Callers beyond the table of waiters still count as pending, and freed slots are used again."""
+    """Callers beyond the table of waiters still count as pending, until they are served or fail."""
     bench = Bench()
     recorder = bench.recorder
-    slots = [recorder.acquire_waiter(SCRATCH)[0] for _ in range(WAITERS + 2)]
+    slots = [recorder.acquire_waiter()[0] for _ in range(WAITERS + 2)]
     assert slots[-2:] == [UNTRACKED, UNTRACKED]
     assert len(set(slots)) == WAITERS + 1
     assert bench.value("pending_checkouts") == WAITERS + 2
-    bench.clock.now += 5
-    assert bench.value("longest_pending_seconds") >= 0
-    for slot in slots[1:]:
-        recorder.release_waiter(slot)
-    assert bench.value("pending_checkouts") == 1
-    recorder.checkout_failed(slots[0], bench.clock.now - 5, CHECKOUT_TIMEOUTS)
-    assert (0, 1) == (bench.value("pending_checkouts"), bench.value("checkout_timeouts_total"))
-    assert slots[1] in {recorder.acquire_waiter(SCRATCH)[0] for _ in range(WAITERS)}
+    for error in (None, TimeoutError()):
+
+        def wait(error: Exception | None = error) -> None:
+            assert bench.value("pending_checkouts") == WAITERS + 3
+            if error is not None:
+                raise error
+
+        connect = connect_hook(MagicMock(), recorder, wait, wait.__code__)
+        with contextlib.suppress(TimeoutError):
+            connect()
+        assert bench.value("pending_checkouts") == WAITERS + 2
+    recorder.waiters.free.append(slots[1])
+    assert recorder.acquire_waiter()[0] == slots[1]
 
 
 def test_after_stop_nothing_is_written() -> None:
@@ -293,7 +299,7 @@ def test_after_stop_nothing_is_written() -> None:
     late = Record()
     bench.recorder.connected(late, object(), 1.0)
     assert bench.recorder.add_row(late, 1.0, object()).is_released
-    bench.recorder.fault(ValueError())
+    bench.recorder.fault(ValueError("odd"))
     assert vars(late) == {}
     assert bytes(block) == before
 

@@ -18,14 +18,18 @@ from sqlalchemy import exc
 from sqlalchemy_pool_exporter.metrics import BUCKETS, ERROR_REASONS
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import (
+    CHECKINS_UNTIMED,
     CHECKOUT_ERRORS,
     CHECKOUT_TIMEOUTS,
+    DETACHES,
+    EMPTY,
     HOLD,
     LAST_CHECKIN,
     LEAKED_CHECKOUTS,
     SCRATCH,
     SUM,
     UNTRACKED,
+    UNTRACKED_PENDING,
     WAIT,
 )
 
@@ -44,20 +48,23 @@ _FIRST_BUCKET: Final = BUCKETS[0]
 class SlowPath(Protocol):
     """Records the checkouts and returns that the hot path does not."""
 
-    def checked_out(self, connection: Any, began: float, error: Exception) -> object:
-        """Record a checkout that raised ``error`` on the hot path."""
+    def checked_out(self, connection: Any, began: float, error: BaseException) -> object:
+        """Record a checkout that raised ``error`` on the hot path; raise it again if it is the application's."""
+
+    def take_back(self, connection: Any, began: float) -> object:
+        """Return a connection that its caller will not get, because a time limit struck."""
 
     def returned(self, record: Any, row: ConnectionRow, since: float) -> object:
-        """Record a return before the record goes back; ``row`` is already marked as returned."""
+        """Record a return before the record goes back."""
 
-    def return_failed(self, record: Any, error: Exception) -> object:
-        """Record a return that raised ``error`` on the hot path."""
+    def return_failed(self, record: Any, error: BaseException) -> object:
+        """Record a return that raised ``error`` on the hot path; raise it again if it is the application's."""
 
     def release_if_discarded(self, record: Any) -> object:
         """Free the row of a record that went back without a connection, if the pool did not keep the record."""
 
 
-def connect_hook(  # noqa: C901 - a call would cost
+def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit could strike in it
     slow_path: SlowPath, recorder: Recorder, original: Callable[[], Any], creator: CodeType
 ) -> Callable[[], Any]:
     """Return the wrapper around a pool's ``connect()``.
@@ -68,31 +75,38 @@ def connect_hook(  # noqa: C901 - a call would cost
         original: the method that is wrapped.
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
-    take, give, clock = recorder.waiters.free.pop, recorder.waiters.free.append, recorder.clock
-    mark, notice_fork = fork.mark, fork.notice
+    free, clock = recorder.waiters.free, recorder.clock
+    give, mark, notice_fork = free.append, fork.mark, fork.notice
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
-    def connect() -> Any:  # noqa: C901 - as above
+    def connect() -> Any:  # noqa: C901 - see above
         waiter, began, here = SCRATCH, 0.0, mark[0]
         try:
             try:
                 if not here:  # a forked child
                     here = notice_fork()
-                waiter = take()
-                recorder.block[waiter] = began = clock()
-            except IndexError:  # no free slot yet
-                waiter, began = recorder.acquire_waiter(waiter)
+                try:
+                    # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
+                    waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
+                except IndexError:  # no free slot yet
+                    waiter, began = recorder.acquire_waiter()
+                else:
+                    recorder.block[waiter] = began = clock()
             except Exception as error:  # noqa: BLE001 - recording never raises
                 recorder.fault(error)
             connection = original()
         except BaseException as error:
             try:
-                # Here and below, no call may come before this store: an exception of a signal handler in that call
-                # would leave the caller pending for ever.
+                # Here and below, no call may come before these stores: a time limit that strikes in that call would
+                # leave the caller pending for ever, or its slot in use.
                 if mark[0] != here:  # forked meanwhile: the slot is the parent's
                     waiter = _no_waiter()
                 recorder.block[waiter] = 0.0
-                recorder.checkout_failed(waiter, began, _error_field(error, connect.__code__, creator))
+                if waiter > UNTRACKED:
+                    give(waiter)
+                elif waiter == UNTRACKED:
+                    recorder.block[UNTRACKED_PENDING] -= 1.0
+                recorder.checkout_failed(began, _error_field(error, connect.__code__, creator))
             except Exception as fault:  # noqa: BLE001 - recording never raises
                 recorder.fault(fault)
             raise
@@ -100,7 +114,7 @@ def connect_hook(  # noqa: C901 - a call would cost
         # 1. SingletonThreadPool gives a thread the proxy that it already holds: no new checkout.
         # 2. The record has a row, and the checkout is stored in it.
         # 3. The record has no row, because it connected before its pool was instrumented.
-        # 4. Recording failed, or the pool is no longer instrumented.
+        # 4. Recording failed, or the pool is no longer instrumented, or a time limit of the application struck.
         try:
             if mark[0] != here:
                 waiter = _no_waiter()
@@ -108,7 +122,7 @@ def connect_hook(  # noqa: C901 - a call would cost
             if waiter > UNTRACKED:
                 give(waiter)
             elif waiter == UNTRACKED:
-                recorder.release_waiter(waiter)
+                recorder.block[UNTRACKED_PENDING] -= 1.0
             now = clock()
             record = connection._connection_record
             holder = record.fairy_ref
@@ -124,8 +138,12 @@ def connect_hook(  # noqa: C901 - a call would cost
                 block[bucket] += 1.0
                 block[wait_sum] += wait
                 # end of straight line
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            slow_path.checked_out(connection, began, error)
+        except BaseException as error:  # noqa: BLE001 - recording never raises
+            try:
+                slow_path.checked_out(connection, began, error)
+            except BaseException:
+                slow_path.take_back(connection, began)
+                raise
         return connection
 
     return connect
@@ -139,21 +157,18 @@ def return_hook(
     hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
 
     def _do_return_conn(record: Any) -> Any:
-        vacant = False
+        row, vacant = None, False
         # Three cases. 1 is the hot path; 2 and 3 are for the slow path.
         # 1. A connection whose checkout was recorded comes back.
         # 2. The record has lost its connection, or the checkout was not recorded, or there was none.
         # 3. The record has no row, because its connection was out when its pool was instrumented; or recording failed.
+        # All store before the record goes back, because another caller can check it out at once.
         try:
             if not mark[0]:  # a forked child
                 notice_fork()
             vacant = record.dbapi_connection is None
             row = record._pool_exporter_row
-            # straight line: before the record goes back, because another caller can check it out at once; before any
-            # call, because an exception of a signal handler in that call would leave the row in use for ever
             since = row.table[row.held_at]
-            row.table[row.held_at] = 0.0
-            # end of straight line
             if since > 0.0 and not vacant:
                 now = clock()
                 held = now - since
@@ -163,7 +178,8 @@ def return_hook(
                 # reference's callback would run at each return.
                 record._pool_exporter_holder = None
                 block = recorder.block
-                # straight line
+                # straight line: a return that is stored is counted, also if a time limit strikes
+                row.table[row.held_at] = 0.0
                 block[bucket] += 1.0
                 block[hold_sum] += held
                 block[LAST_CHECKIN] = now
@@ -172,10 +188,22 @@ def return_hook(
                 # end of straight line
             else:
                 slow_path.returned(record, row, since)
-        except Exception as error:  # noqa: BLE001 - recording never raises
+        except BaseException as error:  # noqa: BLE001 - recording never raises
+            try:
+                # straight line: first, because a time limit that strikes in a call would leave the row in use for ever
+                if row is not None and row.table[row.held_at]:
+                    row.table[row.held_at] = 0.0
+                    if vacant and row.table[row.at] > 0.0:
+                        row.table[row.at] = EMPTY
+                        recorder.block[DETACHES] += 1.0
+                    else:
+                        recorder.block[CHECKINS_UNTIMED] += 1.0
+                # end of straight line
+            except Exception as fault:  # noqa: BLE001 - recording never raises
+                recorder.fault(fault)
             slow_path.return_failed(record, error)
         finally:
-            # Even if a signal handler raised above: a record that does not go back is lost to the pool.
+            # Even if a time limit struck above: a record that does not go back is lost to the pool.
             result = original(record)
         if vacant:
             slow_path.release_if_discarded(record)

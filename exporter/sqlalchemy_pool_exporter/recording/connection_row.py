@@ -27,6 +27,8 @@ IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_s
 # REPLACED: a new pool took the place of this one while the connection was out
 RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
+NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connection
+
 
 class BackupRef(weakref.ref[Any]):
     """Backup reference: frees the row if a signal interrupts the first weakref callback."""
@@ -51,11 +53,14 @@ class ConnectionRow(weakref.ref[Any]):
         "record_id",
         "state",
         "table",
+        "untracked",
     )
 
-    table: memoryview[float]  # the block; if its table is full, four private doubles
-    at: int  # index in ``table`` of the row's first field, connected_at
+    # The block; before the row is placed, after it is released and if the table is full, four private doubles.
+    table: memoryview[float]
+    at: int  # index in ``table`` of the row's first field, connected_at; 0 in private doubles
     held_at: int  # index in ``table`` of the field held_since
+    untracked: float  # 1 if the block counts the row as untracked
     state: float  # IN_POOL, DISPOSED, REPLACED or RELEASED
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
@@ -66,32 +71,27 @@ class ConnectionRow(weakref.ref[Any]):
         cls,
         record: object,
         on_collected: Callable[[ConnectionRow | BackupRef], None],
-        table: memoryview[float] | None = None,
-        at: int = 0,
     ) -> Self:
-        """Make a row in a block, or one with four private doubles.
+        """Make a row with four private doubles.
 
         Args:
             record: the connection record.
             on_collected: called with this reference and with the backup when the record is garbage-collected.
-            table: the block; None for private doubles.
-            at: index in the block at which the row begins.
         """
+        table, record_id = private_doubles(), id(record)
         self = super().__new__(cls, record, on_collected)
-        self.backup_ref = BackupRef(record, on_collected)
-        self.backup_ref.row = self
-        self.table = memoryview(bytearray(8 * ROW)).cast("d") if table is None else table
-        self.at, self.held_at = at, at + HELD_SINCE
+        # No call comes before these stores: if a time limit strikes in one, the callback still finds a whole row.
+        self.table = table
+        self.at, self.held_at = 0, HELD_SINCE
+        self.untracked = 0.0
         self.state = IN_POOL
         self.close_reason = None
-        self.record_id = id(record)
+        self.record_id = record_id
         self.connection_id = 0
+        self.backup_ref = None
+        self.backup_ref = BackupRef(record, on_collected)
+        self.backup_ref.row = self
         return self
-
-    def __init__(
-        self, record: object, on_collected: Callable[[ConnectionRow | BackupRef], None], *_: object
-    ) -> None:
-        super().__init__(record, on_collected)  # type: ignore[call-arg]
 
     def __repr__(self) -> str:
         state = {IN_POOL: "in pool", DISPOSED: "disposed", REPLACED: "replaced", RELEASED: "released"}
@@ -108,11 +108,6 @@ class ConnectionRow(weakref.ref[Any]):
         return self.state == RELEASED
 
     @property
-    def is_tracked(self) -> bool:
-        """Whether the row is in the block."""
-        return self.at > 0
-
-    @property
     def has_connection(self) -> bool:
         """Whether the record's connection is open, according to the table."""
         return self.table[self.at] > 0.0
@@ -124,16 +119,21 @@ class ConnectionRow(weakref.ref[Any]):
 
     def disposed_or_replaced(self, state: float) -> None:
         """Count the connection against ``pool_size`` no more; ``state`` is ``DISPOSED`` or ``REPLACED``."""
-        table, lifecycle_at = self.table, self.at + LIFECYCLE
         # straight line: in between, the garbage collector or another thread could release the row
         if self.state < state:
             self.state = state
-            table[lifecycle_at] = state
+            self.table[self.at + LIFECYCLE] = state
         # end of straight line
 
     def mark_released(self) -> None:
         """Mark the row as released."""
+        nowhere = private_doubles()
+        # straight line: a hook that is still running stores into no row of another record
         self.state = RELEASED
+        self.table = nowhere
+        self.at = 0
+        self.held_at = HELD_SINCE
+        # end of straight line
         self.backup_ref = None  # breaks the reference cycle
 
     def attach_to_record(self, record: object) -> None:
@@ -150,6 +150,11 @@ class ConnectionRow(weakref.ref[Any]):
         for name in (ROW_ATTRIBUTE, HOLDER_ATTRIBUTE):
             if hasattr(record, name):
                 delattr(record, name)
+
+
+def private_doubles() -> memoryview[float]:
+    """Return memory for one row that no reader sees."""
+    return memoryview(bytearray(8 * ROW)).cast("d")
 
 
 def row_of(record: object) -> ConnectionRow | None:

@@ -59,12 +59,7 @@ class ConnectionTable:
             connected_at: when its connection was opened; ``EMPTY`` if it has none.
             state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
-        at = self._free.acquire(block, rows_of(block))
-        if at:
-            row = ConnectionRow(record, self._on_collected, block, at)
-        else:
-            row = ConnectionRow(record, self._on_collected)
-            block[UNTRACKED_CONNECTIONS] += 1.0
+        row = ConnectionRow(record, self._on_collected)
         # Atomic: while a pool in use is being instrumented, two threads can add the same record.
         first = self.by_id.setdefault(row.record_id, row)
         if first is None or first.is_released or first() is not record:
@@ -74,11 +69,20 @@ class ConnectionTable:
             first = self.by_id[row.record_id] = row
         if first is not row:
             row.mark_released()
-            self._give_back(block, row)
             return first
         row.attach_to_record(record)
-        table = row.table
-        # straight line: a row that another thread has moved on already stays so
+        rows = rows_of(block)
+        at = self._free.acquire(block, rows)
+        # straight line: a time limit that strikes in between would lose the slot. A row that another thread has moved
+        # on already stays so.
+        if at:
+            row.table = table = block
+            row.at = at
+            row.held_at = at + HELD_SINCE
+        else:
+            table = row.table
+            row.untracked = 1.0
+            block[UNTRACKED_CONNECTIONS] += 1.0
         if row.state < state:  # noqa: PLR1730 - max() is a call
             row.state = state
         table[at + HELD_SINCE] = 0.0
@@ -95,28 +99,26 @@ class ConnectionTable:
 
     def release(self, block: memoryview[float], row: ConnectionRow, *counters: int) -> None:
         """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none."""
-        if row.is_released:
-            return
         first, second = counters or _UNCOUNTED
-        table, at = row.table, row.at
-        # straight line: comes first, because an interrupt before it would leave the row in use for ever
+        give_back = self._free.free.append
+        # straight line: a time limit that strikes in between would leave the row in use for ever
+        if row.state == RELEASED:
+            return
         row.state = RELEASED
+        table = row.table
+        at = row.at
         table[at] = table[at + 1] = table[at + 2] = table[at + 3] = 0.0
         block[first] += 1.0
         block[second] += 1.0
+        block[UNTRACKED_CONNECTIONS] -= row.untracked
         # end of straight line
-        self._give_back(block, row)
+        if at:  # no call may come before this one
+            give_back(at)
         row.mark_released()
         if self.by_id.get(row.record_id) is row:
             del self.by_id[row.record_id]
         self.forget_connection(row)
         row.detach_from_record()
-
-    def _give_back(self, block: memoryview[float], row: ConnectionRow) -> None:
-        if row.is_tracked:
-            self._free.free.append(row.at)
-        else:
-            block[UNTRACKED_CONNECTIONS] -= 1.0
 
     def clear(self) -> None:
         """Release all rows without writing to the block, because the recorder is about to use another one or none."""

@@ -13,7 +13,7 @@ from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 from .connection_row import row_of, was_collected
 from .faults import never_raises
 from .recorder import DISPOSE, ERROR, GC
-from .sqlalchemy_pool import holds, is_set_up, why_terminated
+from .sqlalchemy_pool import CLOSE_CONNECTION, holds, is_set_up, why_terminated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,12 @@ class ConnectionHooks:
             except BaseException:
                 self._connect_failed(began)
                 raise
-            self._connected(record, connection, began)
+            try:
+                self._connected(record, connection, began)
+            except BaseException:
+                # A time limit of the application: the record does not get the connection, so nobody else closes it.
+                self._abandon(record, connection)
+                raise
             return connection
 
         return invoke_creator
@@ -85,6 +90,20 @@ class ConnectionHooks:
     def _connected(self, record: Any, connection: object, began: float) -> None:
         self.recorder.connected(record, connection, began, state=self._slow_path.new_row_state)
 
+    def _abandon(self, record: Any, connection: object) -> None:
+        try:
+            getattr(self.pool, CLOSE_CONNECTION)(connection, terminate=True)
+        finally:
+            self._abandoned(record, for_good=not is_set_up(record))
+
+    @never_raises
+    def _abandoned(self, record: Any, *, for_good: bool) -> None:
+        row = row_of(record)
+        if row is not None and row.has_connection:
+            self.recorder.closed(row, ERROR, for_good=for_good)
+        elif row is not None and for_good:
+            self.recorder.release_row(row)
+
     def close_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return the wrapper around a pool's ``_close_connection()``."""
 
@@ -95,7 +114,7 @@ class ConnectionHooks:
                 try:
                     closing = self._closing(connection, terminate=kwargs.get("terminate", False))
                 finally:
-                    # Even if a signal handler raised above: SQLAlchemy assumes that the connection is closed.
+                    # Even if a time limit struck above: SQLAlchemy assumes that the connection is closed.
                     result = original(connection, *args, **kwargs)
                 return result
             finally:

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import functools
-import signal
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy_pool_exporter.segment import fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     class CountsFaults(Protocol):
         """The part of a recorder that is needed here."""
 
-        def fault(self, error: Exception) -> None:
+        def fault(self, error: BaseException) -> None:
             """Count a fault."""
 
     class HasRecorder(Protocol):
@@ -30,12 +30,34 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=HasRecorder)
 
 
+# What the code of this package, SQLAlchemy's attributes that it reads, and the standard library's containers can raise.
+_RECORDING_RAISES: Final = frozenset(
+    (
+        AttributeError,
+        BufferError,
+        FileExistsError,
+        FileNotFoundError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        OSError,
+        OverflowError,
+        PermissionError,
+        RecursionError,
+        ReferenceError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
+)
+
+
 def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
     """Make a method count its exceptions as faults and return None, so that none reaches the application.
 
     Use it only for methods that do nothing but record, because an exception of the application's own call must reach
-    the application. So must an exception of the application's signal handler: ``Recorder.fault()`` raises it again.
-    Do not use it on the hot path, because it costs a call.
+    the application. So must a time limit of the application: ``Recorder.fault()`` raises it again. Do not use it on the
+    hot path, because it costs a call.
     """
 
     @functools.wraps(record)
@@ -45,24 +67,43 @@ def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
                 return None  # a forked child that is leaving the blocks of its parent
             return record(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - recording never raises
-            self.recorder.fault(error)
+            # Not type(), and no method: near the limit of recursion each call raises the same error again.
+            if error.__class__ is not RecursionError:
+                self.recorder.fault(error)
             return None
 
     return guarded
 
 
-def is_from_signal_handler(error: BaseException) -> bool:
-    """Return whether a signal handler of the application raised ``error``.
+def is_own(error: BaseException) -> bool:
+    """Return whether recording itself raised ``error``. If not, it belongs to the application and must reach it.
 
-    Task queues end a task that takes too long in this way, and the exception can be raised inside our code.
+    A time limit can strike inside our code. Task queues set one with ``PyThreadState_SetAsyncExc()`` or with a signal
+    handler of any form, and most raise a class of their own. If recording can raise that class too, then:
+
+    * ``PyThreadState_SetAsyncExc()`` takes a class, so the exception has no arguments. CPython gives each error of its
+      own a message, except a ``MemoryError``.
+    * The traceback of an exception from a signal handler leads into the handler.
     """
-    codes = {
-        getattr(getattr(handler, "__func__", handler), "__code__", None)
-        for handler in map(signal.getsignal, signal.valid_signals())
-    } - {None}
-    frame = error.__traceback__
-    while frame:
-        if frame.tb_frame.f_code in codes:
-            return True
-        frame = frame.tb_next
-    return False
+    kind = type(error)
+    if kind not in _RECORDING_RAISES or not (error.args or kind is MemoryError):
+        return False
+    step = error.__traceback__
+    while step:
+        if _handles_a_signal(step.tb_frame):
+            return False
+        step = step.tb_next
+    return True
+
+
+def _handles_a_signal(frame: FrameType) -> bool:
+    """Return whether a frame is that of a signal handler: it got the frame that it interrupted as an argument.
+
+    The present handlers would not tell: a handler can put the previous one back before it raises.
+    """
+    interrupted = frame.f_back
+    return interrupted is not None and any(
+        each is interrupted
+        for local in frame.f_locals.values()
+        for each in (local if type(local) is tuple else (local,))
+    )

@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import PING, SUM
 
+from .faults import is_own
 from .sqlalchemy_pool import PING_METHODS
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ class PingTap:
                     found = row
                     began = recorder.clock()
                     break
-        except Exception as error:  # noqa: BLE001 - recording never raises
+        except Exception as error:
             if recorder is not None:
                 recorder.fault(error)
+            elif not is_own(error):
+                raise
         if recorder is None or found is None:
             return self._original(dbapi_connection)
         try:

@@ -15,7 +15,6 @@ trusted after it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import weakref
@@ -55,9 +54,9 @@ from sqlalchemy_pool_exporter.segment.block import (
 )
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
-from .connection_row import IN_POOL, BackupRef, ConnectionRow, row_of
+from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
-from .faults import is_from_signal_handler
+from .faults import is_own
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
@@ -169,64 +168,51 @@ class Recorder:
         """Whether the pool is no longer instrumented."""
         return not self.block
 
-    def fault(self, error: Exception | None = None) -> None:
+    def fault(self, error: BaseException) -> None:
         """Count a fault while recording.
 
         Raises:
-            error: if a signal handler of the application raised it: that is no fault of recording.
+            error: if it is a time limit of the application, or another exception that recording cannot raise itself.
         """
-        if error is not None and is_from_signal_handler(error):
+        if not is_own(error):
             raise error
-        with contextlib.suppress(Exception):  # a stopped recorder has no field to count in
+        if self.block:  # a stopped recorder has no field to count in
             self.block[FAULTS] += 1.0
 
     # -- checkouts that do not succeed at once
 
-    def acquire_waiter(self, waiter: int) -> tuple[int, float]:
+    def acquire_waiter(self) -> tuple[int, float]:
         """Begin a checkout for which the hot path found no free slot.
 
-        Args:
-            waiter: the slot that the hot path took, or ``SCRATCH`` if it took none.
-
         Returns:
-            The slot (``UNTRACKED`` if the table is full, ``SCRATCH`` after a fault) and the time at which the checkout
-            began (0 after a fault).
+            The slot (``UNTRACKED`` if the table is full) and the time at which the checkout began.
         """
-        try:
-            if waiter == SCRATCH:
-                waiter = self._free_waiter()
-            began = self.clock()
+        began = self.clock()
+        waiter = self.waiters.acquire(self.block, WAITERS)
+        # straight line: a time limit that strikes in between would lose the slot
+        if waiter:
             self.block[waiter] = began
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.fault(error)
-            return (waiter, 0.0)
+        else:
+            waiter = UNTRACKED
+            self.block[UNTRACKED_PENDING] += 1.0
+        # end of straight line
         return waiter, began
 
-    def _free_waiter(self) -> int:
-        waiter = self.waiters.acquire(self.block, WAITERS)
-        if waiter:
-            return waiter
-        self.block[UNTRACKED_PENDING] += 1.0
-        return UNTRACKED
-
-    def release_waiter(self, waiter: int) -> None:
-        """Give back the slot of a checkout that ended."""
-        if waiter > UNTRACKED:
-            self.block[waiter] = 0.0
-            self.waiters.free.append(waiter)
-        elif waiter == UNTRACKED:
-            self.block[UNTRACKED_PENDING] -= 1.0
-
-    def checkout_failed(self, waiter: int, began: float, field: int) -> None:
-        """Record a checkout that raised, in the counter ``field``."""
-        self.release_waiter(waiter)
+    def checkout_failed(self, began: float, field: int) -> None:
+        """Record a checkout that raised, in the counter ``field``; ``began`` is 0 if that is not known."""
         if began:
             self._observe(WAIT_FAILED, began, field)
 
     def checked_out(self, row: ConnectionRow, began: float) -> None:
         """Record a checkout off the hot path."""
-        row.table[row.held_at] = self.clock()
-        self._observe(WAIT, began)
+        now = self.clock()
+        bucket = WAIT + bisect_left(BUCKETS, now - began)
+        block = self.block
+        # straight line
+        row.table[row.held_at] = now
+        block[bucket] += 1.0
+        block[WAIT + SUM] += now - began
+        # end of straight line
 
     def _observe(self, histogram: int, began: float, counter: int = SCRATCH) -> None:
         elapsed = self.clock() - began
@@ -251,18 +237,25 @@ class Recorder:
         """
         if self.stopped:
             return
-        if began:
-            self._observe(CONNECT, began)
-        row = row_of(record)
+        now = self.clock()
+        row, is_overflow = row_of(record), False
         if row is None:
-            row = self.add_row(record, self.clock(), connection, state=state)
-            if state == IN_POOL and self.connections.is_overflow(row, self._size):
-                self.block[OVERFLOW_OPENED] += 1.0
+            row = self.add_row(record, NOT_YET, connection, state=state)
+            is_overflow = state == IN_POOL and self.connections.is_overflow(row, self._size)
         else:
             row.close_reason = None
             self.connections.index_connection(row, connection)
-            # Last: if a signal interrupts before this store, the row is empty, and so is SQLAlchemy's record.
-            row.table[row.at] = self.clock()
+        elapsed = now - began if began else 0.0
+        bucket, total = (
+            (CONNECT + bisect_left(BUCKETS, elapsed), CONNECT + SUM) if began else (SCRATCH, SCRATCH)
+        )
+        block = self.block
+        # straight line: last, because SQLAlchemy's record does not get the connection if a time limit strikes before
+        row.table[row.at] = now
+        block[bucket] += 1.0
+        block[total] += elapsed
+        block[OVERFLOW_OPENED] += is_overflow
+        # end of straight line
 
     def connect_failed(self, began: float) -> None:
         """Record that a connection could not be opened."""
@@ -276,7 +269,7 @@ class Recorder:
 
         Args:
             record: the connection record.
-            connected_at: when its connection was opened; ``EMPTY`` if it has none.
+            connected_at: when its connection was opened; ``EMPTY`` if it has none, ``NOT_YET`` if that is yet to come.
             connection: that connection.
             state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
@@ -298,16 +291,16 @@ class Recorder:
             reason: index into ``CLOSE_REASONS``.
             for_good: the pool discards the record too, so it will not connect again.
         """
-        table, block = row.table, self.block
+        block = self.block
         invalidated = row.close_reason is not None
         # straight line
-        table[row.at] = EMPTY
+        row.table[row.at] = EMPTY
         block[CLOSES + reason] += 1.0
         block[_HARD] += invalidated
         # end of straight line
         row.close_reason = None
         self.connections.forget_connection(row)
-        if for_good and not table[row.held_at]:
+        if for_good and not row.table[row.held_at]:
             self.release_row(row)
 
     def closed_detached(self, connection: object) -> None:
@@ -359,10 +352,11 @@ class Recorder:
 
     # -- connections that come back
 
-    def returned(self, since: float, *, collected: bool) -> None:
+    def returned(self, row: ConnectionRow, since: float, *, collected: bool) -> None:
         """Record a return off the hot path.
 
         Args:
+            row: the row of the record that comes back.
             since: when the connection was checked out; negative if the checkout was not recorded.
             collected: the proxy was garbage-collected instead of returned.
         """
@@ -373,6 +367,7 @@ class Recorder:
         )
         block = self.block
         # straight line
+        row.table[row.held_at] = 0.0
         block[bucket] += 1.0
         block[total] += held
         block[LAST_CHECKIN] = now
@@ -394,10 +389,11 @@ class Recorder:
         self.connections.forget_connection(row)
         if is_closed_next:
             self.connections.expect_close(row.connection_id)
-        table, block = row.table, self.block
+        block = self.block
         leaked = collected and was_out
         # straight line
-        table[row.at] = EMPTY
+        row.table[row.held_at] = 0.0
+        row.table[row.at] = EMPTY
         block[DETACHES] += was_out
         block[LEAKED_CHECKOUTS] += leaked
         block[CLOSES + GC] += collected

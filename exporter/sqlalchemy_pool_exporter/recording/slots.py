@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-_CHUNK: Final = 16
-
 
 class FreeSlots:
     """The free list of one table, as indexes into the block.
 
-    There is no lock: ``list.pop`` and ``list.append`` are atomic, and the hot path calls them directly. The used part
-    of the table grows by chunks, so that a reader reads only the part that was ever in use.
+    There is no lock. The last slot is read and deleted without a call in between, and given back with the atomic
+    ``list.append``; the hot path does both directly. So no slot is lost if a time limit strikes. The used part of the
+    table grows by one slot at a time, so that a reader reads only the part that was ever in use.
     """
 
-    __slots__ = ("_first", "_stride", "_used", "free")
+    __slots__ = ("_first", "_next", "_stride", "_used", "free")
 
     def __init__(self, *, first: int, stride: int, used: int) -> None:
         """Describe a table.
@@ -28,26 +25,27 @@ class FreeSlots:
         self._first = first
         self._stride = stride
         self._used = used
-        self.free: list[int] = []  # the mutable state
+        # The mutable state: the slots that came back, and how many slots were ever in use.
+        self.free: list[int] = []
+        self._next = 0
 
     def acquire(self, block: memoryview[float], size: int) -> int:
         """Return a free slot of a table with ``size`` slots, or 0 if all are taken."""
+        free = self.free
+        # Two threads must take different slots. Each straight line is a single line, because a debugger can switch
+        # threads between two lines.
         try:
-            return self.free.pop()
-        except IndexError:
-            pass
-        used, most = self._used, float(size)
-        # straight line: two threads that find the list empty must take different chunks. It is a single line because a
-        # debugger can switch threads between two lines.
-        block[used] = end = start + _CHUNK if (start := block[used]) + _CHUNK < most else most
+            # straight line
+            at = free[-1]; del free[-1]  # fmt: skip # noqa: E702
         # end of straight line
-        first, stride = self._first, self._stride
-        self.free.extend(range(first + stride * (int(end) - 1), first + stride * int(start) - 1, -stride))
-        try:
-            return self.free.pop()
         except IndexError:
-            return 0
+            # straight line
+            self._next = block[self._used] = (number := self._next) + (self._next < size)
+            # end of straight line
+            at = self._first + self._stride * number if number < size else 0
+        return at
 
     def clear(self) -> None:
         """Forget all slots, because a new block replaces this one."""
         self.free.clear()
+        self._next = 0

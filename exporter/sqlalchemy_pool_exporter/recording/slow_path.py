@@ -10,7 +10,7 @@ from sqlalchemy_pool_exporter.segment.block import EMPTY, REPLACED
 
 from .checkout import mark_held
 from .connection_row import IN_POOL, forget_holder, has_row, row_of, was_collected
-from .faults import never_raises
+from .faults import is_own, never_raises
 from .sqlalchemy_pool import (
     age_of,
     closes_collected,
@@ -60,13 +60,16 @@ class SlowPath:
     # -- checkouts
 
     @never_raises
-    def checked_out(self, connection: Any, began: float, error: Exception) -> None:
+    def checked_out(self, connection: Any, began: float, error: BaseException) -> None:
         """Record a checkout that raised ``error`` on the hot path.
 
-        1. The pool is no longer instrumented: nothing is recorded.
-        2. The record has a row, or the start of the checkout could not be recorded: ``error`` is a fault.
-        3. The record connected before its pool was instrumented: it gets a row.
+        1. ``error`` is a time limit of the application: it is raised again.
+        2. The pool is no longer instrumented: nothing is recorded.
+        3. The record has a row, or the start of the checkout could not be recorded: ``error`` is a fault.
+        4. The record connected before its pool was instrumented: it gets a row.
         """
+        if not is_own(error):
+            raise error
         recorder = self.recorder
         record = record_of(connection)
         if recorder.stopped:
@@ -76,11 +79,31 @@ class SlowPath:
             return
         recorder.checked_out(self.adopt(record), began)
 
+    def take_back(self, connection: Any, began: float) -> None:
+        """Return a connection that its caller will not get, because a time limit struck while it was recorded.
+
+        It counts as a checkout and a return, as it does for a listener of SQLAlchemy's events.
+        """
+        try:
+            self._was_checked_out(record_of(connection), began)
+        finally:
+            connection.close()
+
+    @never_raises
+    def _was_checked_out(self, record: Any, began: float) -> None:
+        recorder = self.recorder
+        if recorder.stopped or not began:
+            return
+        row = row_of(record) or self.adopt(record)
+        if row.table[row.held_at] <= 0.0:
+            mark_held(record, row, holder_of(record), recorder.clock())
+            recorder.checked_out(row, began)
+
     # -- connections that come back
 
     @never_raises
     def returned(self, record: Any, row: ConnectionRow, since: float) -> None:
-        """Record a return before the record goes back; ``row`` is already marked as returned.
+        """Record a return before the record goes back.
 
         1. The record was not checked out and still has its connection: there is nothing to record.
         2. The record was not checked out and its connection is gone without a close: a listener of the checkout raised,
@@ -104,20 +127,23 @@ class SlowPath:
         if is_detached:
             self._detached(row, was_out=True, collected=collected)
         else:
-            self.recorder.returned(since, collected=collected)
+            self.recorder.returned(row, since, collected=collected)
 
     def _detached(self, row: ConnectionRow, *, was_out: bool, collected: bool) -> None:
         is_closed_next = collected and closes_collected(self.pool)
         self.recorder.detached(row, was_out=was_out, collected=collected, is_closed_next=is_closed_next)
 
     @never_raises
-    def return_failed(self, record: Any, error: Exception) -> None:
+    def return_failed(self, record: Any, error: BaseException) -> None:
         """Record a return that raised ``error`` on the hot path.
 
-        1. The pool is no longer instrumented: nothing is recorded.
-        2. The record has a row: ``error`` is a fault.
-        3. The connection was out when the pool was instrumented, but was not found then: its record gets a row.
+        1. ``error`` is a time limit of the application: it is raised again.
+        2. The pool is no longer instrumented: nothing is recorded.
+        3. The record has a row: ``error`` is a fault.
+        4. The connection was out when the pool was instrumented, but was not found then: its record gets a row.
         """
+        if not is_own(error):
+            raise error
         if self.recorder.stopped:
             return
         if has_row(record):

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A time limit that strikes while something is recorded reaches the application, and every count stays right."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.pool import NullPool, QueuePool
+
+from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording.faults import is_own
+from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
+from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
+from tests.support.fakes import FakeConnection
+from tests.support.moments import Scene, each_moment
+from tests.support.programs import PROLOGUE, run
+from tests.support.samples import RegistrySamples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+pytestmark = [
+    pytest.mark.usefixtures("little_to_collect"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
+    """The exception by which a task queue ends a slow task."""
+
+
+def derived(base: type[BaseException]) -> type[BaseException]:
+    """Return an application's own class derived from ``base``."""
+    return type(f"Own{base.__name__}", (base,), {})
+
+
+def raise_async(kind: type[BaseException], thread: int | None = None) -> None:
+    """Make a thread raise ``kind`` at its next opportunity, as rq and others do."""
+    ident = ctypes.c_ulong(thread or threading.get_ident())
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(kind)) == 1
+
+
+# -- from another thread
+
+# The last ones are classes that recording can raise too.
+KINDS = (
+    OutOfTime,
+    TimeoutError,
+    *map(derived, (TimeoutError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)),
+    *map(derived, (OSError, RecursionError, MemoryError, BaseException)),
+    IndexError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_class_reaches_the_application(kind: type[BaseException]) -> None:
+    """An asynchronous exception of any class, anywhere in a recording, reaches the application."""
+    for scene, where, raised in each_moment("checkout", lambda _: raise_async(kind)):
+        assert type(raised) is kind, where
+        assert_adds_up(scene, where)
+
+
+@pytest.mark.parametrize("act", ["overflow", "timeout", "refused", "invalidate", "detach"])
+def test_every_act_is_recorded(act: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An asynchronous exception anywhere in the recording of any act reaches the application; every sum stays right."""
+    for scene, where, raised in each_moment(act, lambda _: raise_async(OutOfTime)):
+        # While SQLAlchemy closes a detached connection, it logs what any listener raises, and goes on.
+        is_logged = act == "detach" and "Exception during reset or similar" in caplog.text
+        caplog.clear()
+        assert type(raised) is OutOfTime or is_logged, where
+        assert_adds_up(scene, where)
+
+
+def test_a_first_connect() -> None:
+    """If a time limit strikes while a new connection is recorded, nothing is open afterwards, or it is idle."""
+    for scene, where, raised in each_moment("checkout", lambda _: raise_async(OutOfTime), warm=False):
+        assert type(raised) is OutOfTime, where
+        assert_adds_up(scene, where)
+
+
+def test_a_pre_ping() -> None:
+    """A time limit that strikes while a pre-ping is recorded reaches the application."""
+    for scene, where, raised in each_moment(
+        "checkout", lambda _: raise_async(OutOfTime), pool_pre_ping=True, max_overflow=9
+    ):
+        assert type(raised) is OutOfTime, where
+        assert_adds_up(scene, where)
+
+
+def assert_adds_up(scene: Scene, where: str) -> None:
+    """Assert that the connection came back at once, that every sum is right, and that no slot is lost."""
+    assert not scene.held or scene.pool.checkedout() <= len(scene.held), where
+    scene.assert_true(where)
+    name = scene.handle.name
+    exposition = RegistrySamples(scene.registry)
+    counted = exposition.counters(name)
+    ended = counted.get("checkins", 0) + counted.get("detaches", 0)
+    assert counted["checkouts"] == ended, where
+    errors = sum(value for key, value in counted.items() if key.startswith("checkout_errors."))
+    failed = counted.get("checkout_timeouts", 0) + errors
+    assert counted["checkouts"] + failed == counted["checkout_wait_seconds_count"], where
+    assert "exporter_recording_faults" not in counted, where
+    # Two callers were pending at once at most, so two slots were ever needed.
+    assert INSTRUMENTED.recorders[name].block[WAITERS_USED] <= 2, where
+
+
+@pytest.mark.parametrize("number", [150, pytest.param(5000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "pool", ["QueuePool(Connection, pool_size=1, max_overflow=-1)", "NullPool(Connection)"]
+)
+def test_many_from_another_thread(pool: str, number: int) -> None:
+    """Of many asynchronous exceptions none is lost, nothing stays in use or pending, and every sum is right."""
+    result = run(
+        """
+        import ctypes
+
+        class OutOfTime(Exception):
+            pass
+
+        pool = eval(sys.argv[1])
+        handle = instrument(pool, name="p", registry=registry)
+        caught = turns = sent = 0
+        done = False
+        lost = []
+        # Short, so that this thread finds the other one in the middle of a recording.
+        sys.setswitchinterval(0.000005)
+
+        def work():
+            global caught, turns
+            while not done:
+                try:
+                    while not done:
+                        first = pool.connect()
+                        pool.connect().close()
+                        first.close()
+                        turns += 1
+                except OutOfTime:
+                    first = None
+                    caught += 1
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        thread, kind = ctypes.c_ulong(worker.ident), ctypes.py_object(OutOfTime)
+        while sent < int(sys.argv[2]):
+            # SQLAlchemy itself loses one that strikes while it resets or closes a connection.
+            frame = sys._current_frames()[worker.ident]
+            code = frame.f_code
+            del frame
+            if "sqlalchemy_pool_exporter" not in code.co_filename:
+                continue
+            before, since = caught, turns
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, kind)
+            sent += 1
+            while caught == before and turns < since + 200:
+                time.sleep(0)
+            if caught == before:
+                lost.append(code.co_qualname)
+        done = True
+        worker.join()
+        gc.collect()
+        assert lost == []
+        idle = samples()
+        assert idle["pending_checkouts"] == 0, idle
+        assert idle["connections.in_use"] == 0, idle
+        assert idle["exporter_recording_faults_total"] == 0, idle
+        closes = sum(value for key, value in idle.items() if key.startswith("closes_total"))
+        assert idle["connects_total"] - closes == idle["connections.idle"], idle
+        held = [pool.connect() for _ in range(3)]
+        assert samples()["connections.in_use"] == 3, samples()
+        print("done")
+        """,
+        pool,
+        str(number),
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
+# -- from a signal handler
+
+
+class Handler:
+    """A callable object as a signal handler."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        raise self.error
+
+    def method(self, *_: object) -> None:
+        raise self.error
+
+
+def restores_first(error: Exception, number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise error
+
+
+def handlers(error: Exception) -> Iterator[Callable[..., Any]]:
+    """Yield a signal handler of each form that raises ``error``."""
+
+    def function(_number: int, _frame: FrameType | None) -> None:
+        raise error
+
+    def closes_over(number: int, frame: FrameType | None) -> None:
+        restores_first(error, number, frame)
+
+    yield function
+    yield closes_over
+    yield partial(restores_first, error)
+    yield Handler(error)
+    yield Handler(error).method
+    yield lambda *arguments: restores_first(error, *arguments)
+
+
+FORMS = ("function", "restores", "partial", "object", "method", "lambda")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+@pytest.mark.parametrize("form", range(len(FORMS)), ids=FORMS)
+@pytest.mark.parametrize("error", [OutOfTime("late"), RuntimeError("late")], ids=["own", "RuntimeError"])
+def test_every_form_of_handler_reaches_the_application(form: int, error: Exception) -> None:
+    """What a signal handler of any form raises reaches the application, wherever in a recording it strikes."""
+    handler = list(handlers(error))[form]
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def strike(_: Scene) -> None:
+        signal.signal(signal.SIGUSR1, handler)
+        signal.raise_signal(signal.SIGUSR1)
+
+    try:
+        for scene, where, raised in each_moment("checkout", strike):
+            assert raised is error, where
+            assert_adds_up(scene, where)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# -- what recording itself raises
+
+
+def test_what_is_own() -> None:
+    """An error of a built-in class with a message is recording's own; a class derived from it is not."""
+
+    def raised(act: Callable[[], object]) -> BaseException:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - any error
+            return error
+        raise AssertionError
+
+    block = memoryview(bytearray(8)).cast("d")
+    acts: tuple[Callable[[], object], ...] = (
+        [].pop,
+        lambda: block[1],
+        lambda: object().missing,  # type: ignore[attr-defined]
+        lambda: {}["key"],
+        lambda: None + 1,  # type: ignore[operator]
+        lambda: int("x"),
+    )
+    assert [is_own(raised(act)) for act in acts] == [True] * len(acts)
+    assert is_own(MemoryError())
+    assert not is_own(RuntimeError())
+    assert not is_own(derived(ValueError)("late"))
+    assert not is_own(KeyboardInterrupt("now"))
+
+
+# -- near the limit of recursion
+
+
+@pytest.mark.parametrize("make", [partial(QueuePool, pool_size=1), NullPool], ids=["QueuePool", "NullPool"])
+def test_near_the_limit_of_recursion(make: Callable[..., Any]) -> None:
+    """A checkout near the limit of recursion raises only if SQLAlchemy runs into the limit, and loses nothing."""
+
+    def attempts(pool: Any) -> list[bool]:
+        """Return whether a checkout and a return work, at each of the last levels before the limit."""
+        worked = []
+
+        def descend(levels: int) -> None:
+            if levels:
+                descend(levels - 1)
+            else:
+                pool.connect().close()
+
+        frame, depth = sys._getframe(), 0
+        while frame:
+            frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+        for levels in range(sys.getrecursionlimit() - depth - 40, sys.getrecursionlimit() - depth + 2):
+            try:
+                descend(levels)
+            except RecursionError:
+                worked.append(False)
+            else:
+                worked.append(True)
+        return worked
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(600)
+    try:
+        bare = attempts(make(FakeConnection))
+        pool, registry = make(FakeConnection), CollectorRegistry()
+        handle = instrument(pool, registry=registry)
+        instrumented = attempts(pool)
+    finally:
+        sys.setrecursionlimit(limit)
+    # The hooks themselves are at most two levels.
+    assert sum(bare) - 2 <= sum(instrumented) <= sum(bare)
+    exposition = RegistrySamples(registry)
+    assert exposition.value("connections", handle.name, state="in_use") == 0
+    assert exposition.value("pending_checkouts", handle.name) == 0
+    counted = exposition.counters(handle.name)
+    assert counted["checkouts"] == counted["checkins"]
