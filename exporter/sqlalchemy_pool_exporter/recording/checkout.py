@@ -33,6 +33,8 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAIT,
 )
 
+from .faults import is_own
+
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable
@@ -49,7 +51,7 @@ class SlowPath(Protocol):
     """Records the checkouts and returns that the hot path does not."""
 
     def checked_out(self, connection: Any, began: float, error: BaseException) -> object:
-        """Record a checkout that raised ``error`` on the hot path; raise it again if it is the application's."""
+        """Record a checkout that raised ``error`` on the hot path."""
 
     def take_back(self, connection: Any, began: float) -> object:
         """Return a connection that its caller will not get, because a time limit struck."""
@@ -58,7 +60,7 @@ class SlowPath(Protocol):
         """Record a return before the record goes back."""
 
     def return_failed(self, record: Any, error: BaseException) -> object:
-        """Record a return that raised ``error`` on the hot path; raise it again if it is the application's."""
+        """Record a return that raised ``error`` on the hot path."""
 
     def release_if_discarded(self, record: Any) -> object:
         """Free the row of a record that went back without a connection, if the pool did not keep the record."""
@@ -79,7 +81,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     give, mark, notice_fork = free.append, fork.mark, fork.notice
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
-    def connect() -> Any:  # noqa: C901 - see above
+    def connect() -> Any:  # noqa: C901, PLR0912, PLR0915 - see above
         waiter, began, here = SCRATCH, 0.0, mark[0]
         try:
             try:
@@ -92,8 +94,9 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     waiter, began = recorder.acquire_waiter()
                 else:
                     recorder.block[waiter] = began = clock()
-            except Exception as error:  # noqa: BLE001 - recording never raises
-                recorder.fault(error)
+            except Exception as error:
+                if not recorder.fault(error):
+                    raise
             connection = original()
         except BaseException as error:
             try:
@@ -107,8 +110,9 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 elif waiter == UNTRACKED:
                     recorder.block[UNTRACKED_PENDING] -= 1.0
                 recorder.checkout_failed(began, _error_field(error, connect.__code__, creator))
-            except Exception as fault:  # noqa: BLE001 - recording never raises
-                recorder.fault(fault)
+            except Exception as fault:
+                if not recorder.fault(fault):
+                    raise
             raise
         # Four cases. 2 is the hot path; 3 and 4 raise, and the slow path tells them apart.
         # 1. SingletonThreadPool gives a thread the proxy that it already holds: no new checkout.
@@ -140,6 +144,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 # end of straight line
         except BaseException as error:  # noqa: BLE001 - recording never raises
             try:
+                if not is_own(error):
+                    raise
                 slow_path.checked_out(connection, began, error)
             except BaseException:
                 slow_path.take_back(connection, began)
@@ -188,7 +194,7 @@ def return_hook(
                 # end of straight line
             else:
                 slow_path.returned(record, row, since)
-        except BaseException as error:  # noqa: BLE001 - recording never raises
+        except BaseException as error:
             try:
                 # straight line: first, because a time limit that strikes in a call would leave the row in use for ever
                 if row is not None and row.table[row.held_at]:
@@ -199,8 +205,10 @@ def return_hook(
                     else:
                         recorder.block[CHECKINS_UNTIMED] += 1.0
                 # end of straight line
-            except Exception as fault:  # noqa: BLE001 - recording never raises
+            except Exception as fault:  # noqa: BLE001 - recording never raises, and no time limit can strike in there
                 recorder.fault(fault)
+            if not is_own(error):
+                raise
             slow_path.return_failed(record, error)
         finally:
             # Even if a time limit struck above: a record that does not go back is lost to the pool.

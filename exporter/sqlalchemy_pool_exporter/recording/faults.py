@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     class CountsFaults(Protocol):
         """The part of a recorder that is needed here."""
 
-        def fault(self, error: BaseException) -> None:
-            """Count a fault."""
+        def fault(self, error: BaseException) -> bool:
+            """Count a fault; return False if ``error`` is the application's."""
 
     class HasRecorder(Protocol):
         """An object that records with a recorder."""
@@ -52,12 +52,15 @@ _RECORDING_RAISES: Final = frozenset(
 )
 
 
+_PACKAGE: Final = f"{__name__.partition('.')[0]}."
+
+
 def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
     """Make a method count its exceptions as faults and return None, so that none reaches the application.
 
     Use it only for methods that do nothing but record, because an exception of the application's own call must reach
-    the application. So must a time limit of the application: ``Recorder.fault()`` raises it again. Do not use it on the
-    hot path, because it costs a call.
+    the application. So must a time limit of the application, see ``is_own()``. Do not use it on the hot path, because
+    it costs a call.
     """
 
     @functools.wraps(record)
@@ -66,10 +69,10 @@ def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
             if not fork.mark[0] and not fork.notice():
                 return None  # a forked child that is leaving the blocks of its parent
             return record(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - recording never raises
+        except Exception as error:
             # Not type(), and no method: near the limit of recursion each call raises the same error again.
-            if error.__class__ is not RecursionError:
-                self.recorder.fault(error)
+            if error.__class__ is not RecursionError and not self.recorder.fault(error):
+                raise
             return None
 
     return guarded
@@ -77,6 +80,9 @@ def never_raises(record: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
 
 def is_own(error: BaseException) -> bool:
     """Return whether recording itself raised ``error``. If not, it belongs to the application and must reach it.
+
+    The caller raises it again itself: a function that got it as an argument would be in its traceback, and that cycle
+    would keep a connection out until the garbage collector runs.
 
     A time limit can strike inside our code. Task queues set one with ``PyThreadState_SetAsyncExc()`` or with a signal
     handler of any form, and most raise a class of their own. If recording can raise that class too, then:
@@ -101,8 +107,11 @@ def _handles_a_signal(frame: FrameType) -> bool:
 
     The present handlers would not tell: a handler can put the previous one back before it raises.
     """
+    # Until Python 3.12 a look at f_locals makes the frame keep them. For our own frames, which have the error among them,
+    # that would be a cycle.
+    is_ours = str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
     interrupted = frame.f_back
-    return interrupted is not None and any(
+    return not (is_ours or interrupted is None) and any(
         each is interrupted
         for local in frame.f_locals.values()
         for each in (local if type(local) is tuple else (local,))

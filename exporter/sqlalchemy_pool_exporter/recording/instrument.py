@@ -86,8 +86,9 @@ class Handle:
             if recorder is not None:
                 try:
                     recorder.configure(configuration(pool))
-                except Exception as error:  # noqa: BLE001 - recording never raises
-                    recorder.fault(error)
+                except Exception as error:
+                    if not recorder.fault(error):
+                        raise
                 self._attach(pool, recorder, is_new=True)
 
     def _attach(self, pool: Pool, recorder: Recorder, *, is_new: bool = False) -> None:

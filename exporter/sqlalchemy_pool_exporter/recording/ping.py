@@ -53,9 +53,7 @@ class PingTap:
                     began = recorder.clock()
                     break
         except Exception as error:
-            if recorder is not None:
-                recorder.fault(error)
-            elif not is_own(error):
+            if not (is_own(error) if recorder is None else recorder.fault(error)):
                 raise
         if recorder is None or found is None:
             return self._original(dbapi_connection)
@@ -75,8 +73,9 @@ class PingTap:
             block[bucket] += 1.0
             block[_PING_SUM] += elapsed
             # end of straight line
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            recorder.fault(error)
+        except Exception as error:
+            if not recorder.fault(error):
+                raise
         return answer
 
     @classmethod
@@ -118,5 +117,6 @@ class PingTap:
 def _pinged(recorder: Recorder, row: ConnectionRow, began: float, *, alive: bool | None) -> None:
     try:
         recorder.pinged(row, began, alive=alive)
-    except Exception as error:  # noqa: BLE001 - recording never raises
-        recorder.fault(error)
+    except Exception as error:
+        if not recorder.fault(error):
+            raise

@@ -168,16 +168,12 @@ class Recorder:
         """Whether the pool is no longer instrumented."""
         return not self.block
 
-    def fault(self, error: BaseException) -> None:
-        """Count a fault while recording.
-
-        Raises:
-            error: if it is a time limit of the application, or another exception that recording cannot raise itself.
-        """
-        if not is_own(error):
-            raise error
-        if self.block:  # a stopped recorder has no field to count in
+    def fault(self, error: BaseException) -> bool:
+        """Count a fault while recording; return False if ``error`` is the application's: the caller must raise it."""
+        is_fault = is_own(error)
+        if is_fault and self.block:  # a stopped recorder has no field to count in
             self.block[FAULTS] += 1.0
+        return is_fault
 
     # -- checkouts that do not succeed at once
 
@@ -325,8 +321,9 @@ class Recorder:
                 leaked = LEAKED_CHECKOUTS if row.table[row.held_at] else SCRATCH
                 counters = (CLOSES + (GC if row.state == IN_POOL else DISPOSE), leaked)
             self.connections.release(self.block, row, *counters)
-        except Exception as error:  # noqa: BLE001 - recording never raises
-            self.fault(error)
+        except Exception as error:
+            if not self.fault(error):
+                raise
 
     # -- pings and invalidations
 

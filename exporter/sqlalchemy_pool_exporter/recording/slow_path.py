@@ -10,7 +10,7 @@ from sqlalchemy_pool_exporter.segment.block import EMPTY, REPLACED
 
 from .checkout import mark_held
 from .connection_row import IN_POOL, forget_holder, has_row, row_of, was_collected
-from .faults import is_own, never_raises
+from .faults import never_raises
 from .sqlalchemy_pool import (
     age_of,
     closes_collected,
@@ -63,13 +63,10 @@ class SlowPath:
     def checked_out(self, connection: Any, began: float, error: BaseException) -> None:
         """Record a checkout that raised ``error`` on the hot path.
 
-        1. ``error`` is a time limit of the application: it is raised again.
-        2. The pool is no longer instrumented: nothing is recorded.
-        3. The record has a row, or the start of the checkout could not be recorded: ``error`` is a fault.
-        4. The record connected before its pool was instrumented: it gets a row.
+        1. The pool is no longer instrumented: nothing is recorded.
+        2. The record has a row, or the start of the checkout could not be recorded: ``error`` is a fault.
+        3. The record connected before its pool was instrumented: it gets a row.
         """
-        if not is_own(error):
-            raise error
         recorder = self.recorder
         record = record_of(connection)
         if recorder.stopped:
@@ -137,13 +134,10 @@ class SlowPath:
     def return_failed(self, record: Any, error: BaseException) -> None:
         """Record a return that raised ``error`` on the hot path.
 
-        1. ``error`` is a time limit of the application: it is raised again.
-        2. The pool is no longer instrumented: nothing is recorded.
-        3. The record has a row: ``error`` is a fault.
-        4. The connection was out when the pool was instrumented, but was not found then: its record gets a row.
+        1. The pool is no longer instrumented: nothing is recorded.
+        2. The record has a row: ``error`` is a fault.
+        3. The connection was out when the pool was instrumented, but was not found then: its record gets a row.
         """
-        if not is_own(error):
-            raise error
         if self.recorder.stopped:
             return
         if has_row(record):
