@@ -107,8 +107,8 @@ def _handles_a_signal(frame: FrameType) -> bool:
 
     The present handlers would not tell: a handler can put the previous one back before it raises.
     """
-    # Until Python 3.12 a look at f_locals makes the frame keep them. For our own frames, which have the error among them,
-    # that would be a cycle.
+    # Until Python 3.12 a look at f_locals makes the frame keep them. For our own frames, which have the error among
+    # them, that would be a cycle.
     is_ours = str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
     interrupted = frame.f_back
     return not (is_ours or interrupted is None) and any(

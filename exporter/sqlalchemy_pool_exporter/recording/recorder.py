@@ -9,8 +9,9 @@ that relies on this is marked *straight line*, and a test disassembles it. This 
 ``instrument()`` warns if there is none.
 
 The garbage collector can return a connection in the middle of any method here, in the same thread. So free slots are
-taken and given back with the atomic ``list.pop`` and ``list.append``, and no value that was read before a call is
-trusted after it.
+taken without a call and given back with the atomic ``list.append``, and no value that was read before a call is trusted
+after it. A time limit of the application can strike at any call, too. So what one event changes is stored in one
+straight line.
 """
 
 from __future__ import annotations
