@@ -155,7 +155,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     return connect
 
 
-def return_hook(
+def return_hook(  # noqa: C901 - as above
     slow_path: SlowPath, recorder: Recorder, original: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
     """Return the wrapper around a pool's ``_do_return_conn()``."""

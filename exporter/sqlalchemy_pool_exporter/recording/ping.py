@@ -36,7 +36,7 @@ class PingTap:
         self._recorders: list[weakref.ref[Recorder]] = []
         functools.update_wrapper(self, self._original)
 
-    def __call__(self, dbapi_connection: Any) -> Any:
+    def __call__(self, dbapi_connection: Any) -> Any:  # noqa: C901 - a call would cost
         """Ping and record it. There are few calls here, because each checkout with pre-ping runs through it."""
         recorder: Recorder | None = None
         found, began = None, 0.0
