@@ -305,10 +305,11 @@ def test_after_stop_nothing_is_written() -> None:
 
 
 def test_after_a_fork_it_begins_again() -> None:
-    """After restart(), as in a forked child, the recorder has a block without the parent's connections and counts."""
+    """A recorder in a forked child leaves its parent's block and starts one without the parent's connections and counts."""
     bench = Bench()
     bench.recorder.checked_out(bench.connect(), bench.clock.now)
     parent = bench.recorder.block
+    bench.recorder.leave()
     bench.recorder.restart()
     assert bench.recorder.block is not parent
     assert (0, 0) == (bench.value("checkouts_total"), bench.value("connections", "in_use"))
