@@ -66,6 +66,15 @@ def _kept(stage: Stage, begin: Callable[[], object]) -> None:
     time.sleep(LONG)
 
 
+def _nested(stage: Stage, begin: Callable[[], object]) -> None:
+    """Each caller asks for a second connection while it holds its first, and there are more callers than connections."""
+    stage.load(1)
+    time.sleep(QUIET)
+    begin()
+    stage.load(4, "nest")
+    time.sleep(LONG)
+
+
 def _bursts(stage: Stage, begin: Callable[[], object]) -> None:
     """Callers come together, do a query each, and leave the pool idle for longer than the server allows."""
     begin()
@@ -209,6 +218,17 @@ INCIDENTS: Final = [
         },
         allowed=_FULL,
         pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 2.0, "pool_pre_ping": True},
+    ),
+    Incident(
+        "nested",
+        "callers wait for a second connection while they hold their first",
+        _nested,
+        expected={
+            ("Starvation", "warning"): ("starvation_window", "starvation_for"),
+            ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
+        },
+        allowed=_FULL,
+        pool={"pool_size": 3, "max_overflow": 0, "pool_timeout": 2.0, "pool_pre_ping": True},
     ),
     Incident(
         "idlekill",

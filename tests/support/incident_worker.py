@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 SLEEP = text("SELECT pg_sleep(:seconds)")
+# Locks what a session can wait for that has no row in common with the caller.
+SHARE = text("SELECT pg_advisory_xact_lock_shared(1)")
 # Errors that a caller ignores, as an application that answers 500 or 503 and goes on.
 SURVIVED = (DBAPIError, PoolTimeoutError, OSError)
 
@@ -88,6 +90,13 @@ class Callers:
         connection.execute(SLEEP, {"seconds": seconds})
         connection.rollback()
 
+    def nest(self, seconds: float) -> None:
+        """Do one query, and ask for a second connection before the first is given back."""
+        with self._engine.connect() as connection:
+            connection.execute(SLEEP, {"seconds": seconds})
+            with self._engine.connect() as second:
+                second.execute(SLEEP, {"seconds": seconds})
+
 
 class Handlers:
     """Runs the load's callers as asyncio tasks, which can await something slow while they hold a connection."""
@@ -117,9 +126,9 @@ class Handlers:
             await connection.execute(SLEEP, {"seconds": seconds})
 
     async def wait(self, seconds: float) -> None:
-        """Run a query, then sleep while holding the connection."""
+        """Take a lock, then sleep while holding the connection."""
         async with self._engine.connect() as connection:
-            await connection.execute(SLEEP, {"seconds": 0})
+            await connection.execute(SHARE)
             await asyncio.sleep(seconds)
 
 
