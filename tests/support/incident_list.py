@@ -67,11 +67,11 @@ def _kept(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _nested(stage: Stage, begin: Callable[[], object]) -> None:
-    """Each caller asks for a second connection while it holds its first, and there are more callers than connections."""
+    """More callers than connections, each of which asks for a second one while it holds its first."""
     stage.load(1)
     time.sleep(QUIET)
     begin()
-    stage.load(4, "nest")
+    stage.load(6, "nest", seconds=0.1, pause=0.05)
     time.sleep(LONG)
 
 

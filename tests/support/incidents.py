@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy_pool_exporter.alerting import rules
+from tests.support import runbook_run
 from tests.support.paths import ROOT
 from tests.support.postgres_keeper import _account, _free_port, _programs
 from tests.support.prometheus import Prometheus, scraping
@@ -147,6 +148,7 @@ class Worker:
             stdout=subprocess.DEVNULL,
             text=True,
         )
+        self.pid = self._process.pid
 
     def load(self, **load: Any) -> None:
         """Replace the load."""
@@ -172,34 +174,35 @@ class Stage:
     """The server, the workers and the sidecar of one incident."""
 
     def __init__(self, incident: Incident, exit_stack: ExitStack) -> None:
-        self._incident, self._exit_stack = incident, exit_stack
-        self._directory = Path(exit_stack.enter_context(TemporaryDirectory(prefix="pool-incident-")))
-        self._directory.chmod(0o755)
+        self.incident, self._exit_stack = incident, exit_stack
+        self.directory = Path(exit_stack.enter_context(TemporaryDirectory(prefix="pool-incident-")))
+        self.directory.chmod(0o755)
         for part in ("database", "pools"):
-            (self._directory / part).mkdir()
-        self.database = exit_stack.enter_context(Database(self._directory / "database", incident.settings))
+            (self.directory / part).mkdir()
+        self.database = exit_stack.enter_context(Database(self.directory / "database", incident.settings))
         incident.prepare(self.database)
-        config = self._directory / "exporter.yaml"
+        config = self.directory / "exporter.yaml"
         name, dsn = incident.name, self.database.url("")
         config.write_text(
             json.dumps(
                 {
-                    "segments": {"directory": str(self._directory / "pools")},
+                    "segments": {"directory": str(self.directory / "pools")},
                     "databases": [{"name": name, "dsn": dsn, "interval_seconds": 1, "timeout_seconds": 1}],
                 }
             )
         )
         self.sidecar = exit_stack.enter_context(Sidecar("--config", config))
         self.workers: list[Worker] = []
+        self.gone: list[Worker] = []
         self._created = time.monotonic()
         self.starting_seconds = 0.0  # from the sidecar's first scrape until it saw all workers
 
     def hire(self, count: int | None = None) -> None:
         """Start ``count`` more workers, by default all of the incident's, and wait until the sidecar sees them."""
-        incident = self._incident
+        incident = self.incident
         url = self.database.url(incident.driver, incident.role)
         for _ in range(incident.workers if count is None else count):
-            worker = Worker(incident.name, url, incident.pool, self._directory / "pools")
+            worker = Worker(incident.name, url, incident.pool, self.directory / "pools")
             self.workers.append(self._exit_stack.enter_context(worker))
         assert eventually(
             lambda: self.sidecar.value("exporter_workers", state="live") == len(self.workers),
@@ -209,13 +212,14 @@ class Stage:
 
     def break_exporter(self) -> None:
         """Make the sidecar reload an invalid configuration, and put a file that is no segment into its directory."""
-        (self._directory / "exporter.yaml").write_text("databases: {}")
-        (self._directory / "pools" / "worker-900").write_bytes(b"not ours" * 1024)
+        (self.directory / "exporter.yaml").write_text("databases: {}")
+        (self.directory / "pools" / "worker-900").write_bytes(b"not ours" * 1024)
         self.sidecar.send(signal.SIGHUP)
 
     def kill_one(self) -> None:
         """Kill a worker."""
-        self.workers.pop().kill()
+        self.gone.append(self.workers.pop())
+        self.gone[-1].kill()
 
     def load(self, callers: int, act: str = "query", *, seconds: float = 0.02, pause: float = 0.1) -> None:
         """Put a load on each worker."""
@@ -264,7 +268,7 @@ class Played:
     """A finished run: Prometheus, which still answers queries, and Unix times.
 
     ``start`` and ``end`` are the run's. ``hired`` has the start of each incident's first worker, ``began`` that of each
-    incident.
+    incident. ``answers`` has what the runbooks put out.
     """
 
     def __init__(self, prometheus: Prometheus, start: float) -> None:
@@ -273,6 +277,7 @@ class Played:
         self.end = start
         self.hired: dict[str, float] = {}
         self.began: dict[str, float] = {}
+        self.answers: runbook_run.Answers = {}
 
     def fired(self, name: str) -> dict[Tier, list[float]]:
         """Return the alerts that fired for an incident, each with the Unix times at which it did."""
@@ -291,7 +296,7 @@ def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
     rendered = directory / rules.FILE
     rendered.write_text(rules.render(rules.source(), thresholds()), "utf-8")
     with ExitStack() as stack:
-        with ExitStack() as stages_stack, ThreadPoolExecutor(len(incidents)) as executor:
+        with ExitStack() as stages_stack, ThreadPoolExecutor(len(incidents) + 1) as executor:
             lock = threading.Lock()
 
             def stage_of(incident: Incident) -> Stage:
@@ -319,6 +324,13 @@ def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
 
             # No incident begins before all workers have started: thirty processes that start slow each other down.
             list(executor.map(hire, incidents, stages))
-            list(executor.map(act, incidents, stages))
+            by_name = {incident.name: stage for incident, stage in zip(incidents, stages, strict=True)}
+            over = threading.Event()
+            reading = executor.submit(runbook_run.follow, by_name, prometheus, over, directory, faster=FASTER)
+            try:
+                list(executor.map(act, incidents, stages))
+            finally:
+                over.set()
             played.end = time.time()
+            played.answers = reading.result()
         yield played
