@@ -14,7 +14,7 @@ from tests.support.incidents import seconds, thresholds
 if TYPE_CHECKING:
     from tests.support.incidents import Incident, Played
 
-pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus")]
+pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus", "prometheus-alertmanager")]
 # Slack for two scrapes, two rule evaluations, one probe and a busy machine.
 GRACE = 15.0
 

@@ -31,7 +31,7 @@ each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
 @pytest.mark.soak
-@pytest.mark.requires("prometheus", "psql", "curl")
+@pytest.mark.requires("prometheus", "prometheus-alertmanager", "psql", "curl")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_culprit_is_in_the_output(case: Case, incidents: Played) -> None:
     """Each query and command of a runbook, run while its incident is on, puts out what causes the incident."""

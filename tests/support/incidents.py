@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy_pool_exporter.alerting import rules
 from tests.support import runbook_run
+from tests.support.alertmanager import Alertmanager
 from tests.support.paths import ROOT
 from tests.support.postgres_keeper import _account, _free_port, _programs
 from tests.support.prometheus import Prometheus, scraping
@@ -271,8 +272,9 @@ class Played:
     incident. ``answers`` has what the runbooks put out.
     """
 
-    def __init__(self, prometheus: Prometheus, start: float) -> None:
+    def __init__(self, prometheus: Prometheus, alertmanager: Alertmanager, start: float) -> None:
         self.prometheus = prometheus
+        self.alertmanager = alertmanager
         self.start = start
         self.end = start
         self.hired: dict[str, float] = {}
@@ -288,6 +290,14 @@ class Played:
                 tier = series.labels["alertname"].removeprefix("SQLAlchemyPool"), series.labels["severity"]
                 fired.setdefault(tier, set()).update(when for when, _ in series.points)
         return {tier: sorted(times) for tier, times in fired.items()}
+
+    def pages(self, name: str) -> set[str]:
+        """Return the alerts, without their prefix, that the pager got for an incident."""
+        return {
+            labels["alertname"].removeprefix("SQLAlchemyPool")
+            for labels in self.alertmanager.pages()
+            if name in {labels.get("job"), labels.get("database")}
+        }
 
 
 @contextmanager
@@ -310,10 +320,10 @@ def play(incidents: list[Incident], directory: Path) -> Iterator[Played]:
                 incident.name: [stage.sidecar.url.removeprefix("http://")]
                 for incident, stage in zip(incidents, stages, strict=True)
             }
-            prometheus = stack.enter_context(
-                Prometheus(scraping(targets, rules=[rendered]), directory / "prometheus")
-            )
-            played = Played(prometheus, time.time())
+            alertmanager = stack.enter_context(Alertmanager(directory / "alertmanager", faster=FASTER))
+            config = scraping(targets, rules=[rendered], alertmanagers=[alertmanager.address])
+            prometheus = stack.enter_context(Prometheus(config, directory / "prometheus"))
+            played = Played(prometheus, alertmanager, time.time())
 
             def hire(incident: Incident, stage: Stage) -> None:
                 played.hired[incident.name] = time.time()

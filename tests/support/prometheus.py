@@ -58,10 +58,12 @@ def scraping(
     interval: str = "1s",
     rules: Iterable[Path] = (),
     instances: Mapping[str, str] | None = None,
+    alertmanagers: Iterable[str] = (),
 ) -> str:
     """Return a configuration that scrapes targets (``host:port``) by job and evaluates rules, both each interval.
 
-    ``instances`` has the label ``instance`` of the targets whose label differs from their address.
+    ``instances`` has the label ``instance`` of the targets whose label differs from their address. Alerts are sent to
+    ``alertmanagers`` (``host:port``).
     """
     names = instances or {}
     # JSON is valid YAML, and json.dumps() quotes all strings.
@@ -73,6 +75,7 @@ def scraping(
                 "evaluation_interval": interval,
             },
             "rule_files": [str(path) for path in rules],
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": list(alertmanagers)}]}]},
             "scrape_configs": [
                 {
                     "job_name": job,
