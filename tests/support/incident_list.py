@@ -140,6 +140,15 @@ def _kill(stage: Stage, begin: Callable[[], object]) -> None:
     time.sleep(LONG / 2)
 
 
+def _stop(stage: Stage, begin: Callable[[], object]) -> None:
+    """One worker is stopped, and its neighbours go on."""
+    stage.load(2)
+    time.sleep(LONG / 2)
+    begin()
+    stage.stop_one()
+    time.sleep(LONG / 2)
+
+
 def _replace(stage: Stage, begin: Callable[[], object]) -> None:
     """One worker is killed, and another takes its place."""
     stage.load(2)
@@ -339,6 +348,14 @@ INCIDENTS: Final = [
         workers=3,
     ),
     Incident(
+        "stopped",
+        "a worker is stopped beside others that go on",
+        _stop,
+        expected={("WorkerStalled", "warning"): ("stall_seconds", "stall_for")},
+        pool={"pool_size": 2, "pool_pre_ping": True},
+        workers=3,
+    ),
+    Incident(
         "replaced",
         "a worker is killed and replaced: nothing fires",
         _replace,
@@ -378,6 +395,5 @@ UNSTAGED: Final = {
     ): "burns six hours, which are twelve minutes here; `slow` has the faster one",
     ("OldConnections", "info"): "a day is 48 minutes here",
     ("RecycleStorm", "warning"): "needs slow connecting, which no incident has yet",
-    ("WorkerStalled", "warning"): "no incident stops a worker yet",
     ("IdleInTransaction", "critical"): "half an hour is a minute here; `handler` has the warning",
 }

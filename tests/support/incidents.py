@@ -222,6 +222,10 @@ class Stage:
         self.gone.append(self.workers.pop())
         self.gone[-1].kill()
 
+    def stop_one(self) -> None:
+        """Stop a worker, which stays as it is."""
+        os.kill(self.workers[-1].pid, signal.SIGSTOP)
+
     def load(self, callers: int, act: str = "query", *, seconds: float = 0.02, pause: float = 0.1) -> None:
         """Put a load on each worker."""
         for worker in self.workers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
@@ -19,6 +20,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
     from pathlib import Path
     from threading import Event
 
@@ -63,21 +65,23 @@ def follow(
     stages: Mapping[str, Stage], prometheus: Prometheus, over: Event, directory: Path, *, faster: float
 ) -> Answers:
     """Follow each runbook as soon as its alert fires for its incident, or else when the incidents are over."""
-    answers: Answers = {}
+    following: dict[Case, Future[list[Answer]]] = {}
     waiting = [case for case in CASES if case.incident in stages]
-    while waiting:
-        is_over = over.wait(0.5)
-        firing = {
-            (alert.labels["alertname"], alert.labels.get(label))
-            for alert in prometheus.alerts()
-            if alert.state == "firing"
-            for label in ("job", "database")
-        }
-        for case in list(waiting):
-            if is_over or (f"SQLAlchemyPool{case.alert}", case.incident) in firing:
-                waiting.remove(case)
-                answers[case] = Reader(case, stages[case.incident], prometheus, directory, faster).follow()
-    return answers
+    with ThreadPoolExecutor(4) as executor:
+        while waiting:
+            is_over = over.wait(0.5)
+            firing = {
+                (alert.labels["alertname"], alert.labels.get(label))
+                for alert in prometheus.alerts()
+                if alert.state == "firing"
+                for label in ("job", "database")
+            }
+            for case in list(waiting):
+                if is_over or (f"SQLAlchemyPool{case.alert}", case.incident) in firing:
+                    waiting.remove(case)
+                    reader = Reader(case, stages[case.incident], prometheus, directory, faster)
+                    following[case] = executor.submit(reader.follow)
+    return {case: done.result() for case, done in following.items()}
 
 
 class Reader:
@@ -88,18 +92,22 @@ class Reader:
     ) -> None:
         self._case, self._stage, self._prometheus, self._faster = case, stage, prometheus, faster
         self._pid = "none was named"
-        programs = directory / "programs"
-        programs.mkdir(exist_ok=True)
+        # The first answer to a query is that of the moment of the alert, however late its turn comes.
+        self._at: float | None = time.time()
+        programs = directory / str(case)
+        programs.mkdir()
         (programs / "kubectl").write_text(KUBECTL)
         (programs / "kubectl").chmod(0o755)
-        log = directory / f"{case.incident}.log"
+        log = programs / "sidecar.log"
         log.write_text("".join(stage.sidecar.log))
-        url = stage.database.url(stage.incident.driver, case.role or stage.incident.role)
         self._path = str(programs)
-        self._environment = {"SIDECAR_LOG": str(log), **(libpq_variables(url) if case.connects else {})}
+        self._environment = {"SIDECAR_LOG": str(log)}
 
     def follow(self) -> list[Answer]:
         """Ask all blocks in their order."""
+        if self._case.connects:
+            role = self._case.role or self._stage.incident.role
+            self._environment |= libpq_variables(self._stage.database.url(self._stage.incident.driver, role))
         pairs = zip(blocks(page(self._case.alert)), self._case.patterns, strict=True)
         return [self._ask(block, pattern) for block, pattern in pairs if pattern is not None]
 
@@ -110,6 +118,7 @@ class Reader:
             return Answer(block.text, getattr(self, f"_{block.kind}")(block.text), exact)
 
         last = [ask()]
+        at, self._at = self._at, None
 
         def has_culprit() -> bool:
             if not last[0].has_culprit:
@@ -118,6 +127,7 @@ class Reader:
             return last[0].has_culprit
 
         eventually(has_culprit, seconds=AGAIN_SECONDS)
+        self._at = at
         return last[0]
 
     def _facts(self) -> dict[str, str]:
@@ -126,6 +136,7 @@ class Reader:
         facts = {
             "name": name,
             "worker_pids": "|".join(str(worker.pid) for worker in stage.workers) or "none",
+            "stopped_pid": str(stage.workers[-1].pid if stage.workers else 0),
             "gone_pids": "|".join(str(worker.pid) for worker in stage.gone) or "none",
             "instance": re.escape(stage.sidecar.url.removeprefix("http://")),
         }
@@ -143,9 +154,11 @@ class Reader:
         expr = self._shortened(re.sub(r'"orders"', f'"{self._case.incident}"', text))
         expr = _with_matcher(expr, RAW, f'job="{self._case.incident}"')
         expr = _with_matcher(expr, OF_DATABASE, f'database="{self._case.incident}"')
+        samples = self._prometheus.query(expr, time=self._at)
+        with_process = [(sample.value, sample.labels["pid"]) for sample in samples if "pid" in sample.labels]
+        self._pid = max(with_process, default=(0.0, self._pid))[1]
         lines = []
-        for sample in self._prometheus.query(expr):
-            self._pid = sample.labels.get("pid", self._pid)
+        for sample in samples:
             labels = ", ".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
             lines.append(f"{{{labels}}} {sample.value:g}\n")
         return "".join(lines)
