@@ -50,7 +50,7 @@ def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callabl
     assert by_worker(exposition, "connections", state="in_use") == {"000": 1, "001": 0}
     assert by_worker(exposition, "longest_held_seconds") == {"000": 5, "001": 0}
     assert by_worker(exposition, "size") == {"000": 2, "001": 2}
-    assert workers(exposition) == {"live": 2, "gone": 0}
+    assert workers(exposition) == {"live": 2, "parent": 0, "gone": 0}
 
 
 def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -> None:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS
+from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS, WORKER_STATES
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
@@ -68,13 +68,14 @@ class FleetCollector(Collector):
                 scrape.add_info((pool,), "info", info)
         self._add_states(scrape, fleet)
         self._add_counters(scrape, fleet)
-        live = len(fleet.live)
-        workers = {"live": float(live), "gone": float(len(fleet.workers) - live)}
+        live, running = len(fleet.live), len(fleet.running)
+        counts = (live, running - live, len(fleet.workers) - running)
+        workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))
         errors: Value = {kind: float(count) for kind, count in fleet.errors.items()}
         scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
         for versions in _versions(fleet):
             scrape.add_info((), "exporter_build_info", {"version": package_version(), **versions})
-        for worker in fleet.live:
+        for worker in fleet.running:
             if worker.facts.process is not None:
                 labels = {"worker": worker.number, **worker.facts.process._asdict()}
                 scrape.add_info((), "exporter_worker_info", labels)
@@ -114,6 +115,6 @@ class FleetCollector(Collector):
 
 
 def _versions(fleet: Fleet) -> list[dict[str, str]]:
-    """Return the versions of Python and SQLAlchemy of the live workers, each pair once; empty texts if unknown."""
-    found = sorted({worker.facts.versions for worker in fleet.live if worker.facts.versions is not None})
+    """Return the versions of Python and SQLAlchemy of the live processes, each pair once; empty texts if unknown."""
+    found = sorted({worker.facts.versions for worker in fleet.running if worker.facts.versions is not None})
     return [versions._asdict() for versions in found or [Versions("", "")]]

@@ -267,7 +267,7 @@ APPLICATION_METRICS: Final = (
     ),
 )
 
-WORKER_STATES: Final = ("live", "gone")
+WORKER_STATES: Final = ("live", "parent", "gone")
 # Why a file of the directory is left out.
 SegmentErrorKind = Literal["unreadable", "foreign", "version", "damaged"]
 
@@ -276,16 +276,17 @@ SIDECAR_METRICS: Final = (
     _pool(
         "exporter_workers",
         "gauge",
-        "Segments in the directory: of processes that run (live), and of processes that ended and whose counts stay "
-        "(gone).",
+        "Segments in the directory: of workers that run (live), of processes that forked workers and have not used a "
+        "pool themselves (parent: a preloading master), and of processes that ended and whose counts stay (gone).",
         labels=("state",),
         values=WORKER_STATES,
     ),
     _pool(
         "exporter_worker_info",
         "gauge",
-        "1 for each live worker, with what finds its process on the host (or in the container) where it runs: process "
-        "id, program, the first words of its command without values that may be secret, and start time (UTC).",
+        "1 for each live worker or parent, with what finds its process on the host (or in the container) where it runs: "
+        "process id, program, the first words of its command without values that may be secret, and start time "
+        "(UTC).",
         labels=("worker", "pid", "program", "command", "started"),
     ),
     _pool(

@@ -11,7 +11,9 @@ import sys
 import threading
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -22,42 +24,60 @@ from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.pg import Server as DatabaseServer
 
 WORKERS = 2
 
-GUNICORN = ("gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
+GUNICORN = ("-m", "gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
 WSGI, ASGI = "examples.servers.wsgi:app", "examples.servers.asgi:app"
-# Arguments, driver, and number of processes with a pool: with --preload the parent has a pool, too.
+UWSGI = (
+    str(Path(sys.executable).with_name("pyuwsgi")),
+    *(
+        "--http-socket",
+        "127.0.0.1:0",
+        "--master",
+        "--die-on-term",
+        "--disable-logging",
+        "--processes",
+        str(WORKERS),
+    ),
+    *("--module", WSGI),
+)
+# Arguments of Python, driver, and number of parents: with --preload, and in uWSGI, the parent has a pool, too.
 SERVERS = {
-    "gunicorn sync": ((*GUNICORN, WSGI), "psycopg", WORKERS),
-    "gunicorn sync preload": ((*GUNICORN, "--preload", WSGI), "psycopg", WORKERS + 1),
+    "gunicorn sync": ((*GUNICORN, WSGI), "psycopg", 0),
+    "gunicorn sync preload": ((*GUNICORN, "--preload", WSGI), "psycopg", 1),
     "gunicorn gthread": (
         (*GUNICORN, "--worker-class", "gthread", "--threads", "2", WSGI),
         "psycopg",
-        WORKERS,
+        0,
     ),
     "gunicorn gthread preload": (
         (*GUNICORN, "--worker-class", "gthread", "--threads", "2", "--preload", WSGI),
         "psycopg",
-        WORKERS + 1,
+        1,
     ),
     "gunicorn uvicorn": (
         (*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker", ASGI),
         "asyncpg",
-        WORKERS,
+        0,
     ),
     "gunicorn uvicorn preload": (
         (*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker", "--preload", ASGI),
         "asyncpg",
-        WORKERS + 1,
+        1,
     ),
-    "uvicorn": (("uvicorn", "--workers", str(WORKERS), "--port", "0", ASGI), "asyncpg", WORKERS),
+    "uwsgi": (UWSGI, "psycopg", 1),
+    "uwsgi lazy": ((*UWSGI, "--lazy-apps"), "psycopg", 0),
+    "uvicorn": (("-m", "uvicorn", "--workers", str(WORKERS), "--port", "0", ASGI), "asyncpg", 0),
 }
 
-MORE = ("gunicorn gthread", "gunicorn uvicorn preload")  # combinations of features that other entries test
+MORE = (
+    "gunicorn gthread",
+    "gunicorn uvicorn preload",
+    "uwsgi lazy",
+)  # combinations of features that other entries test
 
 
 class Server:
@@ -65,7 +85,7 @@ class Server:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
@@ -92,6 +112,10 @@ class Server:
             match = self._has_said.wait_for(lambda: re.search(pattern, "".join(self._said)), SECONDS)
         assert match, f"it did not say {pattern!r}"
         return match
+
+    def url(self) -> str:
+        """Wait until the server listens, and return its URL."""
+        return f"http://{self.wait_for(r'(?:Listening at|running on|TCP address).*?([0-9.]+:[0-9]+)')[1]}"
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +165,9 @@ class Tally:
         assert eventually(holds, poll_seconds=0.0), seen
 
 
-def _holds(tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, live: int) -> None:
+def _holds(
+    tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, *, live: int = WORKERS, parents: int
+) -> None:
     """Assert that the sidecar's metrics agree with the tally and the database server."""
     samples = sidecar.samples()
 
@@ -157,7 +183,9 @@ def _holds(tally: Tally, sidecar: Sidecar, database: DatabaseServer, name: str, 
         value("connections", worker=worker, state=state) for worker in workers for state in ("in_use", "idle")
     ]
     assert eventually(lambda: database.count(name) == sum(states))
+    assert sum(value("untracked_connections", worker=worker) for worker in workers) == 0
     assert sidecar.value("exporter_workers", state="live") == live
+    assert sidecar.value("exporter_workers", state="parent") == parents
 
 
 @pytest.mark.parametrize(
@@ -170,24 +198,53 @@ def test_server(
     tmp_path: Path,
 ) -> None:
     """Each worker has its own lease, a killed worker's counts are not lost, and the sums equal the tally."""
-    arguments, driver, live = SERVERS[what]
+    arguments, driver, parents = SERVERS[what]
     environment = {
         "DATABASE_URL": server.url(f"postgresql+{driver}", application_name=application_name),
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
     }
     with Sidecar("--directory", tmp_path) as sidecar, Server(*arguments, **environment) as served:
-        url = served.wait_for(r"(?:Listening at|running on).*(http://[0-9.:]+)")[1]
+        url = served.url()
         if what == "uvicorn":  # it listens before its workers are ready
             served.wait_for(rf"(?s)(startup complete.*){{{WORKERS}}}")
         tally = Tally(lambda: _ask(url))
         tally.ask_until(lambda seen: len(seen) == WORKERS)
-        _holds(tally, sidecar, server, application_name, live)
+        _holds(tally, sidecar, server, application_name, parents=parents)
         killed = min(tally.by_process)
         os.kill(killed, signal.SIGKILL)
         tally.ask_until(lambda seen: len(seen - {killed}) == WORKERS)
-        assert eventually(lambda: sidecar.value("exporter_workers", state="live") == live)
-        _holds(tally, sidecar, server, application_name, live)
-    assert _files_in(tmp_path) == live
+        assert eventually(lambda: sidecar.value("exporter_workers", state="live") == WORKERS)
+        _holds(tally, sidecar, server, application_name, parents=parents)
+    assert _files_in(tmp_path) == WORKERS + parents
+
+
+def test_uwsgi_under_load(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
+    """UWSGI's workers, forked in C, count each of hundreds of concurrent checkouts, also after one was killed."""
+    environment = {
+        "DATABASE_URL": server.url("postgresql+psycopg", application_name=application_name),
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
+    }
+    arguments = (*UWSGI, "--processes", "3", "--threads", "4")
+    with Sidecar("--directory", tmp_path) as sidecar, Server(*arguments, **environment) as served:
+        url = served.url()
+        # As with --lazy-apps: each worker counts before it has been asked for anything.
+        assert eventually(lambda: sidecar.value("exporter_workers", state="live") == 3)
+        assert sidecar.value("capacity", pool="orders") == 9
+        tally = Tally(lambda: _ask(url))
+
+        def load() -> None:
+            with ThreadPoolExecutor(12) as callers:
+                tally.by_process.update(callers.map(_ask, [url] * 300))
+
+        load()
+        _holds(tally, sidecar, server, application_name, live=3, parents=1)
+        killed = min(tally.by_process)
+        os.kill(killed, signal.SIGKILL)
+        tally.ask_until(lambda seen: len(seen - {killed}) == 3)
+        load()
+        assert eventually(lambda: sidecar.value("exporter_workers", state="live") == 3)
+        _holds(tally, sidecar, server, application_name, live=3, parents=1)
+    assert _files_in(tmp_path) == 4
 
 
 def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
@@ -204,14 +261,14 @@ def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -
         "CELERY_BROKER_URL": f"sqla+{celery}",
         "CELERY_RESULT_BACKEND": f"db+{celery}",
     }
-    worker = f"celery --app examples.servers.tasks worker --concurrency {WORKERS} --loglevel INFO"
+    worker = f"-m celery --app examples.servers.tasks worker --concurrency {WORKERS} --loglevel INFO"
     with Sidecar("--directory", tmp_path) as sidecar, Client(environment) as client:
         tally = Tally(client.ask)
         for _ in range(2):
             with Server(*worker.split(), "--without-gossip", "--without-mingle", **environment) as served:
                 served.wait_for(r" ready\.")
                 tally.ask_until(lambda seen: len(seen) == WORKERS)
-                _holds(tally, sidecar, server, application_name, WORKERS + 1)
+                _holds(tally, sidecar, server, application_name, parents=1)
     assert _files_in(tmp_path) == WORKERS + 1
 
 

@@ -43,7 +43,7 @@ def test_counts_of_the_gone_stay(tmp_path: Path, process: Callable[..., Process]
     exposition = scraper.scrape()
     assert exposition.value("checkouts_total", "orders") == 5
     assert by_worker(exposition, "connections", state="in_use") == {}
-    assert workers(exposition) == {"live": 0, "gone": 1}
+    assert workers(exposition) == {"live": 0, "parent": 0, "gone": 1}
     process().count(1)
     exposition = scraper.scrape()
     assert exposition.value("checkouts_total", "orders") == 6

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Protocol
+
+from sqlalchemy_pool_exporter.segment import fork
 
 
 class Closes(Protocol):
@@ -24,9 +25,9 @@ def close_in_children(one: Closes) -> None:
     """Close an object in every child that is forked while it exists."""
     global _is_registered  # noqa: PLW0603 - a process registers its hook once, not at import
     _open.add(one)
-    if not _is_registered and hasattr(os, "register_at_fork"):
+    if not _is_registered:
         _is_registered = True
-        os.register_at_fork(after_in_child=_close_all)
+        fork.call_in_child(_close_all)
 
 
 def _close_all() -> None:

@@ -53,9 +53,14 @@ class Fleet:
     with_overflow: set[str]  # pools that can open connections beyond their size
 
     @property
-    def live(self) -> tuple[Worker, ...]:
-        """The workers whose process lives."""
+    def running(self) -> tuple[Worker, ...]:
+        """All whose process lives."""
         return tuple(worker for worker in self.workers if worker.is_live)
+
+    @property
+    def live(self) -> tuple[Worker, ...]:
+        """The workers whose process lives, without parents: those do no work, and their limits are not used."""
+        return tuple(worker for worker in self.running if not worker.is_parent)
 
 
 class _Stamp(NamedTuple):

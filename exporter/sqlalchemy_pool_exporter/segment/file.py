@@ -31,6 +31,7 @@ from .format import (
     FACTS_AT,
     FILE_BYTES,
     FILES,
+    FORKED_WORD,
     HEADER,
     HEADER_BYTES,
     HOLDERS_WORD,
@@ -81,6 +82,7 @@ class Lease:
             message = f"cannot use directory {str(directory)!r}: {error.strerror or error}"
             raise SegmentError(message) from error
         self._file = _file_of(os.fstat(self._lock))
+        self._holders = memoryview(self._map).cast("Q")[HOLDERS_WORD]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {file_name(self.number)} in {str(self.directory)!r}>"
@@ -133,6 +135,14 @@ class Lease:
             if _file_of(os.fstat(self._lock)) == self._file:
                 os.close(self._lock)
 
+    def leave(self) -> None:
+        """In a forked child: say in the parent's file that the parent has forked, and close the file."""
+        words = memoryview(self._map).cast("Q")
+        # Another process holds the file if the parent has ended since.
+        if words[HOLDERS_WORD] == self._holders:
+            words[FORKED_WORD] = 1
+        self.close()
+
     # -- the file
 
     def _take(self) -> tuple[int, int, mmap.mmap]:
@@ -160,7 +170,7 @@ class Lease:
         header = Header.read(descriptor)
         is_new = is_unfinished(header, os.fstat(descriptor).st_size)
         if is_new:
-            header = Header(bytes(8), LAYOUT_VERSION, FIELDS, HEADER_BYTES, 0, os.urandom(16))
+            header = Header(bytes(8), LAYOUT_VERSION, FIELDS, HEADER_BYTES, 0, os.urandom(16), 0)
         elif header is None or not header.is_known or not HEADER_BYTES <= header.used <= FILE_BYTES:
             return None
         try:
@@ -178,6 +188,7 @@ class Lease:
         for at in self._rows:
             clear(_doubles(mapped, at, self._rows[at]))
             self._free[_text_at(mapped, at)].append(at)
+        words[FORKED_WORD] = 0
         # Last: this count tells a reader that what it remembers of the file was written by an earlier holder.
         words[HOLDERS_WORD] = header.holders + 1
         return mapped

@@ -3,7 +3,7 @@
 
 ::
 
-    0     magic, layout version, fields per block, bytes in use, number of holders so far, identity
+    0     magic, layout version, fields per block, bytes in use, number of holders so far, identity, has forked
     64    facts about the process that writes the file, as JSON
     4096  blocks, one after another: length in bytes, rows, description of the pool (JSON), doubles
 
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 LAYOUT_VERSION: Final = 1
 MAGIC: Final = b"SAPOOLEX"
-HEADER: Final = struct.Struct("=8sIIQQ16s")
-MAGIC_WORD, USED_WORD, HOLDERS_WORD = 0, 2, 3  # indexes into the header, in words of eight bytes
+HEADER: Final = struct.Struct("=8sIIQQ16sQ")
+MAGIC_WORD, USED_WORD, HOLDERS_WORD, FORKED_WORD = (
+    0,
+    2,
+    3,
+    6,
+)  # indexes into the header, in words of eight bytes
 FACTS_AT: Final = 64
 HEADER_BYTES: Final = 4096
 FILE_BYTES: Final = 64 * 2**20  # of address space; the disk only holds the part in use
@@ -49,6 +54,7 @@ class Header(NamedTuple):
     used: int
     holders: int
     identity: bytes
+    has_forked: int  # 1 if the process that writes the file has forked another one
 
     @classmethod
     def read(cls, descriptor: int) -> Header | None:

@@ -109,6 +109,11 @@ class Snapshot(NamedTuple):
         return bool(self.fields[ACTIVE])
 
     @property
+    def was_used(self) -> bool:
+        """Whether the process that writes the block has opened a connection or begun a checkout."""
+        return any(self.fields[at] for at in (CONNECTIONS_USED, WAITERS_USED, LAST_CHECKIN))
+
+    @property
     def has_overflow(self) -> bool:
         """Whether the pool can open connections beyond its size."""
         return bool(self.fields[HAS_OVERFLOW])

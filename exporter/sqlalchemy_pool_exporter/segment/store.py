@@ -65,7 +65,7 @@ class BlockStore:
     def after_fork(self) -> None:
         """In a forked child: close the parent's file and lease another one."""
         if self._lease is not None:
-            self._lease.close()
+            self._lease.leave()
             self._lease = None
         self._is_lost = False
         self._take_lease()

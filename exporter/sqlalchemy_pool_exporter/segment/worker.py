@@ -44,6 +44,7 @@ from .format import (
     FACTS_AT,
     FILE_BYTES,
     FILES,
+    HEADER,
     HEADER_BYTES,
     LAYOUT_VERSION,
     MAGIC,
@@ -107,6 +108,12 @@ class Worker:
     is_live: bool
     pools: tuple[WorkerPool, ...]
     facts: Facts
+    has_forked: bool  # the process that writes the file forked another one
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether the process only started other ones: it has forked, and has not used any of its pools."""
+        return self.has_forked and not any(pool.snapshot.was_used for pool in self.pools)
 
 
 def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
@@ -165,7 +172,10 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trus
         raise SegmentError(f"it grew to {used} bytes without taking them")
     data = read_used(descriptor, used)
     said = facts.read(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
-    return Worker(number, header.identity, header.holders, is_live, tuple(_pools(data)), said)
+    has_forked = bool(Header._make(HEADER.unpack_from(data)).has_forked)
+    return Worker(
+        number, header.identity, header.holders, is_live, tuple(_pools(data)), said, has_forked=has_forked
+    )
 
 
 def _checked(header: Header | None) -> Header:
