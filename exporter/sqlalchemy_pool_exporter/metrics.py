@@ -284,8 +284,8 @@ SIDECAR_METRICS: Final = (
     _pool(
         "exporter_worker_info",
         "gauge",
-        "1 for each live worker or parent, with what finds its process on the host (or in the container) where it runs: "
-        "process id, program, the first words of its command without values that may be secret, and start time "
+        "1 for each live worker or parent, with what finds its process on the host (or in its container): process id, "
+        "program, the first words of its command without values that may be secret, and start time "
         "(UTC).",
         labels=("worker", "pid", "program", "command", "started"),
     ),
