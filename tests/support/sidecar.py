@@ -16,6 +16,7 @@ from tests.support.samples import Samples, key, read_samples
 from tests.support.wait import SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -56,9 +57,17 @@ class Sidecar:
         assert found is not None, f"it did not say {pattern!r}: {self._log}"
         return found
 
-    def get(self, path: str = "/metrics", *, accept: str = "", method: str = "GET") -> tuple[int, str]:
+    def get(
+        self,
+        path: str = "/metrics",
+        *,
+        accept: str = "",
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, str]:
         """Return the status and the body of an answer."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": accept}, method=method)  # noqa: S310
+        sent = {"Accept": accept, **(headers or {})}
+        request = urllib.request.Request(self.url + path, headers=sent, method=method)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:  # noqa: S310
                 return response.status, response.read().decode()

@@ -114,6 +114,7 @@ class Sidecar:
     async def _reload(self) -> None:
         try:
             config = await asyncio.to_thread(self._load)
+            self._check_web()
         except ConfigError:
             self._reload_succeeded = False
             raise
@@ -125,6 +126,13 @@ class Sidecar:
         await self._probe_exactly(config.databases)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         _logger.info("configuration reloaded")
+
+    def _check_web(self) -> None:
+        """Raise the reason if the web configuration at work is older than its file."""
+        if self._web_config is not None:
+            self._web_config.current()
+            if self._web_config.refusal is not None:
+                raise self._web_config.refusal
 
     def _make_fleet(self, config: Config) -> FleetCollector | None:
         directory = config.segments.directory

@@ -179,8 +179,10 @@ def test_users_are_changed_while_running(files: Files) -> None:
             files.write(users(prometheus=hashed("new")))
             assert (await ask(endpoint, headers=basic("prometheus", "old"))).status == 401
             assert (await ask(endpoint, headers=basic("prometheus", "new"))).status == 200
-            files.write("")
-            assert (await ask(endpoint)).status == 200
+            files.write(users(prometheus=hashed("new"), other=hashed("other")))
+            assert (await ask(endpoint, headers=basic("other", "other"))).status == 200
+            files.write(users(other=hashed("other")))
+            assert (await ask(endpoint, headers=basic("prometheus", "new"))).status == 401
 
     asyncio.run(scenario())
 
@@ -216,8 +218,8 @@ def test_rate_limit(files: Files) -> None:
             assert (await ask(endpoint)).status == 401
             limited = await ask(endpoint, "/", headers=headers)
             assert (limited.status, limited.headers["retry-after"]) == (429, "3600")
-            files.write({"rate_limit": {"interval": 0, "burst": 2}})
-            assert (await ask(endpoint)).status == 200
+            files.write({"rate_limit": {"interval": 0, "burst": 2}, **users(prometheus=hashed())})
+            assert (await ask(endpoint)).status == 401
 
     asyncio.run(scenario())
 
@@ -243,7 +245,8 @@ def test_headers(files: Files) -> None:
                     "X-XSS-Protection": "1",
                 }
             assert (await ask(endpoint)).headers["x-frame-options"] == "deny"
-            files.write({"http_server_config": {"headers": {"X-Frame-Options": "", "X-XSS-Protection": ""}}})
+            fewer = {"X-Frame-Options": "", "X-XSS-Protection": ""}
+            files.write({"http_server_config": {"headers": fewer}, **users(a=hashed())})
             assert "x-frame-options" not in (await ask(endpoint)).headers
 
     asyncio.run(scenario())

@@ -2,8 +2,10 @@
 """``web.config_file``: TLS, basic auth, headers and rate limit, in the format of Prometheus' exporter-toolkit.
 
 The format is https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md, so that one file
-serves all exporters of a host. Three differences are intended. If a new file is wrong, the old one stays in force.
-Options that Python's ``ssl`` cannot apply are refused (see ``tls``). HTTP/2 may be enabled, but is not spoken.
+serves all exporters of a host. Four differences are intended. If a new file is wrong, the old one stays in force. It
+also stays if the new one would open what was closed: an editor, a full disk or a failed copy leaves a file that is cut
+off and valid, so only a restart takes away TLS or the last password. Options that Python's ``ssl`` cannot apply are
+refused (see ``tls``). HTTP/2 may be enabled, but is not spoken.
 """
 
 from __future__ import annotations
@@ -138,6 +140,19 @@ class Policy(NamedTuple):
     users: Mapping[bytes, bytes]
     headers: Mapping[str, str]
     rate_limit: RateLimit
+    written: WebFile
+
+    @property
+    def protections(self) -> frozenset[str]:
+        """The options in effect that keep clients out."""
+        tls = self.written.tls_server_config
+        needed = {
+            "basic_auth_users": self.users,
+            "tls_server_config": self.tls,
+            "tls_server_config.client_auth_type": tls.verifies_clients,
+            "tls_server_config.client_allowed_sans": tls.client_allowed_sans is not None,
+        }
+        return frozenset(option for option, given in needed.items() if given)
 
 
 class WebConfig:
@@ -146,17 +161,22 @@ class WebConfig:
     Like the toolkit, `current` compares the contents at every handshake and every request: time stamps of a file system
     are too coarse to distinguish two writes, and reading four small files costs less than parsing one request.
 
-    Mutable state: ``_policy`` (in force), ``_seen`` (digest of each file at the last load), ``failures`` and ``ok``.
-    It belongs to the event loop's thread.
+    Mutable state: ``_policy`` (in force) and ``_content`` (of its file), ``_seen`` (digest of each file at the last
+    load), ``failures`` and ``refusal``. It belongs to the event loop's thread.
     """
 
     def __init__(self, path: Path) -> None:
         """Load the file at ``path``; raises ConfigError, which lists every fault."""
         self._path = path
         self._seen: dict[Path, bytes] = {}
-        self._policy = self._load()
+        self._policy, self._content = self._load()
         self.failures = 0  # number of new contents that were refused
-        self.ok = True  # False while the policy in force is older than the file
+        self.refusal: ConfigError | None = None  # why the policy in force is older than the file, if it is
+
+    @property
+    def ok(self) -> bool:
+        """Whether the policy in force is that of the file."""
+        return self.refusal is None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {str(self._path)!r} ok={self.ok} failures={self.failures}>"
@@ -174,25 +194,40 @@ class WebConfig:
         if all(_is_unchanged(path, digest) for path, digest in self._seen.items()):
             return self._policy
         try:
-            policy = self._load()
-            self._check_scheme(policy)
+            policy, content = self._load()
+            self._check_change(policy, content)
         except ConfigError as error:
             self.failures += 1
-            self.ok = False
+            self.refusal = error
             _logger.error("web configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400
         else:
-            self._policy, self.ok = policy, True
+            self._policy, self._content, self.refusal = policy, content, None
             _logger.info("web configuration reloaded from %r", str(self._path))
         return self._policy
 
-    def _check_scheme(self, policy: Policy) -> None:
-        if (policy.tls is None) != (self._policy.tls is None):
-            what = "cannot be added or removed while running, since every client would have to change; restart for it"
-            raise ConfigError(f"{self._path}: tls_server_config: {what}")
+    def _check_change(self, new: Policy, content: bytes) -> None:
+        old = self._policy
+        if old.tls is None and new.tls is not None:
+            what = (
+                "tls_server_config: cannot be added while running, since every client would have to change."
+            )
+            raise self._refused(what)
+        if lost := sorted(old.protections - new.protections):
+            raise self._refused(
+                f"{', '.join(lost)}: cannot be taken away while running; was the file cut off?"
+            )
+        # A cut that takes only some of the users opens nothing: the last one of several may be removed.
+        is_beginning = content != self._content and self._content.startswith(content)
+        if is_beginning and _without_users(new) != _without_users(old):
+            raise self._refused("is the beginning of the file in force, with other settings; was it cut off?")
 
-    def _load(self) -> Policy:
+    def _refused(self, what: str) -> ConfigError:
+        return ConfigError(f"{self._path}: {what} Mend the file, or restart to apply it as it is")
+
+    def _load(self) -> tuple[Policy, bytes]:
         self._seen = {}
-        document = Document(read_text(self._path, self._read), untyped=True)
+        text = read_text(self._path, self._read)
+        document = Document(text, untyped=True)
         context = Context(self._path.parent, self._read)
         file, issues = validate(WebFile, document.tree, context, document.place)
         issues += document.issues
@@ -200,13 +235,17 @@ class WebConfig:
             raise report(str(self._path), issues)
         users = {name.encode(): secret.reveal().encode() for name, secret in file.basic_auth_users.items()}
         headers = {name: value for name, value in file.http_server_config.headers.items() if value}
-        return Policy(file.tls_server_config.server_tls, users, headers, file.rate_limit)
+        return Policy(file.tls_server_config.server_tls, users, headers, file.rate_limit, file), text.encode()
 
     def _read(self, path: Path) -> bytes:
         self._seen[path] = b""
         content = read_regular(path)  # a pipe would block the event loop
         self._seen[path] = hashlib.sha256(content).digest()
         return content
+
+
+def _without_users(policy: Policy) -> dict[str, Any]:
+    return policy.written.model_dump(exclude={"basic_auth_users"})
 
 
 def _is_unchanged(path: Path, digest: bytes) -> bool:

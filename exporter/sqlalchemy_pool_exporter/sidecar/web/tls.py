@@ -130,6 +130,11 @@ class TLSServerConfig(Section):
         """The settings, made from the files as read by the validation; None is plain HTTP."""
         return self._server_tls
 
+    @property
+    def verifies_clients(self) -> bool:
+        """Whether a client's certificate is verified."""
+        return _CLIENT_AUTH.get(self.client_auth_type, ssl.CERT_NONE) != ssl.CERT_NONE
+
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
         """Build the TLS settings if an option that enables TLS is set."""
         del given
