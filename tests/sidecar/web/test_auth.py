@@ -187,6 +187,25 @@ def test_users_are_changed_while_running(files: Files) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("target", ["/metrics", "/nowhere", "/-/reload"])
+@pytest.mark.parametrize("expect", ["100-continue", "100-Continue", "more", "nothing, 100-continue", ""])
+@pytest.mark.parametrize("sent", [{}, basic("prometheus", "wrong"), basic("prometheus", PASSWORD)])
+def test_an_expectation_is_not_answered_before_the_password(
+    files: Files, target: str, expect: str, sent: dict[str, str]
+) -> None:
+    """With any ``Expect``, the one response is that to the same request without it: 401 without the password."""
+    path = files.write(users(prometheus=hashed()))
+    without, reply = asked(path, sent, {"Expect": expect, **sent}, target=target)
+    assert reply.status == without.status
+    assert (reply.status == 401) == (sent != basic("prometheus", PASSWORD))
+
+
+def test_an_expectation_does_not_spare_the_rate_limit(files: Files) -> None:
+    """A request with an unknown ``Expect`` takes a token, as any request."""
+    path = files.write({"rate_limit": {"interval": "1h", "burst": 1}})
+    assert [200, 429] == [reply.status for reply in asked(path, {"Expect": "more"}, {})]
+
+
 def test_rate_limiter() -> None:
     """The bucket starts full, gains a token each interval, and holds at most `burst` tokens."""
     now = [100.0]

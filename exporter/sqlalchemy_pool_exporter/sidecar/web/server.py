@@ -14,7 +14,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
@@ -23,15 +23,16 @@ from .connection import SERVER_HEADER, Connection
 from .connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from aiohttp.http_parser import RawRequestMessage
     from aiohttp.typedefs import Handler
 
     from sqlalchemy_pool_exporter.sidecar.config import Web
 
     from .config import WebConfig
 
-    _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    _RequestFactory = Callable[..., web.BaseRequest]
 
 _logger = logging.getLogger(__name__)
 
@@ -175,23 +176,29 @@ def most_connections(settings: Web) -> int:
     return min(wanted, most)
 
 
-def after_pending_events(handle: _RequestHandler) -> _RequestHandler:
-    """Return ``handle`` with a pause before it, in which the event loop runs what is pending.
+def without_expectations(make: _RequestFactory) -> _RequestFactory:
+    """Return a request factory that drops ``Expect`` headers.
 
-    aiohttp responds to all requests that a client pipelined without a pause. Other clients would wait, and the loop
-    would not learn that this one has gone: over TLS, asyncio would log a warning for each response.
+    aiohttp answers them before it calls any middleware: 100 or 417, to clients without a password, too. No handler
+    reads a body, so the response is what a client that expects 100 needs, and HTTP lets a server ignore the others.
     """
 
-    async def handle_after_pending_events(request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.sleep(0)
-        return await handle(request)
+    def make_request(message: RawRequestMessage, *arguments: Any) -> web.BaseRequest:
+        if hdrs.EXPECT in message.headers:
+            headers = message.headers.copy()
+            headers.popall(hdrs.EXPECT)
+            message = message._replace(headers=type(message.headers)(headers))
+        return make(message, *arguments)
 
-    return handle_after_pending_events
+    return make_request
 
 
 @web.middleware
 async def request_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tell the connection when a request begins and ends; respond to unexpected errors without their text."""
+    # aiohttp responds to all requests that a client pipelined without a pause. Other clients would wait, and the loop
+    # would not learn that this one has gone: over TLS, asyncio would log a warning for each response.
+    await asyncio.sleep(0)
     connection = cast("Connection", request.protocol)
     connection.begin_request()
     try:
@@ -221,8 +228,7 @@ async def listen(app: web.Application, settings: Web, web_config: WebConfig | No
         runner = web.AppRunner(app, shutdown_timeout=settings.shutdown_timeout_seconds / 2)
         await runner.setup()
         server = cast("web.Server", runner.server)
-        # Not a middleware, because aiohttp refuses an unknown `Expect` without calling any.
-        server.request_handler = after_pending_events(server.request_handler)
+        server.request_factory = without_expectations(server.request_factory)
     except BaseException:
         listening.close()
         raise
