@@ -305,7 +305,7 @@ def test_after_stop_nothing_is_written() -> None:
 
 
 def test_after_a_fork_it_begins_again() -> None:
-    """A recorder in a forked child leaves its parent's block and starts one without the parent's connections and counts."""
+    """A recorder in a forked child leaves its parent's block and starts one without the parent's counts."""
     bench = Bench()
     bench.recorder.checked_out(bench.connect(), bench.clock.now)
     parent = bench.recorder.block

@@ -97,6 +97,10 @@ class ConnectionRow(weakref.ref[Any]):
         state = {IN_POOL: "in pool", DISPOSED: "disposed", REPLACED: "replaced", RELEASED: "released"}
         return f"<{type(self).__name__} {state[self.state]} at={self.at}>"
 
+    def __reduce_ex__(self, _protocol: object) -> tuple[Callable[[], None], tuple[()]]:
+        """Make a deep copy of the record have no row."""
+        return _nothing, ()
+
     @property
     def row(self) -> ConnectionRow:
         """This row. The weakref callback gets this reference or the backup, and asks either for its row."""
@@ -157,6 +161,10 @@ def private_doubles() -> memoryview[float]:
     return memoryview(bytearray(8 * ROW)).cast("d")
 
 
+def _nothing() -> None:
+    return None
+
+
 def row_of(record: object) -> ConnectionRow | None:
     """Return the row of a record, or None if it has none or its row was released."""
     row: ConnectionRow | None = getattr(record, ROW_ATTRIBUTE, None)
@@ -165,7 +173,7 @@ def row_of(record: object) -> ConnectionRow | None:
 
 def has_row(record: object) -> bool:
     """Return whether a record has a row, released or not."""
-    return hasattr(record, ROW_ATTRIBUTE)
+    return getattr(record, ROW_ATTRIBUTE, None) is not None
 
 
 def was_collected(record: object) -> bool:

@@ -11,6 +11,7 @@ every checkout take SQLAlchemy's slow path. So these methods of the pool are wra
 ``_close_connection`` a physical connection is closed; the record's timestamps tell why
 ``dispose``        connections that close inside this call are counted as disposed of
 ``recreate``       the new pool gets the same hooks
+``__reduce_ex__``  a copy of the pool gets no hooks: ``copy`` and ``pickle`` ask it what to copy
 ================== ==================================================================================
 
 Three events are listened to as well, because no method shows what they do: ``invalidate``, ``soft_invalidate`` and
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
     from .recorder import Recorder
+
+
+_STATE = 2  # where the tuple that __reduce_ex__() returns has the object's state
 
 
 class Follower(Protocol):
@@ -100,6 +104,7 @@ class Hooks:
         self._install(RETURN_CONNECTION, functools.partial(return_hook, slow_path, recorder))
         self._install("dispose", self._dispose_hook)
         self._install("recreate", self._recreate_hook)
+        self._install("__reduce_ex__", self._reduce_hook)
         self._listen("invalidate", connections.on_invalidate)
         self._listen("soft_invalidate", connections.on_soft_invalidate)
         self._listen("close_detached", connections.on_close_detached)
@@ -151,6 +156,35 @@ class Hooks:
             return hook(functools.partial(original, *args, **kwargs))()
 
         return connect
+
+    # -- copies
+
+    def _reduce_hook(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(original)
+        def reduce_ex(protocol: Any) -> Any:
+            reduced = original(protocol)
+            # A tuple of a callable, its arguments, the state and more; or the name of a global.
+            if not isinstance(reduced, tuple) or len(reduced) < _STATE + 1:
+                return reduced
+            return (*reduced[:_STATE], self._without_hooks(reduced[_STATE]), *reduced[_STATE + 1 :])
+
+        return reduce_ex
+
+    def _without_hooks(self, state: Any) -> Any:
+        """Return the state of a pool (its attributes, or a tuple of those and of slots) as it is without hooks."""
+        if isinstance(state, tuple):
+            return tuple(map(self._without_hooks, state))
+        if not isinstance(state, dict):
+            return state
+        bare = state.copy()
+        for name, (hook, was_set, original) in self._installed.items():
+            if bare.get(name) is not hook:
+                continue
+            if was_set:
+                bare[name] = original
+            else:
+                del bare[name]
+        return bare
 
     # -- replacement
 

@@ -342,11 +342,11 @@ class Recorder:
 
     def soft_invalidated(self, row: ConnectionRow | None) -> None:
         """Record that a connection will be closed at its next checkout."""
+        if row is None:  # the record belongs to a copy of the pool, which has the same listeners
+            return
         self.block[_SOFT] += 1.0
-        if row is not None:
-            # Clears the reason of an earlier invalidation that a signal interrupted before SQLAlchemy closed the
-            # connection.
-            row.close_reason = None
+        # Clears the reason of an earlier invalidation that an interrupt ended before SQLAlchemy closed the connection.
+        row.close_reason = None
 
     # -- connections that come back
 
