@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
+from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
 
 import sqlalchemy_pool_exporter
 from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import PING_METHODS, UNPUBLISHED_NAMES
@@ -64,7 +64,8 @@ def _unpublished(module: str) -> set[str]:
         {
             name
             for name in _used(RECORDING[module])
-            if name in LISTED or (name.startswith("_") and not name.startswith(("__", "_pool_exporter_")))
+            if name in LISTED
+            or (name.strip("_") and name.startswith("_") and not name.startswith(("__", "_pool_exporter_")))
         }
         - ((ours | slots) - LISTED)
         - {"_is_gil_enabled"}
@@ -109,6 +110,7 @@ def test_the_installed_release_has_them() -> None:
         "pool": pool,
         "QueuePool": pool,
         "SingletonThreadPool": SingletonThreadPool(lambda: None),  # type: ignore[arg-type]
+        "AssertionPool": AssertionPool(lambda: None),
         "queue of threads": pool._pool,
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,

@@ -39,7 +39,7 @@ class PoolCollector(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = weakref.ref(registry)
-        self._recorders: dict[str, weakref.ref[Recorder]] = {}
+        self._recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
         self._errors = 0
         self._series: dict[Owner, OwnerSeries] = {}
 
@@ -49,22 +49,15 @@ class PoolCollector(Collector):
         # Check each time: an application that wants no default collectors may have unregistered all collectors.
         if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
             registry.register(self)
-        self._keep_alive(without=None)
-        self._recorders[recorder.name] = weakref.ref(recorder)
+        self._recorders[recorder.name] = recorder
 
     def remove(self, recorder: Recorder) -> None:
-        """Stop showing a pool, and pools that were garbage-collected.
+        """Stop showing a pool.
 
         The collector stays registered, because a finalizer can call this while the registry's lock is held.
         """
-        self._keep_alive(without=recorder)
-
-    def _keep_alive(self, *, without: Recorder | None) -> None:
-        self._recorders = {
-            name: reference
-            for name, reference in list(self._recorders.items())
-            if reference() not in {None, without}
-        }
+        if self._recorders.get(recorder.name) is recorder:
+            del self._recorders[recorder.name]
 
     def describe(self) -> Iterator[Family]:
         """Yield every family without samples; the registry reserves their names for this collector."""
@@ -75,7 +68,10 @@ class PoolCollector(Collector):
         began = time.perf_counter()
         fork.notice()
         recorders = {
-            name: recorder for name, reference in list(self._recorders.items()) if (recorder := reference())
+            recorder.name: recorder
+            # Copied in one step: another thread can add a pool.
+            for reference in self._recorders.valuerefs()
+            if (recorder := reference())
         }
         if not recorders:
             return

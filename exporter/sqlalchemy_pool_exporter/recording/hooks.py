@@ -93,10 +93,14 @@ class Hooks:
     # -- attaching and restoring
 
     def attach(self, *, is_new: bool = False) -> None:
-        """Install the hooks. Unless ``is_new``, connections may be checked out and callers may be waiting."""
+        """Install the hooks.
+
+        Args:
+            is_new: the pool has no connection record. Otherwise connections may be out, and callers may be waiting.
+        """
         pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
-        # Slow: records_of() asks the garbage collector about every object. A new pool has no records yet.
-        present = [] if is_new else list(records_of(pool))
+        # Slow if connections are out. A new pool has no records yet.
+        present = [] if is_new else records_of(pool)
         if not is_new and slow_path.is_in_use(present):
             slow_path.await_latecomers(self._listen)
         self._install(CLOSE_CONNECTION, connections.close_hook)

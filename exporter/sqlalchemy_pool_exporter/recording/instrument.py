@@ -24,7 +24,7 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
 from .recorder import Recorder
-from .sqlalchemy_pool import configuration, dialect_of, logging_name
+from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_name
 
 if TYPE_CHECKING:
     import os
@@ -148,7 +148,10 @@ def instrument(
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, or ``registry``
             has no ``register()``.
     """
-    pool, engine = _resolve(target)
+    engine = _engine_of(target)
+    # First: a variable would be one more reference to the pool.
+    is_new = engine is not None and has_no_records(engine)
+    pool = _pool_of(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
@@ -167,7 +170,7 @@ def instrument(
         # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
         INSTRUMENTED.recorders[recorder.name] = recorder
         try:
-            handle._attach(pool, recorder)  # noqa: SLF001 - not part of the public handle
+            handle._attach(pool, recorder, is_new=is_new)  # noqa: SLF001 - not part of the public handle
             INSTRUMENTED.collector_of(registry).add(recorder)
         except BaseException:
             handle.close()
@@ -181,8 +184,7 @@ def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
     Raises:
         TargetError: ``target`` is neither an engine nor a pool.
     """
-    pool, _ = _resolve(target)
-    handle = _handle_of(pool)
+    handle = _handle_of(_pool_of(target))
     if handle is not None:
         handle.close()
 
@@ -192,14 +194,19 @@ def _handle_of(pool: Pool) -> Handle | None:
     return hooks.follower if hooks is not None and isinstance(hooks.follower, Handle) else None
 
 
-def _resolve(target: object) -> tuple[Pool, Engine | None]:
+def _engine_of(target: object) -> Engine | None:
     # An AsyncEngine is recognized by its sync_engine: an isinstance() would make every application import asyncio's
     # extension.
     engine = getattr(target, "sync_engine", target)
-    if isinstance(engine, Engine):
-        return engine.pool, engine
+    return engine if isinstance(engine, Engine) else None
+
+
+def _pool_of(target: object) -> Pool:
+    engine = _engine_of(target)
+    if engine is not None:
+        return engine.pool
     if isinstance(target, Pool):
-        return target, None
+        return target
     message = f"instrument() takes an Engine, an AsyncEngine or a Pool, got {type(target).__qualname__}: "
     # Not repr(): people pass URLs, with the password in them.
     hint = "pass the engine that create_engine() returns" if isinstance(target, str) else _describe(target)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost of ``instrument()``: it grows neither with the objects of the process nor with its pools."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.fakes import connect
+from tests.support.samples import RegistrySamples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.engine import Engine
+
+POOLS = (QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool)
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The calls that look at every object of the process."""
+    calls: list[object] = []
+    original = gc.get_referrers
+
+    def get_referrers(*objects: object) -> list[Any]:
+        calls.append(objects)
+        return original(*objects)
+
+    monkeypatch.setattr(gc, "get_referrers", get_referrers)
+    return calls
+
+
+@pytest.fixture(params=POOLS)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine that had a connection out, and has none now."""
+    engine = create_engine("sqlite://", poolclass=request.param)
+    engine.connect().close()
+    yield engine
+    engine.dispose()
+
+
+def test_nothing_out_needs_no_look_at_every_object(
+    engine: Engine, scans: list[object], registry: CollectorRegistry
+) -> None:
+    """To instrument an engine with nothing out needs no look at every object; its connections are shown."""
+    name = instrument(engine, registry=registry).name
+    assert scans == []
+    idle = 0 if isinstance(engine.pool, NullPool) else 1
+    assert RegistrySamples(registry).value("connections", name, state="idle") == idle
+
+
+def test_a_connection_that_is_out_is_found(engine: Engine, registry: CollectorRegistry) -> None:
+    """A connection that is out when its engine is instrumented is in use, and idle or closed once it is returned."""
+    with engine.connect():
+        name = instrument(engine, registry=registry).name
+        assert RegistrySamples(registry).value("connections", name, state="in_use") == 1
+    idle = 0 if isinstance(engine.pool, NullPool) else 1
+    assert RegistrySamples(registry).value("connections", name, state="in_use") == 0
+    assert RegistrySamples(registry).value("connections", name, state="idle") == idle
+
+
+def test_the_cost_does_not_grow_with_the_number_of_pools(registry: CollectorRegistry) -> None:
+    """Instrumenting the 1,001st pool takes as many calls and lines as the second."""
+
+    def steps(number: int) -> int:
+        engine = create_engine("sqlite://", creator=connect)
+        passed = 0
+
+        def count(_frame: FrameType, what: str, _argument: object) -> Any:
+            nonlocal passed
+            passed += what in {"call", "line"}
+            return count
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            kept.append((engine, instrument(engine, name=f"p{number}", registry=registry)))
+        finally:
+            sys.settrace(before)
+        return passed
+
+    kept: list[Any] = []
+    few = min(steps(number) for number in range(1, 5))
+    for number in range(5, 1000):
+        engine = create_engine("sqlite://", creator=connect)
+        kept.append((engine, instrument(engine, name=f"p{number}", registry=registry)))
+    assert min(steps(number) for number in range(1000, 1004)) <= few
