@@ -51,9 +51,10 @@ def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
     assert {} == {tier: times[0] - there for tier, times in fired.items() if times[0] < there}
 
 
-def test_alerts_of_what_is_over_are_over(incidents: Played) -> None:
-    """After a restart, once the database is back, no alert keeps firing."""
-    fired = incidents.fired("restart")
+@pytest.mark.parametrize("name", ["restart", "stopped", "blocked", "blockedone", "storm"])
+def test_alerts_of_what_is_over_are_over(name: str, incidents: Played) -> None:
+    """Once the database is back, the worker goes on or the storm is over, no alert keeps firing."""
+    fired = incidents.fired(name)
     assert fired
     assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > incidents.end - 15.0}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from tests.support.incidents import Incident
+from tests.support.worker_incidents import WORKER_INCIDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,15 +138,6 @@ def _kill(stage: Stage, begin: Callable[[], object]) -> None:
     time.sleep(stage.starting_seconds + LONG / 2)
     begin()
     stage.kill_one()
-    time.sleep(LONG / 2)
-
-
-def _stop(stage: Stage, begin: Callable[[], object]) -> None:
-    """One worker is stopped, and its neighbours go on."""
-    stage.load(2)
-    time.sleep(LONG / 2)
-    begin()
-    stage.stop_one()
     time.sleep(LONG / 2)
 
 
@@ -350,14 +342,6 @@ INCIDENTS: Final = [
         workers=3,
     ),
     Incident(
-        "stopped",
-        "a worker is stopped beside others that go on",
-        _stop,
-        expected={("WorkerStalled", "warning"): ("stall_seconds", "stall_for")},
-        pool={"pool_size": 2, "pool_pre_ping": True},
-        workers=3,
-    ),
-    Incident(
         "replaced",
         "a worker is killed and replaced: nothing fires",
         _replace,
@@ -387,6 +371,7 @@ INCIDENTS: Final = [
         expected={("ExporterDown", "warning"): ("exporter_down_for",)},
         pool={"pool_size": 2, "pool_pre_ping": True},
     ),
+    *WORKER_INCIDENTS,
 ]
 
 # Tiers that no incident stages, and why.
@@ -396,6 +381,5 @@ UNSTAGED: Final = {
         "warning",
     ): "burns six hours, which are twelve minutes here; `slow` has the faster one",
     ("OldConnections", "info"): "a day is 48 minutes here",
-    ("RecycleStorm", "warning"): "needs slow connecting, which no incident has yet",
     ("IdleInTransaction", "critical"): "half an hour is a minute here; `handler` has the warning",
 }

@@ -16,10 +16,10 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -132,6 +132,13 @@ class Handlers:
             await connection.execute(SHARE)
             await asyncio.sleep(seconds)
 
+    async def block(self, seconds: float) -> None:
+        """Run a query, then block the event loop while holding the connection; the load is an ordinary one after it."""
+        self._load = replace(self._load, act="query", seconds=0.02)
+        async with self._engine.connect() as connection:
+            await connection.execute(SLEEP, {"seconds": 0})
+            time.sleep(seconds)  # noqa: ASYNC251 - the fault
+
 
 def _loads() -> Any:
     for line in sys.stdin:
@@ -147,13 +154,15 @@ async def _asyncio(engine: AsyncEngine) -> None:
 
 def main(options: dict[str, Any]) -> None:
     """Put load on a pool until standard input ends."""
-    url, name, pool = options["url"], options["name"], options["pool"]
+    url, name, arguments = options["url"], options["name"], options["pool"]
+    if "poolclass" in arguments:
+        arguments["poolclass"] = getattr(pool, arguments["poolclass"])
     if "+asyncpg" in url:
-        async_engine = create_async_engine(url, **pool)
+        async_engine = create_async_engine(url, **arguments)
         instrument(async_engine, name=name)
         asyncio.run(_asyncio(async_engine))
         return
-    engine = create_engine(url, **pool)
+    engine = create_engine(url, **arguments)
     instrument(engine, name=name)
     callers = Callers(engine)
     for load in _loads():

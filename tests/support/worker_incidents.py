@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Incidents in which a worker stands still, connections are recycled together, or the server takes no writes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from tests.support.incidents import Incident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.incidents import Stage
+
+# Seconds of load before a worker stands still: it must be known to be at work. And of the incident.
+AT_WORK: Final = 25.0
+STILL: Final = 30.0
+
+# What a worker had in hand when it stopped stays out.
+_IN_HAND: Final = {
+    ("HeldTooLong", "warning"): "a caller had a connection when its process stopped",
+    ("IdleInTransaction", "warning"): "a caller was in a transaction when its process stopped",
+}
+_STALLED: Final = {("WorkerStalled", "warning"): ("stall_seconds", "stall_for")}
+
+
+def _stop(stage: Stage, begin: Callable[[], object]) -> None:
+    """One worker is stopped, and goes on later."""
+    stage.load(2)
+    time.sleep(AT_WORK)
+    begin()
+    stage.workers[-1].stop()
+    time.sleep(STILL * 1.5)  # long enough to follow the runbook
+    stage.workers[-1].resume()
+    time.sleep(STILL / 2)
+
+
+def _block(stage: Stage, begin: Callable[[], object]) -> None:
+    """A handler of one worker calls something that is not asynchronous, while it holds a connection."""
+    stage.load(3)
+    time.sleep(AT_WORK)
+    begin()
+    stage.workers[0].load(callers=3, act="block", seconds=STILL, pause=0.1)
+    time.sleep(STILL * 1.5)
+
+
+def _herd(stage: Stage, begin: Callable[[], object]) -> None:
+    """All connections are opened together, and recycled together 50 seconds later."""
+    stage.load(10, seconds=0.05, pause=0.5)
+    time.sleep(45.0)
+    begin()
+    time.sleep(STILL)
+
+
+WORKER_INCIDENTS: Final = [
+    Incident(
+        "stopped",
+        "a worker is stopped while its neighbours work",
+        _stop,
+        expected=_STALLED,
+        allowed=_IN_HAND,
+        pool={"pool_size": 5, "pool_pre_ping": True},
+        workers=3,
+    ),
+    Incident(
+        "blocked",
+        "the event loop of the only worker is blocked",
+        _block,
+        expected={**_STALLED, ("HeldTooLong", "warning"): ("held_seconds", "held_for")},
+        allowed=_IN_HAND,
+        pool={"pool_size": 5, "pool_pre_ping": True},
+        driver="asyncpg",
+        workers=1,
+    ),
+    Incident(
+        "blockedone",
+        "the event loop of one of two workers is blocked",
+        _block,
+        expected={**_STALLED, ("HeldTooLong", "warning"): ("held_seconds", "held_for")},
+        allowed=_IN_HAND,
+        pool={"pool_size": 5, "pool_pre_ping": True},
+        driver="asyncpg",
+    ),
+    Incident(
+        "storm",
+        "connections that were opened together are recycled together, and callers wait for it",
+        _herd,
+        expected={("RecycleStorm", "warning"): ("storm_window", "storm_for")},
+        allowed={
+            ("WaitBudgetBurn", "critical"): "in the beginning every checkout connects",
+            ("WaitBudgetBurn", "warning"): "in the beginning every checkout connects",
+        },
+        # Each session starts a second late, as behind TLS and a slow directory service.
+        pool={
+            "pool_size": 10,
+            "max_overflow": 0,
+            "pool_pre_ping": True,
+            "pool_recycle": 50,
+            "connect_args": {"options": "-c post_auth_delay=1"},
+        },
+    ),
+]
