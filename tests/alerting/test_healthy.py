@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.support.incidents import Incident, Played
 
-pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus")]
+pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus", "prometheus-alertmanager")]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,13 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 
 @pytest.mark.parametrize("scene", HEALTHY, ids=lambda scene: scene.name)
 def test_nothing_above_info_fires(scene: Incident, healthy: Played) -> None:
-    """No warning and no critical alert fires, from the start of the workers to the end."""
+    """No warning and no critical alert fires, from the start of the workers to the end, so nobody is paged."""
     fired = healthy.fired(scene.name)
     began = healthy.began[scene.name]
     assert {} == {
         tier: [times[0] - began, times[-1] - began] for tier, times in fired.items() if tier[1] != "info"
     }
+    assert set() == healthy.pages(scene.name)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,11 @@ def test_nothing_above_info_fires(scene: Incident, healthy: Played) -> None:
 def test_a_scene_was_what_it_says(expr: str, least: float, most: float, healthy: Played) -> None:
     """The scenes had the load, the waiting callers, the recycled connections and the faults that they are about."""
     job = expr.split('job="')[1].split('"')[0]
-    at = healthy.began[job] + 60.0 if job in {"ninety", "full", "bursts", "idle", "fifty"} else healthy.end - 5.0
+    at = (
+        healthy.began[job] + 60.0
+        if job in {"ninety", "full", "bursts", "idle", "fifty"}
+        else healthy.end - 5.0
+    )
     found = [sample.value for sample in healthy.prometheus.query(expr, time=at)]
     assert found
     assert all(least <= value <= most for value in found), found

@@ -338,7 +338,7 @@ def play(
                 incident.name: [stage.sidecar.url.removeprefix("http://")]
                 for incident, stage in zip(incidents, stages, strict=True)
             }
-            alertmanager = stack.enter_context(Alertmanager(directory / "alertmanager", faster=FASTER))
+            alertmanager = stack.enter_context(Alertmanager(directory / "alertmanager", faster=faster))
             config = scraping(targets, rules=[rendered], alertmanagers=[alertmanager.address])
             prometheus = stack.enter_context(Prometheus(config, directory / "prometheus"))
             played = Played(prometheus, alertmanager, time.time())
@@ -354,7 +354,7 @@ def play(
             list(executor.map(hire, incidents, stages))
             by_name = {incident.name: stage for incident, stage in zip(incidents, stages, strict=True)}
             over = threading.Event()
-            reading = executor.submit(runbook_run.follow, by_name, prometheus, over, directory, faster=FASTER)
+            reading = executor.submit(runbook_run.follow, by_name, prometheus, over, directory, faster=faster)
             try:
                 list(executor.map(act, incidents, stages))
             finally:
