@@ -182,6 +182,11 @@ def was_collected(record: object) -> bool:
     return holder is not None and holder() is None
 
 
+def remember_holder(record: object, holder: weakref.ref[Any] | None) -> None:
+    """Store a reference to the proxy of a connection, so that the hot path finds no new checkout."""
+    setattr(record, HOLDER_ATTRIBUTE, holder)
+
+
 def forget_holder(record: object) -> None:
     """Drop the reference to the proxy of a connection."""
     setattr(record, HOLDER_ATTRIBUTE, None)

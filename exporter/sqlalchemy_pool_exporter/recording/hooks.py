@@ -43,6 +43,7 @@ from .sqlalchemy_pool import (
     listen,
     pings,
     records_of,
+    shares_its_connection,
     unlisten,
 )
 
@@ -147,6 +148,8 @@ class Hooks:
 
     def _connect_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
         creator_hook, _, _ = self._installed[INVOKE_CREATOR]
+        if shares_its_connection(self.pool):
+            original = self._shared_hook(original)
 
         def hook(original: Callable[[], Any]) -> Callable[[], Any]:
             return connect_hook(self._slow_path, self.recorder, original, creator_hook.__code__)
@@ -158,6 +161,15 @@ class Hooks:
         @functools.wraps(original)
         def connect(*args: Any, **kwargs: Any) -> Any:
             return hook(functools.partial(original, *args, **kwargs))()
+
+        return connect
+
+    def _shared_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            connection = original(*args, **kwargs)
+            self._slow_path.shared(connection)
+            return connection
 
         return connect
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy_pool_exporter.segment.block import EMPTY, REPLACED
 
 from .checkout import mark_held
-from .connection_row import IN_POOL, forget_holder, has_row, row_of, was_collected
+from .connection_row import IN_POOL, forget_holder, has_row, remember_holder, row_of, was_collected
 from .faults import never_raises
 from .sqlalchemy_pool import (
     age_of,
@@ -75,6 +75,14 @@ class SlowPath:
             recorder.fault(error)
             return
         recorder.checked_out(self.adopt(record), began)
+
+    @never_raises
+    def shared(self, connection: Any) -> None:
+        """Let the checkout of a connection that is out already count as part of the first: it is returned only once."""
+        record = record_of(connection)
+        row = row_of(record)
+        if row is not None and row.table[row.held_at]:
+            remember_holder(record, holder_of(record))
 
     def take_back(self, connection: Any, began: float) -> None:
         """Return a connection that its caller will not get, because a time limit struck while it was recorded.

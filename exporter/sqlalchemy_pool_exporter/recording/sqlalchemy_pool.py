@@ -185,6 +185,11 @@ def keeps(pool: Pool, record: Any) -> bool:
     return False
 
 
+def shares_its_connection(pool: Pool) -> bool:
+    """Return whether a pool hands one connection to several callers at once."""
+    return isinstance(pool, StaticPool)
+
+
 def has_out(pool: Pool) -> bool:
     """Return whether connections are out or about to be handed out."""
     # Not checkedout(): it takes the queue's lock. The thread that has that lock may be in a finalizer that waits for
