@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from sqlalchemy_pool_exporter import instrument
-from tests.support.fakes import connect
+from tests.support.fakes import FakeConnection, connect
 from tests.support.samples import RegistrySamples
 
 if TYPE_CHECKING:
@@ -42,4 +42,37 @@ def test_overlapping_sessions_of_a_static_pool(registry: CollectorRegistry) -> N
     exposition = RegistrySamples(registry)
     assert exposition.value("checkout_wait_seconds_count", name) == 3
     assert exposition.value("leaked_checkouts_total", name) == 0
+    assert exposition.value("exporter_recording_faults_total", name) == 0
+
+
+def test_a_creator_that_returns_one_connection_for_several_records(registry: CollectorRegistry) -> None:
+    """Each close is ascribed to the record that closes, whatever other records have the same connection."""
+    only = FakeConnection()
+    pool = QueuePool(lambda: only, pool_size=1, max_overflow=2)  # type: ignore[arg-type]
+    name = instrument(pool, registry=registry).name
+
+    def state() -> tuple[float, float, float]:
+        exposition = RegistrySamples(registry)
+        return (
+            exposition.value("connections", name, state="in_use"),
+            exposition.value("connections", name, state="idle"),
+            exposition.value("closes_total", name, reason="overflow"),
+        )
+
+    first, second, third = pool.connect(), pool.connect(), pool.connect()
+    assert state() == (3, 0, 0)
+    second.close()
+    assert state() == (2, 1, 0)
+    first.close()
+    assert state() == (1, 1, 1)
+    third.invalidate()
+    third.close()
+    assert state() == (0, 1, 1)
+    assert RegistrySamples(registry).value("closes_total", name, reason="error") == 1
+    with pool.connect() as _:
+        assert state() == (1, 0, 1)
+    pool.dispose()
+    assert state() == (0, 0, 1)
+    exposition = RegistrySamples(registry)
+    assert exposition.value("closes_total", name, reason="dispose") == 1
     assert exposition.value("exporter_recording_faults_total", name) == 0

@@ -28,10 +28,10 @@ _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 class ConnectionTable:
     """The rows of one pool's connections. The caller passes the block, which changes when the process forks.
 
-    The mutable state is the free slots and the index.
+    The mutable state is the free slots, the index and the shared connections.
     """
 
-    __slots__ = ("_free", "_on_collected", "by_id")
+    __slots__ = ("_free", "_on_collected", "by_id", "shared")
 
     # The index. Each row is under the id() of its record and, while the record has a connection, also under the id() of
     # the connection. None is under the id() of a connection whose close is counted but still to come.
@@ -42,6 +42,7 @@ class ConnectionTable:
         self._on_collected = on_collected
         self._free = FreeSlots(first=CONNECTIONS_AT, stride=ROW, used=CONNECTIONS_USED)
         self.by_id = {}
+        self.shared: set[int] = set()  # the ids of connections that several records have
 
     def rows(self) -> list[ConnectionRow]:
         """Return each row once, in the order in which they were added."""
@@ -131,8 +132,22 @@ class ConnectionTable:
     def index_connection(self, row: ConnectionRow, connection: object) -> None:
         """Index a row by the connection that its record has now."""
         if not row.is_released:
-            row.connection_id = id(connection)
-            self.by_id[row.connection_id] = row
+            key = id(connection)
+            other = self.by_id.get(key)
+            if other is not None and other is not row and other.has_connection:
+                self.shared.add(key)
+            row.connection_id = key
+            self.by_id[key] = row
+
+    def sharing(self, connection: object) -> list[ConnectionRow]:
+        """Return the rows of all records that have a connection, if a creator returned it more than once."""
+        key = id(connection)
+        if key not in self.shared:
+            return []
+        rows = [row for row in self.rows() if row.connection_id == key and row.has_connection]
+        if len(rows) <= 1:
+            self.shared.discard(key)
+        return rows
 
     def find(self, connection: object) -> ConnectionRow | None:
         """Return the row under the id of a connection; the caller must check that its record has this connection."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.pool import QueuePool, SingletonThreadPool
@@ -17,6 +18,7 @@ from .sqlalchemy_pool import CLOSE_CONNECTION, holds, is_set_up, why_terminated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from sqlalchemy.pool import Pool
 
@@ -126,13 +128,29 @@ class ConnectionHooks:
 
     @never_raises
     def _closing(self, connection: object, *, terminate: bool) -> _Closing | None:
-        row = self.recorder.connections.find(connection)
+        row = self._row_that_closes(connection)
         record = row and row()
         if row is None or not holds(record, connection):
             return None
         # SQLAlchemy discards a record if a listener raised while its first connection was set up.
         for_good = not terminate or not is_set_up(record)
         return _Closing(row, self._why(row, record, terminate=terminate), for_good)
+
+    def _row_that_closes(self, connection: object) -> ConnectionRow | None:
+        connections = self.recorder.connections
+        sharing = connections.sharing(connection)
+        if not sharing:
+            return connections.find(connection)
+        # A creator handed this connection to several records, and the hook is not told which one closes it. The caller
+        # of the hook is a method of that record.
+        frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to ask
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            for row in sharing:
+                if row() is caller:
+                    return row
+            frame = frame.f_back
+        return sharing[0]
 
     @never_raises
     def _closed(self, closing: _Closing) -> None:
