@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
-from sqlalchemy_pool_exporter.segment.block import (
-    DETACHES,
-)
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.lock import is_held
@@ -236,31 +233,6 @@ def test_no_descriptor_left(
     assert opened == 1
     assert segments.shares(segments.block("orders", INFO, 64)) is False
     assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["Too many open files"]
-
-
-def test_deleted_while_running(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker whose file is deleted keeps counting, logs it once, and takes a new file at its next start."""
-    segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
-    assert segments.shares(block) is True
-    (directory / "worker-000").unlink()
-    block[DETACHES] += 1.0
-    assert [segments.shares(block), segments.shares(block)] == [False, False]
-    (message,) = (record.getMessage() for record in caplog.records)
-    assert "worker-000' was deleted" in message
-    again = BlockStore(directory)
-    assert again.shares(again.block("orders", INFO, 64)) is True
-    assert names(directory) == ["worker-000"]
-
-
-def test_a_new_pool_after_the_file_was_deleted(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Adding a pool also notices a deleted file, because an application without an endpoint is never scraped."""
-    segments = BlockStore(directory)
-    segments.block("orders", INFO, 64)
-    (directory / "worker-000").unlink()
-    segments.block("billing", INFO, 64)[DETACHES] += 1.0
-    (message,) = (record.getMessage() for record in caplog.records)
-    assert "worker-000' was deleted" in message
 
 
 def test_a_pool_that_does_not_fit(

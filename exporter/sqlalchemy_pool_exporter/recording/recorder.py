@@ -234,6 +234,7 @@ class Recorder:
         """
         if self.stopped:
             return
+        self.store.check()
         now = self.clock()
         row, is_overflow = row_of(record), False
         if row is None:

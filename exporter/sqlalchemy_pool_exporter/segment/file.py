@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from . import facts, lock
-from .block import FIELDS, clear
+from . import facts, lock, remap
+from .block import FIELDS, FIRST_COUNTER, clear
 from .format import (
     BLOCK_HEADER,
     DOUBLES_AT,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WORD: Final = struct.Struct("=Q")
+_NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Lease:
@@ -129,11 +130,9 @@ class Lease:
 
     def close(self) -> None:
         """Close the lock's descriptor; a forked child must not keep the lock of its parent alive."""
-        with contextlib.suppress(OSError):
-            # An application that became a daemon may have closed all descriptors, so that this number now belongs to
-            # another file.
-            if _file_of(os.fstat(self._lock)) == self._file:
-                os.close(self._lock)
+        # If an application that became a daemon closed all descriptors, this number can belong to another file.
+        if _is_file(self._lock, self._file):
+            os.close(self._lock)
 
     def leave(self) -> None:
         """In a forked child: say in the parent's file that the parent has forked, and close the file."""
@@ -142,6 +141,82 @@ class Lease:
         if words[HOLDERS_WORD] == self._holders:
             words[FORKED_WORD] = 1
         self.close()
+
+    # -- a file that was deleted
+
+    def heal(self) -> None:
+        """Go on in a new file of the same identity, with all that this one has, if this one was deleted.
+
+        A reader then replaces what it knows of this process and adds nothing.
+
+        Raises:
+            SegmentError: the lock was closed, and another process has taken the file.
+            OSError: there is no directory, or no room.
+        """
+        if self.is_there:
+            return
+        with contextlib.suppress(OSError):
+            if (
+                _file_of(self.path.lstat()) == self._file
+            ):  # an application that became a daemon closed all files
+                self._lock_again()
+                return
+        for number in (self.number, *range(FILES)):
+            path = self.directory / file_name(number)
+            with contextlib.ExitStack() as stack:
+                try:
+                    descriptor = os.open(path, _NEW_FILE, self._mode)
+                except FileExistsError:
+                    continue
+                stack.callback(os.close, descriptor)
+                if not (lock.take(descriptor) and _is_ours(descriptor, path)):
+                    continue  # another process found the new file first
+                self._move(descriptor, path)
+                stack.pop_all()
+            self.close()
+            self.number, self._lock, self._file = number, descriptor, _file_of(os.fstat(descriptor))
+            # Last: without it, the file is one that is still being made.
+            memoryview(self._map).cast("Q")[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
+            return
+        message = f"all {FILES} files in {str(self.directory)!r} are taken"
+        raise SegmentError(message)
+
+    def _lock_again(self) -> None:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not lock.take(descriptor):
+            os.close(descriptor)
+            message = f"the lock of {str(self.path)!r} was closed, and another process has taken the file"
+            raise SegmentError(message)
+        self._lock = descriptor
+
+    def _move(self, descriptor: int, path: Path) -> None:
+        """Put a new file under the mapping."""
+        memory = memoryview(self._map)
+        used = memory.cast("Q")[USED_WORD]
+        try:
+            os.fchmod(descriptor, self._mode)
+            os.ftruncate(descriptor, FILE_BYTES)
+            os.posix_fallocate(descriptor, 0, used)
+            # Not the lock's descriptor, as above.
+            other = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                memory.cast("Q")[MAGIC_WORD] = 0
+                is_open = _is_file(self._lock, self._file)
+                old = self._lock if is_open else None
+                remap.move(memory, old, other, used=used, counts=self._is_count)
+            finally:
+                os.close(other)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+
+    def _is_count(self, at: int) -> bool:
+        """Return whether the bytes at an offset of the file are a counter of a block."""
+        return any(
+            begin + DOUBLES_AT + 8 * FIRST_COUNTER <= at < begin + DOUBLES_AT + 8 * FIELDS
+            for begin in self._rows
+        )
 
     # -- the file
 
@@ -254,6 +329,12 @@ def _is_ours(descriptor: int, path: Path) -> bool:
         return False
     with contextlib.suppress(OSError):
         return _file_of(path.lstat()) == _file_of(status)
+    return False
+
+
+def _is_file(descriptor: int, file: tuple[int, int]) -> bool:
+    with contextlib.suppress(OSError):
+        return _file_of(os.fstat(descriptor)) == file
     return False
 
 

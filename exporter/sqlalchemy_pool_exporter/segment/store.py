@@ -2,7 +2,9 @@
 """The blocks of this process: in its own memory, or in a segment file of a shared directory.
 
 The application never depends on the directory. If the directory is missing, full, read-only or another user's, the
-blocks stay in memory until the process starts again. One warning and the metric ``exporter_segment_shared`` say so.
+blocks stay in memory until the process starts again. If the file is deleted while the process runs, the process goes
+on in a new one, at the next connection that it opens at the latest. A warning and the metric
+``exporter_segment_shared`` say so.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter import environment
 
@@ -23,11 +27,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
+_CHECK_SECONDS: Final = 1.0  # a look at the file takes 5 µs
+
 
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, whether the file is lost, and whether the log has a warning already.
+    Mutable state: the lease of the file, when to look at it again, and whether the log has a warning already.
     """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
@@ -35,22 +41,25 @@ class BlockStore:
         self._group_readable = group_readable
         self._lease: Lease | None = None
         self._has_warned = False
-        self._is_lost = False
+        self._healing = threading.Lock()
+        self._next_check = 0.0
         self._take_lease()
 
     def shares(self, block: memoryview[float]) -> bool | None:
         """Return whether a sidecar sees this block of a pool; None if no directory was asked for.
 
-        This also checks that the file still exists. Each scrape calls it.
+        This also replaces a file that was deleted. Each scrape calls it.
         """
         if self.directory is None:
             return None
-        return self._finds_file() and not isinstance(block.obj, bytearray)  # which allocate() makes
+        return self._has_file() and not isinstance(block.obj, bytearray)  # which allocate() makes
 
     def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
         """Return a block for a pool; if the file cannot be used or has no room for it, one in memory."""
-        if self._lease is not None and self._finds_file():
+        if self._lease is not None:
+            self._has_file()
             try:
+                # Also of a file that was deleted and cannot be replaced now: all that it has goes on in the next one.
                 return self._lease.block(name, info, rows)
             except Exception as error:  # noqa: BLE001 - the application never depends on the file
                 self._warn(f"pool {name[:40]!r}, and others for which there is no room, are", error)
@@ -67,7 +76,7 @@ class BlockStore:
         if self._lease is not None:
             self._lease.leave()
             self._lease = None
-        self._is_lost = False
+        self._healing = threading.Lock()  # a thread of the parent may have held the old one
         self._take_lease()
 
     def _take_lease(self) -> None:
@@ -81,19 +90,37 @@ class BlockStore:
         except Exception as error:  # noqa: BLE001 - the application never depends on the file
             self._warn("pools of this process are", error)
 
-    def _finds_file(self) -> bool:
-        """Return whether the file still is in the directory, and always was."""
-        if self._lease is not None and not self._lease.is_there:
-            self._is_lost = True
-            self._warn(
-                "pools of this process are", f"{str(self._lease.path)!r} was deleted, or its lock was closed"
-            )
-        return self._lease is not None and not self._is_lost
+    def check(self) -> None:
+        """Replace the file if it was deleted, unless the last look was just now. Each new connection calls this."""
+        if self._lease is not None and (now := time.monotonic()) >= self._next_check:
+            self._next_check = now + _CHECK_SECONDS
+            self._has_file()
 
-    def _warn(self, which: str, why: Exception | str) -> None:
+    def _has_file(self) -> bool:
+        """Return whether the file is in the directory; if it was deleted, replace it."""
+        lease = self._lease
+        # Never a wait for another thread that does the same: the application opens a connection.
+        if lease is None or not self._healing.acquire(blocking=False):
+            return False
+        try:
+            if not lease.is_there:
+                before = lease.path
+                lease.heal()
+                _logger.warning(
+                    "%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path
+                )
+        except Exception as error:  # noqa: BLE001 - the application never depends on the file
+            self._warn("pools of this process are", error)
+            return False
+        else:
+            return True
+        finally:
+            self._healing.release()
+
+    def _warn(self, which: str, why: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _logger.warning("%s invisible to a sidecar until the process starts again: %s", which, why)
+            _logger.warning("%s invisible to a sidecar now: %s", which, why)
 
 
 # Mutable state: one store for each directory, and one under None for memory.

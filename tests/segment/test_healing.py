@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file that is deleted under a live worker is replaced by one with the same counts, connections and identity."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.pool import QueuePool
+
+from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.segment import remap, store
+from sqlalchemy_pool_exporter.segment.block import DETACHES, FIRST_COUNTER, LAST_CHECKIN
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.format import file_name
+from sqlalchemy_pool_exporter.segment.lock import is_held
+from sqlalchemy_pool_exporter.segment.store import BlockStore
+from tests.support.fakes import FakeConnection
+from tests.support.samples import Exposition
+from tests.support.segments import FORKS, INFO, Scraper, a_pool, counted, live, names, workers
+from tests.support.wait import eventually
+from tests.support.workers import Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = FORKS
+
+
+@pytest.fixture(autouse=True)
+def _each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the file at each new connection of this process."""
+    monkeypatch.setattr(store, "_CHECK_SECONDS", 0.0)
+
+
+def connect(directory: Path, worker: Worker, pool: str) -> None:
+    """Let a worker open connections until its file is there: it looks once a second."""
+    assert eventually(lambda: worker.do("hold", pool, 1) is None and bool(list(directory.glob("worker-*"))))
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_deleted_under_a_live_worker(directory: Path, what: str) -> None:
+    """A worker whose file or directory was deleted is whole again at its next connection; no count falls or doubles."""
+    scraper = Scraper(directory)
+    with Worker(directory) as worker:
+        worker.do("pool", "orders", 1, -1)
+        worker.do("cycle", "orders", 7)
+        worker.do("hold", "orders", 2)
+        assert scraper.scrape().value("checkouts_total", "orders") == 9
+        shutil.rmtree(directory)
+        if what == "directory":
+            scraper.scrape()
+        directory.mkdir()
+        gone = scraper.scrape()  # which asserts that no counter falls
+        assert gone.value("checkouts_total", "orders") == 9
+        assert gone.get("connections", "orders", worker="000", state="in_use") is None
+        before = 9
+        while not names(directory):  # it looks once a second
+            time.sleep(0.02)
+            worker.do("hold", "orders", 1)
+            before += 1
+        exposition = scraper.scrape()
+        assert exposition.value("checkouts_total", "orders") == before
+        assert exposition.value("connections", "orders", worker="000", state="in_use") == before - 7
+        assert exposition.value("connects_total", "orders") == before - 7
+        assert workers(exposition) == {"live": 1, "parent": 0, "gone": 0}
+        worker.do("pool", "later")
+        worker.do("cycle", "later", 3)
+        assert scraper.scrape().value("checkouts_total", "later") == 3
+        assert counted(directory, "orders") == {"000": before}
+        assert live(directory) == ["000"]
+    assert eventually(lambda: workers(scraper.scrape()) == {"live": 0, "parent": 0, "gone": 1})
+
+
+def test_the_next_holder_counts_on(directory: Path) -> None:
+    """A file that replaced a deleted one is locked, and the next process counts on in it."""
+    with Worker(directory) as first:
+        first.do("pool", "orders", 1, -1)
+        (directory / "worker-000").unlink()
+        connect(directory, first, "orders")
+        (before,) = counted(directory, "orders").values()
+    with Worker(directory) as second:
+        second.do("pool", "orders")
+        second.do("cycle", "orders", 1)
+        assert counted(directory, "orders") == {"000": before + 1}
+
+
+@pytest.mark.parametrize("by", ["a scrape", "another pool", "a connection"])
+def test_who_notices(directory: Path, caplog: pytest.LogCaptureFixture, by: str) -> None:
+    """A scrape, another pool and a new connection each replace the file, and the log says so once."""
+    registry = CollectorRegistry()
+    pool = a_pool()
+    handle = instrument(pool, name="orders", registry=registry, directory=directory)
+    pool.connect().close()
+    held = pool.connect()
+    (directory / "worker-000").unlink()
+    if by == "a scrape":
+        assert Exposition(registry).value("exporter_segment_shared", "orders") == 1
+    elif by == "another pool":
+        instrument(a_pool(), name="billing", registry=registry, directory=directory)
+    else:
+        pool.connect().close()
+    (worker,) = Reader(directory).read().live
+    assert worker.number == "000"
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "worker-000 was deleted" in message
+    held.close()
+    handle.close()
+
+
+def test_the_place_is_taken(directory: Path) -> None:
+    """If another process has the number by then, the worker takes the next one and keeps its identity."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    block[DETACHES] = 3.0
+    (before,) = Reader(directory).read().workers
+    (directory / "worker-000").unlink()
+    other = Lease(directory)
+    assert other.number == 0
+    assert segments.shares(block) is True
+    block[DETACHES] += 1.0
+    fleet = Reader(directory).read()
+    assert [worker.number for worker in fleet.live] == ["000", "001"]
+    assert fleet.live[1].identity == before.identity
+    (pool,) = fleet.live[1].pools
+    assert pool.snapshot.counts[DETACHES - FIRST_COUNTER] == 4.0
+    other.close()
+
+
+def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While there is no directory, the worker counts on, says so once, and is whole when the directory is back."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    shutil.rmtree(directory)
+    block[DETACHES] += 1.0
+    assert [segments.shares(block), segments.shares(block)] == [False, False]
+    later = segments.block("later", INFO, 64)
+    later[DETACHES] += 2.0
+    assert len(caplog.records) == 1
+    directory.mkdir()
+    assert [segments.shares(block), segments.shares(later)] == [True, True]
+    later[DETACHES] += 2.0
+    (worker,) = Reader(directory).read().live
+    assert {p.name: p.snapshot.counts[DETACHES - FIRST_COUNTER] for p in worker.pools} == {
+        "orders": 1,
+        "later": 4,
+    }
+
+
+def test_an_unrelated_file_has_the_name(directory: Path) -> None:
+    """A foreign file or a link that takes the place of the deleted file is left alone."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    (directory / "worker-000").unlink()
+    (directory / "worker-000").write_text("mine")
+    (directory / "worker-001").symlink_to("worker-000")
+    assert segments.shares(block) is True
+    assert (directory / "worker-000").read_text() == "mine"
+    assert [worker.number for worker in Reader(directory).read().live] == ["002"]
+
+
+def test_a_lock_that_was_closed(directory: Path) -> None:
+    """A worker whose lock the application closed locks its file again, and the file stays the same."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    inode = (directory / "worker-000").stat().st_ino
+    lease: Any = segments._lease
+    os.close(lease._lock)
+    assert live(directory) == []
+    assert segments.shares(block) is True
+    assert live(directory) == ["000"]
+    assert (directory / "worker-000").stat().st_ino == inode
+
+
+def test_a_file_that_another_process_took(directory: Path) -> None:
+    """A worker whose lock was closed and whose file another process took is not shared: the file is the other's."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    lease: Any = segments._lease
+    os.close(lease._lock)
+    with Worker(directory) as other:
+        other.do("pool", "orders")
+        assert segments.shares(block) is False
+        assert names(directory) == ["worker-000"]
+
+
+def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole once there is room."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    (directory / "worker-000").unlink()
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "posix_fallocate", full)
+        assert segments.shares(block) is False
+    assert names(directory) == []
+    block[DETACHES] += 1.0
+    assert segments.shares(block) is True
+    (worker,) = Reader(directory).read().live
+    assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 1.0
+
+
+def test_what_is_stored_meanwhile(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other threads store between the copy and the new mapping is in the new file: counts and times."""
+    segments = BlockStore(directory)
+    block = segments.block("orders", INFO, 64)
+    block[DETACHES], block[LAST_CHECKIN] = 5.0, 1.0
+    (directory / "worker-000").unlink()
+    map_ = remap._map
+
+    def store_and_map(memory: memoryview, descriptor: int) -> None:
+        block[DETACHES] += 2.0
+        block[LAST_CHECKIN] = 2.0
+        map_(memory, descriptor)
+        block[DETACHES] += 1.0
+
+    monkeypatch.setattr(remap, "_map", store_and_map)
+    assert segments.shares(block) is True
+    assert (block[DETACHES], block[LAST_CHECKIN]) == (8.0, 2.0)
+
+
+def test_under_load(directory: Path) -> None:
+    """While eight threads check out and the file is deleted again and again, not one checkout is lost."""
+    registry = CollectorRegistry()
+    # With no idle connection kept, each checkout opens one.
+    pool = QueuePool(FakeConnection, pool_size=1, max_overflow=-1)  # type: ignore[arg-type]
+    handle = instrument(pool, name="orders", registry=registry, directory=directory)
+
+    def work() -> None:
+        for _ in range(1500):
+            first, second = pool.connect(), pool.connect()
+            first.close()
+            second.close()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deleted = 0
+    while any(thread.is_alive() for thread in threads):
+        for path in directory.glob("worker-*"):
+            path.unlink(missing_ok=True)
+            deleted += 1
+    for thread in threads:
+        thread.join()
+    assert deleted
+    pool.connect().close()
+    Exposition(registry)
+    (worker,) = Reader(directory).read().live
+    snapshot = worker.pools[0].snapshot
+    values = dict(snapshot.values(now=0.0, wall=0.0))
+    assert (values["checkouts_total"], values["checkins_total"]) == (24_001, 24_001)
+    connections: Any = values["connections"]
+    assert (connections["in_use"], values["pending_checkouts"]) == (0, 0)
+    handle.close()
+
+
+def test_forked_children_of_a_healed_worker(directory: Path) -> None:
+    """A child of a worker whose file was replaced takes a file of its own and does not keep its parent's lock."""
+    with Worker(directory) as parent:
+        parent.do("pool", "orders", 1, -1)
+        (directory / file_name(0)).unlink()
+        connect(directory, parent, "orders")
+        child = parent.do("fork", "orders", 2)
+        try:
+            assert live(directory) == ["000", "001"]
+            parent.kill()
+            assert live(directory) == ["001"]
+        finally:
+            os.kill(child, 9)
+
+
+def test_the_lock_is_held(directory: Path) -> None:
+    """The new file is locked through a descriptor that no child inherits with the mapping."""
+    lease = Lease(directory)
+    lease.path.unlink()
+    lease.heal()
+    descriptor = os.open(lease.path, os.O_RDONLY)
+    try:
+        assert is_held(descriptor)
+        lease.close()
+        assert not is_held(descriptor)
+    finally:
+        os.close(descriptor)
