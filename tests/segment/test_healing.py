@@ -191,7 +191,7 @@ def test_a_file_that_another_process_took(directory: Path) -> None:
 
 
 def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole once there is room."""
+    """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole again later."""
     segments = BlockStore(directory)
     block = segments.block("orders", INFO, 64)
     (directory / "worker-000").unlink()
