@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
+
+from sqlalchemy_pool_exporter import instrument
+from tests.support.fakes import connect
+from tests.support.samples import RegistrySamples
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from tests.support.pool_case import Case
 
 
@@ -83,3 +89,15 @@ def test_null_pool(case: Case) -> None:
         case.assert_true(checkouts=2, checkins=2, connects=2, closes__unpooled=2)
 
     case.run(scenario)
+
+
+def test_a_large_pool_that_is_full_is_saturated(registry: CollectorRegistry) -> None:
+    """With all 5,000 connections of a pool out, connections in use are its capacity, and none is untracked."""
+    pool = QueuePool(connect, pool_size=4000, max_overflow=1000)
+    name = instrument(pool, registry=registry).name
+    held = [pool.connect() for _ in range(5000)]
+    exposition = RegistrySamples(registry)
+    assert exposition.value("connections", name, state="in_use") == exposition.value("capacity", name) == 5000
+    assert exposition.value("overflow_connections", name) == 1000
+    assert exposition.value("untracked_connections", name) == 0
+    held.clear()

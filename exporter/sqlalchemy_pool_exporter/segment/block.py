@@ -94,17 +94,19 @@ DISPOSED: Final = 1.0
 REPLACED: Final = 2.0
 
 _FEWEST_ROWS: Final = 64
-_MOST_ROWS: Final = 4096
+_UNLIMITED_ROWS: Final = 4096
+MOST_ROWS: Final = 16384
 
 
 def rows_for(capacity: float) -> int:
     """Return how many connection rows a pool of this capacity (NaN: unlimited) gets.
 
     It is twice the capacity, because the connections of a disposed pool can still be out while the next pool fills up.
+    So a pool with a limit has a row for each connection that is in use, and its saturation is true.
     """
     if math.isnan(capacity):
-        return _MOST_ROWS
-    return int(min(max(2 * capacity, _FEWEST_ROWS), _MOST_ROWS))
+        return _UNLIMITED_ROWS
+    return int(min(max(2 * capacity, _FEWEST_ROWS), MOST_ROWS))
 
 
 def length(rows: int) -> int:

@@ -29,7 +29,7 @@ from .block import (
     FIELDS,
     FIRST_COUNTER,
     MAX_OVERFLOW,
-    NOT_APPLICABLE,
+    MOST_ROWS,
     RECYCLE,
     ROW,
     SIZE,
@@ -37,7 +37,6 @@ from .block import (
     WAITERS,
     WAITERS_AT,
     WAITERS_USED,
-    rows_for,
 )
 from .format import (
     DOUBLES_AT,
@@ -193,7 +192,7 @@ def _checked(header: Header | None) -> Header:
 
 def _pools(data: bytes) -> Iterator[WorkerPool]:
     for at, rows in blocks_in(data):
-        if rows > rows_for(NOT_APPLICABLE):
+        if rows > MOST_ROWS:
             raise SegmentError("a table longer than a writer makes")
         name, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
         yield WorkerPool(name, info, _snapshot(data, at + DOUBLES_AT, rows))
