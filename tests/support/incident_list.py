@@ -41,12 +41,14 @@ def _healthy(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _slow(stage: Stage, begin: Callable[[], object]) -> None:
-    """Queries that took 20 ms take 400, so twelve callers want more than three connections can do."""
+    """Queries that took 20 ms take 400, so twelve callers want more than three connections can do; then all is well."""
     stage.load(2)
     time.sleep(QUIET)
     begin()
     stage.load(12, seconds=0.4)
     time.sleep(LONG)
+    stage.load(2)
+    time.sleep(QUIET)
 
 
 def _leak(stage: Stage, begin: Callable[[], object]) -> None:
