@@ -341,7 +341,9 @@ def play(
                 incident.name: [stage.sidecar.url.removeprefix("http://")]
                 for incident, stage in zip(incidents, stages, strict=True)
             }
-            alertmanager = stack.enter_context(Alertmanager(directory / "alertmanager", faster=NOTIFIED_FASTER))
+            alertmanager = stack.enter_context(
+                Alertmanager(directory / "alertmanager", faster=NOTIFIED_FASTER)
+            )
             config = scraping(targets, rules=[rendered], alertmanagers=[alertmanager.address])
             prometheus = stack.enter_context(Prometheus(config, directory / "prometheus"))
             played = Played(prometheus, alertmanager, time.time())
