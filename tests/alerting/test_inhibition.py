@@ -97,10 +97,11 @@ PAGES = {
     "refused": "DatabaseNearMax",
     "broken": "WorkerGone",
 }
-# Critical alerts that `allowed` has for an incident because of a busy machine, which then page too.
+# What may page too, on a busy machine: a checkout that connects waits for longer than the objective, and the probe sees
+# too late that the database is full.
 BUSY = {
-    "refused": {"ConnectErrors", "WaitBudgetBurn"},
-    **{name: {"WaitBudgetBurn"} for name in ("idlekill", "idleping", "churn", "recycle")},
+    "refused": {"ConnectErrors", "FleetCeiling", "WaitBudgetBurn"},
+    **{name: {"WaitBudgetBurn"} for name in ("idlekill", "idleping", "churn", "recycle", "storm")},
 }
 
 

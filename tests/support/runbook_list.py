@@ -139,8 +139,7 @@ CASES: Final = [
     ),
     Case("NoPrePing", "idlekill", (r"\} 2\n", r"\} 0\n", NOTHING, r'reason="error".*\} [\d.]*[1-9]')),
     Case("RecycleAboveIdleLimit", "idleping", (r"\} 3600\n", r"\} 2\n", r"\} [\d.]*[1-9]")),
-    # Nobody waits for these connections, so the alert is silent; what the page asks for is there.
-    Case("RecycleStorm", "recycle", (r'job="<name>"\} [\d.]*[1-9]', r"\} 1\n", SOME)),
+    Case("RecycleStorm", "storm", (r'job="<name>"\} [\d.]*[1-9]', r"\} 50\n", SOME)),
     Case("NeedlessRecycling", "recycle", (r'instance="<instance>"\} [\d.]*[1-9]', r"\} (0\.[5-9]|1)")),
     Case(
         "HeldTooLong",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.prometheus import Prometheus
 
 # How long a block is asked again until its output has the culprit: a holder may be between two checkouts.
-AGAIN_SECONDS = 15.0
+AGAIN_SECONDS = 30.0
 # The containers of a pod are this machine, and the log of the sidecar is in a file.
 KUBECTL = """#!/bin/sh
 case "$1" in
@@ -136,7 +136,7 @@ class Reader:
         facts = {
             "name": name,
             "worker_pids": "|".join(str(worker.pid) for worker in stage.workers) or "none",
-            "stopped_pid": str(stage.workers[-1].pid if stage.workers else 0),
+            "stopped_pid": str(stage.workers[0].pid if stage.workers else 0),
             "gone_pids": "|".join(str(worker.pid) for worker in stage.gone) or "none",
             "instance": re.escape(stage.sidecar.url.removeprefix("http://")),
         }
