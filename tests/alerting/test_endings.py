@@ -32,8 +32,8 @@ BEGINS, ENDS, LAST = 60, 120, 180  # minutes
 class Ending(NamedTuple):
     """Within how many minutes an alert ends, and its series: what each does when all is well, and in the incident.
 
-    ``5`` is a value, ``+5`` is added each minute; ``now`` is the time, which stands still in the incident if it is ``-``
-    there; ``since`` are the seconds since the incident began.
+    ``5`` is a value, ``+5`` is added each minute; ``now`` is the time, which stands still in the incident if it is
+    ``-`` there; ``since`` are the seconds since the incident began.
     """
 
     within_minutes: int
@@ -154,9 +154,9 @@ ENDINGS = {
 SHORTER = {("WorkerGone", "warning"): 20}
 
 
-@pytest.mark.parametrize("tier", TIERS, ids=lambda tier: "-".join(tier))
+@pytest.mark.parametrize("tier", TIERS, ids="-".join)
 def test_an_alert_ends_after_its_incident(tier: tuple[str, str], tmp_path: Path) -> None:
-    """The alert fires at the end of the incident, and some minutes later it does not; it had not fired before either."""
+    """The alert fires at the end of the incident, not before it, and not some minutes later."""
     ending = ENDINGS[tier]
     name, severity = tier
     ends = BEGINS + SHORTER.get(tier, ENDS - BEGINS)
@@ -194,7 +194,8 @@ def _series(name: str) -> str:
     """Return a series with its prefix and the labels of its target, as promtool reads it."""
     metric, _, labels = name.replace("'", '"').rstrip("}").partition("{")
     prefix = "" if metric == "up" else "sqlalchemy_pool_"
-    return f"{prefix}{metric}{{{','.join(filter(None, ('job="j",instance="i"', labels)))}}}"
+    matchers = ",".join(filter(None, ('job="j",instance="i"', labels)))
+    return f"{prefix}{metric}{{{matchers}}}"
 
 
 def _values(does: tuple[str, str], ends: int) -> list[float]:

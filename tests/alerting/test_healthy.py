@@ -52,7 +52,7 @@ def test_nothing_above_info_fires(scene: Incident, healthy: Played) -> None:
 )
 def test_a_scene_was_what_it_says(expr: str, least: float, most: float, healthy: Played) -> None:
     """The scenes had the load, the waiting callers, the recycled connections and the faults that they are about."""
-    job = expr.split('job="')[1].split('"')[0]
+    job = expr.split('job="', maxsplit=1)[1].split('"', maxsplit=1)[0]
     at = (
         healthy.began[job] + 60.0
         if job in {"ninety", "full", "bursts", "idle", "fifty"}
