@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -27,6 +29,9 @@ Location = tuple[str | int, ...]
 # Longest file. The pure-Python parser needs about a second for this much; large real configurations have a few
 # kilobytes.
 MAX_BYTES = 256 * 1024
+
+# How long a pipe may take to deliver all of its content.
+_PIPE_SECONDS = 2.0
 
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -176,12 +181,37 @@ def dotted(location: Location) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of the file at ``path``; raises OSError, also if it is longer than ``MAX_BYTES``."""
-    with path.open("rb") as file:
-        return _content(file, path)
+    """Return the content of a file or a pipe; raises OSError, also if that is too long or the pipe's end does not come.
+
+    A shell's ``<(…)`` is a pipe. One that nobody writes to must not be waited for, since no signal would end the wait.
+    """
+    with _opened(path) as file:
+        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        return _content(file if is_regular else _Pipe(file.fileno(), path), path)
 
 
-def _content(file: BinaryIO, path: Path) -> bytes:
+class _Pipe:
+    """What comes out of a pipe until its end, and before the deadline."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor, self._path = descriptor, path
+        self._deadline = time.monotonic() + _PIPE_SECONDS
+
+    def read(self, most: int) -> bytes:
+        content = b""
+        while len(content) < most and (piece := self._piece()):
+            content += piece
+        return content[:most]
+
+    def _piece(self) -> bytes:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            raise OSError(errno.ETIMEDOUT, "a pipe that nobody writes to", str(self._path))
+        return os.read(self._descriptor, 64 * 1024)
+
+
+def _content(file: BinaryIO | _Pipe, path: Path) -> bytes:
     content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
@@ -190,11 +220,21 @@ def _content(file: BinaryIO, path: Path) -> bytes:
 
 def read_regular(path: Path) -> bytes:
     """Return the content as `read_bytes` does, but of a regular file only: a pipe would be waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with _opened(path) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return _content(file, path)
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise OSError if ``path`` is a pipe, for a library that would wait for its content."""
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _opened(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def read_text(path: Path, read: Callable[[Path], bytes] = read_bytes) -> str:

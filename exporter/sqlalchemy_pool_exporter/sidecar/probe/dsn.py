@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy_pool_exporter.address import MAX_PORT
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.sidecar.document import refuse_pipe
 from sqlalchemy_pool_exporter.sidecar.secret import Secret
 
 if TYPE_CHECKING:
@@ -189,9 +190,23 @@ def check_connect(dsn: DSN, section_mode: str | None) -> None:
         ValueError: with this variable, default or file every connect would fail. The message quotes nothing of the DSN.
     """
     if "service" in dsn.parameters:
+        _check_service_file()
         return  # asyncpg takes further parameters from a service file
     _check_variables(dsn, section_mode)
     _check_tls(dsn, section_mode)
+
+
+def _check_service_file() -> None:
+    """Raise ValueError if asyncpg, which reads the service file in the event loop, would wait for a pipe."""
+    named = os.environ.get("PGSERVICEFILE")
+    try:
+        if named:
+            refuse_pipe(Path(named))
+    except OSError as error:
+        reason = error.strerror
+    else:
+        return
+    raise ValueError(f"environment variable PGSERVICEFILE: cannot read the file: {reason}")
 
 
 def _check_variables(dsn: DSN, section_mode: str | None) -> None:
@@ -248,6 +263,8 @@ def _check_tls(dsn: DSN, section_mode: str | None) -> None:
 
     def load_certificate(file: Path) -> None:
         key = value("sslkey") or _default_file("postgresql.key")
+        if key is not None:
+            refuse_pipe(Path(key))
         context.load_cert_chain(file, key, password=lambda: dsn.parameters.get("sslpassword", ""))
 
     _load("sslcert", value("sslcert"), "postgresql.crt", load_certificate)
@@ -258,6 +275,7 @@ def _load(parameter: str, named: str | None, default: str, load: Callable[[Path]
     try:
         file = Path(named) if named else _default_file(default)
         if file is not None:
+            refuse_pipe(file)
             load(file)
     except ssl.SSLError as error:
         what = f"the file (or its key) is not usable: {_reason(error)}"
@@ -292,6 +310,7 @@ def client_context(
     option, file = "tls.ca_file", f"{str(ca_file)!r}"
     try:
         if ca_file is not None:
+            refuse_pipe(ca_file)
             context.load_verify_locations(cafile=ca_file)
         elif mode == "verify-full":
             context.load_default_certs()
@@ -299,6 +318,8 @@ def client_context(
             context.verify_mode = ssl.CERT_NONE
         option, file = "tls.cert_file", f"{str(cert_file)!r} (or its key)"
         if cert_file is not None:
+            for path in (cert_file, key_file or cert_file):
+                refuse_pipe(path)
             # An empty passphrase, so that an encrypted key is an error and not a prompt on a terminal.
             context.load_cert_chain(cert_file, key_file, password=str)
     except ssl.SSLError as error:
