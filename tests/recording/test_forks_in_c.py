@@ -235,6 +235,57 @@ def test_forked_while_another_thread_instruments(tmp_path: Path) -> None:
     assert result.stdout == "done\n", result.stderr
 
 
+def test_forked_while_another_thread_logs(tmp_path: Path) -> None:
+    """A child forked while a thread of its parent writes a log line does not hang if it has something to log itself."""
+    result = run(
+        """
+        import logging
+        logging.basicConfig()
+        pool = QueuePool(Connection, pool_size=2)
+        instrument(pool, name="p", registry=registry, directory=directory)
+        arrived, go_on = threading.Event(), threading.Event()
+
+        def log():
+            with logging.root.handlers[0].lock:
+                arrived.set()
+                go_on.wait()
+
+        thread = threading.Thread(target=log)
+        thread.start()
+        arrived.wait()
+        (directory / "worker-000").unlink()
+        directory.rmdir()
+        in_child(lambda: pool.connect().close())
+        go_on.set()
+        thread.join()
+        print("done")
+        """,
+        str(tmp_path / "segments"),
+        prologue=FORK + "directory.mkdir()",
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_hook_of_uwsgi(tmp_path: Path, before: bool) -> None:
+    """A worker of uWSGI takes its file in uWSGI's hook, once, and a hook that was there before runs as well."""
+    result = run(
+        """
+        import types
+        sys.modules["uwsgi"] = uwsgi = types.ModuleType("uwsgi")
+        if sys.argv[2] == "True":
+            uwsgi.post_fork_hook = lambda: print("before", flush=True)
+        for name in "pq":
+            instrument(QueuePool(Connection), name=name, registry=registry, directory=directory)
+        in_child(lambda: (uwsgi.post_fork_hook(), print(sorted(os.listdir(directory)), flush=True)))
+        """,
+        str(tmp_path),
+        str(before),
+        prologue=FORK,
+    )
+    assert result.stdout == "before\n" * before + "['worker-000', 'worker-001']\n", result.stderr
+
+
 def test_forks_of_forks(tmp_path: Path) -> None:
     """Forks of forks, in C and by Python in turn, have a file each."""
     result = run(

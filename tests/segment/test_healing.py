@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import threading
@@ -217,15 +218,35 @@ def test_what_is_stored_meanwhile(directory: Path, monkeypatch: pytest.MonkeyPat
     (directory / "worker-000").unlink()
     map_ = remap._map
 
-    def store_and_map(memory: memoryview, descriptor: int) -> None:
+    def store_and_map(memory: memoryview, descriptor: int, begin: int) -> None:
         block[DETACHES] += 2.0
         block[LAST_CHECKIN] = 2.0
-        map_(memory, descriptor)
+        map_(memory, descriptor, begin)
         block[DETACHES] += 1.0
 
     monkeypatch.setattr(remap, "_map", store_and_map)
     assert segments.shares(block) is True
     assert (block[DETACHES], block[LAST_CHECKIN]) == (8.0, 2.0)
+
+
+def test_memory_of_several_parts(tmp_path: Path) -> None:
+    """Memory that was mapped in parts goes on in the new file, each part at its place."""
+    size, used = mmap.PAGESIZE, 3 * mmap.PAGESIZE - 100
+    old, new = ((tmp_path / name).open("w+b") for name in ("old", "new"))
+    with old, new:
+        for file in (old, new):
+            file.truncate(3 * size)
+        parts = [
+            memoryview(mmap.mmap(old.fileno(), n * size, offset=at * size)) for at, n in ((0, 1), (1, 2))
+        ]
+        parts[0][7], parts[1][5], parts[1][size + 9] = 1, 2, 3
+        remap.move(parts, old.fileno(), new.fileno(), used=used, counts=lambda _: False)
+        before = old.read()
+        parts[0][7], parts[1][6] = 4, 5
+        now = new.read()
+        assert (now[7], now[size + 5], now[size + 6], now[2 * size + 9]) == (4, 2, 5, 3)
+        old.seek(0)
+        assert before == old.read()
 
 
 def test_under_load(directory: Path) -> None:

@@ -203,7 +203,7 @@ class Lease:
                 memory.cast("Q")[MAGIC_WORD] = 0
                 is_open = _is_file(self._lock, self._file)
                 old = self._lock if is_open else None
-                remap.move(memory, old, other, used=used, counts=self._is_count)
+                remap.move([memory], old, other, used=used, counts=self._is_count)
             finally:
                 os.close(other)
         except OSError:

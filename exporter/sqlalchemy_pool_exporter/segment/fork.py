@@ -10,6 +10,7 @@ Where the kernel has no such page (before Linux 4.14), only Python's own hooks t
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import mmap
 import os
@@ -44,6 +45,7 @@ class _Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.generation = mark[0] = 1
+        self.ran_hooks = True  # of Python, in this process, after it was forked
         self.noticing = 0  # pid of the process that is calling the callbacks now
         # By pid: a thread of the parent may hold the parent's lock, and does not exist in the child.
         self.locks: dict[int, threading.RLock] = {}
@@ -57,11 +59,15 @@ def call_in_child(callback: Callable[[], object]) -> None:
     """Call a function in each forked child of this process, before the child records anything."""
     _process.in_child.append(callback)
     if len(_process.in_child) == 1 and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=notice)
+        os.register_at_fork(after_in_child=_notice_by_hook)
     _chain_into_uwsgi()
 
 
-def notice() -> int:
+def _notice_by_hook() -> None:
+    notice(by_hook=True)
+
+
+def notice(*, by_hook: bool = False) -> int:
     """In a forked child that has not noticed it, call the callbacks; return the mark.
 
     The mark that is returned is 0 only while the callbacks run, and then nothing may be stored.
@@ -73,6 +79,7 @@ def notice() -> int:
         if _process.noticing == pid or (mark[0] and pid == _process.pid):
             return mark[0]
         _process.noticing, mark[0] = pid, 0
+        _process.ran_hooks = by_hook
         try:
             for callback in _process.in_child:
                 callback()
@@ -82,6 +89,18 @@ def notice() -> int:
         _process.pid = pid
         _process.generation = mark[0] = _process.generation % _GENERATIONS + 1
     return mark[0]
+
+
+def without_locks_of_the_parent(act: Callable[..., object], *arguments: object) -> None:
+    """Call a function that takes locks, such as those of ``logging``, in the midst of the application's work.
+
+    Python's hooks renew these locks in a child. If they did not run, a thread of the parent may hold one for ever, so
+    another thread waits for it.
+    """
+    if _process.ran_hooks:
+        act(*arguments)
+    else:
+        _thread.start_new_thread(act, arguments)
 
 
 def _chain_into_uwsgi() -> None:

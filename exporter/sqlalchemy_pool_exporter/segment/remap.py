@@ -14,36 +14,41 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _MAP_FIXED: Final = 0x10
 _WORD: Final = 8
 
 
-def move(memory: memoryview, old: int | None, new: int, *, used: int, counts: Callable[[int], bool]) -> None:
-    """Map ``memory`` to another file, with its contents.
+def move(
+    memory: Sequence[memoryview], old: int | None, new: int, *, used: int, counts: Callable[[int], bool]
+) -> None:
+    """Map memory to another file, with its contents.
 
     Args:
-        memory: mapped from the old file, from its beginning.
+        memory: mapped from the old file, one part after another.
         old: a descriptor of the old file; None if there is none.
-        new: a descriptor of the new file, which has at least ``used`` bytes on its disk.
-        used: how many bytes of the memory are in use.
-        counts: whether the word at an offset in bytes is a double that only grows.
+        new: a descriptor of the new file, which is as long, and has at least ``used`` bytes on its disk.
+        used: how many bytes of the file are in use.
+        counts: whether the word at an offset in the file, in bytes, is a double that only grows.
 
     Raises:
-        OSError: the file cannot be written or mapped; the memory stays as it is.
+        OSError: the file cannot be written or mapped.
     """
-    copied = bytes(memory[:used])
-    written = 0
-    while written < used:
-        written += os.pwrite(new, copied[written:], written)
-    _map(memory, new)
-    if old is not None:
-        # Other threads may have stored between the copy and the mapping.
-        _catch_up(memory, copied, os.pread(old, used, 0), counts)
+    begin = 0
+    for part in memory:
+        copied = bytes(part[: max(used - begin, 0)])
+        written = 0
+        while written < len(copied):
+            written += os.pwrite(new, copied[written:], begin + written)
+        _map(part, new, begin)
+        if old is not None:
+            # Other threads may have stored between the copy and the mapping.
+            _catch_up(part, begin, copied, os.pread(old, len(copied), begin), counts)
+        begin += len(part)
 
 
-def _map(memory: memoryview, descriptor: int) -> None:
+def _map(memory: memoryview, descriptor: int, begin: int) -> None:
     # PyDLL keeps the GIL, so no thread of Python stores meanwhile.
     c_mmap = ctypes.PyDLL(None, use_errno=True).mmap
     c_mmap.restype = ctypes.c_void_p
@@ -57,13 +62,15 @@ def _map(memory: memoryview, descriptor: int) -> None:
     )
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    found = c_mmap(address, len(memory), protection, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+    found = c_mmap(address, len(memory), protection, mmap.MAP_SHARED | _MAP_FIXED, descriptor, begin)
     if found != address:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 
 
-def _catch_up(memory: memoryview, copied: bytes, last: bytes, counts: Callable[[int], bool]) -> None:
+def _catch_up(
+    memory: memoryview, begin: int, copied: bytes, last: bytes, counts: Callable[[int], bool]
+) -> None:
     """Store what the old file got after it was copied."""
     if copied == last:
         return
@@ -72,7 +79,7 @@ def _catch_up(memory: memoryview, copied: bytes, last: bytes, counts: Callable[[
         if before == after:
             continue
         word = memory[at : at + _WORD]
-        if counts(at):
+        if counts(begin + at):
             word.cast("d")[0] += struct.unpack("=d", after)[0] - struct.unpack("=d", before)[0]
         elif word == before:  # else a later store is in the new file already
             word[:] = after

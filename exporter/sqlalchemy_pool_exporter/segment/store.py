@@ -106,7 +106,7 @@ class BlockStore:
             if not lease.is_there:
                 before = lease.path
                 lease.heal()
-                _logger.warning(
+                self._log(
                     "%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path
                 )
         except Exception as error:  # noqa: BLE001 - the application never depends on the file
@@ -120,7 +120,11 @@ class BlockStore:
     def _warn(self, which: str, why: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _logger.warning("%s invisible to a sidecar now: %s", which, why)
+            self._log("%s invisible to a sidecar now: %s", which, why)
+
+    @staticmethod
+    def _log(message: str, *arguments: object) -> None:
+        fork.without_locks_of_the_parent(_logger.warning, message, *arguments)
 
 
 # Mutable state: one store for each directory, and one under None for memory.
