@@ -18,9 +18,9 @@ from sqlalchemy_pool_exporter.metrics import (
     BUCKETS,
     DATABASE_METRICS,
     EXPORTER_METRICS,
+    FLEET_METRICS,
     POOL_METRICS,
     RELOAD_METRICS,
-    SIDECAR_METRICS,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ In the application alone:
 {table(APPLICATION_METRICS)}
 In the sidecar alone:
 
-{table((*SIDECAR_METRICS, *RELOAD_METRICS))}
+{table((*FLEET_METRICS, *RELOAD_METRICS))}
 ## Of each database
 
 What the sidecar's [probes](databases.md) see. Each has the label `database`, and the ones named. What cannot be known

@@ -6,30 +6,39 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, POOL_METRICS, SIDECAR_METRICS, WORKER_STATES
+from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, WORKER_STATES
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
-    from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot, Value
 
-_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *SIDECAR_METRICS)
+_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *FLEET_METRICS)
+OWNER: Final = ("pool", "worker")
 
 # Always one series for each pool, never one for each worker.
 _FAULTS = "exporter_recording_faults_total"
+
+
+class Reads(Protocol):
+    """Reads one directory, or several."""
+
+    def read(self, *, per_worker: bool = ...) -> Fleet:
+        """Return the workers and sums now."""
 
 
 class FleetCollector(Collector):
@@ -45,7 +54,7 @@ class FleetCollector(Collector):
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reads,
         *,
         worker_label: bool,
         counters_per_worker: bool,
@@ -61,8 +70,17 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
         began = time.perf_counter()
+        scrape = Builder(_METRICS, owner=OWNER, known=self._series)
+        self.add_to(scrape)
+        scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
+        self._series = scrape.series
+        yield from scrape.families()
+
+    def add_to(self, scrape: Builder, *, without: Collection[str] = ()) -> set[str]:
+        """Read the directory and add what it says, except of the pools with these names; return the other names."""
         fleet = self._reader.read(per_worker=self._counters_per_worker)
-        scrape = Builder(_METRICS, owner=("pool", "worker"), known=self._series)
+        if without:
+            fleet = _without(fleet, without)
         for pool, infos in fleet.infos.items():
             for info in infos:
                 scrape.add_info((pool,), "info", info)
@@ -79,9 +97,7 @@ class FleetCollector(Collector):
             if worker.facts.process is not None:
                 labels = {"worker": worker.number, **worker.facts.process._asdict()}
                 scrape.add_info((), "exporter_worker_info", labels)
-        scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
-        self._series = scrape.series
-        yield from scrape.families()
+        return set(fleet.infos)
 
     def _add_states(self, scrape: Builder, fleet: Fleet) -> None:
         now, wall = self._monotonic(), self._wall()
@@ -112,6 +128,18 @@ class FleetCollector(Collector):
             scrape.add(labels, values.items())
         for pool, count in faults.items():
             scrape.add((pool,), [(_FAULTS, float(count))])
+
+
+def _without(fleet: Fleet, names: Collection[str]) -> Fleet:
+    return replace(
+        fleet,
+        workers=tuple(
+            replace(worker, pools=tuple(pool for pool in worker.pools if pool.name not in names))
+            for worker in fleet.workers
+        ),
+        counts={labels: counts for labels, counts in fleet.counts.items() if labels[0] not in names},
+        infos={pool: infos for pool, infos in fleet.infos.items() if pool not in names},
+    )
 
 
 def _versions(fleet: Fleet) -> list[dict[str, str]]:

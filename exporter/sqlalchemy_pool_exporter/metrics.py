@@ -255,8 +255,8 @@ APPLICATION_METRICS: Final = (
     _pool(
         "exporter_segment_shared",
         "gauge",
-        "1 if a sidecar sees the pool; 0 if its directory cannot be used or has no room for it, and the numbers are in "
-        "memory alone. "
+        "1 if other processes see the pool of the process that answers; 0 if its directory cannot be used or has no room "
+        "for it, and the numbers are in memory alone. "
         "Absent where no directory was asked for.",
         labels=("pool",),
     ),
@@ -265,14 +265,20 @@ APPLICATION_METRICS: Final = (
         "counter",
         "Pools left out of a scrape because they could not be read. Not 0: report it.",
     ),
+    _pool(
+        "exporter_forked_processes",
+        "gauge",
+        "Processes that this one forked after it instrumented its first pool. Their pools are not in these numbers. "
+        "Absent where a directory was asked for: there every endpoint shows every process.",
+    ),
 )
 
 WORKER_STATES: Final = ("live", "parent", "gone")
 # Why a file of the directory is left out.
 SegmentErrorKind = Literal["unreadable", "foreign", "version", "damaged"]
 
-# Of the sidecar only.
-SIDECAR_METRICS: Final = (
+# Of everything that reads a directory: the sidecar, and the application's own endpoint.
+FLEET_METRICS: Final = (
     _pool(
         "exporter_workers",
         "gauge",

@@ -50,7 +50,7 @@ METRICS = {
         catalogue.POOL_METRICS,
         catalogue.EXPORTER_METRICS,
         catalogue.APPLICATION_METRICS,
-        catalogue.SIDECAR_METRICS,
+        catalogue.FLEET_METRICS,
         catalogue.RELOAD_METRICS,
         catalogue.DATABASE_METRICS,
     )

@@ -19,10 +19,10 @@ from sqlalchemy_pool_exporter.metrics import (
     APPLICATION_METRICS,
     DATABASE_METRICS,
     EXPORTER_METRICS,
+    FLEET_METRICS,
     POOL_METRICS,
     PREFIX,
     RELOAD_METRICS,
-    SIDECAR_METRICS,
     Metric,
 )
 from tests.support import grafana
@@ -40,7 +40,7 @@ ALL = (
     *POOL_METRICS,
     *EXPORTER_METRICS,
     *APPLICATION_METRICS,
-    *SIDECAR_METRICS,
+    *FLEET_METRICS,
     *RELOAD_METRICS,
     *DATABASE_METRICS,
 )

@@ -115,13 +115,6 @@ def test_one_odd_pool_does_not_fail_the_scrape() -> None:
     assert exposition.samples["sqlalchemy_pool_exporter_scrape_errors_total", frozenset()] == 1
 
 
-def test_restricted_registry(registry: CollectorRegistry) -> None:
-    """A restricted registry, as for ``name[]``, shows only the named metrics."""
-    shown = generate_latest(registry.restricted_registry(["sqlalchemy_pool_checkouts_total"])).decode()
-    names = {line.split("{")[0] for line in shown.splitlines() if not line.startswith("#")}
-    assert names == {"sqlalchemy_pool_checkouts_total"}
-
-
 def test_labels_are_escaped(registry: CollectorRegistry) -> None:
     """Any pool name can be exposed: quotes, backslashes and newlines are escaped."""
     assert r'pool="odd \"name\"\\0\n"' in generate_latest(registry).decode()

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import (
     Pool,
@@ -187,13 +187,16 @@ def test_closing_while_threads_are_inside_connect() -> None:
 
 
 def test_attaching_that_fails_leaves_nothing_behind() -> None:
-    """If ``instrument()`` fails because a metric name is taken or the registry is invalid, it leaves no trace."""
+    """If ``instrument()`` fails because the registry is invalid or refuses the collector, it leaves no trace."""
+
+    class Refusing(CollectorRegistry):
+        def register(self, _collector: object) -> None:
+            raise ValueError("no more collectors")
+
     engine = Database().engine(pool_pre_ping=True)
     raw: Any = engine.raw_connection()
     before = snapshot(engine, raw._connection_record)
-    taken = CollectorRegistry()
-    Gauge("sqlalchemy_pool_connections", "The application's own.", registry=taken)
-    for registry in (taken, None):
+    for registry in (Refusing(), None):
         with pytest.raises((ValueError, TypeError, AttributeError)):
             instrument(engine, registry=registry)  # type: ignore[arg-type]
         assert before == snapshot(engine, raw._connection_record)

@@ -23,8 +23,8 @@ LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
-# Names of other packages: only this one says whether prometheus_client has registered a collector.
-OTHERS = {"_collector_to_names"}
+# Names of other packages: only these say what prometheus_client has registered; and what joins a name and a suffix.
+OTHERS = {"_collector_to_names", "_names_to_collectors", "_"}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forked child closes because it belongs to its parent alone."""
+"""What a forked child closes because it belongs to its parent alone; and how many children were forked."""
 
 from __future__ import annotations
 
@@ -16,21 +16,40 @@ class Closes(Protocol):
         """Close them."""
 
 
-# Mutable state: what exists in this process, and whether its children will close it.
-_open: weakref.WeakSet[Closes] = weakref.WeakSet()
-_is_registered = False
+class _State:
+    """What exists in this process, and how many children it forked."""
+
+    def __init__(self) -> None:
+        self.open: weakref.WeakSet[Closes] = weakref.WeakSet()
+        self.is_registered = False
+        self.children = 0
+
+
+_state = _State()
 
 
 def close_in_children(one: Closes) -> None:
     """Close an object in every child that is forked while it exists."""
-    global _is_registered  # noqa: PLW0603 - a process registers its hook once, not at import
-    _open.add(one)
-    if not _is_registered:
-        _is_registered = True
-        fork.call_in_child(_close_all)
+    _state.open.add(one)
+    count_children()
 
 
-def _close_all() -> None:
-    for one in list(_open):
+def count_children() -> int:
+    """Return how many children this process has forked since the first call; those forked in C are not counted."""
+    if not _state.is_registered:
+        _state.is_registered = True
+        fork.call_in_child(_leave_parent)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_parent=_forked)
+    return _state.children
+
+
+def _forked() -> None:
+    _state.children += 1
+
+
+def _leave_parent() -> None:
+    _state.children = 0
+    for one in list(_state.open):
         one.close()
-    _open.clear()
+    _state.open.clear()

@@ -1,24 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From blocks to metric families: the collector that a registry calls at each scrape."""
+"""From blocks to metric families: the collector that a registry calls at each scrape.
+
+With a directory it shows the pools of every process that shares it, as the sidecar does. Pools that are in no directory
+it reads from the memory of this process.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
+import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy
+from prometheus_client import REGISTRY
 from prometheus_client.registry import Collector
 
-from sqlalchemy_pool_exporter import families
+from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, EXPORTER_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.fleet_collector import OWNER, FleetCollector
+from sqlalchemy_pool_exporter.metrics import (
+    APPLICATION_METRICS,
+    EXPORTER_METRICS,
+    FLEET_METRICS,
+    POOL_METRICS,
+)
 from sqlalchemy_pool_exporter.segment import fork
 
+from .at_fork import count_children
+from .clashes import clashing
+from .fleets import Fleets
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
 
@@ -27,29 +46,60 @@ if TYPE_CHECKING:
 
     from .recorder import Recorder
 
-_METRICS = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
+_logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+_MULTIPROCESS: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")  # prometheus_client's own
+
+
+class _Process:
+    """What belongs to one process: a forked child must share neither with its parent.
+
+    The lock serializes scrapes. No checkout ever takes it.
+    """
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+        self.lock = threading.Lock()
+        self.fleets = Fleets()
+        self.fleet_collector = FleetCollector(self.fleets, worker_label=True, counters_per_worker=False)
 
 
 class PoolCollector(Collector):
     """Collects the pools that are shown in one registry.
 
-    The mutable state is those pools. ``instrument()`` and ``Handle.close()`` call ``add()`` and ``remove()`` under one
-    lock.
+    The mutable state is those pools, and what each log line has said already. ``instrument()`` and ``Handle.close()``
+    call ``add()`` and ``remove()`` under one lock.
+
+    Args:
+        registry: the registry.
+        names_elsewhere: returns the names of pools that this process shows in other registries alone.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        names_elsewhere: Callable[[PoolCollector], set[str]] = lambda _: set(),
+    ) -> None:
         self._registry = weakref.ref(registry)
+        self._names_elsewhere = names_elsewhere
         self._recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
+        self._directories: set[Path] = set()  # of endpoints
         self._errors = 0
         self._series: dict[Owner, OwnerSeries] = {}
+        self._process = _Process()
+        self._said: set[object] = set()
 
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
-        registry = self._registry()
-        # Check each time: an application that wants no default collectors may have unregistered all collectors.
-        if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
-            registry.register(self)
+        self._register()
         self._recorders[recorder.name] = recorder
+        self._clashing()
+        self._warn_of_multiprocess_mode()
+
+    def add_directory(self, directory: Path) -> None:
+        """Show all pools of a directory, for an endpoint of this process."""
+        self._register()
+        self._directories.add(directory)
 
     def remove(self, recorder: Recorder) -> None:
         """Stop showing a pool.
@@ -59,39 +109,123 @@ class PoolCollector(Collector):
         if self._recorders.get(recorder.name) is recorder:
             del self._recorders[recorder.name]
 
-    def describe(self) -> Iterator[Family]:
-        """Yield every family without samples; the registry reserves their names for this collector."""
-        yield from map(families.empty, _METRICS)
+    @property
+    def names(self) -> set[str]:
+        """The names of the pools of this process that are shown here."""
+        return set(self._recorders)
+
+    def _register(self) -> None:
+        registry = self._registry()
+        # Check each time: an application that wants no default collectors may have unregistered all collectors.
+        if registry is not None and self not in registry._collector_to_names:  # noqa: SLF001 - there is no other way to ask
+            registry.register(self)
+
+    def describe(self) -> Iterable[Family]:
+        """Reserve no name: the application's own metric of such a name would fail, when it is made after our pools."""
+        return ()
 
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
-        began = time.perf_counter()
         fork.notice()
+        if self._process.id != os.getpid():
+            self._process = _Process()
+        clashing_ = self._clashing()
+        with self._process.lock:
+            families = [family for family in self._families() if family.name not in clashing_]
+        yield from families
+
+    def _families(self) -> Iterator[Family]:
+        began = time.perf_counter()
         recorders = {
             recorder.name: recorder
             # Copied in one step: another thread can add a pool.
             for reference in self._recorders.valuerefs()
             if (recorder := reference())
         }
-        if not recorders:
+        directories = {recorder.store.directory for recorder in recorders.values()} | self._directories
+        fleets = self._process.fleets
+        fleets.add(directory for directory in directories if directory is not None)
+        if not recorders and not (fleets and self._directories):
             return
-        builder = Builder(_METRICS, owner=("pool",), known=self._series)
+        is_silent = environment.is_on(environment.SIDECAR)
+        metrics = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *(FLEET_METRICS if fleets else ()))
+        builder = Builder(metrics, owner=OWNER, known=self._series)
+        others: set[str] = set()
+        if fleets and not is_silent:
+            others = self._process.fleet_collector.add_to(builder, without=self._names_elsewhere(self))
+        else:
+            builder.add_info((), "exporter_build_info", versions())
+        self._add_own(builder, recorders, others)
+        if not directories - {None}:
+            self._add_forks(builder)
+        builder.add((), [("exporter_scrape_errors_total", float(self._errors))])
+        builder.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
+        self._series = builder.series
+        yield from builder.families(with_empty=not is_silent)
+
+    def _add_own(self, builder: Builder, recorders: dict[str, Recorder], others: set[str]) -> None:
+        """Add the pools of this process that are in no directory, so that no other process sees them.
+
+        If a directory has a pool of that name, too, they get the label ``worker``: two such processes, asked in turn, must
+        not make one series go back and forth.
+        """
         for name, recorder in recorders.items():
+            is_shared = recorder.store.shares(recorder.block)
+            if is_shared is not None:
+                builder.add((name,), [("exporter_segment_shared", float(is_shared))])
+            if is_shared:
+                continue
             try:
                 values = list(recorder.values())
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
                 self._errors += 1
                 continue
-            is_shared = recorder.store.shares(recorder.block)
-            if is_shared is not None:
-                builder.add((name,), [("exporter_segment_shared", float(is_shared))])
-            builder.add_info((name,), "info", recorder.info)
-            builder.add((name,), values)
-        builder.add_info((), "exporter_build_info", versions())
-        builder.add((), [("exporter_scrape_errors_total", float(self._errors))])
-        builder.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
-        self._series = builder.series
-        yield from builder.families()
+            owner = (name, f"pid{self._process.id}") if name in others else (name,)
+            builder.add_info(owner, "info", recorder.info)
+            builder.add(owner, values)
+
+    # -- what is not shown, said once
+
+    def _say_once(self, key: object, message: str, *arguments: object) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            _logger.warning(message, *arguments)
+
+    def _add_forks(self, builder: Builder) -> None:
+        forked = count_children()
+        builder.add((), [("exporter_forked_processes", float(forked))])
+        if forked:
+            self._say_once(
+                "forks",
+                "this process forked %d others since it instrumented its first pool, and its endpoint shows none of "
+                "their pools: set %s for all of them, and every endpoint shows every process",
+                forked,
+                environment.DIRECTORY,
+            )
+
+    def _clashing(self) -> frozenset[str]:
+        found = clashing(self._registry())
+        if found:
+            self._say_once(
+                found,
+                "not shown in this registry, because other metrics in it have their names: %s. To see them, pass a "
+                "registry of its own to instrument(engine, registry=…), and to serve(), wsgi_app() or asgi_app()",
+                ", ".join(sorted(found)),
+            )
+        return found
+
+    def _warn_of_multiprocess_mode(self) -> None:
+        if self._registry() is not REGISTRY or environment.is_on(environment.SIDECAR):
+            return
+        if any(name in os.environ for name in _MULTIPROCESS):
+            self._say_once(
+                "multiprocess mode",
+                "with %s a /metrics page made by prometheus_client's MultiProcessCollector does not show pools. Mount "
+                "wsgi_app() or asgi_app() beside it, or call serve(), with %s set for all processes; or pass the "
+                "registry of that page to instrument(engine, registry=…)",
+                _MULTIPROCESS[0],
+                environment.DIRECTORY,
+            )
 
 
 def versions() -> dict[str, str]:

@@ -19,10 +19,10 @@ from prometheus_client import REGISTRY
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import APPLICATION_PORT, MAX_PORT, Address
 from sqlalchemy_pool_exporter.errors import EndpointError
-from sqlalchemy_pool_exporter.segment.store import chosen_directory
 
 from .answers import PLAIN, Answer, answer, wanted_by
 from .http_server import HTTPServer, Request
+from .instrumented import show_directory
 from .port_lock import LockError, PortLock
 
 if TYPE_CHECKING:
@@ -259,4 +259,5 @@ def serve(
         EndpointError: another program has the port, or another process and there is no directory; it is no port number;
             or the address is not one of this machine.
     """
-    return Server(host, port, registry, chosen_directory(directory))
+    chosen = show_directory(registry, directory)
+    return Server(host, port, registry, chosen)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.segment import fork, store
 
+from .at_fork import count_children
 from .collector import PoolCollector
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prometheus_client import CollectorRegistry
     from sqlalchemy.pool import Pool
 
@@ -62,13 +65,21 @@ class Instrumented:
         with self.lock:
             collector = self._collectors.get(registry)
             if collector is None:
-                collector = self._collectors[registry] = PoolCollector(registry)
+                collector = PoolCollector(registry, self._names_elsewhere)
+                self._collectors[registry] = collector
             return collector
+
+    def _names_elsewhere(self, collector: PoolCollector) -> set[str]:
+        """Return the names of the pools that this process shows in other registries, and not in this one."""
+        with self.lock:
+            others = [other for other in self._collectors.values() if other is not collector]
+        return set().union(*(other.names for other in others)) - collector.names
 
     def watch_forks(self) -> None:
         """Call ``_leave_parent()`` in every child that is forked from now on."""
         if not self._watches:
             self._watches = True
+            count_children()
             fork.call_in_child(self._leave_parent)
 
     def _leave_parent(self) -> None:
@@ -84,3 +95,11 @@ class Instrumented:
 
 
 INSTRUMENTED = Instrumented()
+
+
+def show_directory(registry: CollectorRegistry, directory: str | os.PathLike[str] | None) -> Path | None:
+    """Show all pools of a directory in a registry; return the directory of the argument or the environment, or None."""
+    chosen = store.chosen_directory(directory)
+    if chosen is not None and hasattr(registry, "register"):  # a restricted registry has no register()
+        INSTRUMENTED.collector_of(registry).add_directory(chosen)
+    return chosen

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy_pool_exporter.negotiation import Wanted
 
 from .answers import PLAIN, Answer, answer, wanted_by
+from .instrumented import show_directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -24,8 +25,17 @@ if TYPE_CHECKING:
 _THREADS: Final = 4
 
 
-def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[bytes]]:
-    """Return a WSGI application that serves the metrics at any path where it is mounted."""
+def wsgi_app(
+    registry: CollectorRegistry = REGISTRY, *, directory: str | os.PathLike[str] | None = None
+) -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application that serves the metrics at any path where it is mounted.
+
+    Args:
+        registry: what to serve.
+        directory: the directory that the processes of the application share: whichever is asked, it shows all of them.
+            The default is ``SQLALCHEMY_POOL_EXPORTER_DIR``; if that is not set, each process shows its own pools.
+    """
+    show_directory(registry, directory)
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         # Browsers ask for this icon when the application is mounted at the root, and that is no scrape.
@@ -38,8 +48,14 @@ def wsgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Iterable[b
     return application
 
 
-def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
-    """Return an ASGI application that serves the metrics at any path where it is mounted."""
+def asgi_app(
+    registry: CollectorRegistry = REGISTRY, *, directory: str | os.PathLike[str] | None = None
+) -> Callable[..., Any]:
+    """Return an ASGI application that serves the metrics at any path where it is mounted.
+
+    The arguments are those of ``wsgi_app()``.
+    """
+    show_directory(registry, directory)
 
     async def application(
         scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
@@ -68,9 +84,16 @@ def asgi_app(registry: CollectorRegistry = REGISTRY) -> Callable[..., Any]:
     return application
 
 
-def aiohttp_handler(registry: CollectorRegistry = REGISTRY) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that serves the metrics, for a route of an ``aiohttp.web`` application."""
+def aiohttp_handler(
+    registry: CollectorRegistry = REGISTRY, *, directory: str | os.PathLike[str] | None = None
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler that serves the metrics, for a route of an ``aiohttp.web`` application.
+
+    The arguments are those of ``wsgi_app()``.
+    """
     from aiohttp import web  # noqa: PLC0415 - only aiohttp's users have it
+
+    show_directory(registry, directory)
 
     async def metrics(request: Request) -> Response:
         accept, accept_encoding = (

@@ -31,7 +31,7 @@ class PortLock:
     """
 
     def __init__(self, directory: Path, host: str, port: int) -> None:
-        self.path = directory / f"endpoint-{host.replace('/', '_')}-{port}"
+        self.path = directory / f"endpoint-{host}-{port}"
         self._descriptor: int | None = None
         close_in_children(self)
 

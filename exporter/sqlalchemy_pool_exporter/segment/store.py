@@ -135,7 +135,7 @@ def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool |
     """Return the store of this process for a directory; None means the directory of the environment, else memory."""
     path = chosen_directory(directory)
     if group_readable is None:
-        group_readable = os.environ.get(environment.GROUP_READABLE, "").lower() in {"1", "true", "yes", "on"}
+        group_readable = environment.is_on(environment.GROUP_READABLE)
     if path not in _by_directory:
         _by_directory[path] = BlockStore(path, group_readable=group_readable)
     return _by_directory[path]
