@@ -255,8 +255,8 @@ APPLICATION_METRICS: Final = (
     _pool(
         "exporter_segment_shared",
         "gauge",
-        "1 if other processes see the pool of the process that answers; 0 if its directory cannot be used or has no room "
-        "for it, and the numbers are in memory alone. "
+        "1 if other processes see the pool of the process that answers; 0 if its directory cannot be used or has no "
+        "room for it, and the numbers are in memory alone. "
         "Absent where no directory was asked for.",
         labels=("pool",),
     ),

@@ -166,8 +166,8 @@ class PoolCollector(Collector):
     def _add_own(self, builder: Builder, recorders: dict[str, Recorder], others: set[str]) -> None:
         """Add the pools of this process that are in no directory, so that no other process sees them.
 
-        If a directory has a pool of that name, too, they get the label ``worker``: two such processes, asked in turn, must
-        not make one series go back and forth.
+        If a directory has a pool of that name, too, they get the label ``worker``: two such processes, asked in turn,
+        must not make one series go back and forth.
         """
         for name, recorder in recorders.items():
             is_shared = recorder.store.shares(recorder.block)

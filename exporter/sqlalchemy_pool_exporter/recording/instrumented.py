@@ -13,6 +13,7 @@ from .at_fork import count_children
 from .collector import PoolCollector
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
