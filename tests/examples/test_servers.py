@@ -106,6 +106,11 @@ class Server:
                 self._said.append(line)
                 self._has_said.notify_all()
 
+    @property
+    def said(self) -> str:
+        """Its output until now."""
+        return "".join(self._said)
+
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until the output matches a pattern."""
         with self._has_said:
