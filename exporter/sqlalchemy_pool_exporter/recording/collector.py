@@ -170,6 +170,7 @@ class PoolCollector(Collector):
         must not make one series go back and forth.
         """
         for name, recorder in recorders.items():
+            time.sleep(0)  # lets a thread that waits for the GIL run between two pools
             is_shared = recorder.store.shares(recorder.block)
             if is_shared is not None:
                 builder.add((name,), [("exporter_segment_shared", float(is_shared))])
