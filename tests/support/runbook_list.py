@@ -188,6 +188,7 @@ CASES: Final = [
         (
             r'pool="<name>"\} 40\n',
             r'database="<name>"\} 17\n',
+            r'database="<name>", server=.*\} 40\n',
             r"\} 2\n",
             r"\} 20\n",
             r'pool="<name>"\} [1-9]',
