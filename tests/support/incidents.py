@@ -222,6 +222,8 @@ class Stage:
             self.workers.append(self._exit_stack.enter_context(worker))
         assert eventually(
             lambda: self.sidecar.value("exporter_workers", state="live") == len(self.workers),
+            # Sixty processes start at once.
+            seconds=4 * SECONDS,
             poll_seconds=0.2,
         ), f"the workers of {incident.name} do not start"
         self.starting_seconds = self.starting_seconds or time.monotonic() - self._created
