@@ -415,6 +415,11 @@ DATABASE_METRICS: Final = (
         "default_transaction_read_only is on for the server, the database or the role. Else 0.",
     ),
     _database(
+        "read_only_expected",
+        "gauge",
+        "1 if the configuration says that the database's pools only read (databases[].read_only), else 0.",
+    ),
+    _database(
         "in_recovery",
         "gauge",
         "1 if the server is in recovery, as a replica is, else 0.",

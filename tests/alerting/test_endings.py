@@ -72,6 +72,11 @@ ALLOWED = {
     "database_reserved_connections{database='d'}": ("3", "3"),
     "database_pool_info{database='d',pool='p'}": ("1", "1"),
 }
+READ_ONLY = {
+    "database_pool_info{database='d',pool='p'}": ("1", "1"),
+    "database_read_only{database='d'}": ("0", "1"),
+    "database_read_only_expected{database='d'}": ("0", "0"),
+}
 
 ENDINGS = {
     ("Starvation", "warning"): Ending(3, FULL),
@@ -135,6 +140,8 @@ ENDINGS = {
     ),
     ("FleetCeiling", "warning"): Ending(1, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
     ("FleetCeiling", "critical"): Ending(1, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
+    ("ReadOnlyServer", "warning"): Ending(1, READ_ONLY),
+    ("ReadOnlyServer", "critical"): Ending(1, READ_ONLY),
     ("IdleInTransaction", "warning"): Ending(
         1, {"database_longest_idle_in_transaction_seconds{database='d'}": ("0", "since")}
     ),

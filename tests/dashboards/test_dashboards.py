@@ -50,7 +50,6 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 EXCUSED: dict[str, str] = {
     "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
     "sqlalchemy_pool_exporter_forked_processes": "for an application without a directory; a warning says the same",
-    "sqlalchemy_pool_database_read_only": "of no use before an alert reads it",
     "sqlalchemy_pool_database_in_recovery": "explains read_only",
     "sqlalchemy_pool_database_start_time_seconds": "explains other changes",
 }

@@ -96,6 +96,17 @@ def _restart(stage: Stage, begin: Callable[[], object]) -> None:
     time.sleep(50.0)
 
 
+def _refuse_writes(stage: Stage, begin: Callable[[], object]) -> None:
+    """The server refuses writes from one moment to the next, as after a failover to a replica."""
+    stage.load(2)
+    time.sleep(QUIET)
+    begin()
+    with psycopg.connect(stage.database.url(""), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+    time.sleep(LONG)
+
+
 def _busy(stage: Stage, begin: Callable[[], object]) -> None:
     """As many callers as connections, all the time."""
     begin()
@@ -267,6 +278,16 @@ INCIDENTS: Final = [
             ("ConnectErrors", "critical"): ("connect_window", "connect_critical_for"),
             ("ConnectErrors", "warning"): ("connect_window", "connect_warning_for"),
             ("ProbeFailing", "warning"): ("probe_for",),
+        },
+        pool={"pool_size": 3, "pool_pre_ping": True},
+    ),
+    Incident(
+        "readonly",
+        "the server refuses writes",
+        _refuse_writes,
+        expected={
+            ("ReadOnlyServer", "critical"): ("read_only_for",),
+            ("ReadOnlyServer", "warning"): ("read_only_for",),
         },
         pool={"pool_size": 3, "pool_pre_ping": True},
     ),

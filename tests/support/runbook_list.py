@@ -222,6 +222,11 @@ CASES: Final = [
         "broken",
         (r'reason="foreign"\} 1\n', NOTHING, r"uid=(.|\n)*worker-900(.|\n)*Mounted on"),
     ),
+    Case(
+        "ReadOnlyServer",
+        "readonly",
+        (r'database="<name>".*\} 0', r"f +\| on", r"on +\| configuration file", r'pool="<name>"'),
+    ),
     Case("ProbeFailing", "restart", (r'database="<name>".*reason="\w+"', r"database")),
     Case("ReloadFailed", "broken", (r"\} [\d.]*[1-9]", r"databases: .*\n(.|\n)*not reloaded")),
 ]

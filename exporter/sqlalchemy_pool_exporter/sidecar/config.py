@@ -249,6 +249,10 @@ class Database(Section):
         description="Pools that connect to this server, by their `pool` label, so that alerts and dashboards can "
         "compare pools and server; without any, the pool that has the database's name. A pool belongs to one database.",
     )
+    read_only: bool = Field(
+        default=False,
+        description="The pools only read, as from a replica: that the server refuses writes is no alert.",
+    )
     tls: DatabaseTLS = DatabaseTLS()
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:

@@ -65,6 +65,7 @@ def test_shows_the_last_result_and_its_age() -> None:
             ("pool_info", ("reports",)): 1.0,
             ("up", ()): 1.0,
             ("probes_total", ()): 12.0,
+            ("read_only_expected", ()): 0.0,
             ("probe_age_seconds", ()): 7.5,
             ("probe_duration_seconds", ()): 0.25,
             ("last_success_timestamp_seconds", ()): 1.7e9,
@@ -90,7 +91,9 @@ def test_shows_the_last_result_and_its_age() -> None:
 def test_before_the_first_probe_only_the_counters_are_there() -> None:
     """Before the first probe a scrape shows no `up` series, but the counters and the database's configured pools."""
     shown = exposition(Probe(target("postgresql://127.0.0.1/x")).status)
-    assert {"pool_info", "probes_total", "probe_failures_total"} == {name for name, _ in shown}
+    assert {"pool_info", "probes_total", "probe_failures_total", "read_only_expected"} == {
+        name for name, _ in shown
+    }
 
 
 @pytest.mark.parametrize(("pools", "expected"), [((), {"orders"}), (("a", "b"), {"a", "b"})])
@@ -110,7 +113,7 @@ def test_a_database_that_is_down_hides_no_other() -> None:
     up = {sample.labels["database"]: sample.value for sample in parsed["sqlalchemy_pool_database_up"].samples}
     assert {"orders": 1.0, "ledger": 0.0} == up
     shown = {name for name, _ in exposition(down)}
-    counted = {"pool_info", "probes_total", "probe_failures_total"}
+    counted = {"pool_info", "probes_total", "probe_failures_total", "read_only_expected"}
     assert (
         counted
         | {

@@ -36,6 +36,7 @@ def families(statuses: Iterable[ProbeStatus], now: float) -> Iterator[Family]:
 
 
 def _probe_values(status: ProbeStatus, now: float) -> Iterator[tuple[str, Value]]:
+    yield "database_read_only_expected", float(status.may_be_read_only)
     yield "database_probes_total", float(status.probes)
     failures = {reason: float(status.failures.get(reason, 0)) for reason in get_args(ProbeFailure)}
     yield "database_probe_failures_total", failures

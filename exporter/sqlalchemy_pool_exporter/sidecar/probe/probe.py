@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import random
@@ -58,6 +59,10 @@ class DatabaseSettings(Protocol):
     def pools(self) -> tuple[str, ...]:
         """Names of the pools that connect to this database; if empty, the pool with the database's name."""
 
+    @property
+    def read_only(self) -> bool:
+        """Whether these pools only read, so that the server may refuse writes."""
+
     def connect_arguments(self) -> dict[str, Any]:
         """Return the arguments for asyncpg.connect() that say where and how to connect; may read files.
 
@@ -77,6 +82,7 @@ class ProbeStatus:
 
     database: str
     pools: tuple[str, ...] = ()
+    may_be_read_only: bool = False
     probes: int = 0
     failures: Mapping[ProbeFailure, int] = field(default_factory=dict)
     completed_at: float | None = None
@@ -112,7 +118,9 @@ class Probe:
         self._wall = wall
         self._sleep = sleep
         self._uniform = uniform
-        self._status = ProbeStatus(database.name, database.pools or (database.name,))
+        self._status = ProbeStatus(
+            database.name, database.pools or (database.name,), may_be_read_only=database.read_only
+        )
         self._connection: Any = None
         self._session_settings = ""
         self._warned: set[str] = set()
@@ -166,9 +174,8 @@ class Probe:
         ended = self._clock()
         last = self._status
         failures = last.failures if failure is None else Counter(last.failures) + Counter([failure.reason])
-        self._status = ProbeStatus(
-            database=last.database,
-            pools=last.pools,
+        self._status = dataclasses.replace(
+            last,
             probes=last.probes + 1,
             failures=failures,
             completed_at=ended,
