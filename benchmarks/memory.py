@@ -39,8 +39,8 @@ def run(*, quick: bool) -> Iterator[Table]:
         title="Memory",
         note=(
             f"What `tracemalloc` counts more with instrumentation than without: the mean over {_POOLS} pools, and over "
-            f"{_CONNECTIONS} connections. The tables of a pool are allocated at once, by its capacity up to a bound, "
-            "and are part of the pool's figure."
+            f"{_CONNECTIONS} connections. A pool has one table at first, whatever its limits, which is part of the "
+            "pool's figure; each 255 open connections more need another one of 8 kB."
         ),
         columns=("of", "bytes"),
         rows=tuple((name, f"{count:,.0f}") for name, count in rows),

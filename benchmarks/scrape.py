@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.metrics import BUCKETS, POOL_METRICS
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.identity import Identity, written
 
 from . import measure
 from .report import Table
@@ -200,7 +201,7 @@ def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> C
 
 def _block(lease: Lease, name: str) -> memoryview[float]:
     """Return the block of a pool under load: a third of its connections are in use, and every counter has grown."""
-    block = lease.block(name, INFO, segment.rows_for(15.0))
+    block = lease.block(written(Identity(name), INFO, has_overflow=True)).doubles
     block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
     block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
     block[segment.TIMEOUT], block[segment.RECYCLE], block[segment.PRE_PING] = 30.0, 1800.0, 1.0

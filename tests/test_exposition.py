@@ -26,6 +26,7 @@ from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, PO
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
+from tests.support.segments import new_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,9 +155,9 @@ def collector(tmp_path: Path) -> Iterator[FleetCollector]:
     leases = [Lease(tmp_path) for _ in range(2)]
     for number, lease in enumerate(leases):
         for name in ("orders", 'odd "name"\\\n{é}'):
-            block = lease.block(
-                name, {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}, 64
-            )
+            block = new_block(
+                lease, name, {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
+            ).doubles
             block[segment.ACTIVE] = block[segment.HAS_OVERFLOW] = 1.0
             block[segment.SIZE], block[segment.MAX_OVERFLOW] = 5.0, 10.0
             block[segment.LAST_CHECKIN] = time.monotonic()
@@ -211,7 +212,9 @@ def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
     text = b""
     for number in range(20):
         lease = Lease(tmp_path)
-        block = lease.block(f"pool {number}", {"pool_class": "QueuePool", "dialect": "x", "driver": "y"}, 64)
+        block = new_block(
+            lease, f"pool {number}", {"pool_class": "QueuePool", "dialect": "x", "driver": "y"}
+        ).doubles
         block[segment.ACTIVE] = 1.0
         text = exposition.text(collector.collect())
         lease.close()

@@ -18,6 +18,7 @@ from tests.support.segments import (
     Process,
     Scraper,
     by_worker,
+    new_block,
     processes,
     workers,
 )
@@ -54,7 +55,7 @@ def test_counters_are_summed_and_states_are_not(tmp_path: Path, process: Callabl
 
 
 def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """Without the label, states are summed, ages are the longest, and a limit is shown if all workers share it."""
+    """Without the label, states and sizes are summed, and ages are the longest."""
     one, two = process(size=2.0), process(size=3.0)
     one.hold(NOW - 5)
     two.hold(NOW - 7)
@@ -63,8 +64,9 @@ def test_without_worker_label(tmp_path: Path, process: Callable[..., Process]) -
     assert exposition.value("connections", "orders", state="in_use") == 2
     assert exposition.value("longest_held_seconds", "orders") == 7
     assert exposition.value("last_checkin_timestamp_seconds", "orders") == 2 * NOW - 3
-    assert exposition.get("size", "orders") is None
-    assert exposition.value("max_overflow", "orders") == 1
+    assert exposition.value("size", "orders") == 5
+    assert exposition.value("max_overflow", "orders") == 2
+    assert exposition.value("instances", "orders") == 2
     assert exposition.value("capacity", "orders") == 7
 
 
@@ -85,7 +87,7 @@ def test_no_series_twice(
 ) -> None:
     """With any label options, and with two blocks of one pool in a file, no series appears twice."""
     one = process()
-    one.lease.block("orders", QUEUE, 128)[layout.FAULTS] = 1.0
+    new_block(one.lease, "orders", QUEUE).doubles[layout.FAULTS] = 1.0
     process("billing")
     process().kill()
     exposition = Scraper(

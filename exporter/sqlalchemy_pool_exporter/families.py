@@ -8,19 +8,21 @@ appear again is dropped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from .exposition import Family, Series
 from .metrics import BUCKETS
+from .segment import sums
 from .segment.snapshot import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .metrics import Metric
-    from .segment.snapshot import Value
+    from .segment.snapshot import Snapshot, Value
 
 # The owner of a sample, as label values: a pool, a pool and a worker, a database, or an empty tuple.
 Owner = tuple[str, ...]
@@ -128,3 +130,18 @@ class Builder:
             yield Series.of(f"{name}_bucket", {**labels, "le": bound})
         yield Series.of(f"{name}_count", labels)
         yield Series.of(f"{name}_sum", labels)
+
+
+def add_capacity(scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
+    """Add what is always summed: the number of connections that all pools of a name together can open."""
+    capacity = sums.capacity(snapshots)
+    if not math.isnan(capacity):
+        scrape.add(owner, [("capacity", capacity)])
+
+
+def add_state(
+    scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot], *, now: float, wall: float
+) -> None:
+    """Add the limits and the state of live pools of one name."""
+    scrape.add(owner, [("instances", float(len(snapshots)))])
+    scrape.add(owner, sums.state(snapshots, now=now, wall=wall).items())

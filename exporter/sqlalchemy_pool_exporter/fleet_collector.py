@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from dataclasses import replace
@@ -12,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
-from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_state
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, WORKER_STATES
-from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
@@ -66,6 +64,7 @@ class FleetCollector(Collector):
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall = monotonic, wall
         self._series: dict[Owner, OwnerSeries] = {}
+        self.labels_by_name: Mapping[str, Sequence[str]] = {}  # of the last scrape
 
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
@@ -79,6 +78,7 @@ class FleetCollector(Collector):
     def add_to(self, scrape: Builder, *, without: Collection[str] = ()) -> set[str]:
         """Read the directory and add what it says, except of the pools with these names; return the other names."""
         fleet = self._reader.read(per_worker=self._counters_per_worker)
+        self.labels_by_name = fleet.view.labels_by_name
         if without:
             fleet = _without(fleet, without)
         for pool, infos in fleet.infos.items():
@@ -100,24 +100,23 @@ class FleetCollector(Collector):
         return set(fleet.infos)
 
     def _add_states(self, scrape: Builder, fleet: Fleet) -> None:
-        now, wall = self._monotonic(), self._wall()
-        by_pool: dict[str, list[tuple[str, Snapshot]]] = {}
+        by_pool: dict[str, dict[str, list[Snapshot]]] = {}
         for worker in fleet.live:
             for pool in worker.pools:
                 if pool.snapshot.is_active:
-                    by_pool.setdefault(pool.name, []).append((worker.number, pool.snapshot))
-        for name, by_worker in by_pool.items():
-            snapshots = [snapshot for _, snapshot in by_worker]
-            # Always summed: the number of connections that all workers together can open.
-            capacity = sums.capacity(snapshots)
-            if not math.isnan(capacity):
-                scrape.add((name,), [("capacity", capacity)])
+                    by_worker = by_pool.setdefault(fleet.labels[pool.identity], {})
+                    by_worker.setdefault(worker.number, []).append(pool.snapshot)
+        for label, by_worker in by_pool.items():
+            every = [snapshot for snapshots in by_worker.values() for snapshot in snapshots]
+            add_capacity(scrape, (label,), every)
             if self._worker_label:
-                for number, snapshot in by_worker:
-                    scrape.add((name, number), snapshot.limits())
-                    scrape.add((name, number), snapshot.state(now=now, wall=wall))
+                for number, snapshots in by_worker.items():
+                    self._add_state(scrape, (label, number), snapshots)
             else:
-                scrape.add((name,), sums.state(snapshots, now=now, wall=wall).items())
+                self._add_state(scrape, (label,), every)
+
+    def _add_state(self, scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
+        add_state(scrape, owner, snapshots, now=self._monotonic(), wall=self._wall())
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
         faults: Counter[str] = Counter()
@@ -131,14 +130,21 @@ class FleetCollector(Collector):
 
 
 def _without(fleet: Fleet, names: Collection[str]) -> Fleet:
+    view = fleet.view
+    labels = {identity: label for identity, label in view.labels.items() if identity.name not in names}
+    shown = set(labels.values())
     return replace(
         fleet,
         workers=tuple(
             replace(worker, pools=tuple(pool for pool in worker.pools if pool.name not in names))
             for worker in fleet.workers
         ),
-        counts={labels: counts for labels, counts in fleet.counts.items() if labels[0] not in names},
-        infos={pool: infos for pool, infos in fleet.infos.items() if pool not in names},
+        view=replace(
+            view,
+            labels=labels,
+            counts={series: counts for series, counts in view.counts.items() if series[0] in shown},
+            infos={label: infos for label, infos in view.infos.items() if label in shown},
+        ),
     )
 
 

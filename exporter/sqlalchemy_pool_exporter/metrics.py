@@ -110,8 +110,10 @@ POOL_METRICS: Final = (
     _pool(
         "capacity",
         "gauge",
-        "Most connections that can be checked out at once: pool_size + max_overflow. Absent where unlimited.",
+        "Most connections that can be checked out at once: pool_size + max_overflow of all live pools of the name. "
+        "Absent where one of them is unlimited.",
     ),
+    _pool("instances", "gauge", "How many live pools have the name. Their sizes and their state are summed."),
     _pool(
         "timeout_seconds",
         "gauge",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks import measure
+from benchmarks import measure, names
 from benchmarks.report import Table, replace_block
 from tests.support.paths import ROOT
 
@@ -169,3 +169,17 @@ def test_a_table_on_the_terminal_stands_in_columns() -> None:
     )
 
     assert "Title\n  of       bytes\n  a pool       9\n  b        1,000" == table.terminal()
+
+
+def test_names_that_come_and_go_cost_what_the_live_ones_cost() -> None:
+    """Twice as many tenants, one after the other, take no more of the file, no more memory and no more series."""
+    few, many = (names.measured(count, is_live=False) for count in (200, 400))
+    assert (few.file, few.series) == (many.file, many.series)
+    assert many.memory < 1.2 * few.memory
+
+
+def test_live_pools_cost_their_own() -> None:
+    """A pool more takes a page of the file, and its own series."""
+    few, many = (names.measured(count, is_live=True) for count in (20, 40))
+    assert many.file <= 2 * few.file
+    assert many.series < 2 * few.series

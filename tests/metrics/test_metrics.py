@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, BUCKETS, EXPORTER_METRICS, POOL_METRICS
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
+from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from tests.support.fakes import connect
 from tests.support.paths import ROOT
 from tests.support.samples import Exposition
@@ -24,6 +25,8 @@ from tools import generate_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 METRICS = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)}
 
@@ -101,14 +104,20 @@ def test_histograms_are_cumulative(registry: CollectorRegistry) -> None:
             assert values[-1] == next(sample.value for sample in samples if sample.name.endswith("_count"))
 
 
-def test_one_odd_pool_does_not_fail_the_scrape() -> None:
+def test_one_odd_pool_does_not_fail_the_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that cannot be read is left out and counted as a scrape error; the other pools are shown."""
     registry = CollectorRegistry()
     odd, fine = QueuePool(connect), QueuePool(connect)
     instrument(odd, name="odd", registry=registry)
     instrument(fine, name="fine", registry=registry)
-    recorder: Any = getattr(INSTRUMENTED.hooks_of(odd), "recorder", None)
-    recorder.clock = lambda: 1 / 0
+    recorder, original = getattr(INSTRUMENTED.hooks_of(odd), "recorder", None), Recorder.snapshot
+
+    def snapshot(self: Recorder) -> Snapshot:
+        if self is recorder:
+            raise ZeroDivisionError
+        return original(self)
+
+    monkeypatch.setattr(Recorder, "snapshot", snapshot)
     exposition = Exposition(registry)
     assert exposition.value("connections", "fine", state="idle") == 0
     assert exposition.get("connections", "odd", state="idle") is None

@@ -40,6 +40,8 @@ from sqlalchemy_pool_exporter.recording import (
     slots,
 )
 from sqlalchemy_pool_exporter.segment import block
+from sqlalchemy_pool_exporter.segment.block import ROWS
+from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
@@ -392,14 +394,14 @@ def _taken(make: Callable[[int], object], number: int) -> float:
 @pytest.mark.parametrize(
     ("options", "most"),
     [
-        # A block for 1024 waiters and 64 connections takes 10 kB; for an unlimited pool (4096 connections), 140 kB.
-        ({"poolclass": QueuePool}, 30_000),
-        ({"poolclass": QueuePool, "pool_size": 100, "max_overflow": 0}, 35_000),
-        ({"poolclass": NullPool}, 160_000),
+        # A block takes a page of 8 kB, whatever the limits; each 255 open connections take another one.
+        ({"poolclass": QueuePool}, 26_000),
+        ({"poolclass": QueuePool, "pool_size": 100, "max_overflow": 0}, 26_000),
+        ({"poolclass": NullPool}, 26_000),
     ],
 )
 def test_memory_of_a_pool(options: dict[str, Any], most: int) -> None:
-    """The memory of an instrumented pool depends only on its limits."""
+    """The memory of an instrumented pool depends on what is open, and not on its limits."""
     registry = CollectorRegistry()
     engines = [create_engine("sqlite://", **options) for _ in range(11)]
     taken = _taken(lambda each: instrument(engines[each], name=f"p{each}", registry=registry), 10)
@@ -427,19 +429,21 @@ def test_memory_of_a_connection() -> None:
     assert [after - before < 1_000 for before, after in pairwise(sizes[1:])] == [True] * 2
 
 
-def test_tables_that_are_full_are_told() -> None:
-    """Connections beyond the table's 4096 rows count as untracked; once fewer are open, they are tracked again."""
+def test_tables_that_are_full_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections beyond all rows count as untracked; once fewer are open, they are tracked again."""
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
     engine, registry = engine_of(pool_size=1, max_overflow=-1), CollectorRegistry()
     handle = instrument(engine, registry=registry)
-    held = [engine.pool.connect() for _ in range(4100)]
+    most = ROWS + 2 * ROWS_PER_PAGE
+    held = [engine.pool.connect() for _ in range(most + 4)]
     exposition = Exposition(registry)
     assert exposition.value("untracked_connections", handle.name) == 4
-    assert exposition.value("connections", handle.name, state="in_use") == 4096
+    assert exposition.value("connections", handle.name, state="in_use") == most
     while held:
         held.pop().close()
     exposition = Exposition(registry)
     idle = exposition.value("connections", handle.name, state="idle")
     assert exposition.value("untracked_connections", handle.name) + idle == 1
     assert exposition.value("connections", handle.name, state="in_use") == 0
-    assert exposition.value("checkins_total", handle.name) == 4100
+    assert exposition.value("checkins_total", handle.name) == most + 4
     assert not exposition.get("exporter_recording_faults_total", handle.name)

@@ -19,6 +19,8 @@ from sqlalchemy.pool import (
 )
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.segment.block import ROWS
+from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.memory import LEFT_OPEN, creator
 from tests.support.samples import Exposition, sqlalchemy_lines
 from tests.support.witness import metric_state, pool_state
@@ -134,13 +136,17 @@ def test_creator_replaced_later(registry: CollectorRegistry) -> None:
     assert exposition.counters("p")["checkouts"] == 1
 
 
-def test_more_waiters_and_connections_than_the_tables_hold(registry: CollectorRegistry) -> None:
+def test_more_waiters_and_connections_than_the_tables_hold(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With more connections than the table has rows, all checkouts are counted and the rest show as untracked."""
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
     pool: Pool = NullPool(creator)
     instrument(pool, name="p", registry=registry)
-    out = [pool.connect() for _ in range(4100)]
+    most = ROWS + 2 * ROWS_PER_PAGE
+    out = [pool.connect() for _ in range(most + 4)]
     exposition = Exposition(registry)
-    assert exposition.value("connections", "p", state="in_use") == 4096
+    assert exposition.value("connections", "p", state="in_use") == most
     assert exposition.value("untracked_connections", "p") == 4
     for connection in out:
         connection.close()
@@ -148,4 +154,4 @@ def test_more_waiters_and_connections_than_the_tables_hold(registry: CollectorRe
     assert exposition.value("untracked_connections", "p") == 0
     assert exposition.value("connections", "p", state="in_use") == 0
     counted = exposition.counters("p")
-    assert (counted["checkouts"], counted["checkins"], counted["closes.unpooled"]) == (4100, 4100, 4100)
+    assert (counted["checkouts"], counted["checkins"], counted["closes.unpooled"]) == (most + 4,) * 3

@@ -25,11 +25,14 @@ from sqlalchemy_pool_exporter.segment.block import (
     PRE_PING,
     RECYCLE,
     REPLACED,
+    ROWS,
     SIZE,
     TIMEOUT,
     UNTRACKED,
     WAITERS,
 )
+from sqlalchemy_pool_exporter.segment.identity import Identity
+from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 
@@ -53,10 +56,10 @@ class Clock:
 class Bench:
     """A recorder with a block in memory, and the records that it made; ``size`` is the size of the pool."""
 
-    def __init__(self, *, size: float = 1.0, rows: int = 64) -> None:
+    def __init__(self, *, size: float = 1.0) -> None:
         self.clock = Clock()
         self.recorder = Recorder(
-            "bench",
+            Identity("bench"),
             info={},
             configuration={
                 SIZE: size,
@@ -67,7 +70,6 @@ class Bench:
                 HAS_OVERFLOW: 1.0,
             },
             store=BlockStore(),
-            rows=rows,
             clock=self.clock,
         )
         self.records: list[Record] = []
@@ -143,9 +145,15 @@ def test_a_connection_from_opening_to_closing() -> None:
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize(("state", "reason"), [(IN_POOL, "gc"), (DISPOSED, "dispose"), (REPLACED, "dispose")])
-def test_a_record_that_is_collected(state: float, reason: str, held: bool, tracked: bool) -> None:
+def test_a_record_that_is_collected(
+    state: float, reason: str, held: bool, tracked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A collected record frees its row and counts the close; if the connection was held, it counts as leaked."""
-    bench = Bench(rows=64 if tracked else 0)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
+    bench = Bench()
+    if not tracked:
+        bench.connections += [bench.connect()() for _ in range(ROWS + 2 * ROWS_PER_PAGE)]
+        bench.records.clear()
     row = bench.connect()
     assert bench.value("untracked_connections") == (not tracked)
     if held:

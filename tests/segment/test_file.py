@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,20 +22,14 @@ from sqlalchemy_pool_exporter.segment.block import (
     CONNECTIONS_USED,
     DETACHES,
     FIRST_COUNTER,
+    PAGE_BYTES,
 )
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
-from sqlalchemy_pool_exporter.segment.format import (
-    FILE_BYTES,
-    FILES,
-    HEADER_BYTES,
-    block_bytes,
-    file_name,
-)
+from sqlalchemy_pool_exporter.segment.format import FILE_BYTES, FILES, FIRST_EXTENT, HEADER_BYTES, file_name
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from tests.support.segments import (
     FORKS,
-    INFO,
     NOBODY,
     a_pool,
     as_nobody,
@@ -42,6 +37,7 @@ from tests.support.segments import (
     counted,
     live,
     names,
+    new_block,
 )
 from tests.support.workers import Worker
 
@@ -68,7 +64,7 @@ def test_first_free_slot(directory: Path, leases: Callable[..., Lease]) -> None:
 def test_a_taken_file_is_left_alone(directory: Path, leases: Callable[..., Lease]) -> None:
     """A process that looks for a free file writes nothing into a file that another process holds."""
     lease = leases(directory)
-    block = lease.block("orders", INFO, 64)
+    block = new_block(lease, "orders").doubles
     block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
     before = lease.path.read_bytes()
     assert leases(directory).number == 1
@@ -88,7 +84,7 @@ def test_counting_goes_on_after_kill(directory: Path) -> None:
             second.do("pool", "orders")
             second.do("cycle", "orders", 5)
             (worker,) = Reader(directory).read().workers
-            (pool,) = worker.pools
+            (pool,) = (pool for pool in worker.pools if pool.snapshot.is_active)
     assert names(directory) == ["worker-000"]
     assert counted(directory, "orders") == {"000": 14}
     assert worker.is_live
@@ -103,7 +99,7 @@ def test_state_is_cleared_where_a_pool_is_not_instrumented_again(
 ) -> None:
     """If the next holder does not instrument a pool, the pool's counts stay and it is not active."""
     lease = leases(directory)
-    block = lease.block("orders", INFO, 64)
+    block = new_block(lease, "orders").doubles
     block[ACTIVE] = block[CONNECTIONS_USED] = block[CONNECTIONS_AT] = 1.0
     block[DETACHES] = 3.0
     lease.close()
@@ -149,10 +145,33 @@ def test_group_readable_by_environment(directory: Path) -> None:
 
 
 def test_disk_use(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A file is sparse: it takes disk space only for its content, whatever its length."""
+    """A file grows as it is used: at first it takes 64 KiB, and later at most twice what its pages take."""
     lease = leases(directory)
-    lease.block("orders", INFO, 64)
-    assert lease.path.stat().st_blocks * 512 < 64 * 1024
+    new_block(lease, "orders")
+    status = lease.path.stat()
+    assert (status.st_size, status.st_blocks * 512) == (FIRST_EXTENT, FIRST_EXTENT)
+    for number in range(30):
+        new_block(lease, f"pool {number}")
+    assert lease.path.stat().st_blocks * 512 <= 2 * (len(lease.pages) + 1) * PAGE_BYTES
+
+
+def test_locked_memory(directory: Path) -> None:
+    """Also if a process locks all memory that it maps, its file takes what is used and not 64 MiB."""
+    program = (
+        "import ctypes, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.mlockall(3): sys.exit(77)\n"  # MCL_CURRENT | MCL_FUTURE
+        "from pathlib import Path\n"
+        "from sqlalchemy_pool_exporter.segment.file import Lease\n"
+        "Lease(Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, directory], check=False, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    if done.returncode == 77:
+        pytest.skip("this process may not lock its memory")
+    assert done.returncode == 0
+    assert (directory / "worker-000").stat().st_blocks * 512 <= FIRST_EXTENT
 
 
 # -- other things in the directory
@@ -191,10 +210,10 @@ def _other_layout(path: Path) -> None:
 
 def _damaged(path: Path) -> None:
     lease = Lease(path.parent)
-    lease.block("orders", INFO, 64)
+    new_block(lease, "orders")
     lease.close()
     with path.open("r+b") as file:
-        file.seek(4096)
+        file.seek(HEADER_BYTES)
         file.write(b"\xff" * 8)
 
 
@@ -252,7 +271,7 @@ def test_a_file_of_another_user_is_passed_over(directory: Path) -> None:
         assert told == "2"
 
 
-@pytest.mark.parametrize("size", [0, 4096, 64 * 2**20])
+@pytest.mark.parametrize("size", [0, 4096, FIRST_EXTENT])
 def test_an_interrupted_beginning_is_begun_again(
     directory: Path, leases: Callable[..., Lease], size: int
 ) -> None:
@@ -276,54 +295,21 @@ def test_more_workers_than_slots(directory: Path, leases: Callable[..., Lease]) 
 # -- blocks
 
 
-def test_other_limits(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A pool that comes back smaller reuses its block, one that comes back larger gets another; both are counted."""
-    first = leases(directory)
-    first.block("orders", INFO, 64)[DETACHES] = 3.0
-    first.close()
-    second = leases(directory)
-    second.block("orders", INFO, 32)[DETACHES] += 1.0
-    second.close()
-    third = leases(directory)
-    third.block("orders", INFO, 256)[DETACHES] += 1.0
-    third.close()
-    reader = Reader(directory)
-    at = DETACHES - FIRST_COUNTER
-    assert {labels: counts[at] for labels, counts in reader.read().counts.items()} == {("orders",): 5.0}
-    assert {labels: counts[at] for labels, counts in reader.read(per_worker=True).counts.items()} == {
-        ("orders", "000"): 5.0
-    }
-    # A second block of a size is reused, not made again.
-    fourth = leases(directory)
-    assert len(fourth.block("orders", INFO, 200)) > len(fourth.block("orders", INFO, 64))
-    assert len(Reader(directory).read().workers[0].pools) == 2
-
-
-def test_a_pool_collected_after_its_successor_was_made(directory: Path, leases: Callable[..., Lease]) -> None:
-    """Giving back the first of two blocks of a name leaves the second active."""
-    lease = leases(directory)
-    first = lease.block("orders", INFO, 64)
-    second = lease.block("orders", INFO, 64)
-    first[ACTIVE] = second[ACTIVE] = 1.0
-    lease.give_back("orders")
-    assert (first[ACTIVE], second[ACTIVE]) == (0.0, 1.0)
-
-
 def test_a_name_that_is_too_long(directory: Path, leases: Callable[..., Lease]) -> None:
     """A pool whose name does not fit is refused; the error names the number of bytes."""
     with pytest.raises(SegmentError, match=r"takes 3\d\d\d bytes, more than 1008"):
-        leases(directory).block("ö" * 500, INFO, 64)
+        new_block(leases(directory), "ö" * 500)
 
 
 def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
-    """A full file refuses another pool, and those that it has stay readable."""
+    """A full file, of 64 MiB, refuses another pool, and those that it has stay readable."""
     lease = leases(directory)
-    fits = (FILE_BYTES - HEADER_BYTES) // block_bytes(4096)
-    for number in range(fits):
-        lease.block(f"pool {number}", INFO, 4096)
-    with pytest.raises(SegmentError, match=f"worker-000 has no room for another pool: it holds {fits}"):
-        lease.block("one more", INFO, 4096)
-    assert len(Reader(directory).read().workers[0].pools) == fits
+    most = FILE_BYTES // PAGE_BYTES - 1
+    for _ in range(most):
+        new_block(lease, "orders")
+    with pytest.raises(SegmentError, match=f"worker-000 has no room for another pool: it holds {most} pages"):
+        new_block(lease, "billing")
+    assert len(Reader(directory).read().workers[0].pools) == most
 
 
 def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistry) -> None:
@@ -342,16 +328,19 @@ def test_uninstrument_and_instrument(directory: Path, registry: CollectorRegistr
 
 
 def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) -> None:
-    """A pool that is collected without close() leaves its counts, and its block to the next pool of its name."""
-    for _ in range(3):
+    """A pool that is collected without close() leaves its counts, and its place to the next pool of any name."""
+    for number in range(3):
         pool = a_pool()
-        instrument(pool, name="collected", registry=registry, directory=directory)
+        instrument(pool, name=f"pool {number % 2}", registry=registry, directory=directory)
         pool.connect().close()
         del pool
         gc.collect()
-    (shown,) = Reader(directory).read().workers[0].pools
-    assert not shown.snapshot.is_active
-    assert counted(directory, "collected") == {"000": 3}
+    assert counted(directory, "pool 0") == {"000": 2}
+    assert counted(directory, "pool 1") == {"000": 1}
+    # The last pool, until the next one is made or this process is scraped, and the totals of two names.
+    (worker,) = Reader(directory).read().workers
+    assert len(worker.pools) == 3
+    assert not any(pool.snapshot.is_active for pool in worker.pools)
 
 
 def test_two_pools_in_two_directories(tmp_path: Path, registry: CollectorRegistry) -> None:

@@ -15,15 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqlalchemy_pool_exporter.segment.block import WAIT
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
-from sqlalchemy_pool_exporter.segment.format import file_name
+from sqlalchemy_pool_exporter.segment.format import FIRST_EXTENT, file_name
 from tests.support.descriptors import count_descriptors
 from tests.support.samples import Exposition
 from tests.support.segments import (
     QUEUE,
     Process,
     Scraper,
+    new_block,
     workers,
 )
 
@@ -37,11 +39,14 @@ _dice = st.randoms(use_true_random=False)
 
 @pytest.fixture(scope="module")
 def sane(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of a file with two pools in it."""
+    """Return the bytes of a file with two pools in it, and the totals of one that is gone."""
     directory = tmp_path_factory.mktemp("sane")
     process = Process(directory)
     process.count(3)
-    process.lease.block("billing", QUEUE, 64)
+    new_block(process.lease, "billing", QUEUE)
+    gone = new_block(process.lease, "gone", QUEUE)
+    gone.doubles[WAIT] = 2.0
+    gone.pages.fold(gone)
     process.kill()
     (path,) = directory.iterdir()
     return path.read_bytes()[:40_000]
@@ -49,7 +54,7 @@ def sane(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def _flip(data: bytearray, dice: random.Random) -> None:
     for _ in range(dice.randint(1, 8)):
-        data[dice.choice((dice.randrange(64), dice.randrange(4096, 6200), dice.randrange(len(data))))] ^= (
+        data[dice.choice((dice.randrange(64), dice.randrange(8192, 10_300), dice.randrange(len(data))))] ^= (
             1 << dice.randrange(8)
         )
 
@@ -59,7 +64,7 @@ def _cut(data: bytearray, dice: random.Random) -> None:
 
 
 def _overwrite(data: bytearray, dice: random.Random) -> None:
-    at = dice.choice((0, dice.randrange(4096), dice.randrange(4096, 6200), dice.randrange(len(data))))
+    at = dice.choice((0, dice.randrange(4096), dice.randrange(8192, 10_300), dice.randrange(len(data))))
     junk = dice.randbytes(dice.randint(1, 300))
     data[at : at + len(junk)] = junk
 
@@ -107,12 +112,12 @@ def test_fuzzed_files(
             for (name, _), value in exposition.samples.items()
             if name == "sqlalchemy_pool_exporter_segment_errors"
         )
-        unfinished = not any(data[:8]) and len(data) in (0, 4096)
+        unfinished = not any(data[:8]) and len(data) % 4096 == 0 and len(data) <= FIRST_EXTENT
         assert states["live"] == 1
         assert states["gone"] + errors == (0 if unfinished else 1)
         # A new process survives the file, too, and finds a file for itself.
         lease = Lease(directory)
-        lease.block("orders", QUEUE, 64)
+        new_block(lease, "orders", QUEUE)
         lease.close()
         (directory / file_name(2)).unlink(missing_ok=True)
 

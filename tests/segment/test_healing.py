@@ -24,7 +24,7 @@ from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from tests.support.fakes import FakeConnection
 from tests.support.samples import Exposition
-from tests.support.segments import FORKS, INFO, Scraper, a_pool, counted, live, names, workers
+from tests.support.segments import FORKS, Scraper, a_pool, counted, described, live, names, workers
 from tests.support.wait import eventually
 from tests.support.workers import Worker
 
@@ -118,7 +118,7 @@ def test_who_notices(directory: Path, caplog: pytest.LogCaptureFixture, by: str)
 def test_the_place_is_taken(directory: Path) -> None:
     """If another process has the number by then, the worker takes the next one and keeps its identity."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     block[DETACHES] = 3.0
     (before,) = Reader(directory).read().workers
     (directory / "worker-000").unlink()
@@ -137,11 +137,11 @@ def test_the_place_is_taken(directory: Path) -> None:
 def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While there is no directory, the worker counts on, says so once, and is whole when the directory is back."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     shutil.rmtree(directory)
     block[DETACHES] += 1.0
     assert [segments.shares(block), segments.shares(block)] == [False, False]
-    later = segments.block("later", INFO, 64)
+    later = segments.block(described("later")).doubles
     later[DETACHES] += 2.0
     assert len(caplog.records) == 1
     directory.mkdir()
@@ -157,7 +157,7 @@ def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCapt
 def test_an_unrelated_file_has_the_name(directory: Path) -> None:
     """A foreign file or a link that takes the place of the deleted file is left alone."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     (directory / "worker-000").unlink()
     (directory / "worker-000").write_text("mine")
     (directory / "worker-001").symlink_to("worker-000")
@@ -169,7 +169,7 @@ def test_an_unrelated_file_has_the_name(directory: Path) -> None:
 def test_a_lock_that_was_closed(directory: Path) -> None:
     """A worker whose lock the application closed locks its file again, and the file stays the same."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     inode = (directory / "worker-000").stat().st_ino
     lease: Any = segments._lease
     os.close(lease._lock)
@@ -182,7 +182,7 @@ def test_a_lock_that_was_closed(directory: Path) -> None:
 def test_a_file_that_another_process_took(directory: Path) -> None:
     """A worker whose lock was closed and whose file another process took is not shared: the file is the other's."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     lease: Any = segments._lease
     os.close(lease._lock)
     with Worker(directory) as other:
@@ -194,7 +194,7 @@ def test_a_file_that_another_process_took(directory: Path) -> None:
 def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole again later."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     (directory / "worker-000").unlink()
     with monkeypatch.context() as patch:
 
@@ -213,7 +213,7 @@ def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_stored_meanwhile(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What other threads store between the copy and the new mapping is in the new file: counts and times."""
     segments = BlockStore(directory)
-    block = segments.block("orders", INFO, 64)
+    block = segments.block(described("orders")).doubles
     block[DETACHES], block[LAST_CHECKIN] = 5.0, 1.0
     (directory / "worker-000").unlink()
     map_ = remap._map

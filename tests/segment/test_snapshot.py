@@ -9,6 +9,7 @@ import pytest
 
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram, Snapshot, Value, counters
+from tests.support.segments import zeros
 
 NOW, WALL = 1000.0, 5000.0
 
@@ -16,7 +17,7 @@ NOW, WALL = 1000.0, 5000.0
 @pytest.fixture
 def block() -> memoryview[float]:
     """A fresh block of a pool with size 2 and one overflow connection."""
-    block = layout.allocate(64)
+    block = zeros()
     block[layout.ACTIVE] = block[layout.HAS_OVERFLOW] = 1.0
     block[layout.SIZE], block[layout.MAX_OVERFLOW], block[layout.TIMEOUT] = 2.0, 1.0, 30.0
     block[layout.RECYCLE] = layout.NOT_APPLICABLE

@@ -19,6 +19,7 @@ from sqlalchemy_pool_exporter.segment.format import FILES
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 from tests.support.segments import (
     Process,
+    zeros,
 )
 
 
@@ -86,7 +87,7 @@ def test_compacted_rows_have_the_same_sum_exactly(
 
 def snapshot(**fields: float) -> Snapshot:
     """Return a snapshot of a block that has these values in the named fields."""
-    block = layout.allocate(64)
+    block = zeros()
     block[layout.HAS_OVERFLOW] = 1.0
     for name, value in fields.items():
         block[getattr(layout, name)] = value
@@ -94,12 +95,16 @@ def snapshot(**fields: float) -> Snapshot:
 
 
 def test_state_of_several() -> None:
-    """Over workers: a limit if all have the same, the maximum of ages and instants, the sum of everything else."""
-    one = snapshot(SIZE=2.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=990.0, UNTRACKED_PENDING=1.0)
-    two = snapshot(SIZE=3.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=980.0, UNTRACKED_PENDING=2.0)
+    """Over pools: the smallest timeout, recycle and pre-ping, the maximum of ages, the sum of everything else."""
+    one = snapshot(
+        SIZE=2.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=990.0, UNTRACKED_PENDING=1.0, TIMEOUT=30.0, PRE_PING=1.0
+    )
+    two = snapshot(
+        SIZE=3.0, MAX_OVERFLOW=1.0, LAST_CHECKIN=980.0, UNTRACKED_PENDING=2.0, TIMEOUT=5.0, PRE_PING=0.0
+    )
     state = sums.state([one, two], now=1000.0, wall=5000.0)
-    assert "size" not in state
-    assert state["max_overflow"] == 1.0
+    assert (state["size"], state["max_overflow"]) == (5.0, 2.0)
+    assert (state["timeout_seconds"], state["pre_ping"]) == (5.0, 0.0)
     assert state["last_checkin_timestamp_seconds"] == 4990.0
     assert state["pending_checkouts"] == 3.0
     assert state["connections"] == {"in_use": 0.0, "idle": 0.0}

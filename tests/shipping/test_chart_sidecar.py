@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED
 from tests.support.chart_values import EXTRAS
 from tests.support.charts import exporter, kinds, lint, of, pod, render
+from tests.support.segments import new_block
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,3 +72,22 @@ def test_sidecar_refuses(orders: Path, capfd: pytest.CaptureFixture[str]) -> Non
         orders, kube_version="v1.28.0"
     )  # only lint takes a version, and only its stderr has the refusal of a template
     assert "sidecar.native needs Kubernetes 1.29" in capfd.readouterr().err
+
+
+def test_the_files_of_64_workers_fit(orders: Path, tmp_path: Path) -> None:
+    """The directory has room for 64 workers with 20 pools each, and with as many names that are gone as they keep."""
+    (volume,) = (
+        volume
+        for volume in pod(render({}, orders))["spec"]["volumes"]
+        if volume["name"] == "sqlalchemy-pools"
+    )
+    limit = volume["emptyDir"]["sizeLimit"]
+    lease = Lease(tmp_path)
+    for number in range(20):
+        new_block(lease, f"live {number}")
+    for number in range(20 + MOST_ENDED):
+        block = new_block(lease, f"live {number}" if number < 20 else f"gone {number}")
+        block.pages.fold(block)
+    lease.close()
+    assert limit.endswith("Mi")
+    assert 64 * lease.path.stat().st_blocks * 512 <= int(limit.removesuffix("Mi")) * 2**20

@@ -18,11 +18,14 @@ from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.segment.identity import Identity, Variant, written
 from tests.support.fakes import FakeConnection
 from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy_pool_exporter.segment.pages import PoolBlock
 
 QUEUE = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
 NOW = 1000.0
@@ -32,6 +35,23 @@ NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 # Python warns if a process forks while it has other threads; no other thread uses the pools of these tests.
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def described(name: str, info: dict[str, str] = INFO, variant: Variant | None = None) -> bytes:
+    """Return the description of a pool in a file."""
+    return written(Identity(name, variant), info, has_overflow=True)
+
+
+def new_block(
+    lease: Lease, name: str, info: dict[str, str] = INFO, variant: Variant | None = None
+) -> PoolBlock:
+    """Return the block of a new pool of this name."""
+    return lease.block(described(name, info, variant))
+
+
+def zeros() -> memoryview[float]:
+    """Return a block in which nothing is recorded yet."""
+    return memoryview(bytearray(8 * layout.LENGTH)).cast("d")
 
 
 class Process:
@@ -47,7 +67,8 @@ class Process:
         info: dict[str, str] = QUEUE,
     ) -> None:
         self.lease = Lease(directory)
-        self.block = self.lease.block(pool, info, 64)
+        self.storage = new_block(self.lease, pool, info)
+        self.block = self.storage.doubles
         self.block[layout.ACTIVE] = self.block[layout.HAS_OVERFLOW] = 1.0
         self.block[layout.SIZE], self.block[layout.MAX_OVERFLOW] = size, max_overflow
         self.block[layout.CONNECTIONS_USED] = 16.0

@@ -34,6 +34,7 @@ from sqlalchemy_pool_exporter.segment import fork
 from .at_fork import count_children
 from .clashes import clashing
 from .fleets import Fleets
+from .own_pools import OwnPools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,19 +73,21 @@ class PoolCollector(Collector):
 
     Args:
         registry: the registry.
+        fold: folds the counts of pools that are gone.
         names_elsewhere: returns the names of pools that this process shows in other registries alone.
     """
 
     def __init__(
         self,
         registry: CollectorRegistry,
+        fold: Callable[[], None],
         names_elsewhere: Callable[[PoolCollector], set[str]] = lambda _: set(),
     ) -> None:
         self._registry = weakref.ref(registry)
         self._names_elsewhere = names_elsewhere
-        self._recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
+        self._fold = fold
+        self.own = OwnPools()
         self._directories: set[Path] = set()  # of endpoints
-        self._errors = 0
         self._series: dict[Owner, OwnerSeries] = {}
         self._process = _Process()
         self._said: set[object] = set()
@@ -92,7 +95,7 @@ class PoolCollector(Collector):
     def add(self, recorder: Recorder) -> None:
         """Show a pool, from the next scrape on."""
         self._register()
-        self._recorders[recorder.name] = recorder
+        self.own.add(recorder)
         self._clashing()
         self._warn_of_multiprocess_mode()
 
@@ -101,18 +104,10 @@ class PoolCollector(Collector):
         self._register()
         self._directories.add(directory)
 
-    def remove(self, recorder: Recorder) -> None:
-        """Stop showing a pool.
-
-        The collector stays registered, because a finalizer can call this while the registry's lock is held.
-        """
-        if self._recorders.get(recorder.name) is recorder:
-            del self._recorders[recorder.name]
-
     @property
     def names(self) -> set[str]:
         """The names of the pools of this process that are shown here."""
-        return set(self._recorders)
+        return self.own.names
 
     def _register(self) -> None:
         registry = self._registry()
@@ -136,16 +131,12 @@ class PoolCollector(Collector):
 
     def _families(self) -> Iterator[Family]:
         began = time.perf_counter()
-        recorders = {
-            recorder.name: recorder
-            # Copied in one step: another thread can add a pool.
-            for reference in self._recorders.valuerefs()
-            if (recorder := reference())
-        }
-        directories = {recorder.store.directory for recorder in recorders.values()} | self._directories
+        self._fold()
+        directories = self.own.directories | self._directories
         fleets = self._process.fleets
         fleets.add(directory for directory in directories if directory is not None)
-        if not recorders and not (fleets and self._directories):
+        read = self.own.read()
+        if not self.own and not (fleets and self._directories):
             return
         is_silent = environment.is_on(environment.SIDECAR)
         metrics = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *(FLEET_METRICS if fleets else ()))
@@ -155,35 +146,13 @@ class PoolCollector(Collector):
             others = self._process.fleet_collector.add_to(builder, without=self._names_elsewhere(self))
         else:
             builder.add_info((), "exporter_build_info", versions())
-        self._add_own(builder, recorders, others)
+        self.own.add_to(builder, read, others, self._process.id)
         if not directories - {None}:
             self._add_forks(builder)
-        builder.add((), [("exporter_scrape_errors_total", float(self._errors))])
+        builder.add((), [("exporter_scrape_errors_total", float(self.own.errors))])
         builder.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
         self._series = builder.series
         yield from builder.families(with_empty=not is_silent)
-
-    def _add_own(self, builder: Builder, recorders: dict[str, Recorder], others: set[str]) -> None:
-        """Add the pools of this process that are in no directory, so that no other process sees them.
-
-        If a directory has a pool of that name, too, they get the label ``worker``: two such processes, asked in turn,
-        must not make one series go back and forth.
-        """
-        for name, recorder in recorders.items():
-            time.sleep(0)  # lets a thread that waits for the GIL run between two pools
-            is_shared = recorder.store.shares(recorder.block)
-            if is_shared is not None:
-                builder.add((name,), [("exporter_segment_shared", float(is_shared))])
-            if is_shared:
-                continue
-            try:
-                values = list(recorder.values())
-            except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
-                self._errors += 1
-                continue
-            owner = (name, f"pid{self._process.id}") if name in others else (name,)
-            builder.add_info(owner, "info", recorder.info)
-            builder.add(owner, values)
 
     # -- what is not shown, said once
 

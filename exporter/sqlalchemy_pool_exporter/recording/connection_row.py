@@ -14,6 +14,8 @@ from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .slots import FreeSlots
+
 # The record's attribute for its row. The hooks read it once at each checkout and once at each return.
 ROW_ATTRIBUTE: Final = "_pool_exporter_row"
 # The record's attribute for SQLAlchemy's weak reference to the proxy that the caller got. If the reference is dead, the
@@ -51,6 +53,7 @@ class ConnectionRow(weakref.ref[Any]):
         "connection_id",
         "held_at",
         "record_id",
+        "slots",
         "state",
         "table",
         "untracked",
@@ -60,6 +63,7 @@ class ConnectionRow(weakref.ref[Any]):
     table: memoryview[float]
     at: int  # index in ``table`` of the row's first field, connected_at; 0 in private doubles
     held_at: int  # index in ``table`` of the field held_since
+    slots: FreeSlots | None  # to which the row goes back; None for private doubles
     untracked: float  # 1 if the block counts the row as untracked
     state: float  # IN_POOL, DISPOSED, REPLACED or RELEASED
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
@@ -83,6 +87,7 @@ class ConnectionRow(weakref.ref[Any]):
         # No call comes before these stores: if a time limit strikes in one, the callback still finds a whole row.
         self.table = table
         self.at, self.held_at = 0, HELD_SINCE
+        self.slots = None
         self.untracked = 0.0
         self.state = IN_POOL
         self.close_reason = None

@@ -13,8 +13,9 @@ from sqlalchemy_pool_exporter.segment.block import (
     ROW,
     SCRATCH,
     UNTRACKED_CONNECTIONS,
-    rows_of,
 )
+from sqlalchemy_pool_exporter.segment.block import ROWS as ROWS_IN_BLOCK
+from sqlalchemy_pool_exporter.segment.page import ROWS_AT, ROWS_PER_PAGE, ROWS_USED
 
 from .connection_row import IN_POOL, RELEASED, BackupRef, ConnectionRow
 from .slots import FreeSlots
@@ -28,19 +29,30 @@ _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 class ConnectionTable:
     """The rows of one pool's connections. The caller passes the block, which changes when the process forks.
 
-    The mutable state is the free slots, the index and the shared connections.
+    The mutable state is the free slots, the pages of further rows, the index and the shared connections.
     """
 
-    __slots__ = ("_free", "_on_collected", "by_id", "shared")
+    __slots__ = ("_free", "_more", "_more_rows", "_on_collected", "by_id", "shared")
 
     # The index. Each row is under the id() of its record and, while the record has a connection, also under the id() of
     # the connection. None is under the id() of a connection whose close is counted but still to come.
     by_id: dict[int, ConnectionRow | None]
 
-    def __init__(self, on_collected: Callable[[ConnectionRow | BackupRef], None]) -> None:
-        """Make an empty table; ``on_collected`` is called when the record of a row is garbage-collected."""
+    def __init__(
+        self,
+        on_collected: Callable[[ConnectionRow | BackupRef], None],
+        more_rows: Callable[[], memoryview[float] | None],
+    ) -> None:
+        """Make an empty table.
+
+        Args:
+            on_collected: called when the record of a row is garbage-collected.
+            more_rows: returns another page of rows, or None if there is none.
+        """
         self._on_collected = on_collected
+        self._more_rows = more_rows
         self._free = FreeSlots(first=CONNECTIONS_AT, stride=ROW, used=CONNECTIONS_USED)
+        self._more: list[tuple[memoryview[float], FreeSlots]] = []
         self.by_id = {}
         self.shared: set[int] = set()  # the ids of connections that several records have
 
@@ -72,12 +84,13 @@ class ConnectionTable:
             row.mark_released()
             return first
         row.attach_to_record(record)
-        rows = rows_of(block)
-        at = self._free.acquire(block, rows)
+        page, slots = self._with_room(block)
+        at = slots.acquire(page, ROWS_IN_BLOCK if page is block else ROWS_PER_PAGE)
         # straight line: a time limit that strikes in between would lose the slot. A row that another thread has moved
         # on already stays so.
         if at:
-            row.table = table = block
+            row.table = table = page
+            row.slots = slots
             row.at = at
             row.held_at = at + HELD_SINCE
         else:
@@ -92,6 +105,24 @@ class ConnectionTable:
         # end of straight line
         return row
 
+    @property
+    def more(self) -> list[memoryview[float]]:
+        """The pages of further rows."""
+        return [page for page, _ in self._more]
+
+    def _with_room(self, block: memoryview[float]) -> tuple[memoryview[float], FreeSlots]:
+        """Return the block or a page that has a free row, if one can be had."""
+        # The last one first: if it is full, so are nearly always the others.
+        for page, slots in (*reversed(self._more), (block, self._free)):
+            if slots.has_room(page, ROWS_IN_BLOCK if page is block else ROWS_PER_PAGE):
+                return page, slots
+        new = self._more_rows()
+        if new is None:
+            return block, self._free
+        free = FreeSlots(first=ROWS_AT, stride=ROW, used=ROWS_USED)
+        self._more.append((new, free))
+        return new, free
+
     def unlisted(self, record: object) -> ConnectionRow:
         """Return a released row outside the table, for a record whose pool is no longer instrumented."""
         row = ConnectionRow(record, self._on_collected)
@@ -101,7 +132,7 @@ class ConnectionTable:
     def release(self, block: memoryview[float], row: ConnectionRow, *counters: int) -> None:
         """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none."""
         first, second = counters or _UNCOUNTED
-        give_back = self._free.free.append
+        give_back = (row.slots or self._free).free.append
         # straight line: a time limit that strikes in between would leave the row in use for ever
         if row.state == RELEASED:
             return
@@ -128,6 +159,7 @@ class ConnectionTable:
             row.detach_from_record()
         self.by_id.clear()
         self._free.clear()
+        self._more = []
 
     def index_connection(self, row: ConnectionRow, connection: object) -> None:
         """Index a row by the connection that its record has now."""

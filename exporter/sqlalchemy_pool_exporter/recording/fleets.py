@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
+from sqlalchemy_pool_exporter.segment.ledger import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +57,10 @@ class Fleets:
                 for worker in fleet.workers
             ),
             dict(errors),
-            {labels: sums.total(rows) for labels, rows in counts.items()},
-            infos,
-            {pool for fleet in fleets.values() for pool in fleet.with_overflow},
+            View(
+                {identity: label for fleet in fleets.values() for identity, label in fleet.labels.items()},
+                {labels: sums.total(rows) for labels, rows in counts.items()},
+                infos,
+                {pool for fleet in fleets.values() for pool in fleet.with_overflow},
+            ),
         )

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import re
 import sys
 import warnings
@@ -18,7 +18,8 @@ from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.segment import fork
-from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, rows_for
+from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYCLE, SIZE, TIMEOUT
+from sqlalchemy_pool_exporter.segment.identity import Identity, Variant
 from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
 from .hooks import Hooks
@@ -42,38 +43,43 @@ class Handle:
     A handle does not keep its pool alive. When the pool is garbage-collected, its series disappear.
     """
 
-    __slots__ = ("__weakref__", "_hooks", "_name", "_recorder", "_registry")
+    __slots__ = ("__weakref__", "_hooks", "_identity", "_recorder", "_registry")
 
     def __init__(self, recorder: Recorder, registry: CollectorRegistry) -> None:
-        self._name = recorder.name
+        self._identity = recorder.identity
         self._recorder: Callable[[], Recorder | None] = weakref.ref(recorder)
         self._registry = registry
         self._hooks: weakref.WeakSet[Hooks] = weakref.WeakSet()
 
     @property
     def name(self) -> str:
-        """The value of the label ``pool``."""
-        return self._name
+        """The value of the label ``pool``, as far as this process knows the pools.
+
+        A default name has a suffix as long as pools that have it differ, so it can change when a pool comes or goes.
+        """
+        return INSTRUMENTED.collector_of(self._registry).own.label(self._identity)
 
     @property
     def closed(self) -> bool:
         """Whether the pool is no longer instrumented."""
-        return self._recorder() is None
+        recorder = self._recorder()
+        return recorder is None or recorder.is_ended
 
     def close(self) -> None:
-        """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time."""
+        """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time.
+
+        The series of another pool of the same name stay, with the counts of this one.
+        """
         with INSTRUMENTED.lock:
             recorder = self._recorder()
-            if recorder is not None:
+            if recorder is not None and not recorder.is_ended:
                 for hooks in list(self._hooks):
                     INSTRUMENTED.detached(hooks)
                     hooks.detach()
                 recorder.stop()
                 self._recorder = _nothing
-                with contextlib.suppress(TypeError):  # instrument() failed because the registry is not one
-                    INSTRUMENTED.collector_of(self._registry).remove(recorder)
-                if INSTRUMENTED.recorders.get(self._name) is recorder:
-                    del INSTRUMENTED.recorders[self._name]
+                INSTRUMENTED.end(recorder)
+                INSTRUMENTED.collector_of(self._registry).own.remove(recorder)
 
     def notice_fork(self) -> None:
         """Start new blocks if this is a forked child that has not noticed it."""
@@ -109,7 +115,7 @@ class Handle:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} pool={self._name!r}{' closed' if self.closed else ''}>"
+        return f"<{type(self).__name__} pool={self._identity.name!r}{' closed' if self.closed else ''}>"
 
 
 def _nothing() -> None:
@@ -132,8 +138,8 @@ def instrument(
     Args:
         target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``.
         name: the value of the label ``pool``. By default the pool's ``logging_name``, else database and host of the
-            engine's URL, else the class of the pool; never a credential. If another pool has the name, this one gets a
-            suffix.
+            engine's URL, else the class of the pool; never a credential. Pools of one name share their series, which
+            are sums. Pools of one default name that differ in class or limits get a suffix from what differs.
         registry: where the metrics appear.
         directory: where a sidecar reads the metrics of this process. The default is the environment variable
             ``SQLALCHEMY_POOL_EXPORTER_DIR``; if that is not set, the metrics stay in memory. If the directory cannot be
@@ -163,15 +169,17 @@ def instrument(
         if present is not None:
             return present
         INSTRUMENTED.watch_forks()
+        INSTRUMENTED.fold()
         _warn_without_gil()
-        store = store_in(directory, group_readable=group_readable)
-        recorder = _new_recorder(pool, _unique(name or _default_name(pool, engine)), store)
+        collector = INSTRUMENTED.collector_of(registry)
+        store = store_in(directory, collector.own.memory, group_readable=group_readable)
+        recorder = _new_recorder(pool, _name(name, pool, engine), store)
         handle = Handle(recorder, registry)
         # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
-        INSTRUMENTED.recorders[recorder.name] = recorder
+        INSTRUMENTED.recorders[recorder] = weakref.ref(collector)
         try:
             handle._attach(pool, recorder, is_new=is_new)  # noqa: SLF001 - not part of the public handle
-            INSTRUMENTED.collector_of(registry).add(recorder)
+            collector.add(recorder)
         except BaseException:
             handle.close()
             raise
@@ -222,9 +230,6 @@ def _describe(target: object) -> str:
 
 
 def _default_name(pool: Pool, engine: Engine | None) -> str:
-    given = logging_name(pool)
-    if given:
-        return given
     if engine is None:
         return type(pool).__name__
     url = engine.url
@@ -238,22 +243,15 @@ def _public(part: str | None) -> str:
     return re.split(r"[?#;&=\s]", str(part or ""))[0].rpartition("@")[2]
 
 
-def _unique(name: str) -> str:
+def _name(given: str | None, pool: Pool, engine: Engine | None) -> tuple[str, bool]:
+    """Return the name of a pool, and whether the application gave it."""
+    given = given or logging_name(pool)
+    name = given or _default_name(pool, engine)
     # The file name of a SQLite database can hold bytes that are not valid UTF-8; an exposition cannot.
-    name = name.encode("utf-8", "replace").decode()
-    if name not in INSTRUMENTED.recorders:
-        return name
-    number = 2
-    while f"{name}-{number}" in INSTRUMENTED.recorders:
-        number += 1
-    unique = f"{name}-{number}"
-    _logger.warning(
-        "a pool named %r is instrumented already; this one is %r (pass name= to choose another)", name, unique
-    )
-    return unique
+    return name.encode("utf-8", "replace").decode(), given is not None
 
 
-def _new_recorder(pool: Pool, name: str, store: BlockStore) -> Recorder:
+def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
     info = {
@@ -261,8 +259,17 @@ def _new_recorder(pool: Pool, name: str, store: BlockStore) -> Recorder:
         "dialect": str(getattr(dialect, "name", "")),
         "driver": str(getattr(dialect, "driver", "")),
     }
-    rows = rows_for(limits[SIZE] + limits[MAX_OVERFLOW])
-    return Recorder(name, info=info, configuration=limits, store=store, rows=rows)
+    text, is_given = name
+    identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
+    return Recorder(identity, info=info, configuration=limits, store=store)
+
+
+def _variant(pool_class: str, limits: dict[int, float]) -> Variant:
+    size, max_overflow, timeout, recycle = (
+        None if math.isnan(limits[field]) else limits[field]
+        for field in (SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE)
+    )
+    return Variant(pool_class, size, max_overflow, timeout, recycle, bool(limits[PRE_PING]))
 
 
 def _warn_without_gil() -> None:

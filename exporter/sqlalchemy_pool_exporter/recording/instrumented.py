@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.segment import fork, store
@@ -26,15 +27,21 @@ if TYPE_CHECKING:
 class Instrumented:
     """All that is instrumented in this process; every change is made under ``lock``.
 
-    The mutable state is three tables of weak references. The hooks of a pool are looked up here and not in an attribute
-    of the pool, because an application that compares the attributes of pools would see that attribute.
+    The mutable state is the recorders, with the collector that shows each; the recorders whose pool is gone and whose
+    counts are still to be folded; and two tables of weak references. A recorder is kept alive until then, because it
+    outlives its pool: when a pool is garbage-collected, so are its connections, and their closes count. The hooks of a
+    pool are looked up here and not in an attribute of the pool, because an application that compares the attributes of
+    pools would see that attribute.
     """
 
-    __slots__ = ("_collectors", "_hooks", "_lock", "_watches", "recorders")
+    __slots__ = ("_collectors", "_ended", "_hooks", "_is_folding", "_lock", "_watches", "recorders")
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: a finalizer that closes a handle can run while it is held
-        self.recorders: weakref.WeakValueDictionary[str, Recorder] = weakref.WeakValueDictionary()
+        self.recorders: dict[Recorder, weakref.ref[PoolCollector]] = {}
+        # A finalizer may not wait for the lock, so it only appends.
+        self._ended: deque[Recorder] = deque()
+        self._is_folding = False
         # By id() of the pool. The pool keeps its hooks alive: its wrapped methods refer to them.
         self._hooks: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
         self._collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = (
@@ -54,19 +61,30 @@ class Instrumented:
         return hooks if hooks is not None and hooks.pool is pool else None
 
     def attached(self, hooks: Hooks) -> None:
-        """Remember the hooks of a pool."""
-        self._hooks[id(hooks.pool)] = hooks
+        """Remember the hooks of a pool, and end the recording when it is garbage-collected."""
+        pool, recorder = hooks.pool, hooks.recorder
+        self._hooks[id(pool)] = hooks
+        recorder.pool_attached(id(pool), weakref.finalize(pool, self._pool_collected, recorder, id(pool)))
 
     def detached(self, hooks: Hooks) -> None:
         """Forget the hooks of a pool."""
         self._hooks.pop(id(hooks.pool), None)
+
+    def _pool_collected(self, recorder: Recorder, key: int) -> None:
+        try:
+            if not fork.mark[0] and not fork.notice():
+                return  # a forked child that is leaving the blocks of its parent
+            if recorder.pool_collected(key):
+                self._ended.append(recorder)
+        except Exception as error:  # noqa: BLE001 - recording never raises
+            recorder.fault(error)
 
     def collector_of(self, registry: CollectorRegistry) -> PoolCollector:
         """Return the one collector of a registry."""
         with self.lock:
             collector = self._collectors.get(registry)
             if collector is None:
-                collector = PoolCollector(registry, self._names_elsewhere)
+                collector = PoolCollector(registry, self.fold, self._names_elsewhere)
                 self._collectors[registry] = collector
             return collector
 
@@ -75,6 +93,38 @@ class Instrumented:
         with self.lock:
             others = [other for other in self._collectors.values() if other is not collector]
         return set().union(*(other.names for other in others)) - collector.names
+
+    def end(self, recorder: Recorder) -> None:
+        """Fold the counts of a recorder that was stopped."""
+        self._ended.append(recorder)
+        self.fold()
+
+    def fold(self) -> None:
+        """Fold the counts of pools that are gone, unless another thread is at it."""
+        lock = self.lock
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if not self._is_folding:  # a finalizer that closes a handle can run while another one is folded
+                self._is_folding = True
+                try:
+                    self._fold_all()
+                finally:
+                    self._is_folding = False
+        finally:
+            lock.release()
+
+    def _fold_all(self) -> None:
+        while self._ended:
+            recorder = self._ended.popleft()
+            collector = self.recorders.get(recorder, _nothing)()
+            with recorder.storage.pages.changing():
+                if not recorder.storage.pages.fold(recorder.storage):
+                    self._ended.append(recorder)
+                    return
+                self.recorders.pop(recorder, None)
+                if collector is not None:
+                    collector.own.folded(recorder)
 
     def watch_forks(self) -> None:
         """Call ``_leave_parent()`` in every child that is forked from now on."""
@@ -86,13 +136,30 @@ class Instrumented:
     def _leave_parent(self) -> None:
         """In a forked child: give each pool a new block, and write to the parent's blocks no more."""
         self._lock = threading.RLock()  # a thread of the parent may have held the old one
-        recorders = list(self.recorders.values())
+        self._forget_ended()
+        recorders = list(self.recorders)
         # First, and without any input or output, in which a signal handler could use a pool.
         for recorder in recorders:
             recorder.leave()
         store.after_fork()
+        for collector in list(self._collectors.values()):
+            collector.own.memory.after_fork()
         for recorder in recorders:
             recorder.restart()
+
+    def _forget_ended(self) -> None:
+        """Forget pools that are gone: the parent counts them."""
+        self._is_folding = False
+        self._ended.clear()
+        for recorder, collector in list(self.recorders.items()):
+            if recorder.is_ended:
+                del self.recorders[recorder]
+                if (shown_by := collector()) is not None:
+                    shown_by.own.folded(recorder)
+
+
+def _nothing() -> None:
+    return None
 
 
 INSTRUMENTED = Instrumented()

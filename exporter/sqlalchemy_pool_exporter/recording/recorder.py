@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
 from sqlalchemy_pool_exporter.segment import fork
@@ -51,8 +50,9 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS,
     WAITERS_AT,
     WAITERS_USED,
-    allocate,
 )
+from sqlalchemy_pool_exporter.segment.identity import written
+from sqlalchemy_pool_exporter.segment.pages import Pages
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
@@ -61,8 +61,10 @@ from .faults import is_own
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterator
 
+    from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Value
     from sqlalchemy_pool_exporter.segment.store import BlockStore
 
@@ -81,46 +83,47 @@ class Recorder:
 
     __slots__ = (
         "__weakref__",
-        "_give_back",
         "_size",
-        "_table_rows",
         "block",
         "clock",
         "configuration",
         "connections",
+        "identity",
         "info",
-        "name",
+        "is_ended",
+        "pools",
+        "storage",
         "store",
+        "text",
         "waiters",
     )
 
-    def __init__(  # noqa: PLR0913 - each is a fact of its own
+    def __init__(
         self,
-        name: str,
+        identity: Identity,
         *,
         info: dict[str, str],
         configuration: dict[int, float],
         store: BlockStore,
-        rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = name
+        self.identity = identity
         self.info = info
+        self.text = written(identity, info, has_overflow=bool(configuration[HAS_OVERFLOW]))
         self.clock = clock
         self.waiters = FreeSlots(first=WAITERS_AT, stride=1, used=WAITERS_USED)
-        self.connections = ConnectionTable(self._record_collected)
+        self.connections = ConnectionTable(self._record_collected, self._more_rows)
         self.store = store
-        self._table_rows = rows
-        self.block = store.block(name, info, rows)
-        # Also runs when the pool is garbage-collected without close().
-        self._give_back = weakref.finalize(self, store.give_back, name)
-        self._give_back.atexit = False
+        self.storage = store.block(self.text)
+        self.block = self.storage.doubles
+        self.is_ended = False
+        self.pools: dict[int, weakref.finalize[..., Any]] = {}
         self._size = math.nan
         self.configuration = configuration
         self.configure(configuration)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} rows={len(self.connections.rows())}>"
+        return f"<{type(self).__name__} {self.identity.name!r} rows={len(self.connections.rows())}>"
 
     # -- configuration and lifetime
 
@@ -132,9 +135,16 @@ class Recorder:
             self.block[field] = value
         self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
 
+    def snapshot(self) -> Snapshot:
+        """Copy what is recorded now; once the recorder has ended, only the counts mean something."""
+        return Snapshot.of(self.storage.doubles, self.connections.more)
+
     def values(self) -> Iterator[tuple[str, Value]]:
         """Yield the key and value of each metric that applies to the pool now."""
-        return Snapshot.of(self.block).values(now=self.clock(), wall=time.time())
+        return self.snapshot().values(now=self.clock(), wall=time.time())
+
+    def _more_rows(self) -> memoryview[float] | None:
+        return self.storage.more_rows()
 
     def disposed_or_replaced(self, state: float) -> None:
         """Count the connections that are open now against ``pool_size`` no more.
@@ -149,20 +159,48 @@ class Recorder:
         """In a forked child, write to the parent's block no more."""
         self.connections.clear()
         self.waiters.clear()
-        self.block = allocate(self._table_rows)
+        self.storage = Pages().pool(self.text)
+        self.block = self.storage.doubles
 
     def restart(self) -> None:
         """In a forked child that left its parent's block, take a block of its own."""
-        self.block = self.store.block(self.name, self.info, self._table_rows)
+        self.storage = self.store.block(self.text)
+        self.block = self.storage.doubles
         self.configure(self.configuration)
+
+    def pool_attached(self, key: int, finalizer: weakref.finalize[..., Any]) -> None:
+        """Note that a pool is recorded; ``finalizer`` runs when it is garbage-collected."""
+        finalizer.atexit = False
+        self.pools[key] = finalizer
+
+    def pool_collected(self, key: int) -> bool:
+        """Note that a pool was garbage-collected; return whether it was the last one.
+
+        This can run in the middle of anything, as garbage collection can.
+        """
+        self.pools.pop(key, None)
+        if self.pools or self.is_ended:
+            return False
+        # Their records are garbage, too, but the collector calls back in any order.
+        for row in self.connections.rows():
+            self._record_collected(row)
+        self._end()
+        return True
 
     def stop(self) -> None:
         """Stop recording: the pool is no longer instrumented."""
         # An empty block: a hook that is still running, or that the application wrapped, fails to store, and its error
         # path sees that the recorder is stopped.
         self.block = memoryview(b"").cast("d")
+        self._end()
         self.connections.clear()
-        self._give_back()
+        # list() is one call, so no finalizer changes the dictionary meanwhile.
+        for finalizer in list(self.pools.values()):
+            finalizer.detach()
+
+    def _end(self) -> None:
+        self.is_ended = True
+        self.storage.doubles[ACTIVE] = 0.0
 
     @property
     def stopped(self) -> bool:

@@ -29,6 +29,10 @@ class FreeSlots:
         self.free: list[int] = []
         self._next = 0
 
+    def has_room(self, block: memoryview[float], size: int) -> bool:
+        """Return whether a table with ``size`` slots has a free one, unless another thread takes it."""
+        return bool(self.free) or block[self._used] < size
+
     def acquire(self, block: memoryview[float], size: int) -> int:
         """Return a free slot of a table with ``size`` slots, or 0 if all are taken."""
         free = self.free

@@ -11,6 +11,9 @@ Layout of a block, in doubles::
 
     fields | waiters: one timestamp each | connections: rows of connected_at, held_since, site, lifecycle
 
+All blocks have the same length, so the place of a pool that is gone fits the next pool, whatever its limits. A pool
+with more connections than rows gets further tables of rows (see ``page``), each when it is needed.
+
 Times are seconds of ``time.monotonic()``, which all processes of one host share on Linux.
 """
 
@@ -43,9 +46,9 @@ _take = _fields()
 # SCRATCH and UNTRACKED take stores that have no slot, so that the hot path need not branch. No reader reads them.
 SCRATCH: Final = _take(1)
 UNTRACKED: Final = _take(1)  # for a checkout for which the table of waiters has no slot
-ACTIVE: Final = _take(1)  # 1 while a pool writes the block; the counts stay afterwards
+ACTIVE: Final = _take(1)  # 1 while a pool writes the block; afterwards only its counts mean something
 WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader reads only these
-CONNECTIONS_USED: Final = _take(1)
+CONNECTIONS_USED: Final = _take(1)  # likewise, of the rows in the block itself
 SIZE: Final = _take(1)
 MAX_OVERFLOW: Final = _take(1)
 TIMEOUT: Final = _take(1)
@@ -78,7 +81,9 @@ PING: Final = _take(HISTOGRAM)
 HOLD: Final = _take(HISTOGRAM)
 FIELDS: Final = _take(0)
 
-WAITERS: Final = 1024
+PAGE_BYTES: Final = 8192  # see ``page``; the block takes what the page's header and description leave
+LENGTH: Final = (PAGE_BYTES - 1024) // 8  # of a block, in doubles
+WAITERS: Final = 512
 WAITERS_AT: Final = FIELDS
 CONNECTIONS_AT: Final = FIELDS + WAITERS
 ROW: Final = 4
@@ -93,43 +98,5 @@ EMPTY: Final = -1.0
 DISPOSED: Final = 1.0
 REPLACED: Final = 2.0
 
-_FEWEST_ROWS: Final = 64
-_UNLIMITED_ROWS: Final = 4096
-MOST_ROWS: Final = 16384
-
-
-def rows_for(capacity: float) -> int:
-    """Return how many connection rows a pool of this capacity (NaN: unlimited) gets.
-
-    It is twice the capacity, because the connections of a disposed pool can still be out while the next pool fills up.
-    So a pool with a limit has a row for each connection that is in use, and its saturation is true.
-    """
-    if math.isnan(capacity):
-        return _UNLIMITED_ROWS
-    return int(min(max(2 * capacity, _FEWEST_ROWS), MOST_ROWS))
-
-
-def length(rows: int) -> int:
-    """Return how many doubles a block with ``rows`` connection rows has."""
-    return CONNECTIONS_AT + ROW * rows
-
-
-def rows_of(block: memoryview[float]) -> int:
-    """Return how many connection rows a block has."""
-    return (len(block) - CONNECTIONS_AT) // ROW
-
-
-def allocate(rows: int) -> memoryview[float]:
-    """Return a zeroed block with ``rows`` connection rows, in private memory.
-
-    It is not an anonymous ``mmap``: Python maps that shared, so a forked child would write into its parent's block.
-    """
-    return memoryview(bytearray(8 * length(rows))).cast("d")
-
-
-def clear(block: memoryview[float]) -> None:
-    """Clear the state of a block that no pool writes any more; keep the counters and HAS_OVERFLOW."""
-    has_overflow = block[HAS_OVERFLOW]
-    for first, end in ((SCRATCH, FIRST_COUNTER), (FIELDS, len(block))):
-        block[first:end] = memoryview(bytearray(8 * (end - first))).cast("d")
-    block[HAS_OVERFLOW] = has_overflow
+# In the block itself; a pool with more connections gets more tables.
+ROWS: Final = (LENGTH - CONNECTIONS_AT) // ROW

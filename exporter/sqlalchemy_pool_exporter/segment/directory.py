@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 from sqlalchemy_pool_exporter.errors import SegmentError
 from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
-from . import sums
 from .format import FILES, file_name
+from .ledger import Ledger, View
+from .pages import RETENTION_SECONDS
 from .trust import Trust
 from .worker import OtherError, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
-    from .snapshot import Counts
+    from .identity import Identity
+    from .ledger import CountsByLabels, Infos
     from .worker import Worker
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
@@ -35,9 +37,6 @@ _NAMES: Final = {file_name(number): f"{number:03d}" for number in range(FILES)}
 # Longer than the resolution of any file system's clock.
 _CLOCK_RESOLUTION_NS: Final = 2_000_000_000
 
-# By their labels: pool, or pool and worker.
-CountsByLabels = dict[tuple[str, ...], "Counts"]
-_RowsByLabels = dict[tuple[str, ...], "list[Counts]"]
 # Messages by (name of the file or directory, kind of error).
 _Complaints = dict[tuple[str, SegmentErrorKind], str]
 
@@ -48,9 +47,27 @@ class Fleet:
 
     workers: tuple[Worker, ...]  # live and gone ones whose file could be read
     errors: dict[SegmentErrorKind, int]  # files that are left out
-    counts: CountsByLabels  # sums over all workers that ever ran
-    infos: dict[str, list[dict[str, str]]]  # by pool: of its live workers, or the last ones known
-    with_overflow: set[str]  # pools that can open connections beyond their size
+    view: View
+
+    @property
+    def labels(self) -> dict[Identity, str]:
+        """The label of each pool that is shown."""
+        return self.view.labels
+
+    @property
+    def counts(self) -> CountsByLabels:
+        """Sums over all workers that ever ran."""
+        return self.view.counts
+
+    @property
+    def infos(self) -> dict[str, Infos]:
+        """By label, of live pools or the last ones known."""
+        return self.view.infos
+
+    @property
+    def with_overflow(self) -> set[str]:
+        """Labels of pools that can open connections beyond their size."""
+        return self.view.with_overflow
 
     @property
     def running(self) -> tuple[Worker, ...]:
@@ -81,18 +98,23 @@ class Reader:
     """Reads a directory repeatedly, and remembers what must not be lost in between. Not thread-safe.
 
     Mutable state: the last contents of each file, deleted ones included, by the file's identity; the stamp of each
-    dead worker's file, which tells whether the file is unchanged; the sums over files deleted long ago; and the sums
-    over all workers that are not live.
+    dead worker's file, which tells whether the file is unchanged; and the ledger of all of them.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, retention: float = RETENTION_SECONDS, wall: Callable[[], float] = time.time
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            directory: may be missing.
+            retention: seconds for which a name is shown after its last pool.
+            wall: Unix time.
+        """
         self.directory = directory
+        self.ledger = Ledger(retention=retention, wall=wall)
         self._known: dict[bytes, Worker] = {}
         self._untouched: dict[str, tuple[_Stamp, Worker]] = {}
-        self._forgotten: _RowsByLabels = {}
-        self._resting: tuple[object, _RowsByLabels] = (None, {})
-        self._infos: dict[str, list[dict[str, str]]] = {}
-        self._with_overflow: set[str] = set()
         self._complained: frozenset[tuple[str, SegmentErrorKind]] = frozenset()
 
     def read(self, *, per_worker: bool = False) -> Fleet:
@@ -118,20 +140,24 @@ class Reader:
                 complaints[name, "foreign"] = "a copy of another"
                 if not present[worker.identity].is_live:
                     present[worker.identity] = worker
+        for key, worker in present.items():
+            if key in self._known:
+                self.ledger.keep_what_is_lost(self._known[key], worker)
         self._known.update(present)
         if listed is not None:
             self._forget(
                 [w for key, w in self._known.items() if key not in present and w.number not in failed]
             )
-        self._learn_infos(present.values())
         self._complain(complaints)
         errors = Counter(kind for _, kind in complaints)
         return Fleet(
             tuple(present.values()),
             {kind: errors[kind] for kind in get_args(SegmentErrorKind)},
-            self._counts(present, per_worker=per_worker),
-            self._infos,
-            self._with_overflow,
+            self.ledger.view(
+                [worker for worker in present.values() if worker.is_live],
+                [w for w in self._known.values() if w.identity not in present or not w.is_live],
+                per_worker=per_worker,
+            ),
         )
 
     def _read(self, name: str, trust: Trust) -> Worker | None:
@@ -158,38 +184,9 @@ class Reader:
 
     def _forget(self, deleted: list[Worker]) -> None:
         """Keep only sums of all but the last ``FILES`` deleted files, because each would take memory for ever."""
+        self.ledger.keep(deleted[:-FILES])
         for worker in deleted[:-FILES]:
-            _add(self._forgotten, [worker], per_worker=True)
             del self._known[worker.identity]
-        if deleted[:-FILES]:
-            self._forgotten = _compacted(self._forgotten)
-
-    def _learn_infos(self, workers: Iterable[Worker]) -> None:
-        said: dict[str, list[dict[str, str]]] = {}
-        for worker in workers:
-            for pool in worker.pools:
-                if pool.snapshot.has_overflow:
-                    self._with_overflow.add(pool.name)
-                if not (worker.is_live and pool.snapshot.is_active):
-                    self._infos.setdefault(pool.name, [pool.info])
-                elif pool.info not in said.setdefault(pool.name, []):
-                    said[pool.name].append(pool.info)
-        self._infos.update(said)
-
-    def _counts(self, present: dict[bytes, Worker], *, per_worker: bool) -> CountsByLabels:
-        # "Resting" workers are gone, or their file is deleted or cannot be read now. Their counts do not change.
-        moving = [worker for worker in present.values() if worker.is_live]
-        resting = [w for w in self._known.values() if w.identity not in present or not w.is_live]
-        # Cheap: a comparison of lists treats identical objects as equal and does not compare their fields.
-        if self._resting[0] != (per_worker, resting):
-            rest: _RowsByLabels = {}
-            for labels, rows in self._forgotten.items():
-                rest.setdefault(labels if per_worker else labels[:1], []).extend(rows)
-            _add(rest, resting, per_worker=per_worker)
-            self._resting = ((per_worker, resting), _compacted(rest))
-        every = {labels: list(rows) for labels, rows in self._resting[1].items()}
-        _add(every, moving, per_worker=per_worker)
-        return {labels: sums.total(rows) for labels, rows in every.items()}
 
     def _complain(self, complaints: _Complaints) -> None:
         """Log a problem when it begins, and not again at every scrape until it ends."""
@@ -197,17 +194,6 @@ class Reader:
             if (name, kind) not in self._complained:
                 _logger.warning("segment %s is left out: %s", name, what)
         self._complained = frozenset(complaints)
-
-
-def _add(every: _RowsByLabels, workers: Iterable[Worker], *, per_worker: bool) -> None:
-    for worker in workers:
-        for pool in worker.pools:
-            labels = (pool.name, worker.number) if per_worker else (pool.name,)
-            every.setdefault(labels, []).append(pool.snapshot.counts)
-
-
-def _compacted(every: _RowsByLabels) -> _RowsByLabels:
-    return {labels: sums.compacted(rows) for labels, rows in every.items()}
 
 
 def _stamp(path: str) -> _Stamp | None:

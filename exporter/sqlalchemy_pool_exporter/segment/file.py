@@ -5,32 +5,32 @@ The files are ``worker-000``, ``worker-001``, … A process takes the first file
 in it*. So counters survive ``kill -9`` without an archive, and there are only as many files as workers ever ran at
 once.
 
-The lock and the mapping have separate descriptors. Forked children inherit the descriptor of the mapping; if it were
-the lock's, a child would keep the lock alive.
+The file grows by extents, each as long as all before it together, and each mapped by itself. So it takes no more than
+that, also where all that is mapped is allocated, and a block never moves.
+
+The lock and the mappings have separate descriptors. Forked children inherit the descriptors of the mappings; if one of
+them were the lock's, a child would keep the lock alive.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import mmap
 import os
 import stat
 import struct
-from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
 from . import facts, lock, remap
-from .block import FIELDS, FIRST_COUNTER, clear
+from .block import FIELDS, PAGE_BYTES
 from .format import (
-    BLOCK_HEADER,
-    DOUBLES_AT,
     FACTS_AT,
     FILE_BYTES,
     FILES,
+    FIRST_EXTENT,
     FORKED_WORD,
     HEADER,
     HEADER_BYTES,
@@ -38,16 +38,14 @@ from .format import (
     LAYOUT_VERSION,
     MAGIC,
     MAGIC_WORD,
-    TEXT_AT,
-    TEXT_BYTES,
-    USED_WORD,
     Header,
-    block_bytes,
-    blocks_in,
     file_name,
     is_unfinished,
     read_used,
 )
+from .page import TEXT_BYTES
+from .pages import Pages, PoolBlock, Space
+from .worker import check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,10 +54,10 @@ _WORD: Final = struct.Struct("=Q")
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Lease:
-    """The file that this process writes, and its blocks.
+class Lease(Space):
+    """The file that this process writes, and its pages.
 
-    Mutable state: the file, and which of its blocks are taken or free.
+    Mutable state: the file, and how much of it is mapped.
     """
 
     def __init__(self, directory: Path, *, group_readable: bool = False) -> None:
@@ -74,16 +72,15 @@ class Lease:
         """
         self.directory = directory
         self._mode = 0o640 if group_readable else 0o600
-        self._rows: dict[int, int] = {}
-        self._free: defaultdict[bytes, list[int]] = defaultdict(list)
-        self._taken: defaultdict[str, list[int]] = defaultdict(list)
+        self._extents: list[memoryview] = []
+        self.number, self._lock = 0, -1
         try:
-            self.number, self._lock, self._map = self._take()
+            self.pages = self._take()
         except OSError as error:
             message = f"cannot use directory {str(directory)!r}: {error.strerror or error}"
             raise SegmentError(message) from error
         self._file = _file_of(os.fstat(self._lock))
-        self._holders = memoryview(self._map).cast("Q")[HOLDERS_WORD]
+        self._holders = self.pages.page(0).cast("Q")[HOLDERS_WORD]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {file_name(self.number)} in {str(self.directory)!r}>"
@@ -101,32 +98,29 @@ class Lease:
             return _file_of(there) == _file_of(os.fstat(self._lock)) == self._file
         return False
 
-    def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
-        """Return a block for a pool: one that the same pool had in this file, with its counts, or a new one.
+    def block(self, text: bytes) -> PoolBlock:
+        """Return a block for a pool with this description.
 
         Raises:
-            SegmentError: the disk is full, or the name is too long.
+            SegmentError: the disk or the file is full, or the name is too long.
         """
-        text = json.dumps({"pool": name, **info}, sort_keys=True).encode()
         if len(text) > TEXT_BYTES:
-            message = f"the name of pool {name[:40]!r}… takes {len(text)} bytes, more than {TEXT_BYTES}"
+            message = f"the name of a pool takes {len(text)} bytes, more than {TEXT_BYTES}"
             raise SegmentError(message)
-        free = self._free[text]
-        at = next((at for at in free if self._rows[at] >= rows), None)
-        if at is None:
-            at = self._append(text, rows)
-        else:
-            free.remove(at)
-        self._taken[name].append(at)
-        return self._doubles(at)
+        return self.pages.pool(text)
 
-    def give_back(self, name: str) -> None:
-        """Clear the state of a pool that is no longer instrumented; the counts stay for the next pool like it."""
-        if taken := self._taken[name]:
-            # The oldest one: a pool can be garbage-collected after the next pool of the same name was instrumented.
-            at = taken.pop(0)
-            clear(self._doubles(at))
-            self._free[_text_at(self._map, at)].append(at)
+    def grow(self, pages: int) -> list[memoryview]:
+        """Map another extent and return its pages."""
+        begin = pages * PAGE_BYTES
+        size = begin or FIRST_EXTENT
+        if begin + size > FILE_BYTES:
+            message = f"{file_name(self.number)} has no room for another pool: it holds {pages - 1} pages"
+            raise SegmentError(message)
+        try:
+            return self._map(self._lock, self.path, begin, size)
+        except OSError as error:
+            message = f"no room in directory {str(self.directory)!r}: {error.strerror or error}"
+            raise SegmentError(message) from error
 
     def close(self) -> None:
         """Close the lock's descriptor; a forked child must not keep the lock of its parent alive."""
@@ -136,7 +130,7 @@ class Lease:
 
     def leave(self) -> None:
         """In a forked child: say in the parent's file that the parent has forked, and close the file."""
-        words = memoryview(self._map).cast("Q")
+        words = self.pages.page(0).cast("Q")
         # Another process holds the file if the parent has ended since.
         if words[HOLDERS_WORD] == self._holders:
             words[FORKED_WORD] = 1
@@ -176,7 +170,7 @@ class Lease:
             self.close()
             self.number, self._lock, self._file = number, descriptor, _file_of(os.fstat(descriptor))
             # Last: without it, the file is one that is still being made.
-            memoryview(self._map).cast("Q")[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
+            self.pages.page(0).cast("Q")[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
             return
         message = f"all {FILES} files in {str(self.directory)!r} are taken"
         raise SegmentError(message)
@@ -190,20 +184,18 @@ class Lease:
         self._lock = descriptor
 
     def _move(self, descriptor: int, path: Path) -> None:
-        """Put a new file under the mapping."""
-        memory = memoryview(self._map)
-        used = memory.cast("Q")[USED_WORD]
+        """Put a new file under the mappings."""
+        size = sum(map(len, self._extents))
         try:
             os.fchmod(descriptor, self._mode)
-            os.ftruncate(descriptor, FILE_BYTES)
-            os.posix_fallocate(descriptor, 0, used)
+            os.posix_fallocate(descriptor, 0, size)
             # Not the lock's descriptor, as above.
             other = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                memory.cast("Q")[MAGIC_WORD] = 0
+                self.pages.page(0).cast("Q")[MAGIC_WORD] = 0
                 is_open = _is_file(self._lock, self._file)
                 old = self._lock if is_open else None
-                remap.move([memory], old, other, used=used, counts=self._is_count)
+                remap.move(self._extents, old, other, used=self.pages.used, counts=self.pages.is_count)
             finally:
                 os.close(other)
         except OSError:
@@ -211,16 +203,9 @@ class Lease:
                 path.unlink()
             raise
 
-    def _is_count(self, at: int) -> bool:
-        """Return whether the bytes at an offset of the file are a counter of a block."""
-        return any(
-            begin + DOUBLES_AT + 8 * FIRST_COUNTER <= at < begin + DOUBLES_AT + 8 * FIELDS
-            for begin in self._rows
-        )
-
     # -- the file
 
-    def _take(self) -> tuple[int, int, mmap.mmap]:
+    def _take(self) -> Pages:
         for number in range(FILES):
             path = self.directory / file_name(number)
             with contextlib.ExitStack() as stack:
@@ -232,84 +217,80 @@ class Lease:
                 # the file may have been deleted and made anew meanwhile.
                 if not (_is_ours(descriptor, path) and lock.take(descriptor) and _is_ours(descriptor, path)):
                     continue
-                mapped = self._prepare(descriptor, path)
-                if mapped is None:
+                self.number, self._lock = number, descriptor
+                pages = self._prepare(descriptor, path)
+                if pages is None:
                     continue
                 stack.pop_all()
-                return number, descriptor, mapped
+                return pages
         message = f"all {FILES} files in {str(self.directory)!r} are taken"
         raise SegmentError(message)
 
-    def _prepare(self, descriptor: int, path: Path) -> mmap.mmap | None:
+    def _prepare(self, descriptor: int, path: Path) -> Pages | None:
         """Map the file and make it ready for this process; return None if it is not a valid segment."""
         header = Header.read(descriptor)
-        is_new = is_unfinished(header, os.fstat(descriptor).st_size)
-        if is_new:
-            header = Header(bytes(8), LAYOUT_VERSION, FIELDS, HEADER_BYTES, 0, os.urandom(16), 0)
-        elif header is None or not header.is_known or not HEADER_BYTES <= header.used <= FILE_BYTES:
-            return None
+        if is_unfinished(header, os.fstat(descriptor).st_size):
+            header = Header(
+                bytes(8),
+                LAYOUT_VERSION,
+                FIELDS,
+                HEADER_BYTES,
+                0,
+                os.urandom(16),
+                0,
+                changes=0,
+                drops=0,
+                births=0,
+            )
+            os.ftruncate(descriptor, 0)
+        else:
+            try:
+                # Never write to a file that a reader would call damaged.
+                header = check(
+                    header, read_used(descriptor, header.used if header and header.is_possible else 0)
+                )
+            except SegmentError:
+                return None
+        # This changes ctime. A reader that knows the file as a dead worker's then reads it again.
+        os.fchmod(descriptor, self._mode)
+        self._extents, pages = [], list[memoryview]()
         try:
-            self._rows = {} if is_new else dict(blocks_in(read_used(descriptor, header.used)))
-        except SegmentError:
+            while len(pages) * PAGE_BYTES < header.used:
+                pages += self._map(descriptor, path, begin := len(pages) * PAGE_BYTES, begin or FIRST_EXTENT)
+        except FileNotFoundError:
             return None
-        mapped = self._mapped(descriptor, path, header.used, is_new=is_new)
-        if mapped is None:
-            return None
-        words = memoryview(mapped).cast("Q")
-        if is_new:
-            HEADER.pack_into(mapped, 0, *header)
+        words = pages[0].cast("Q")
+        if not any(header.magic):
+            HEADER.pack_into(pages[0], 0, *header)
             words[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
-        mapped[FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
-        for at in self._rows:
-            clear(_doubles(mapped, at, self._rows[at]))
-            self._free[_text_at(mapped, at)].append(at)
+        pages[0][FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
         words[FORKED_WORD] = 0
+        taken_over = Pages(self, pages)
         # Last: this count tells a reader that what it remembers of the file was written by an earlier holder.
         words[HOLDERS_WORD] = header.holders + 1
-        return mapped
+        return taken_over
 
-    def _mapped(self, descriptor: int, path: Path, used: int, *, is_new: bool) -> mmap.mmap | None:
+    def _map(self, descriptor: int, path: Path, begin: int, size: int) -> list[memoryview]:
+        """Allocate and map an extent of a file and return its pages.
+
+        Raises:
+            OSError: the disk is full, or the file was deleted.
+        """
         # The lock's descriptor is never mapped: mmap duplicates the descriptor and forked children inherit the
         # duplicate, so the lock would live as long as any child.
         other = _open(path)
         if other is None:
-            return None
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         try:
             if not os.path.sameopenfile(descriptor, other):
-                return None
-            # This changes ctime. A reader that knows the file as a dead worker's then reads it again.
-            os.fchmod(other, self._mode)
-            if is_new:
-                os.ftruncate(other, 0)
-            # If the disk is full, a store into a hole of a mapped file kills the process. So the part in use is
-            # allocated before it is mapped.
-            os.posix_fallocate(other, 0, used)
-            os.ftruncate(other, FILE_BYTES)
-            return mmap.mmap(other, FILE_BYTES)
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            # If the disk is full, a store into a hole of a mapped file kills the process. So it is allocated first.
+            os.posix_fallocate(other, begin, size)
+            mapped = memoryview(mmap.mmap(other, size, offset=begin))
         finally:
             os.close(other)
-
-    # -- its blocks
-
-    def _append(self, text: bytes, rows: int) -> int:
-        words = memoryview(self._map).cast("Q")
-        at, length = words[USED_WORD], block_bytes(rows)
-        if at + length > FILE_BYTES:
-            message = f"{file_name(self.number)} has no room for another pool: it holds {len(self._rows)}"
-            raise SegmentError(message)
-        try:
-            os.posix_fallocate(self._lock, at, length)
-        except OSError as error:
-            message = f"no room in directory {str(self.directory)!r}: {error.strerror or error}"
-            raise SegmentError(message) from error
-        BLOCK_HEADER.pack_into(self._map, at, length, rows)
-        self._map[at + TEXT_AT : at + DOUBLES_AT] = text.ljust(TEXT_BYTES, b"\0")
-        self._rows[at] = rows
-        words[USED_WORD] = at + length
-        return at
-
-    def _doubles(self, at: int) -> memoryview[float]:
-        return _doubles(self._map, at, self._rows[at])
+        self._extents.append(mapped)
+        return [mapped[at : at + PAGE_BYTES] for at in range(0, size, PAGE_BYTES)]
 
 
 def _open(path: Path, flags: int = 0, mode: int = 0o600) -> int | None:
@@ -340,11 +321,3 @@ def _is_file(descriptor: int, file: tuple[int, int]) -> bool:
 
 def _file_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _text_at(mapped: mmap.mmap, at: int) -> bytes:
-    return mapped[at + TEXT_AT : at + DOUBLES_AT].rstrip(b"\0")
-
-
-def _doubles(mapped: mmap.mmap, at: int, rows: int) -> memoryview[float]:
-    return memoryview(mapped)[at + DOUBLES_AT : at + block_bytes(rows)].cast("d")

@@ -49,10 +49,11 @@ from .block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from .page import ROWS_AT, ROWS_USED
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
 Counts = Sequence[float]
@@ -95,11 +96,19 @@ class Snapshot(NamedTuple):
     counts: Counts
 
     @classmethod
-    def of(cls, block: memoryview[float]) -> Snapshot:
-        """Copy a block. A field that is written meanwhile has its old value or its new one."""
+    def of(cls, block: memoryview[float], more_rows: Iterable[memoryview[float]] = ()) -> Snapshot:
+        """Copy a block. A field that is written meanwhile has its old value or its new one.
+
+        Args:
+            block: the block.
+            more_rows: pages of rows that belong to it.
+        """
         doubles: Any = block  # typeshed gives tolist() the type of memoryview[int]
         waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
         connections = doubles[CONNECTIONS_AT : CONNECTIONS_AT + ROW * int(block[CONNECTIONS_USED])].tolist()
+        for page in more_rows:
+            rows: Any = page
+            connections += rows[ROWS_AT : ROWS_AT + ROW * int(page[ROWS_USED])].tolist()
         fields = doubles[:FIELDS].tolist()
         return cls(fields[:FIRST_COUNTER], waiters, connections, fields[FIRST_COUNTER:])
 

@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy_pool_exporter import environment
 
 from . import fork
-from .block import allocate
+from .identity import read
+from .pages import Pages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .file import Lease
+    from .pages import PoolBlock
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -33,7 +37,8 @@ _CHECK_SECONDS: Final = 1.0  # a look at the file takes 5 µs
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, when to look at it again, and whether the log has a warning already.
+    Mutable state: the lease of the file, when to look at it again, whether the log has a warning already, and the pages
+    in memory.
     """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
@@ -43,6 +48,7 @@ class BlockStore:
         self._has_warned = False
         self._healing = threading.Lock()
         self._next_check = 0.0
+        self._memory: Pages | None = None
         self._take_lease()
 
     def shares(self, block: memoryview[float]) -> bool | None:
@@ -52,24 +58,35 @@ class BlockStore:
         """
         if self.directory is None:
             return None
-        return self._has_file() and not isinstance(block.obj, bytearray)  # which allocate() makes
+        return self._has_file() and not isinstance(block.obj, bytearray)  # of pages in memory
 
-    def block(self, name: str, info: dict[str, str], rows: int) -> memoryview[float]:
-        """Return a block for a pool; if the file cannot be used or has no room for it, one in memory."""
+    def block(self, text: bytes) -> PoolBlock:
+        """Return a block for a pool with this description; in memory if the file cannot be used or has no room."""
         if self._lease is not None:
             self._has_file()
             try:
                 # Also of a file that was deleted and cannot be replaced now: all that it has goes on in the next one.
-                return self._lease.block(name, info, rows)
+                return self._lease.block(text)
             except Exception as error:  # noqa: BLE001 - the application never depends on the file
+                name = read(text).identity.name
                 self._warn(f"pool {name[:40]!r}, and others for which there is no room, are", error)
-        return allocate(rows)
+        if self._memory is None:
+            self._memory = Pages()
+        return self._memory.pool(text)
 
-    def give_back(self, name: str) -> None:
-        """Free the block of a pool that is no longer instrumented."""
-        # In a forked child that has not noticed, the block is the parent's.
-        if self._lease is not None and fork.mark[0]:
-            self._lease.give_back(name)
+    def pages(self) -> Iterator[Pages]:
+        """Yield the pages of the file and those in memory."""
+        if self._lease is not None:
+            yield self._lease.pages
+        if self._memory is not None:
+            yield self._memory
+
+    def unshared_pages(self) -> Iterator[Pages]:
+        """Yield the pages that no other process sees."""
+        if self._lease is not None and not self._has_file():
+            yield self._lease.pages
+        if self._memory is not None:
+            yield self._memory
 
     def after_fork(self) -> None:
         """In a forked child: close the parent's file and lease another one."""
@@ -77,6 +94,7 @@ class BlockStore:
             self._lease.leave()
             self._lease = None
         self._healing = threading.Lock()  # a thread of the parent may have held the old one
+        self._memory = None
         self._take_lease()
 
     def _take_lease(self) -> None:
@@ -127,13 +145,17 @@ class BlockStore:
         fork.without_locks_of_the_parent(_logger.warning, message, *arguments)
 
 
-# Mutable state: one store for each directory, and one under None for memory.
-_by_directory: dict[Path | None, BlockStore] = {}
+# Mutable state: one store for each directory.
+_by_directory: dict[Path, BlockStore] = {}
 
 
-def store_in(directory: str | os.PathLike[str] | None, *, group_readable: bool | None = None) -> BlockStore:
-    """Return the store of this process for a directory; None means the directory of the environment, else memory."""
+def store_in(
+    directory: str | os.PathLike[str] | None, memory: BlockStore, *, group_readable: bool | None = None
+) -> BlockStore:
+    """Return the store of this process for a directory: the argument, else the environment's, else ``memory``."""
     path = chosen_directory(directory)
+    if path is None:
+        return memory
     if group_readable is None:
         group_readable = environment.is_on(environment.GROUP_READABLE)
     if path not in _by_directory:

@@ -13,12 +13,14 @@ import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .snapshot import Counts, Snapshot
 
 State = float | dict[str, float]
 
+# Limits that are added up.
+_ADDED: Final = frozenset(("size", "max_overflow"))
 # Ages and points in time are not added up; the largest one counts.
 _LARGEST: Final = frozenset(
     (
@@ -50,22 +52,33 @@ def capacity(snapshots: Sequence[Snapshot]) -> float:
 
 
 def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
-    """Return the limits and the state of one pool over several workers.
+    """Return the limits and the state of several pools together, of one worker or of several.
 
-    A limit is included if all workers agree on it. Ages and points in time are the largest, all other values the sum.
+    Sizes are the sum, and absent if one pool has no limit. Of the other limits the smallest one counts: some caller
+    fails after that time, some connection is replaced at that age, and only 1 means that all connections are tested.
+    Ages and points in time are the largest, all other values the sum.
 
     Args:
         snapshots: at least one.
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
-    limits = [dict(snapshot.limits()) for snapshot in snapshots]
-    agreed: dict[str, State] = {
-        key: value for key, value in limits[0].items() if all(one.get(key) == value for one in limits)
+    limits: dict[str, State] = {
+        key: math.fsum(values) if key in _ADDED else min(values)
+        for key, values in _by_key(snapshot.limits() for snapshot in snapshots).items()
+        if key not in _ADDED or len(values) == len(snapshots)
     }
     states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
     keys = dict.fromkeys(key for one in states for key in one)
-    return agreed | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
+    return limits | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
+
+
+def _by_key(every: Iterable[Iterable[tuple[str, float]]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for values in every:
+        for key, value in values:
+            found.setdefault(key, []).append(value)
+    return found
 
 
 def _summed(key: str, values: list[State]) -> State:

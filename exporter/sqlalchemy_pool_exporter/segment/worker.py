@@ -8,28 +8,27 @@ an access to a mapping would kill the process.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import stat
 import struct
 import sys
+import time
 from array import array
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
-from sqlalchemy_pool_exporter.metrics import INFO_LABELS
 
-from . import facts
+from . import facts, identity
 from .block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
     FIELDS,
     FIRST_COUNTER,
+    HAS_OVERFLOW,
     MAX_OVERFLOW,
-    MOST_ROWS,
+    PAGE_BYTES,
     RECYCLE,
     ROW,
     SIZE,
@@ -38,22 +37,31 @@ from .block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from .block import ROWS as ROWS_IN_BLOCK
 from .format import (
-    DOUBLES_AT,
     FACTS_AT,
-    FILE_BYTES,
-    FILES,
-    HEADER,
     HEADER_BYTES,
     LAYOUT_VERSION,
     MAGIC,
-    TEXT_AT,
     Header,
-    blocks_in,
     is_unfinished,
     read_used,
 )
 from .lock import is_held
+from .page import (
+    COPIES_AT,
+    COUNTS,
+    DOUBLES_AT,
+    FREE,
+    POOL,
+    ROW_PAGES,
+    ROWS,
+    ROWS_AT,
+    ROWS_PER_PAGE,
+    TEXT_AT,
+    TOTALS,
+    Commit,
+)
 from .snapshot import Snapshot
 from .trust import is_possible
 
@@ -63,6 +71,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
     from .facts import Facts
+    from .identity import Description, Identity
     from .snapshot import Counts
     from .trust import Trust
 
@@ -72,6 +81,12 @@ _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
 _LIMITS: Final = frozenset((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE))
 # The fields of a block before its counters.
 _STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
+_HEAD: Final = struct.Struct("=QQQd")  # of a page
+_COMMIT: Final = struct.Struct("=QdQ")
+# A reader whose read overlapped a change reads again: at once, and then after these pauses in seconds. A writer changes
+# for microseconds, unless it loses the processor meanwhile.
+_PAUSES: Final = (0.0, 0.0, 0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
+_MOST_SECONDS: Final = 2.0**40  # of a Unix time
 # Valid highest bytes of a count. That byte has the sign and most of the exponent. With one of these values the count is
 # finite, not negative, and below 2**49, which is more than any process ever counts.
 _HIGHEST_BYTES: Final = bytes(range(0x43))
@@ -90,11 +105,28 @@ class OtherError(SegmentError):
 
 
 class WorkerPool(NamedTuple):
-    """One pool of one worker."""
+    """One pool of one worker, or the totals of the pools of one description that are gone."""
 
-    name: str
+    identity: Identity
     info: dict[str, str]
     snapshot: Snapshot
+    ended: float | None = None  # of totals: the Unix time at which the last pool went
+    is_resting: bool = False  # of totals: the last process ended with such a pool
+
+    @classmethod
+    def of_totals(
+        cls, described: Description, counts: Counts, ended: float, *, is_resting: bool = False
+    ) -> WorkerPool:
+        """Return the totals of pools that are gone."""
+        fields = [0.0] * FIRST_COUNTER
+        fields[HAS_OVERFLOW] = float(described.has_overflow)
+        snapshot = Snapshot(fields, [], [], counts)
+        return cls(described.identity, described.info, snapshot, ended, is_resting)
+
+    @property
+    def name(self) -> str:
+        """The name that the application gave, or the default name."""
+        return self.identity.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +139,8 @@ class Worker:
     is_live: bool
     pools: tuple[WorkerPool, ...]
     facts: Facts
-    has_forked: bool  # the process that writes the file forked another one
+    has_forked: bool = False  # the process that writes the file forked another one
+    drops: int = 0  # how many totals the file has lost so far
 
     @property
     def is_parent(self) -> bool:
@@ -164,17 +197,55 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trus
     is_live = is_held(descriptor)
     last = known.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
-        # Nothing was written since then. At most, a new holder has the lock and is about to clear the tables.
+        # Nothing was written since then. At most, a new holder has the lock and is about to take over.
         return last
-    used = _checked(Header.read(descriptor)).used
-    if not is_possible(os.fstat(descriptor), used):
-        raise SegmentError(f"it grew to {used} bytes without taking them")
-    data = read_used(descriptor, used)
+    data, is_whole = _read_pages(descriptor, is_live=is_live)
+    if not is_whole and last is not None:
+        return last
     said = facts.read(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
-    has_forked = bool(Header._make(HEADER.unpack_from(data)).has_forked)
+    now = _checked(Header.of(data))
     return Worker(
-        number, header.identity, header.holders, is_live, tuple(_pools(data)), said, has_forked=has_forked
+        number,
+        header.identity,
+        header.holders,
+        is_live,
+        tuple(_pools(data)),
+        said,
+        has_forked=bool(now.has_forked),
+        drops=now.drops,
     )
+
+
+def _read_pages(descriptor: int, *, is_live: bool) -> tuple[bytes, bool]:
+    """Return the part of a file that is in use, and whether no counts moved during the read.
+
+    What a dead writer left is right, whatever it was about to do: the commit words say so.
+    """
+    for pause in _PAUSES:
+        before = _checked(Header.read(descriptor))
+        if not is_possible(os.fstat(descriptor), before.used):
+            raise SegmentError(f"it grew to {before.used} bytes without taking them")
+        data = read_used(descriptor, before.used)
+        after = _checked(Header.read(descriptor))
+        if before.changes == after.changes and not (before.changes & 1 and is_live):
+            return data, True
+        time.sleep(pause)
+    return data, False
+
+
+def check(header: Header | None, data: bytes) -> Header:
+    """Return the header of a file.
+
+    Args:
+        header: as read.
+        data: the part of the file that is in use.
+
+    Raises:
+        SegmentError: a reader of the file would say so, too.
+    """
+    header = _checked(header)
+    tuple(_pools(data))
+    return header
 
 
 def _checked(header: Header | None) -> Header:
@@ -185,29 +256,52 @@ def _checked(header: Header | None) -> Header:
     if not header.is_known:
         what = f"layout {header.layout} with {header.fields} fields, this reader knows {LAYOUT_VERSION} with"
         raise OtherError("version", f"{what} {FIELDS}")
-    if not HEADER_BYTES <= header.used <= FILE_BYTES:
+    if not header.is_possible:
         raise SegmentError("an impossible header")
     return header
 
 
 def _pools(data: bytes) -> Iterator[WorkerPool]:
-    for at, rows in blocks_in(data):
-        if rows > MOST_ROWS:
-            raise SegmentError("a table longer than a writer makes")
-        name, info = _description(data[at + TEXT_AT : at + DOUBLES_AT])
-        yield WorkerPool(name, info, _snapshot(data, at + DOUBLES_AT, rows))
+    pools: dict[int, int] = {}
+    rows: dict[tuple[int, int], list[array[float]]] = {}
+    folded: set[tuple[int, int]] = set()
+    for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
+        kind, first, second, used = _HEAD.unpack_from(data, begin)
+        if kind == POOL:
+            pools[begin] = first
+        elif kind == TOTALS:
+            pool, commit = _totals(data, begin)
+            folded.add((commit.page, commit.birth))
+            yield pool
+        elif kind == ROWS:
+            rows.setdefault((first, second), []).append(_more_rows(data, begin, used))
+        elif kind != FREE:
+            message = f"the page at byte {begin} is of an unknown kind"
+            raise SegmentError(message)
+    for begin, birth in pools.items():
+        owner = (begin // PAGE_BYTES, birth)
+        if owner not in folded:
+            described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
+            snapshot = _snapshot(data, begin + DOUBLES_AT, ROWS_IN_BLOCK)
+            for more in rows.get(owner, [])[:ROW_PAGES]:
+                snapshot.connections.extend(more)
+            yield WorkerPool(described.identity, described.info, snapshot)
 
 
-@lru_cache(FILES)
-def _description(text: bytes) -> tuple[str, dict[str, str]]:
-    try:
-        said = json.loads(text.rstrip(b"\0"))
-        pool, info = said["pool"], {key: said[key] for key in INFO_LABELS}
-        "".join((pool, *info.values())).encode()
-    # RecursionError: thousands of nested brackets.
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SegmentError("the description of a pool is not readable") from error
-    return pool, info
+def _totals(data: bytes, begin: int) -> tuple[WorkerPool, Commit]:
+    described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
+    word, ended, resting = _COMMIT.unpack_from(data, begin + DOUBLES_AT)
+    if not 0.0 <= ended < _MOST_SECONDS:
+        raise SegmentError("a time that is no number")
+    commit = Commit.of(word)
+    counts = _counts(data, begin + 8 * COPIES_AT[commit.copy])
+    return WorkerPool.of_totals(described, counts, ended, is_resting=bool(resting)), commit
+
+
+def _more_rows(data: bytes, begin: int, used: float) -> array[float]:
+    if not 0.0 <= used <= ROWS_PER_PAGE:
+        raise SegmentError("tables of an impossible length")
+    return _table(data, begin + 8 * ROWS_AT, int(used), ROW)
 
 
 def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
@@ -225,12 +319,12 @@ def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
         fields,
         _table(data, begin + 8 * WAITERS_AT, int(waiters), 1),
         _table(data, begin + 8 * CONNECTIONS_AT, int(connections), ROW),
-        _counts(data, begin),
+        _counts(data, begin + 8 * FIRST_COUNTER),
     )
 
 
 def _counts(data: bytes, begin: int) -> Counts:
-    counts = data[begin + 8 * FIRST_COUNTER : begin + 8 * FIELDS]
+    counts = data[begin : begin + 8 * COUNTS]
     if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
         raise SegmentError("a count that is no number")
     # An array makes no float objects until the counts are added up. Those were most of what a scrape allocated.

@@ -169,10 +169,12 @@ class Sidecar:
 
     def collect(self) -> Iterator[Family]:
         """Yield all metric families; called in a thread."""
-        if self._fleet is not None:
-            yield from self._fleet.collect()
+        fleet, labels = self._fleet, None
+        if fleet is not None:
+            yield from fleet.collect()
+            labels = fleet.labels_by_name
         statuses = [probe.status for probe, _ in list(self._probes.values())]
-        yield from probe_families(statuses, time.monotonic())
+        yield from probe_families(statuses, time.monotonic(), labels)
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
         builder = Builder(RELOAD_METRICS)
         builder.add((), [("exporter_config_last_reload_successful", float(current))])

@@ -165,3 +165,14 @@ def test_a_status_cannot_be_changed() -> None:
     """A status is immutable, so a scrape can read a status in another thread."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         FULL.probes = 13  # type: ignore[misc]
+
+
+def test_pools_that_differ() -> None:
+    """Each pool of a database whose name has several labels is one sample; a pool that is not known has its name."""
+    status = dataclasses.replace(FULL, pools=("orders", "billing"))
+    (info,) = (
+        one
+        for one in families([status], 100.0, {"orders": ["orders-5+10", "orders-NullPool"]})
+        if one.name.endswith("database_pool")
+    )
+    assert [sample.labels["pool"] for sample in info.samples] == ["orders-5+10", "orders-NullPool", "billing"]

@@ -9,7 +9,7 @@ from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.metrics import DATABASE_METRICS, ProbeFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.segment.snapshot import Value
@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from .queries import ServerState
 
 
-def families(statuses: Iterable[ProbeStatus], now: float) -> Iterator[Family]:
-    """Yield the metric families of all probed databases; ``now`` is on the probes' (monotonic) clock.
+def families(
+    statuses: Iterable[ProbeStatus], now: float, labels: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[Family]:
+    """Yield the metric families of all probed databases. A family without samples is left out.
 
-    A family without samples is left out.
+    Args:
+        statuses: of the probes.
+        now: on the probes' (monotonic) clock.
+        labels: the labels of the pools of each name: several if the pools of one default name differ.
     """
     builder = Builder(DATABASE_METRICS, owner=("database",))
     for status in statuses:
         owner = (status.database,)
         for pool in status.pools:
-            builder.add_info(owner, "database_pool_info", {"pool": pool})
+            for label in (labels or {}).get(pool, (pool,)):
+                builder.add_info(owner, "database_pool_info", {"pool": label})
         builder.add(owner, _probe_values(status, now))
         if (server := status.server_at(now)) is not None:
             builder.add_info(owner, "database_server_info", {"server": server.facts.identity})

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pools of this process that one registry shows, with the counts of those that are gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.families import add_capacity, add_state
+from sqlalchemy_pool_exporter.segment.facts import Facts
+from sqlalchemy_pool_exporter.segment.identity import read
+from sqlalchemy_pool_exporter.segment.label import labels
+from sqlalchemy_pool_exporter.segment.ledger import Ledger
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED
+from sqlalchemy_pool_exporter.segment.snapshot import counters
+from sqlalchemy_pool_exporter.segment.store import BlockStore
+from sqlalchemy_pool_exporter.segment.worker import Worker, WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy_pool_exporter.families import Builder
+    from sqlalchemy_pool_exporter.segment.identity import Identity
+    from sqlalchemy_pool_exporter.segment.pages import Pages, Totals
+
+    from .recorder import Recorder
+
+_logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+_MOST_SAID: Final = 1024
+# A read that overlapped a change is done again, at once and then after these pauses in seconds.
+_PAUSES: Final = (0.0, 0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
+
+
+class Read(NamedTuple):
+    """What was recorded at one moment."""
+
+    live: list[tuple[Recorder, WorkerPool]]
+    pools: list[WorkerPool]  # those that no directory has, with the totals of pools that are gone
+
+
+class OwnPools:
+    """The pools of this process in one registry.
+
+    The mutable state is the recorders, the descriptions of their pools and of those that are gone, the stores that
+    their blocks are in, and the ledger of their sums. It is changed under the lock of ``INSTRUMENTED``.
+    """
+
+    def __init__(self) -> None:
+        self.memory = BlockStore()
+        self.errors = 0
+        self._recorders: dict[Recorder, None] = {}
+        self._texts: set[bytes] = set()
+        self._stores: dict[BlockStore, None] = {self.memory: None}
+        self._ledger = Ledger()
+        self._said: set[bytes] = set()  # descriptions of which the log said that several pools have them
+
+    def __bool__(self) -> bool:
+        """Whether there are pools, or counts of pools that are gone without ``close()``."""
+        return bool(self._texts)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the pools, without suffixes."""
+        return {identity.name for _, identity in self._known()}
+
+    @property
+    def directories(self) -> set[Path | None]:
+        """The directories that the pools are recorded in, and None for memory."""
+        return {store.directory for store in list(self._stores)} if self else set()
+
+    def add(self, recorder: Recorder) -> None:
+        """Show a pool."""
+        if recorder.text not in self._said and any(
+            pages.live(recorder.text) > 1 for pages in recorder.store.pages()
+        ):
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
+            self._said.add(recorder.text)
+            _logger.info("several pools are named %r: their numbers are summed", recorder.identity.name)
+        self._recorders[recorder] = None
+        self._stores[recorder.store] = None
+        self._texts.add(recorder.text)
+        if len(self._texts) > 2 * (len(self._recorders) + MOST_ENDED):
+            self._texts = {text for text, _ in self._known()}
+
+    def folded(self, recorder: Recorder) -> None:
+        """Show a pool no more by itself: its counts are in the totals of its name."""
+        self._recorders.pop(recorder, None)
+
+    def remove(self, recorder: Recorder) -> None:
+        """Show the counts of a pool that was folded no more, unless there is another one of its name."""
+        self._recorders.pop(recorder, None)
+        if not any(pages.live(recorder.text) for store in self._stores for pages in store.pages()):
+            self._texts.discard(recorder.text)
+            for pages in self.memory.pages():
+                pages.drop(recorder.text)
+
+    def label(self, identity: Identity) -> str:
+        """Return the value of the label ``pool`` for pools of this identity."""
+        return labels({identity, *(known for _, known in self._known())})[identity]
+
+    def _known(self) -> Iterator[tuple[bytes, Identity]]:
+        for recorder in list(self._recorders):
+            yield recorder.text, recorder.identity
+        for store in list(self._stores):
+            for totals in self._totals(store.pages()):
+                yield totals.text, read(totals.text).identity
+
+    def _totals(self, several: Iterator[Pages]) -> Iterator[Totals]:
+        for pages in several:
+            for totals in pages.totals():
+                if totals.text in self._texts:
+                    yield totals
+
+    # -- a scrape
+
+    def read(self) -> Read:
+        """Copy what is recorded now."""
+        for pause in _PAUSES:
+            before = self._changes()
+            answer = self._read_once()
+            if before == self._changes() and not any(changes & 1 for changes in before):
+                break
+            time.sleep(pause)
+        return answer
+
+    def _changes(self) -> list[int]:
+        return [pages.changes for store in list(self._stores) for pages in store.pages()]
+
+    def _read_once(self) -> Read:
+        unshared = {id(pages) for store in list(self._stores) for pages in store.unshared_pages()}
+        live, pools = [], []
+        for recorder in list(self._recorders):
+            time.sleep(0)  # lets a thread that waits for the GIL run between two pools
+            try:
+                pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
+            except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
+                self.errors += 1
+                continue
+            if pool.snapshot.is_active:
+                live.append((recorder, pool))
+            if id(recorder.storage.pages) in unshared:
+                pools.append(pool)
+        for store in list(self._stores):
+            pools.extend(
+                WorkerPool.of_totals(read(totals.text), totals.counts, totals.ended)
+                for totals in self._totals(store.unshared_pages())
+            )
+        return Read(live, pools)
+
+    def add_to(self, builder: Builder, found: Read, others: set[str], pid: int) -> None:
+        """Add the pools of this process that are in no directory, so that no other process sees them.
+
+        If a directory has a pool of that label, too, they get the label ``worker``: two such processes, asked in turn,
+        must not make one series go back and forth.
+        """
+        worker = Worker("", b"", 0, is_live=True, pools=tuple(found.pools), facts=Facts(None, None))
+        view = self._ledger.view([worker], [])
+        owners: dict[str, tuple[str, ...]] = {
+            label: (label, f"pid{pid}") if label in others else (label,) for label in view.labels.values()
+        }
+        for label, infos in view.infos.items():
+            for info in infos:
+                builder.add_info(owners[label], "info", info)
+        self._add_states(builder, found, view.labels, owners)
+        for (label, *_), counts in view.counts.items():
+            builder.add(owners[label], counters(counts, has_overflow=label in view.with_overflow))
+
+    def _add_states(
+        self,
+        builder: Builder,
+        found: Read,
+        by_identity: dict[Identity, str],
+        owners: dict[str, tuple[str, ...]],
+    ) -> None:
+        now, wall = time.monotonic(), time.time()
+        every = labels({pool.identity for _, pool in found.live} | set(by_identity))
+        shared: dict[str, set[bool | None]] = {}
+        for recorder, pool in found.live:
+            is_shared = recorder.store.shares(recorder.storage.doubles)
+            shared.setdefault(every[pool.identity], set()).add(is_shared)
+        for label, are_shared in shared.items():
+            if are_shared != {None}:
+                builder.add((label,), [("exporter_segment_shared", float(False not in are_shared))])
+        by_label: dict[str, list[WorkerPool]] = {}
+        for pool in found.pools:
+            if pool.snapshot.is_active:
+                by_label.setdefault(by_identity[pool.identity], []).append(pool)
+        for label, pools in by_label.items():
+            snapshots = [pool.snapshot for pool in pools]
+            add_capacity(builder, owners[label], snapshots)
+            add_state(builder, owners[label], snapshots, now=now, wall=wall)

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writer of a process's pages: gives a block to each pool, and keeps the totals of those that are gone.
+
+Only one thread at a time may call ``pool()``, ``fold()`` and ``drop_old()``; the application holds a lock then. Pools
+that need more rows do so without: their threads take free pages with the atomic ``list.pop``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.errors import SegmentError
+
+from .block import ACTIVE, FIELDS, FIRST_COUNTER, PAGE_BYTES
+from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
+from .page import (
+    BIRTH,
+    COMMIT,
+    COPIES_AT,
+    COUNTS,
+    DOUBLES_AT,
+    ENDED,
+    FREE,
+    KIND,
+    OWNER,
+    OWNER_BIRTH,
+    POOL,
+    RESTING,
+    ROW_PAGES,
+    ROWS,
+    TEXT_AT,
+    TEXT_BYTES,
+    TOTALS,
+    Commit,
+    added,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# A name that no live pool has had for this long is forgotten. Prometheus has its own memory.
+RETENTION_SECONDS: Final = 3600.0
+# So is the oldest of more such names than this, so that tenants that come and go cost what the live ones cost.
+MOST_ENDED: Final = 64
+_GROWING_SECONDS: Final = 1.0
+_ZEROS: Final = bytes(PAGE_BYTES)
+
+
+class Space:
+    """Pages in private memory, one at a time."""
+
+    def grow(self, _pages: int) -> list[memoryview]:
+        """Return at least one more page, full of zeros.
+
+        It is not an anonymous ``mmap``: Python maps that shared, so a forked child would write into its parent's pages.
+        """
+        return [memoryview(bytearray(PAGE_BYTES))]
+
+
+class PoolBlock:
+    """The block of one live pool. The mutable state is the further pages of rows."""
+
+    __slots__ = ("birth", "doubles", "page", "pages", "rows", "text")
+
+    def __init__(self, pages: Pages, page: int, text: bytes) -> None:
+        self.pages = pages
+        self.page = page
+        self.text = text
+        memory = pages.page(page)
+        self.birth: int = memory.cast("Q")[BIRTH]
+        self.doubles: memoryview[float] = memory[DOUBLES_AT:].cast("d")
+        self.rows: list[int] = []
+
+    def more_rows(self) -> memoryview[float] | None:
+        """Return another page for rows, which begin at ``ROWS_AT``; None if there is none."""
+        return self.pages.more_rows(self) if len(self.rows) < ROW_PAGES else None
+
+
+class Totals(NamedTuple):
+    """The sum of the counts of the pools of one description that are gone."""
+
+    text: bytes
+    counts: list[float]
+    ended: float  # Unix time
+
+
+class Pages:
+    """The pages of one process.
+
+    Mutable state: the pages, those that are free, and the totals by description: of pools of which one lives, and of
+    those of which none lives, in the order in which the last one went.
+    """
+
+    def __init__(
+        self,
+        space: Space | None = None,
+        pages: Sequence[memoryview] = (),
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Take over pages.
+
+        Args:
+            space: makes more pages.
+            pages: those that there are; the first one has the header of a segment.
+            wall: Unix time.
+        """
+        self._space = space or Space()
+        self._pages = list(pages) or self._space.grow(0)
+        self._header = self._pages[0].cast("Q")
+        if not pages:
+            self._header[USED_WORD] = HEADER_BYTES
+        self._wall = wall
+        self._growing = threading.Lock()
+        self._changing = 0
+        self._free: list[int] = []
+        self._totals: dict[bytes, int] = {}
+        self._live: Counter[bytes] = Counter()
+        self._ended: dict[bytes, float] = {}
+        self._resting: dict[bytes, float] = {}
+        with self.changing():
+            self._take_over()
+
+    def page(self, number: int) -> memoryview:
+        """Return a page."""
+        return self._pages[number]
+
+    @property
+    def changes(self) -> int:
+        """A number that is odd while counts move from one page to another, and larger afterwards."""
+        return self._header[CHANGES_WORD]
+
+    @property
+    def used(self) -> int:
+        """How many bytes were ever in use."""
+        return self._header[USED_WORD]
+
+    def __len__(self) -> int:
+        """Return how many pages are in use, without the header."""
+        return len(self._pages) - 1 - len(self._free)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Tell readers that counts move or pages become free meanwhile."""
+        self._begin()
+        try:
+            yield
+        finally:
+            self._end()
+
+    def is_count(self, at: int) -> bool:
+        """Return whether the word at an offset in bytes is a count of a pool's block."""
+        page, within = self._pages[at // PAGE_BYTES], at % PAGE_BYTES - DOUBLES_AT
+        return page.cast("Q")[KIND] == POOL and 8 * FIRST_COUNTER <= within < 8 * FIELDS
+
+    # -- pools
+
+    def pool(self, text: bytes) -> PoolBlock:
+        """Return a block of zeros for a pool with this description.
+
+        Raises:
+            SegmentError: there is no room.
+        """
+        self.drop_old()
+        number = self._take()
+        self._header[BIRTHS_WORD] = birth = self._header[BIRTHS_WORD] + 1
+        self._write(number, POOL, text, birth)
+        self._live[text] += 1
+        self._ended.pop(text, None)
+        if self._resting.pop(text, None) is not None:
+            self.page(self._totals[text]).cast("Q")[RESTING] = 0
+        return PoolBlock(self, number, text)
+
+    def more_rows(self, block: PoolBlock) -> memoryview[float] | None:
+        """Return another page for the rows of a pool, or None. It never waits: the application opens a connection."""
+        try:
+            number = self._take(wait=False)
+        except SegmentError:
+            return None
+        page = self.page(number)
+        page[8:] = _ZEROS[8:]
+        words = page.cast("Q")
+        words[OWNER], words[OWNER_BIRTH] = block.page, block.birth
+        words[KIND] = ROWS
+        block.rows.append(number)
+        return page.cast("d")
+
+    def fold(self, block: PoolBlock) -> bool:
+        """Add the counts of a pool that is gone to its totals and free its pages; False if there is no room.
+
+        After a kill at any store, the counts are in the totals or in the block: the commit word says which.
+        """
+        now = self._wall()
+        try:
+            totals = self._totals_of(block.text)
+        except SegmentError:
+            return False
+        with self.changing():
+            self._add(totals, block, now)
+            self._release(block.page, *block.rows)
+        self._live[block.text] -= 1
+        if self._live[block.text] <= 0:
+            del self._live[block.text]
+            self._ended.pop(block.text, None)
+            self._ended[block.text] = now
+        self.drop_old()
+        return True
+
+    def drop_old(self) -> None:
+        """Drop the totals of names that no live pool has had for long, and the oldest of many such names."""
+        now = self._wall()
+        for ended, most in ((self._ended, MOST_ENDED), (self._resting, len(self._pages))):
+            while ended:
+                text, since = next(iter(ended.items()))
+                if len(ended) <= most and now - since <= RETENTION_SECONDS:
+                    break
+                ended.pop(text, None)
+                self._drop(text)
+
+    def drop(self, text: bytes) -> None:
+        """Drop the totals of a name, if no live pool has it."""
+        if text not in self._live and text in self._totals:
+            self._ended.pop(text, None)
+            self._resting.pop(text, None)
+            self._drop(text)
+
+    def live(self, text: bytes) -> int:
+        """Return how many live pools have this description."""
+        return self._live[text]
+
+    def totals(self) -> Iterator[Totals]:
+        """Yield all totals. If ``changes`` is odd or another one afterwards, they are not to be trusted."""
+        for text, number in list(self._totals.items()):
+            words, doubles = self._views(number)
+            first = COPIES_AT[words[COMMIT] & 1]
+            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED])
+
+    # -- inside
+
+    def _views(self, number: int) -> tuple[memoryview[int], memoryview[float]]:
+        page = self.page(number)
+        return page.cast("Q"), page.cast("d")
+
+    def _begin(self) -> None:
+        self._changing += 1
+        self._header[CHANGES_WORD] |= 1
+
+    def _end(self) -> None:
+        # The garbage collector can run a finalizer of the application that folds another pool in between.
+        self._changing -= 1
+        if not self._changing:
+            self._header[CHANGES_WORD] += 1
+
+    def _take(self, *, wait: bool = True) -> int:
+        """Return a free page."""
+        try:
+            number = self._free.pop()
+        except IndexError:
+            number = self._grow(wait=wait)
+        header, end = self._header, (number + 1) * PAGE_BYTES
+        # straight line: another thread can take a page, too
+        if end > header[USED_WORD]:  # noqa: PLR1730 - max() is a call
+            header[USED_WORD] = end
+        # end of straight line
+        return number
+
+    def _grow(self, *, wait: bool) -> int:
+        # A thread that opens a connection does not wait: the thread that has the lock can be in a finalizer of the
+        # application, which can wait for that connection.
+        if not self._growing.acquire(timeout=_GROWING_SECONDS if wait else 0):
+            raise SegmentError("another thread makes room at this moment")
+        try:
+            first = len(self._pages)
+            self._pages += self._space.grow(first)
+            self._free += range(len(self._pages) - 1, first, -1)
+            return first
+        finally:
+            self._growing.release()
+
+    def _write(self, number: int, kind: int, text: bytes, birth: int = 0) -> None:
+        page = self.page(number)
+        page[8:] = _ZEROS[8:]
+        page[TEXT_AT:DOUBLES_AT] = text[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+        words = page.cast("Q")
+        words[BIRTH] = birth
+        words[KIND] = kind
+
+    def _totals_of(self, text: bytes) -> int:
+        number = self._totals.get(text)
+        if number is None:
+            number = self._take()
+            self._write(number, TOTALS, text)
+            self._totals[text] = number
+        return number
+
+    def _add(self, number: int, block: PoolBlock, now: float) -> None:
+        words, doubles = self._views(number)
+        copy = words[COMMIT] & 1
+        first, other = COPIES_AT[copy], COPIES_AT[1 - copy]
+        counts = _list(block.doubles, FIRST_COUNTER, FIELDS)
+        doubles[other : other + COUNTS] = memoryview(added(_list(doubles, first, first + COUNTS), counts))
+        doubles[ENDED] = now
+        words[COMMIT] = Commit(1 - copy, block.page, block.birth).word
+
+    def _release(self, *numbers: int) -> None:
+        for number in numbers:
+            self.page(number).cast("Q")[KIND] = FREE
+            self._free.append(number)
+
+    def _drop(self, text: bytes) -> None:
+        number = self._totals.pop(text, None)
+        if number is not None:
+            with self.changing():
+                self._header[DROPS_WORD] += 1
+                self._release(number)
+
+    # -- after another process
+
+    def _take_over(self) -> None:
+        """Fold the pools that the last process left, and find the totals and the free pages."""
+        pools: list[tuple[int, bytes]] = []
+        ended: dict[bytes, float] = {}
+        for number in reversed(range(1, len(self._pages))):
+            words, doubles = self._views(number)
+            if (number + 1) * PAGE_BYTES > self.used:
+                self._free.append(number)
+                continue
+            kind = words[KIND]
+            text = bytes(self.page(number)[TEXT_AT:DOUBLES_AT]).rstrip(b"\0")
+            if kind == TOTALS and text not in self._totals:
+                self._totals[text] = number
+                (self._resting if words[RESTING] else ended)[text] = doubles[ENDED]
+            elif kind == POOL:
+                pools.append((number, text))
+            else:
+                self._release(number)
+        for number, text in pools:
+            self._fold_left(number, text)
+            ended.pop(text, None)
+        self._ended = dict(sorted(ended.items(), key=lambda item: item[1]))
+        self._resting = dict(sorted(self._resting.items(), key=lambda item: item[1]))
+
+    def _fold_left(self, number: int, text: bytes) -> None:
+        """Fold a pool that another process left in this page; if there is no room, only its counts stay."""
+        block, now = PoolBlock(self, number, text), self._wall()
+        block.doubles[ACTIVE] = 0.0
+        try:
+            totals = self._totals_of(text)
+        except SegmentError:
+            return
+        words, _ = self._views(totals)
+        committed = Commit.of(words[COMMIT])
+        if (committed.page, committed.birth) != (number, block.birth):
+            self._add(totals, block, now)
+        words[RESTING] = 1
+        self._resting[text] = now
+        self._release(number)
+
+
+def _list(
+    doubles: Any, begin: int, end: int
+) -> list[float]:  # typeshed gives tolist() the type of memoryview[int]
+    found: list[float] = doubles[begin:end].tolist()
+    return found
