@@ -203,7 +203,14 @@ class Stage:
             json.dumps(
                 {
                     "segments": {"directory": str(self.directory / "pools")},
-                    "databases": [{"name": name, "dsn": dsn, "interval_seconds": 1, "timeout_seconds": 1}],
+                    "databases": [
+                        {
+                            "name": name,
+                            "dsn": dsn,
+                            "interval_seconds": incident.probe_seconds,
+                            "timeout_seconds": incident.probe_seconds,
+                        }
+                    ],
                 }
             )
         )
@@ -266,6 +273,7 @@ class Incident:
         workers: how many processes have the pool.
         is_configured: the fault is in the configuration, so it exists from the start of the workers.
         prepare: changes the server before the workers start.
+        probe_seconds: interval and time limit of the probes.
     """
 
     name: str
@@ -280,6 +288,7 @@ class Incident:
     workers: int = 2
     is_configured: bool = False
     prepare: Callable[[Database], None] = _nothing
+    probe_seconds: float = 1.0
 
 
 class Played:
