@@ -34,12 +34,13 @@ SHARED = {
     "fleet_collector",
     "metrics",
     "negotiation",
+    "pausing",
 }
 # Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import
 # each other and ``segment``, without a cycle.
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
-    "segment": {"about", "environment", "errors", "metrics"},
+    "segment": {"about", "environment", "errors", "metrics", "pausing"},
     "recording": SHARED | {"segment"},
     "sidecar": SHARED | {"segment"},
     "bundled": {"errors"},

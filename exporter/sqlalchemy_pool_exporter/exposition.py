@@ -15,12 +15,15 @@ import math
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.samples import Sample
+
+from .pausing import pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,6 +49,7 @@ _TEXT_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _FIRST_EXPONENT: Final = 1e6
 _OPENMETRICS_END: Final = "# EOF\n"
 _GZIP_LEVEL: Final = 3
+_BATCH: Final = 500  # lines, between two pauses
 # prometheus_client 0.21, the oldest supported release, has no such option.
 _HAS_ESCAPING: Final = "escaping" in inspect.signature(exposition.generate_latest).parameters
 
@@ -131,49 +135,51 @@ def text(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
         utf8_names: put names that have other characters than letters, digits and underscores in quotes (version 1.0.0
             of the format), instead of replacing those characters by underscores (0.0.4).
     """
-    parts: list[str] = []
+    parts: list[bytes] = []
     for family in families:
         kind, suffix = _TEXT_TYPES.get(family.type, ("", ""))
         lines = _lines(family) if kind else None
         if lines is None:
-            parts.append(_foreign(exposition.generate_latest, family, utf8_names=utf8_names))
+            parts.append(_foreign(exposition.generate_latest, family, utf8_names=utf8_names).encode())
             continue
         name = family.name + suffix
-        parts.append(
-            f"# HELP {name} {family.documentation.translate(_TEXT_HELP_ESCAPES)}\n# TYPE {name} {kind}\n"
-        )
+        head = f"# HELP {name} {family.documentation.translate(_TEXT_HELP_ESCAPES)}\n# TYPE {name} {kind}\n"
+        parts.append(head.encode())
         parts += _written(lines)
-    return "".join(parts).encode()
+    return b"".join(parts)
 
 
 def openmetrics(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
     """Return the families in OpenMetrics 1.0; the arguments are those of ``text()``."""
-    parts: list[str] = []
+    parts: list[bytes] = []
     for family in families:
         lines = _lines(family)
         if lines is None:
             written = _foreign(openmetrics_exposition.generate_latest, family, utf8_names=utf8_names)
-            parts.append(written.removesuffix(_OPENMETRICS_END))
+            parts.append(written.removesuffix(_OPENMETRICS_END).encode())
             continue
         name = family.name
-        parts.append(
-            f"# HELP {name} {family.documentation.translate(_ESCAPES)}\n# TYPE {name} {family.type}\n"
-        )
+        head = f"# HELP {name} {family.documentation.translate(_ESCAPES)}\n# TYPE {name} {family.type}\n"
         if family.unit:
-            parts.append(f"# UNIT {name} {family.unit}\n")
+            head += f"# UNIT {name} {family.unit}\n"
+        parts.append(head.encode())
         parts += _written(lines)
-    parts.append(_OPENMETRICS_END)
-    return "".join(parts).encode()
+    parts.append(_OPENMETRICS_END.encode())
+    return b"".join(parts)
 
 
-def _written(lines: _Lines) -> list[str]:
+def _written(lines: _Lines) -> Iterator[bytes]:
+    remaining = iter(lines)
+    # In batches, because joining and encoding a hundred thousand lines at once would keep the GIL for milliseconds.
     # No call of number() for short floats: nearly all of tens of thousands of values are short.
-    return [
+    while batch := [
         f"{start}{value!r}\n"
         if -_FIRST_EXPONENT < value < _FIRST_EXPONENT and type(value) is float
         else f"{start}{number(value)}\n"
-        for (_, _, start), value in lines
-    ]
+        for (_, _, start), value in islice(remaining, _BATCH)
+    ]:
+        yield "".join(batch).encode()
+        pause()
 
 
 def number(value: float) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from .exposition import Family, Series
 from .metrics import BUCKETS
+from .pausing import pause
 from .segment import sums
 from .segment.snapshot import Histogram
 
@@ -76,6 +77,7 @@ class Builder:
             values: pairs of the key of a metric and its value: a number, numbers by the value of the metric's own
                 label, or a histogram.
         """
+        pause()
         series = self.series.get(owner)
         if series is None:
             series = self.series[owner] = self._known.get(owner) or OwnerSeries()
@@ -105,6 +107,7 @@ class Builder:
 
     def add_info(self, owner: Owner, key: str, labels: Mapping[str, str]) -> None:
         """Add a sample with the value 1, whose labels carry the information."""
+        pause()
         family = self._families[key]
         family.series.append(Series.of(self._metrics[key].name, {**self._labels(owner), **labels}))
         family.values.append(1.0)

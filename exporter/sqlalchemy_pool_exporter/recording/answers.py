@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.negotiation import Wanted
+from sqlalchemy_pool_exporter.pausing import pausing
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -31,7 +32,8 @@ class Answer(NamedTuple):
 def answer(registry: CollectorRegistry, method: str, wanted: Wanted) -> Answer:
     """Return the metrics for GET and HEAD, the answer to OPTIONS, or 405 for other methods."""
     if method in {"GET", "HEAD"}:
-        return Answer(HTTPStatus.OK, wanted.headers, exposition.write(registry.collect(), wanted))
+        with pausing():
+            return Answer(HTTPStatus.OK, wanted.headers, exposition.write(registry.collect(), wanted))
     if method == "OPTIONS":
         return Answer(HTTPStatus.OK, _ALLOW, b"")
     return Answer(HTTPStatus.METHOD_NOT_ALLOWED, _ALLOW, b"405: use GET, HEAD or OPTIONS\n")

@@ -29,6 +29,7 @@ from sqlalchemy_pool_exporter.metrics import (
     FLEET_METRICS,
     POOL_METRICS,
 )
+from sqlalchemy_pool_exporter.pausing import pausing
 from sqlalchemy_pool_exporter.segment import fork
 
 from .at_fork import count_children
@@ -125,7 +126,7 @@ class PoolCollector(Collector):
         if self._process.id != os.getpid():
             self._process = _Process()
         clashing_ = self._clashing()
-        with self._process.lock:
+        with self._process.lock, pausing():
             families = [family for family in self._families() if family.name not in clashing_]
         yield from families
 

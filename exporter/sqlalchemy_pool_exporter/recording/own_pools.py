@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.families import add_capacity, add_state
+from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment.facts import Facts
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
@@ -119,12 +120,12 @@ class OwnPools:
 
     def read(self) -> Read:
         """Copy what is recorded now."""
-        for pause in _PAUSES:
+        for seconds in _PAUSES:
             before = self._changes()
             answer = self._read_once()
             if before == self._changes() and not any(changes & 1 for changes in before):
                 break
-            time.sleep(pause)
+            time.sleep(seconds)
         return answer
 
     def _changes(self) -> list[int]:
@@ -134,7 +135,7 @@ class OwnPools:
         unshared = {id(pages) for store in list(self._stores) for pages in store.unshared_pages()}
         live, pools = [], []
         for recorder in list(self._recorders):
-            time.sleep(0)  # lets a thread that waits for the GIL run between two pools
+            pause()
             try:
                 pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
             except Exception:  # noqa: BLE001 - one odd pool never fails the scrape

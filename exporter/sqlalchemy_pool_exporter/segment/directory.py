@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
+from sqlalchemy_pool_exporter.pausing import pause
 
 from .format import FILES, file_name
 from .ledger import Ledger, View
@@ -129,6 +130,7 @@ class Reader:
         trust = Trust.of(self.directory)
         failed: set[str] = set()
         for name in listed or ():
+            pause()
             try:
                 worker = self._read(name, trust)
             except SegmentError as error:

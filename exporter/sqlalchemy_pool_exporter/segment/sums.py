@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy_pool_exporter.pausing import pause
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -34,6 +36,7 @@ _LARGEST: Final = frozenset(
 
 def total(rows: Sequence[Counts]) -> Counts:
     """Return the sum of rows of counts, rounded once."""
+    pause()
     return rows[0] if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
+from sqlalchemy_pool_exporter.pausing import pause
 
 from . import facts, identity
 from .block import (
@@ -221,7 +222,7 @@ def _read_pages(descriptor: int, *, is_live: bool) -> tuple[bytes, bool]:
 
     What a dead writer left is right, whatever it was about to do: the commit words say so.
     """
-    for pause in _PAUSES:
+    for seconds in _PAUSES:
         before = _checked(Header.read(descriptor))
         if not is_possible(os.fstat(descriptor), before.used):
             raise SegmentError(f"it grew to {before.used} bytes without taking them")
@@ -229,7 +230,7 @@ def _read_pages(descriptor: int, *, is_live: bool) -> tuple[bytes, bool]:
         after = _checked(Header.read(descriptor))
         if before.changes == after.changes and not (before.changes & 1 and is_live):
             return data, True
-        time.sleep(pause)
+        time.sleep(seconds)
     return data, False
 
 
@@ -266,6 +267,7 @@ def _pools(data: bytes) -> Iterator[WorkerPool]:
     rows: dict[tuple[int, int], list[array[float]]] = {}
     folded: set[tuple[int, int]] = set()
     for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
+        pause()
         kind, first, second, used = _HEAD.unpack_from(data, begin)
         if kind == POOL:
             pools[begin] = first
@@ -279,6 +281,7 @@ def _pools(data: bytes) -> Iterator[WorkerPool]:
             message = f"the page at byte {begin} is of an unknown kind"
             raise SegmentError(message)
     for begin, birth in pools.items():
+        pause()
         owner = (begin // PAGE_BYTES, birth)
         if owner not in folded:
             described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
