@@ -52,7 +52,7 @@ def in_child(act):
 def own():
     "Return the values of this process's pool alone; a scrape shows those of all processes."
     from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
-    (recorder,) = INSTRUMENTED.recorders.values()
+    (recorder,) = INSTRUMENTED.recorders
     return dict(recorder.values())
 
 directory = Path(sys.argv[1])

@@ -16,7 +16,6 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording.faults import is_own
-from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from tests.support.fakes import FakeConnection
 from tests.support.moments import Scene, each_moment
@@ -112,7 +111,8 @@ def assert_adds_up(scene: Scene, where: str) -> None:
     assert counted["checkouts"] + failed == counted["checkout_wait_seconds_count"], where
     assert "exporter_recording_faults" not in counted, where
     # Two callers were pending at once at most, so two slots were ever needed.
-    (recorder,) = (one for one in INSTRUMENTED.recorders if one.identity.name == name and not one.is_ended)
+    recorder = scene.handle._recorder()
+    assert recorder is not None, where
     assert recorder.block[WAITERS_USED] <= 2, where
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant, read, written
@@ -62,6 +62,9 @@ def test_order_does_not_matter(identities: list[Identity], dice: object) -> None
     assert labels(shuffled) == labels(identities)
 
 
+@example(
+    [Identity("orders@db", NULL._replace(max_overflow=0.0)), Identity("orders@db", NULL)],
+)
 @given(IDENTITIES)
 def test_labels_are_unique(identities: list[Identity]) -> None:
     """A given name is the label. Pools that differ have different labels, except by one name that was given."""

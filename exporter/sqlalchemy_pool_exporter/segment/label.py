@@ -54,9 +54,9 @@ def _suffix(variant: Variant, variants: set[Variant]) -> str:
 
 
 def _limits(variant: Variant) -> str:
-    if variant.size is None:
+    if variant.size is None and variant.max_overflow is None:
         return "unlimited"
-    return f"{_number(variant.size, '')}+{_number(variant.max_overflow, 'unlimited')}"
+    return f"{_number(variant.size, 'unlimited')}+{_number(variant.max_overflow, 'unlimited')}"
 
 
 def _number(limit: float | None, absent: str) -> str:
