@@ -48,6 +48,7 @@ METRICS = {metric.name: metric for metric in ALL}
 SUFFIXES = ("_bucket", "_count", "_sum")
 # Metrics that no dashboard shows and no rule uses, each with the reason.
 EXCUSED: dict[str, str] = {
+    "sqlalchemy_pool_instances": "says how many pools a sum is of; the sums themselves are shown",
     "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
     "sqlalchemy_pool_exporter_forked_processes": "for an application without a directory; a warning says the same",
     "sqlalchemy_pool_database_in_recovery": "explains read_only",
