@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
-from sqlalchemy_pool_exporter.recording.faults import is_own
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from tests.support.fakes import FakeConnection
 from tests.support.moments import Scene, each_moment
 from tests.support.programs import PROLOGUE, run
@@ -125,9 +125,22 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
     result = run(
         """
         import ctypes
+        import logging
 
         class OutOfTime(Exception):
             pass
+
+        # SQLAlchemy logs one that strikes while it resets or closes a connection, and goes on. Python reports one that
+        # strikes in a callback of the garbage collector.
+        swallowed = []
+
+        class Swallowed(logging.Handler):
+            def emit(self, record):
+                if record.exc_info and record.exc_info[0] is OutOfTime:
+                    swallowed.append(record.getMessage())
+
+        logging.getLogger("sqlalchemy.pool").addHandler(Swallowed())
+        sys.unraisablehook = lambda raised: swallowed.append(raised.err_msg)
 
         pool = eval(sys.argv[1])
         handle = instrument(pool, name="p", registry=registry)
@@ -154,14 +167,8 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
         worker.start()
         thread, kind = ctypes.c_ulong(worker.ident), ctypes.py_object(OutOfTime)
         while sent < int(sys.argv[2]):
-            # SQLAlchemy itself loses one that strikes while it resets or closes a connection, and Python one that
-            # strikes in a callback of the garbage collector.
-            frame = sys._current_frames()[worker.ident]
-            code, names = frame.f_code, set()
-            while frame:
-                names.add(frame.f_code.co_name)
-                frame = frame.f_back
-            if "sqlalchemy_pool_exporter" not in code.co_filename or names & {"_record_collected", "_finalize_fairy"}:
+            code = sys._current_frames()[worker.ident].f_code
+            if "sqlalchemy_pool_exporter" not in code.co_filename:
                 continue
             before, since = caught, turns
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, kind)
@@ -173,7 +180,7 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
         done = True
         worker.join()
         gc.collect()
-        assert lost == []
+        assert len(lost) <= len(swallowed), (lost, swallowed)
         idle = samples()
         assert idle["pending_checkouts"] == 0, idle
         assert idle["connections.in_use"] == 0, idle

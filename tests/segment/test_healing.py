@@ -7,7 +7,6 @@ import mmap
 import os
 import shutil
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
-from sqlalchemy_pool_exporter.segment import remap, store
+from sqlalchemy_pool_exporter.segment import remap
 from sqlalchemy_pool_exporter.segment.block import DETACHES, FIRST_COUNTER, LAST_CHECKIN
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
@@ -34,15 +33,10 @@ if TYPE_CHECKING:
 pytestmark = FORKS
 
 
-@pytest.fixture(autouse=True)
-def _each_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the file at each new connection of this process."""
-    monkeypatch.setattr(store, "_CHECK_SECONDS", 0.0)
-
-
 def connect(directory: Path, worker: Worker, pool: str) -> None:
-    """Let a worker open connections until its file is there: it looks once a second."""
-    assert eventually(lambda: worker.do("hold", pool, 1) is None and bool(list(directory.glob("worker-*"))))
+    """Let a worker open a connection, which puts its file back."""
+    worker.do("hold", pool, 1)
+    assert list(directory.glob("worker-*"))
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
@@ -61,11 +55,9 @@ def test_deleted_under_a_live_worker(directory: Path, what: str) -> None:
         gone = scraper.scrape()  # which asserts that no counter falls
         assert gone.value("checkouts_total", "orders") == 9
         assert gone.get("connections", "orders", worker="000", state="in_use") is None
-        before = 9
-        while not names(directory):  # it looks once a second
-            time.sleep(0.02)
-            worker.do("hold", "orders", 1)
-            before += 1
+        worker.do("hold", "orders", 1)
+        assert names(directory)
+        before = 10
         exposition = scraper.scrape()
         assert exposition.value("checkouts_total", "orders") == before
         assert exposition.value("connections", "orders", worker="000", state="in_use") == before - 7

@@ -32,8 +32,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     UNTRACKED_PENDING,
     WAIT,
 )
-
-from .faults import is_own
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
     import weakref

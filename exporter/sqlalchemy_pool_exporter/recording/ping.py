@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import PING, SUM
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
-from .faults import is_own
 from .sqlalchemy_pool import PING_METHODS
 
 if TYPE_CHECKING:

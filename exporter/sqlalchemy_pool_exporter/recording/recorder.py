@@ -52,12 +52,12 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS_USED,
 )
 from sqlalchemy_pool_exporter.segment.identity import written
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from sqlalchemy_pool_exporter.segment.pages import Pages
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
-from .faults import is_own
 from .slots import FreeSlots
 
 if TYPE_CHECKING:

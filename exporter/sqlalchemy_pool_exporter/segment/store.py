@@ -13,14 +13,14 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter import environment
 
 from . import fork
 from .identity import read
+from .own_errors import is_own
 from .pages import Pages
 
 if TYPE_CHECKING:
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
-_CHECK_SECONDS: Final = 1.0  # a look at the file takes 5 µs
-
 
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, when to look at it again, whether the log has a warning already, and the pages
-    in memory.
+    Mutable state: the lease of the file, whether the log has a warning already, and the pages in memory.
     """
 
     def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
@@ -47,7 +44,6 @@ class BlockStore:
         self._lease: Lease | None = None
         self._has_warned = False
         self._healing = threading.Lock()
-        self._next_check = 0.0
         self._memory: Pages | None = None
         self._take_lease()
 
@@ -67,7 +63,9 @@ class BlockStore:
             try:
                 # Also of a file that was deleted and cannot be replaced now: all that it has goes on in the next one.
                 return self._lease.block(text)
-            except Exception as error:  # noqa: BLE001 - the application never depends on the file
+            except Exception as error:
+                if not is_own(error):
+                    raise
                 name = read(text).identity.name
                 self._warn(f"pool {name[:40]!r}, and others for which there is no room, are", error)
         if self._memory is None:
@@ -105,13 +103,14 @@ class BlockStore:
             from .file import Lease  # noqa: PLC0415
 
             self._lease = Lease(self.directory, group_readable=self._group_readable)
-        except Exception as error:  # noqa: BLE001 - the application never depends on the file
+        except Exception as error:
+            if not is_own(error):
+                raise
             self._warn("pools of this process are", error)
 
     def check(self) -> None:
-        """Replace the file if it was deleted, unless the last look was just now. Each new connection calls this."""
-        if self._lease is not None and (now := time.monotonic()) >= self._next_check:
-            self._next_check = now + _CHECK_SECONDS
+        """Replace the file if it was deleted. Each new connection calls this; a look at the file takes 5 µs."""
+        if self._lease is not None:
             self._has_file()
 
     def _has_file(self) -> bool:
@@ -127,7 +126,9 @@ class BlockStore:
                 self._log(
                     "%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path
                 )
-        except Exception as error:  # noqa: BLE001 - the application never depends on the file
+        except Exception as error:
+            if not is_own(error):
+                raise
             self._warn("pools of this process are", error)
             return False
         else:
