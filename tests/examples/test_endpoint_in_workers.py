@@ -6,20 +6,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.examples.test_servers import Server, Tally, _ask
+from tests.examples.test_servers import Client, Server, Tally, _ask
 from tests.recording.test_standby import free_port
 from tests.support.paths import ROOT
 from tests.support.samples import key, read_samples
 from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.pg import Server as DatabaseServer
     from tests.support.samples import Samples
 
@@ -48,12 +48,32 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
 """
 GUNICORN = ("-m", "gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
+UWSGI = (
+    *(str(Path(sys.executable).with_name("pyuwsgi")), "--http-socket", "127.0.0.1:0", "--die-on-term"),
+    *("--disable-logging", "--master", "--processes", str(WORKERS)),
+)
+CELERY = """
+import os
+from celery import Celery
+from sqlalchemy import text
+
+app = Celery("snippet")
+
+@app.task(name="work")
+def work():
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    return os.getpid()
+"""
 SERVERS = {
     "gunicorn sync": (*GUNICORN, "snippet:app"),
     "gunicorn sync preload": (*GUNICORN, "--preload", "snippet:app"),
     "gunicorn gthread preload": (*GUNICORN, "--preload", "--threads", "2", "snippet:app"),
+    "uwsgi": (*UWSGI, "--module", "snippet:app"),
+    "uwsgi lazy": (*UWSGI, "--lazy-apps", "--module", "snippet:app"),
     "uvicorn": ("-m", "uvicorn", "--workers", str(WORKERS), "--port", "0", "snippet:app"),
 }
+MORE = ("uwsgi lazy",)  # combinations of features that other entries test
 
 
 def write_snippet(folder: Path, database: DatabaseServer, port: int, application: str) -> None:
@@ -79,8 +99,17 @@ def scrape(port: int) -> Samples:
         return {}
 
 
+def is_shown(port: int, tally: Tally) -> bool:
+    """Return whether the endpoint shows all workers, and all checkouts of the tally."""
+    samples = scrape(port)
+    live = samples.get(key("exporter_workers", state="live"), 0)
+    return samples.get(key("checkouts_total", pool="orders")) == tally.total and live >= WORKERS
+
+
 @pytest.mark.newest
-@pytest.mark.parametrize("what", SERVERS)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[pytest.mark.soak] if what in MORE else []) for what in SERVERS]
+)
 def test_every_worker_is_shown(what: str, server: DatabaseServer, tmp_path: Path) -> None:
     """All checkouts of all workers are at one port; nothing raises; after ``kill -9`` of a worker it is the same."""
     port, shared = free_port(), tmp_path / "pools"
@@ -91,21 +120,41 @@ def test_every_worker_is_shown(what: str, server: DatabaseServer, tmp_path: Path
         "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
     }
     with Server(*SERVERS[what], **environment) as served:
-        url = served.wait_for(r"(?:Listening at|running on).*(http://[0-9.:]+)")[1]
+        url = served.url()
         if what == "uvicorn":
             served.wait_for(rf"(?s)(startup complete.*){{{WORKERS}}}")
         tally = Tally(lambda: _ask(url))
         # Each of several servers of a machine prefers the worker that is awake: half of them is enough.
         tally.ask_until(lambda seen: len(seen) >= 2)
-
-        def is_shown() -> bool:
-            samples = scrape(port)
-            in_use = samples.get(key("exporter_workers", state="live"), 0)
-            return samples.get(key("checkouts_total", pool="orders")) == tally.total and in_use >= WORKERS
-
-        assert eventually(is_shown), scrape(port)
+        assert eventually(lambda: is_shown(port, tally)), scrape(port)
         for killed in sorted(tally.by_process)[:2]:
             os.kill(killed, signal.SIGKILL)
             tally.ask_until(lambda seen, killed=killed: len(seen - {killed}) >= 1)  # type: ignore[misc]
-            assert eventually(is_shown), scrape(port)
+            assert eventually(lambda: is_shown(port, tally)), scrape(port)
         assert "EndpointError" not in served.said
+
+
+@pytest.mark.newest
+def test_celery_shows_every_worker(server: DatabaseServer, tmp_path: Path) -> None:
+    """Celery's main process imports the snippet, forks, and serves; it shows the checkouts of all its children.
+
+    The test kills none of them: one that waits for a task has billiard's semaphore.
+    """
+    port, shared = free_port(), tmp_path / "pools"
+    shared.mkdir()
+    write_snippet(tmp_path, server, port, CELERY)
+    celery = server.url("postgresql+psycopg", application_name="celery")
+    environment = {
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
+        "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
+        "CELERY_BROKER_URL": f"sqla+{celery}",
+        "CELERY_RESULT_BACKEND": f"db+{celery}",
+    }
+    worker = f"-m celery --app snippet worker --concurrency {WORKERS} --loglevel INFO --without-gossip --without-mingle"
+    client = "from celery import Celery\nwork = Celery().signature('work')"
+    with Server(*worker.split(), **environment) as served, Client(environment, client) as asking:
+        served.wait_for(r" ready\.")
+        tally = Tally(asking.ask)
+        tally.ask_until(lambda seen: len(seen) >= 2)
+        assert eventually(lambda: is_shown(port, tally)), scrape(port)
+        assert scrape(port)[key("exporter_workers", state="parent")] == 1

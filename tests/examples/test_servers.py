@@ -284,10 +284,11 @@ def _files_in(directory: Path) -> int:
 class Client:
     """Sends tasks from a process of its own, as an application does."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(
+        self, environment: dict[str, str], work: str = "from examples.servers.tasks import work"
+    ) -> None:
         program = (
-            "import sys\nfrom examples.servers.tasks import work\n"
-            "for line in sys.stdin: print(work.delay().get(timeout=60), flush=True)"
+            f"import sys\n{work}\nfor line in sys.stdin: print(work.delay().get(timeout=60), flush=True)"
         )
         without = {"SQLALCHEMY_POOL_EXPORTER_DIR": ""}  # its pool must not count as a worker's
         self._process = subprocess.Popen(

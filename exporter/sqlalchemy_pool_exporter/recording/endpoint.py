@@ -19,8 +19,10 @@ from prometheus_client import REGISTRY
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import APPLICATION_PORT, MAX_PORT, Address
 from sqlalchemy_pool_exporter.errors import EndpointError
+from sqlalchemy_pool_exporter.segment import fork
 
 from .answers import PLAIN, Answer, answer, wanted_by
+from .at_fork import close_in_children
 from .http_server import HTTPServer, Request
 from .instrumented import show_directory
 from .port_lock import LockError, PortLock
@@ -45,7 +47,8 @@ _BIND_POLL_SECONDS: Final = 0.02
 class Server:
     """A running endpoint, in its own thread; or one that stands by for another process of the application.
 
-    Mutable state: the HTTP server, which a process that stands by does not have yet.
+    Mutable state: the HTTP server, which a process that stands by does not have yet, and the thread. uWSGI's process
+    has no thread before it has workers; each of them starts one of its own.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Server:
         self._address: Any
         self._lock: PortLock | None = None
         self._http: HTTPServer | None = None
+        self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         try:
             self._family, _, _, _, self._address = socket.getaddrinfo(
@@ -67,6 +71,9 @@ class Server:
             )[0]
             if directory is not None and port:
                 self._lock = PortLock(directory, str(self._address[0]), port)
+            if fork.forks_workers_in_c():
+                fork.call_in_worker(self._start_in_worker)
+                return
             self._start(directory)
         except OSError as error:
             self._close_sockets()
@@ -74,14 +81,12 @@ class Server:
                 raise
             message = f"cannot listen on {self._asked}: {error.strerror or error}{_remedy(error, directory)}"
             raise EndpointError(message) from error
-        self._thread = threading.Thread(target=self._run, name="sqlalchemy-pool-exporter", daemon=True)
         try:
-            self._thread.start()
+            self._start_thread()
         except RuntimeError as error:  # the interpreter is shutting down, or the system has no thread left
             self._close_sockets()
             message = f"cannot serve on {self._asked}: {error}"
             raise EndpointError(message) from error
-        _servers.add(self)
 
     @property
     def host(self) -> str:
@@ -101,7 +106,7 @@ class Server:
     @property
     def is_standby(self) -> bool:
         """Whether another process of the application serves at this address, and this one waits to take over."""
-        return self._http is None and self._thread.is_alive()
+        return self._http is None and self._is_alive
 
     def close(self) -> None:
         """Stop listening or standing by, and wait for the thread to end. Does nothing the second time."""
@@ -109,7 +114,7 @@ class Server:
         if self._http is not None:
             self._http.stop()
         # While the interpreter shuts down, the thread never runs again: a finalizer that waits for it would hang.
-        if self._thread.is_alive() and not sys.is_finalizing():
+        if self._thread is not None and self._thread.is_alive() and not sys.is_finalizing():
             self._thread.join()
         self._close_sockets()
 
@@ -120,10 +125,36 @@ class Server:
         self.close()
 
     def __repr__(self) -> str:
-        state = " standing by" if self.is_standby else "" if self._thread.is_alive() else " closed"
+        state = " standing by" if self.is_standby else "" if self._is_alive else self._at_rest
         return f"<{type(self).__name__} {self.url}{state}>"
 
+    @property
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def _at_rest(self) -> str:
+        return (
+            " waits for uWSGI's workers" if self._thread is None and not self._closing.is_set() else " closed"
+        )
+
     # -- in the thread
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="sqlalchemy-pool-exporter", daemon=True)
+        self._thread.start()
+        _servers.add(self)
+
+    def _start_in_worker(self) -> None:
+        """Stand by in a worker of uWSGI, until the address is free. A failure costs the endpoint, not the worker."""
+        if self._thread is not None or self._closing.is_set():
+            return
+        if self._lock is not None:
+            close_in_children(self._lock)
+        try:
+            self._start_thread()
+        except RuntimeError as error:
+            _logger.warning("cannot serve on %s: %s", self._asked, error)
 
     def _run(self) -> None:
         if self._http is None:
@@ -136,12 +167,13 @@ class Server:
         while not self._closing.wait(STAND_BY_SECONDS):
             try:
                 if self._listen_if_free():
-                    _logger.info("the process that served %s is gone; this one serves there now", self.url)
+                    _logger.info("%s is free; this process serves there now", self.url)
                     return
             except OSError as error:
                 if not has_complained:
                     has_complained = True
-                    _logger.warning("cannot take over %s yet: %s", self.url, error)
+                    remedy = _remedy(error, self._lock.path.parent if self._lock is not None else None)
+                    _logger.warning("cannot serve on %s yet: %s%s", self.url, error, remedy)
 
     # -- sockets
 
@@ -153,7 +185,7 @@ class Server:
             # The application never depends on the directory, so a process that is started again does not fail here.
             _logger.warning("%s is taken, and which program has it cannot be told: %s", self.url, error)
             return
-        if any(other.url == self.url for other in _servers if other._thread.is_alive()):  # noqa: SLF001 - of this class
+        if any(other.url == self.url for other in _servers if other._is_alive):  # noqa: SLF001 - of this class
             message = f"cannot listen on {self._asked}: this process serves there already"
             raise EndpointError(message)
         _logger.info("another process that shares %s serves %s; this one stands by", directory, self.url)
@@ -246,7 +278,7 @@ def serve(
     """Serve ``/metrics`` in a daemon thread, for an application that has no HTTP server.
 
     If the processes of an application share a directory, each of them may call this: one serves, the others stand by,
-    and one of those takes over when it ends.
+    and one of those takes over when it ends. In uWSGI's master the call starts nothing; the workers serve and stand by.
 
     Args:
         port: 0 chooses a free one, another one in each process; see ``Server.port``.

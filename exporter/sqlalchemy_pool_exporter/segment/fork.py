@@ -50,6 +50,7 @@ class _Process:
         # By pid: a thread of the parent may hold the parent's lock, and does not exist in the child.
         self.locks: dict[int, threading.RLock] = {}
         self.in_child: list[Callable[[], object]] = []
+        self.in_worker: list[Callable[[], object]] = []
 
 
 _process = _Process()
@@ -61,6 +62,24 @@ def call_in_child(callback: Callable[[], object]) -> None:
     if len(_process.in_child) == 1 and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_notice_by_hook)
     _chain_into_uwsgi()
+
+
+def forks_workers_in_c() -> bool:
+    """Return whether this process is uWSGI's before it has workers.
+
+    It may start no thread: a worker that is forked in C while a thread has the GIL waits for the GIL for ever.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not (uwsgi.worker_id() or uwsgi.mule_id())
+
+
+def call_in_worker(callback: Callable[[], object]) -> None:
+    """Call a function when a worker of uWSGI starts, or in the forked child when it notices; maybe more than once.
+
+    Without a master, uWSGI's first process becomes its first worker, and is no child.
+    """
+    _process.in_worker.append(callback)
+    call_in_child(callback)
 
 
 def _notice_by_hook() -> None:
@@ -116,6 +135,8 @@ def _chain_into_uwsgi() -> None:
 
     def post_fork_hook() -> None:
         notice()
+        for callback in _process.in_worker:
+            callback()
         if before is not None:
             before()
 
