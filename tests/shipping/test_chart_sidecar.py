@@ -56,6 +56,9 @@ def test_sidecar(orders: Path, native: bool) -> None:
     # The two containers run as different users, so the sidecar reads the files through the group.
     assert application["securityContext"]["runAsUser"] != sidecar["securityContext"]["runAsUser"]
     assert "1" == environment(application)["SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"]
+    # The sidecar shows the pools; the application's own endpoint would show them again.
+    assert "1" == environment(application)["SQLALCHEMY_POOL_EXPORTER_SIDECAR"]
+    assert "env" not in sidecar
     assert "fsGroup" in spec["securityContext"]
     monitor = of("PodMonitor", found)["spec"]
     assert monitor["selector"]["matchLabels"].items() <= pod(found)["metadata"]["labels"].items()

@@ -36,13 +36,14 @@ def settings(path: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("path", [EXPORTER, DROP_IN], ids=lambda path: path.name)
 def test_the_directory(path: Path) -> None:
-    """Both units have the same directory below /run, which survives a restart, and name it in the environment."""
+    """Both units name one directory below /run, which survives a restart; the application's pools are shown once."""
     found = settings(path)
     (name,) = found["RuntimeDirectory"]
     assert found["RuntimeDirectory"] == settings(EXPORTER)["RuntimeDirectory"]
     assert found["RuntimeDirectoryPreserve"] == ["yes"]
     assert found["RuntimeDirectoryMode"] == ["0700"]
-    assert found["Environment"] == [f"{environment.DIRECTORY}=/run/{name}"]
+    silent = [f"{environment.SIDECAR}=1"] if path == DROP_IN else []
+    assert found["Environment"] == [f"{environment.DIRECTORY}=/run/{name}", *silent]
 
 
 @pytest.mark.requires("systemd-analyze")

@@ -64,6 +64,9 @@ checksum/sqlalchemy-pool-exporter: {{ include "sqlalchemy-pool-exporter.config" 
 {{- with index .Subcharts "sqlalchemy-pool-exporter" -}}
 - name: SQLALCHEMY_POOL_EXPORTER_DIR
   value: {{ .Values.sidecar.directory }}
+# The sidecar shows the pools, so the application's own endpoint does not show them again.
+- name: SQLALCHEMY_POOL_EXPORTER_SIDECAR
+  value: "1"
 {{- if .Values.sidecar.groupReadable }}
 - name: SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE
   value: "1"
