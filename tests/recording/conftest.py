@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
+from sqlalchemy_pool_exporter.recording import at_fork
 from tests.support.drivers import DRIVERS
 from tests.support.pool_case import Case
 
@@ -26,6 +27,12 @@ def little_to_collect() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the children that earlier tests forked: a scrape warns of them."""
+    monkeypatch.setattr(at_fork._state, "children", 0)
 
 
 @pytest.fixture

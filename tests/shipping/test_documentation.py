@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlalchemy_pool_exporter.metrics import APPLICATION_METRICS, EXPORTER_METRICS, POOL_METRICS
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -79,16 +78,3 @@ def test_every_generator_is_listed() -> None:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         command = "make chart" if module == "tools.generate_chart" else f"python -m {module}"
         assert f"`{command}`" in listed, module
-
-
-def test_what_an_application_beside_a_sidecar_drops() -> None:
-    """The relabelling in docs/deployment.md drops every pool metric and keeps the exporter's own metrics."""
-    (pattern,) = re.findall(
-        r'regex: "(.*?)", action: drop', (ROOT / "docs" / "deployment.md").read_text("utf-8")
-    )
-    kept = [
-        metric
-        for metric in (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS)
-        if not re.fullmatch(pattern, metric.name)
-    ]
-    assert [*EXPORTER_METRICS, *APPLICATION_METRICS] == kept

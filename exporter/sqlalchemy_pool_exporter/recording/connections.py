@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-import sys
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.pool import QueuePool, SingletonThreadPool
@@ -143,7 +143,7 @@ class ConnectionHooks:
             return connections.find(connection)
         # A creator handed this connection to several records, and the hook is not told which one closes it. The caller
         # of the hook is a method of that record.
-        frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to ask
+        frame: FrameType | None = inspect.currentframe()
         while frame is not None:
             caller = frame.f_locals.get("self")
             for row in sharing:
