@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import checkout, memory, names, report, scrape, server
+from . import checkout, memory, names, pauses, report, scrape, server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ _SECTIONS: dict[str, Callable[..., Iterator[Table]]] = {
     "memory": memory.run,
     "scrape": scrape.run,
     "names": names.run,
+    "pauses": pauses.run,
 }
 _ROOT = Path(__file__).resolve().parent.parent
 

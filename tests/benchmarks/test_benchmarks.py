@@ -88,6 +88,19 @@ def test_a_scrape_of_many_workers_is_a_row_for_each_number() -> None:
         assert 0 < ours - theirs < 30
 
 
+def test_what_waits_for_a_scrape_is_a_row_for_each_kind_of_work() -> None:
+    """Each kind of work is measured alone, beside a scrape without pauses, and beside one with them."""
+    result = run("-m", "benchmarks", "--quick", "--only", "pauses")
+
+    assert result.returncode == 0, result.stderr
+    for work in ("checkouts", "checkouts and a database", "an event loop"):
+        for kind in ("nothing", "a scrape without pauses", "a scrape"):
+            found = re.findall(
+                rf"^  [0-9].* {work} +{kind} +[\d.]+ +[\d.]+", result.stdout, flags=re.MULTILINE
+            )
+            assert 2 == len(found), (work, kind)
+
+
 def test_a_quick_run_publishes_nothing_by_itself() -> None:
     """Without --output, a quick run changes neither the documentation's page nor the README."""
     published = [ROOT / "docs" / "benchmarks.md", ROOT / "README.md"]
