@@ -292,6 +292,37 @@ def test_the_hook_of_uwsgi(tmp_path: Path, before: bool) -> None:
     assert result.stdout == "before\n" * before + "['worker-000', 'worker-001']\n", result.stderr
 
 
+def test_serve_in_the_master_of_uwsgi(tmp_path: Path) -> None:
+    """The master starts no thread; each worker, forked or not, starts one, once; a closed server starts none."""
+    result = run(
+        """
+        import types
+        from sqlalchemy_pool_exporter import serve
+        sys.modules["uwsgi"] = uwsgi = types.ModuleType("uwsgi")
+        uwsgi.worker_id = uwsgi.mule_id = lambda: 0
+
+        def show(what):
+            print(what, threading.active_count() - 1, flush=True)
+
+        def start():
+            uwsgi.post_fork_hook()
+            uwsgi.post_fork_hook()
+
+        server, closed = serve(0, "127.0.0.1"), serve(0, "127.0.0.1")
+        closed.close()
+        show("master")
+        in_child(lambda: (start(), show("forked")))
+        start()
+        show("first")
+        server.close()
+        show("closed")
+        """,
+        str(tmp_path),
+        prologue=FORK,
+    )
+    assert result.stdout == "master 0\nforked 1\nfirst 1\nclosed 0\n", result.stderr
+
+
 def test_forks_of_forks(tmp_path: Path) -> None:
     """Forks of forks, in C and by Python in turn, have a file each."""
     result = run(

@@ -16,7 +16,7 @@ import mmap
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,9 @@ def forks_workers_in_c() -> bool:
 
     It may start no thread: a worker that is forked in C while a thread has the GIL waits for the GIL for ever.
     """
-    uwsgi = sys.modules.get("uwsgi")
-    return uwsgi is not None and not (uwsgi.worker_id() or uwsgi.mule_id())
+    uwsgi: Any = sys.modules.get("uwsgi")
+    has_ids = hasattr(uwsgi, "worker_id") and hasattr(uwsgi, "mule_id")
+    return has_ids and not (uwsgi.worker_id() or uwsgi.mule_id())
 
 
 def call_in_worker(callback: Callable[[], object]) -> None:
