@@ -125,6 +125,8 @@ def test_all_checkouts_are_counted(tmp_path: Path) -> None:
     result = run(
         """
         pool = QueuePool(Connection, pool_size=2, max_overflow=10)
+        # SQLAlchemy 2.0.0 cannot connect for the first time in several threads unless the event has a listener.
+        event.listen(pool, "connect", lambda *_: None)
         instrument(pool, name="p", registry=registry, directory=directory)
         children = [fork_in_c() for _ in range(3) if os.getpid() == parent] if (parent := os.getpid()) else []
         threads = [
@@ -143,7 +145,8 @@ def test_all_checkouts_are_counted(tmp_path: Path) -> None:
         prologue=FORK,
     )
     assert result.stdout == "[0, 0, 0]\n", result.stderr
-    assert counted(tmp_path, "p") == dict.fromkeys(("000", "001", "002", "003"), 2000)
+    # A child that ends before another begins leaves its file to it.
+    assert sum(counted(tmp_path, "p").values()) == 4 * 2000, result.stderr
 
 
 def test_forked_inside_of_a_connect(tmp_path: Path) -> None:
