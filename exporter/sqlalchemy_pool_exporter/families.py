@@ -146,5 +146,5 @@ def add_state(
     scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot], *, now: float, wall: float
 ) -> None:
     """Add the limits and the state of live pools of one name."""
-    scrape.add(owner, [("instances", float(len(snapshots)))])
+    scrape.add(owner, [("instances", float(len(sums.current(snapshots))))])
     scrape.add(owner, sums.state(snapshots, now=now, wall=wall).items())

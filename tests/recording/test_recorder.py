@@ -14,7 +14,7 @@ import pytest
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
 from sqlalchemy_pool_exporter.recording.checkout import connect_hook
-from sqlalchemy_pool_exporter.recording.connection_row import IN_POOL, row_of
+from sqlalchemy_pool_exporter.recording.connection_row import row_of
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     DISPOSED,
@@ -24,7 +24,6 @@ from sqlalchemy_pool_exporter.segment.block import (
     NOT_APPLICABLE,
     PRE_PING,
     RECYCLE,
-    REPLACED,
     ROWS,
     SIZE,
     TIMEOUT,
@@ -37,6 +36,8 @@ from sqlalchemy_pool_exporter.segment.snapshot import Histogram
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy_pool_exporter.recording.connection_row import ConnectionRow
 
 
@@ -75,11 +76,11 @@ class Bench:
         self.records: list[Record] = []
         self.connections: list[object] = []
 
-    def connect(self, *, state: float = IN_POOL) -> ConnectionRow:
+    def connect(self) -> ConnectionRow:
         """Open a connection in a new record and return the record's row."""
         record = Record()
         self.records.append(record)
-        self.recorder.connected(record, self.connection(), self.clock.now, state=state)
+        self.recorder.connected(record, self.connection(), self.clock.now)
         row = row_of(record)
         assert row is not None
         return row
@@ -144,9 +145,17 @@ def test_a_connection_from_opening_to_closing() -> None:
 
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize(("state", "reason"), [(IN_POOL, "gc"), (DISPOSED, "dispose"), (REPLACED, "dispose")])
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [(None, "gc"), (Recorder.disposed, "dispose"), (Recorder.replaced, "dispose")],
+    ids=["live", "disposed", "replaced"],
+)
 def test_a_record_that_is_collected(
-    state: float, reason: str, held: bool, tracked: bool, monkeypatch: pytest.MonkeyPatch
+    happens: Callable[[Recorder], None] | None,
+    reason: str,
+    held: bool,
+    tracked: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A collected record frees its row and counts the close; if the connection was held, it counts as leaked."""
     monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
@@ -158,8 +167,8 @@ def test_a_record_that_is_collected(
     assert bench.value("untracked_connections") == (not tracked)
     if held:
         bench.recorder.checked_out(row, bench.clock.now)
-    if state != IN_POOL:
-        bench.recorder.disposed_or_replaced(state)
+    if happens is not None:
+        happens(bench.recorder)
     bench.records.clear()
     gc.collect()
     assert row.is_released
@@ -191,16 +200,13 @@ def test_the_backup_reference_frees_the_row(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_row_never_goes_back_to_an_earlier_state() -> None:
-    """A row of a replaced pool does not go back to the disposed state, and a released row stays released."""
+    """A released row stays released."""
     bench = Bench()
     row = bench.connect()
-    states = []
-    for state in (DISPOSED, REPLACED, DISPOSED):
-        bench.recorder.disposed_or_replaced(state)
-        states.append(row.state)
-    assert [DISPOSED, REPLACED, REPLACED] == states
+    bench.recorder.disposed()
+    assert row.state == DISPOSED
     bench.recorder.release_row(row)
-    bench.recorder.disposed_or_replaced(DISPOSED)
+    bench.recorder.disposed()
     assert row.is_released
     assert repr(row).startswith("<ConnectionRow released")
 
@@ -216,8 +222,12 @@ def test_overflow_is_what_was_opened_beyond_the_size() -> None:
     bench.recorder.closed(first, ERROR, for_good=False)
     bench.recorder.connected(bench.records[0], bench.connection(), 1.0)
     assert bench.value("overflow_opened_total") == 1
-    bench.recorder.disposed_or_replaced(REPLACED)
-    bench.connect(state=REPLACED)
+    bench.recorder.replaced()
+    bench.connect()
+    assert (1, 0) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))
+    bench.recorder.replaced(is_replaced=False)
+    assert (1, 2) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))
+    bench.recorder.disposed()
     bench.connect()
     bench.connect()
     assert (1, 0) == (bench.value("overflow_opened_total"), bench.value("overflow_connections"))

@@ -111,8 +111,7 @@ def assert_adds_up(scene: Scene, where: str) -> None:
     assert counted["checkouts"] + failed == counted["checkout_wait_seconds_count"], where
     assert "exporter_recording_faults" not in counted, where
     # Two callers were pending at once at most, so two slots were ever needed.
-    recorder = scene.handle._recorder()
-    assert recorder is not None, where
+    (recorder,) = scene.handle._recorders
     assert recorder.block[WAITERS_USED] <= 2, where
 
 

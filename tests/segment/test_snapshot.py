@@ -56,13 +56,16 @@ def test_state_of_the_rows(block: memoryview[float]) -> None:
     row(block, 1, 800.0, -980.0)  # negative: held since before the pool was instrumented
     row(block, 2, 850.0)
     row(block, 3, layout.EMPTY)
-    row(block, 4, layout.EMPTY, retired=layout.REPLACED)
-    row(block, 5, 700.0, 995.0, retired=layout.REPLACED)
+    row(block, 4, 700.0, 995.0, retired=layout.DISPOSED)
     shown = values(block)
     assert shown["connections"] == {"in_use": 3.0, "idle": 1.0}
     assert shown["overflow_connections"] == 2.0
     assert shown["empty_slots"] == 1.0
     assert (shown["longest_held_seconds"], shown["oldest_connection_seconds"]) == (20.0, 300.0)
+    block[layout.ACTIVE] = layout.REPLACED
+    shown = values(block)
+    assert shown["connections"] == {"in_use": 3.0, "idle": 1.0}
+    assert (shown["overflow_connections"], shown["empty_slots"]) == (0.0, 0.0)
 
 
 def test_waiters_and_what_found_no_room(block: memoryview[float]) -> None:

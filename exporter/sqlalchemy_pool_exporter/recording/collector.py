@@ -93,10 +93,10 @@ class PoolCollector(Collector):
         self._process = _Process()
         self._said: set[object] = set()
 
-    def add(self, recorder: Recorder) -> None:
-        """Show a pool, from the next scrape on."""
+    def add(self, recorder: Recorder, *, is_alone: bool = False) -> None:
+        """Show a pool, from the next scrape on; ``is_alone`` if it replaces the one of its name."""
         self._register()
-        self.own.add(recorder)
+        self.own.add(recorder, is_alone=is_alone)
         self._clashing()
         self._warn_of_multiprocess_mode()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, REPLACED, ROW
+from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +23,9 @@ ROW_ATTRIBUTE: Final = "_pool_exporter_row"
 # would keep a record alive that never came back.
 HOLDER_ATTRIBUTE: Final = "_pool_exporter_holder"
 
-# The lifecycle state of a row: IN_POOL, DISPOSED, REPLACED, RELEASED. It only moves forward in this order.
+# The lifecycle state of a row: IN_POOL, DISPOSED, RELEASED. It only moves forward in this order.
 IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_size
 # DISPOSED: the pool was disposed of while the connection was out, and goes on without it
-# REPLACED: a new pool took the place of this one while the connection was out
 RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
 NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connection
@@ -65,7 +64,7 @@ class ConnectionRow(weakref.ref[Any]):
     held_at: int  # index in ``table`` of the field held_since
     slots: FreeSlots | None  # to which the row goes back; None for private doubles
     untracked: float  # 1 if the block counts the row as untracked
-    state: float  # IN_POOL, DISPOSED, REPLACED or RELEASED
+    state: float  # IN_POOL, DISPOSED or RELEASED
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
     connection_id: int
@@ -99,7 +98,7 @@ class ConnectionRow(weakref.ref[Any]):
         return self
 
     def __repr__(self) -> str:
-        state = {IN_POOL: "in pool", DISPOSED: "disposed", REPLACED: "replaced", RELEASED: "released"}
+        state = {IN_POOL: "in pool", DISPOSED: "disposed", RELEASED: "released"}
         return f"<{type(self).__name__} {state[self.state]} at={self.at}>"
 
     def __reduce_ex__(self, _protocol: object) -> tuple[Callable[[], None], tuple[()]]:
@@ -126,12 +125,12 @@ class ConnectionRow(weakref.ref[Any]):
         """Whether the record's connection is closed, according to the table; the next checkout connects again."""
         return self.table[self.at] == EMPTY
 
-    def disposed_or_replaced(self, state: float) -> None:
-        """Count the connection against ``pool_size`` no more; ``state`` is ``DISPOSED`` or ``REPLACED``."""
+    def disposed(self) -> None:
+        """Count the connection against ``pool_size`` no more."""
         # straight line: in between, the garbage collector or another thread could release the row
-        if self.state < state:
-            self.state = state
-            self.table[self.at + LIFECYCLE] = state
+        if self.state < DISPOSED:
+            self.state = DISPOSED
+            self.table[self.at + LIFECYCLE] = DISPOSED
         # end of straight line
 
     def mark_released(self) -> None:

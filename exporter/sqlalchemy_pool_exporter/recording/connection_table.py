@@ -61,16 +61,13 @@ class ConnectionTable:
         # list() is one call, so no other thread changes the dictionary meanwhile.
         return [row for key, row in list(self.by_id.items()) if row is not None and key == row.record_id]
 
-    def add(
-        self, block: memoryview[float], record: object, connected_at: float, *, state: float
-    ) -> ConnectionRow:
+    def add(self, block: memoryview[float], record: object, connected_at: float) -> ConnectionRow:
         """Return the row of a record that has none yet.
 
         Args:
             block: holds the row; if its table is full, it counts the connection as untracked.
             record: the connection record.
             connected_at: when its connection was opened; ``EMPTY`` if it has none.
-            state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         row = ConnectionRow(record, self._on_collected)
         # Atomic: while a pool in use is being instrumented, two threads can add the same record.
@@ -97,8 +94,6 @@ class ConnectionTable:
             table = row.table
             row.untracked = 1.0
             block[UNTRACKED_CONNECTIONS] += 1.0
-        if row.state < state:  # noqa: PLR1730 - max() is a call
-            row.state = state
         table[at + HELD_SINCE] = 0.0
         table[at + LIFECYCLE] = row.state
         table[at] = connected_at

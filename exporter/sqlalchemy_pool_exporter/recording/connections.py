@@ -90,7 +90,7 @@ class ConnectionHooks:
 
     @never_raises
     def _connected(self, record: Any, connection: object, began: float) -> None:
-        self.recorder.connected(record, connection, began, state=self._slow_path.new_row_state)
+        self.recorder.connected(record, connection, began)
 
     def _abandon(self, record: Any, connection: object) -> None:
         try:

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, REPLACED
+from sqlalchemy.engine import Engine
 
 from .checkout import connect_hook, return_hook
 from .connections import ConnectionHooks, current_caller
@@ -64,8 +65,20 @@ class Follower(Protocol):
     def notice_fork(self) -> None:
         """Start new blocks if this is a forked child."""
 
-    def follow(self, pool: Pool) -> None:
-        """Attach hooks to the pool that replaces this one."""
+    def is_shared(self, pool: Pool, leaving: Engine) -> bool:
+        """Return whether an engine other than ``leaving`` is known to have this pool."""
+
+    def follow(self, pool: Pool, recorder: Recorder) -> None:
+        """Record the pool that replaces the one of this recorder."""
+
+
+class _Installed(NamedTuple):
+    """A hook in a pool, and what was there before: an attribute of the pool itself, or of its class."""
+
+    name: str
+    hook: Any
+    was_set: bool
+    original: Any
 
 
 class Hooks:
@@ -88,7 +101,7 @@ class Hooks:
         self.follower = follower
         self._slow_path = SlowPath(pool, recorder)
         self._connections = ConnectionHooks(pool, recorder, self._slow_path)
-        self._installed: dict[str, tuple[Any, bool, Any]] = {}
+        self._installed: list[_Installed] = []  # one of the same name wraps the earlier one
         self._listeners: list[tuple[str, Any]] = []
 
     # -- attaching and restoring
@@ -123,7 +136,7 @@ class Hooks:
     def detach(self) -> None:
         """Remove the hooks and listeners."""
         pool = self.pool
-        for name, (hook, was_set, original) in self._installed.items():
+        for name, hook, was_set, original in reversed(self._installed):
             # The application wrapped our hook: it stays inside that wrapper and records nothing any more.
             if pool.__dict__.get(name) is not hook:
                 continue
@@ -139,7 +152,7 @@ class Hooks:
         pool = self.pool
         original = getattr(pool, name)
         hook = make_hook(original)
-        self._installed[name] = (hook, name in pool.__dict__, original)
+        self._installed.append(_Installed(name, hook, name in pool.__dict__, original))
         setattr(pool, name, hook)
 
     def _listen(self, name: str, listener: Any) -> None:
@@ -147,7 +160,7 @@ class Hooks:
         listen(self.pool, name, listener)
 
     def _connect_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        creator_hook, _, _ = self._installed[INVOKE_CREATOR]
+        creator_hook = next(one.hook for one in self._installed if one.name == INVOKE_CREATOR)
         if shares_its_connection(self.pool):
             original = self._shared_hook(original)
 
@@ -193,7 +206,7 @@ class Hooks:
         if not isinstance(state, dict):
             return state
         bare = state.copy()
-        for name, (hook, was_set, original) in self._installed.items():
+        for name, hook, was_set, original in reversed(self._installed):
             if bare.get(name) is not hook:
                 continue
             if was_set:
@@ -215,7 +228,7 @@ class Hooks:
             try:
                 result = original(*args, **kwargs)
                 # Not if dispose() raised: SQLAlchemy then goes on with the connections that are left.
-                self._disposed_or_replaced(DISPOSED)
+                self._disposed()
             finally:
                 disposing.remove(caller)
                 # SQLAlchemy closes no record without a connection, so no hook sees it go. Waiting for its collection is
@@ -235,19 +248,50 @@ class Hooks:
         def recreate(*args: Any, **kwargs: Any) -> Pool:
             self.follower.notice_fork()
             pool = original(*args, **kwargs)
-            self._follow(pool)
+            self._follow(pool, _engine_that_calls())
             return pool
 
         return recreate
 
     @never_raises
-    def _follow(self, pool: Pool) -> None:
+    def _follow(self, pool: Pool, leaving: Engine | None) -> None:
         for name, listener in self._listeners:
             unlisten(pool, name, listener)
-        self._slow_path.pool_replaced = True
-        self._disposed_or_replaced(REPLACED)
-        self.follower.follow(pool)
+        # If it is not known who has this pool, it counts as replaced until it is used again.
+        if not self.recorder.is_replaced and (
+            leaving is None or not self.follower.is_shared(self.pool, leaving)
+        ):
+            self.recorder.replaced()
+            self._install("connect", self._replaced_hook)
+        self.follower.follow(pool, self.recorder)
+
+    def _replaced_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            self._used_again(_engine_that_calls())
+            return original(*args, **kwargs)
+
+        return connect
 
     @never_raises
-    def _disposed_or_replaced(self, state: float) -> None:
-        self.recorder.disposed_or_replaced(state)
+    def _used_again(self, engine: Engine | None) -> None:
+        """Note that a pool that was replaced lives on: another engine has it, or the application itself."""
+        # Not if this engine has left the pool: it had looked it up just before another thread disposed of it.
+        if engine is not None and engine.pool is not self.pool:
+            return
+        self.recorder.replaced(is_replaced=False)
+        # The hook over the one for checkouts.
+        for installed in [one for one in self._installed if one.name == "connect"][1:]:
+            if self.pool.__dict__.get("connect") is installed.hook:
+                setattr(self.pool, installed.name, installed.original)
+                self._installed.remove(installed)
+
+    @never_raises
+    def _disposed(self) -> None:
+        self.recorder.disposed()
+
+
+def _engine_that_calls() -> Engine | None:
+    """Return the engine whose method called the hook that calls this, or None."""
+    caller = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - there is no other way to ask
+    return caller if isinstance(caller, Engine) else None

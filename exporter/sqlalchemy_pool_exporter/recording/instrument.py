@@ -29,7 +29,6 @@ from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,12 +42,14 @@ class Handle:
     A handle does not keep its pool alive. When the pool is garbage-collected, its series disappear.
     """
 
-    __slots__ = ("__weakref__", "_hooks", "_identity", "_recorder", "_registry")
+    __slots__ = ("__weakref__", "_engines", "_hooks", "_identity", "_registry")
 
-    def __init__(self, recorder: Recorder, registry: CollectorRegistry) -> None:
-        self._identity = recorder.identity
-        self._recorder: Callable[[], Recorder | None] = weakref.ref(recorder)
+    def __init__(self, identity: Identity, registry: CollectorRegistry) -> None:
+        self._identity = identity
         self._registry = registry
+        self._engines: weakref.WeakSet[Engine] = (
+            weakref.WeakSet()
+        )  # those that are known to have a pool of this handle
         self._hooks: weakref.WeakSet[Hooks] = weakref.WeakSet()
 
     @property
@@ -62,8 +63,11 @@ class Handle:
     @property
     def closed(self) -> bool:
         """Whether the pool is no longer instrumented."""
-        recorder = self._recorder()
-        return recorder is None or recorder.is_ended
+        return not self._recorders
+
+    @property
+    def _recorders(self) -> list[Recorder]:
+        return [hooks.recorder for hooks in list(self._hooks) if not hooks.recorder.is_ended]
 
     def close(self) -> None:
         """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time.
@@ -71,42 +75,53 @@ class Handle:
         The series of another pool of the same name stay, with the counts of this one.
         """
         with INSTRUMENTED.lock:
-            recorder = self._recorder()
-            if recorder is not None and not recorder.is_ended:
-                for hooks in list(self._hooks):
-                    INSTRUMENTED.detached(hooks)
-                    hooks.detach()
-                recorder.stop()
-                self._recorder = _nothing
-                INSTRUMENTED.end(recorder)
-                INSTRUMENTED.collector_of(self._registry).own.remove(recorder)
+            for hooks in list(self._hooks):
+                if not hooks.recorder.is_ended:
+                    self._end(hooks)
 
     def notice_fork(self) -> None:
         """Start new blocks if this is a forked child that has not noticed it."""
         fork.notice()
 
-    def follow(self, pool: Pool) -> None:
-        """Attach to the pool that replaces this one; SQLAlchemy's ``recreate()`` made it."""
-        with INSTRUMENTED.lock:
-            recorder = self._recorder()
-            if recorder is not None:
-                try:
-                    recorder.configure(configuration(pool))
-                except Exception as error:
-                    if not recorder.fault(error):
-                        raise
-                self._attach(pool, recorder, is_new=True)
+    def is_shared(self, pool: Pool, leaving: Engine) -> bool:
+        """Return whether an engine other than ``leaving`` is known to have this pool."""
+        return any(
+            engine is not leaving and vars(engine).get("pool") is pool for engine in list(self._engines)
+        )
 
-    def _attach(self, pool: Pool, recorder: Recorder, *, is_new: bool = False) -> None:
+    def follow(self, pool: Pool, recorder: Recorder) -> None:
+        """Record the pool that replaces the one of ``recorder``; SQLAlchemy's ``recreate()`` made it."""
+        with INSTRUMENTED.lock:
+            if not recorder.is_ended:
+                INSTRUMENTED.fold()
+                new = recorder.successor(configuration(pool))
+                self._record(pool, new, is_new=True, is_alone=recorder.is_replaced)
+
+    def _known(self, engine: Engine | None) -> None:
+        if engine is not None:
+            self._engines.add(engine)
+
+    def _record(self, pool: Pool, recorder: Recorder, *, is_new: bool, is_alone: bool = False) -> None:
+        """Attach hooks to a pool, and show it."""
         hooks = Hooks(pool, recorder, self)
+        collector = INSTRUMENTED.collector_of(self._registry)
+        # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
+        INSTRUMENTED.recorders[recorder] = weakref.ref(collector)
+        self._hooks.add(hooks)
         try:
             hooks.attach(is_new=is_new)
             INSTRUMENTED.attached(hooks)
+            collector.add(recorder, is_alone=is_alone)
         except BaseException:
-            INSTRUMENTED.detached(hooks)
-            hooks.detach()
+            self._end(hooks)
             raise
-        self._hooks.add(hooks)
+
+    def _end(self, hooks: Hooks) -> None:
+        INSTRUMENTED.detached(hooks)
+        hooks.detach()
+        hooks.recorder.stop()
+        INSTRUMENTED.end(hooks.recorder)
+        INSTRUMENTED.collector_of(self._registry).own.remove(hooks.recorder)
 
     def __enter__(self) -> Self:
         return self
@@ -116,10 +131,6 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} pool={self._identity.name!r}{' closed' if self.closed else ''}>"
-
-
-def _nothing() -> None:
-    return None
 
 
 def instrument(
@@ -167,6 +178,7 @@ def instrument(
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
+            present._known(engine)  # noqa: SLF001 - not part of the public handle
             return present
         INSTRUMENTED.watch_forks()
         INSTRUMENTED.fold()
@@ -174,15 +186,9 @@ def instrument(
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
         recorder = _new_recorder(pool, _name(name, pool, engine), store)
-        handle = Handle(recorder, registry)
-        # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
-        INSTRUMENTED.recorders[recorder] = weakref.ref(collector)
-        try:
-            handle._attach(pool, recorder, is_new=is_new)  # noqa: SLF001 - not part of the public handle
-            collector.add(recorder)
-        except BaseException:
-            handle.close()
-            raise
+        handle = Handle(recorder.identity, registry)
+        handle._known(engine)  # noqa: SLF001
+        handle._record(pool, recorder, is_new=is_new)  # noqa: SLF001
         return handle
 
 

@@ -64,17 +64,17 @@ class Instrumented:
         """Remember the hooks of a pool, and end the recording when it is garbage-collected."""
         pool, recorder = hooks.pool, hooks.recorder
         self._hooks[id(pool)] = hooks
-        recorder.pool_attached(id(pool), weakref.finalize(pool, self._pool_collected, recorder, id(pool)))
+        recorder.pool_attached(weakref.finalize(pool, self._pool_collected, recorder))
 
     def detached(self, hooks: Hooks) -> None:
         """Forget the hooks of a pool."""
         self._hooks.pop(id(hooks.pool), None)
 
-    def _pool_collected(self, recorder: Recorder, key: int) -> None:
+    def _pool_collected(self, recorder: Recorder) -> None:
         try:
             if not fork.mark[0] and not fork.notice():
                 return  # a forked child that is leaving the blocks of its parent
-            if recorder.pool_collected(key):
+            if recorder.pool_collected():
                 self._ended.append(recorder)
         except Exception as error:  # noqa: BLE001 - recording never raises
             recorder.fault(error)

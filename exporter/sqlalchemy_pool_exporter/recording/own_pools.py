@@ -72,9 +72,9 @@ class OwnPools:
         """The directories that the pools are recorded in, and None for memory."""
         return {store.directory for store in list(self._stores)} if self else set()
 
-    def add(self, recorder: Recorder) -> None:
-        """Show a pool."""
-        if recorder.text not in self._said and any(
+    def add(self, recorder: Recorder, *, is_alone: bool) -> None:
+        """Show a pool; unless it is alone, the log says once that others have the name."""
+        if not (is_alone or recorder.text in self._said) and any(
             pages.live(recorder.text) > 1 for pages in recorder.store.pages()
         ):
             if len(self._said) >= _MOST_SAID:

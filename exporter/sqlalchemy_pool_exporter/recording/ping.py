@@ -99,7 +99,8 @@ class PingTap:
     def add(self, recorder: Recorder) -> None:
         """Time the pings of a pool."""
         self.remove(recorder)
-        self._recorders = [*self._recorders, weakref.ref(recorder)]
+        # First: those of pools that were replaced are hardly used.
+        self._recorders = [weakref.ref(recorder), *self._recorders]
 
     def remove(self, recorder: Recorder) -> bool:
         """Forget a pool, and pools that were garbage-collected; return whether any pool is left."""

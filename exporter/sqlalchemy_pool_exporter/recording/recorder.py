@@ -37,9 +37,11 @@ from sqlalchemy_pool_exporter.segment.block import (
     INVALIDATIONS,
     LAST_CHECKIN,
     LEAKED_CHECKOUTS,
+    LIVE,
     OVERFLOW_OPENED,
     PING,
     PING_FAILURES,
+    REPLACED,
     SCRATCH,
     SIZE,
     SUM,
@@ -75,7 +77,7 @@ _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
 
 class Recorder:
-    """Records what happens to one pool and to the pools that replace it.
+    """Records what happens to one pool.
 
     The mutable state is the block, the free slots for waiters, and the table of connections. Methods may raise
     ``Exception``; the hooks catch and count it.
@@ -88,10 +90,11 @@ class Recorder:
         "clock",
         "configuration",
         "connections",
+        "finalizer",
         "identity",
         "info",
         "is_ended",
-        "pools",
+        "is_replaced",
         "storage",
         "store",
         "text",
@@ -117,7 +120,8 @@ class Recorder:
         self.storage = store.block(self.text)
         self.block = self.storage.doubles
         self.is_ended = False
-        self.pools: dict[int, weakref.finalize[..., Any]] = {}
+        self.is_replaced = False
+        self.finalizer: weakref.finalize[..., Any] | None = None
         self._size = math.nan
         self.configuration = configuration
         self.configure(configuration)
@@ -130,7 +134,7 @@ class Recorder:
     def configure(self, configuration: dict[int, float]) -> None:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
-        self.block[ACTIVE] = 1.0
+        self.block[ACTIVE] = REPLACED if self.is_replaced else LIVE
         for field, value in configuration.items():
             self.block[field] = value
         self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
@@ -146,14 +150,24 @@ class Recorder:
     def _more_rows(self) -> memoryview[float] | None:
         return self.storage.more_rows()
 
-    def disposed_or_replaced(self, state: float) -> None:
-        """Count the connections that are open now against ``pool_size`` no more.
-
-        Args:
-            state: ``DISPOSED`` if their pool was disposed of, ``REPLACED`` if a new one took its place.
-        """
+    def disposed(self) -> None:
+        """Count the connections that are open now against ``pool_size`` no more: the pool was disposed of."""
         for row in self.connections.rows():
-            row.disposed_or_replaced(state)
+            row.disposed()
+
+    def replaced(self, *, is_replaced: bool = True) -> None:
+        """Note that a new pool has taken the place of this one, or that this one lives on all the same."""
+        if not self.is_ended:
+            self.is_replaced = is_replaced
+            self.block[ACTIVE] = REPLACED if is_replaced else LIVE
+
+    def successor(self, configuration: dict[int, float]) -> Recorder:
+        """Return a recorder for the pool that takes the place of this one, with these limits."""
+        new = Recorder(
+            self.identity, info=self.info, configuration=configuration, store=self.store, clock=self.clock
+        )
+        new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
+        return new
 
     def leave(self) -> None:
         """In a forked child, write to the parent's block no more."""
@@ -168,20 +182,19 @@ class Recorder:
         self.block = self.storage.doubles
         self.configure(self.configuration)
 
-    def pool_attached(self, key: int, finalizer: weakref.finalize[..., Any]) -> None:
-        """Note that a pool is recorded; ``finalizer`` runs when it is garbage-collected."""
+    def pool_attached(self, finalizer: weakref.finalize[..., Any]) -> None:
+        """Note that the pool is recorded; ``finalizer`` runs when it is garbage-collected."""
         finalizer.atexit = False
-        self.pools[key] = finalizer
+        self.finalizer = finalizer
 
-    def pool_collected(self, key: int) -> bool:
-        """Note that a pool was garbage-collected; return whether it was the last one.
+    def pool_collected(self) -> bool:
+        """Note that the pool was garbage-collected; return whether it was recorded until now.
 
         This can run in the middle of anything, as garbage collection can.
         """
-        self.pools.pop(key, None)
-        if self.pools or self.is_ended:
+        if self.is_ended:
             return False
-        # Their records are garbage, too, but the collector calls back in any order.
+        # Its records are garbage, too, but the collector calls back in any order.
         for row in self.connections.rows():
             self._record_collected(row)
         self._end()
@@ -194,9 +207,8 @@ class Recorder:
         self.block = memoryview(b"").cast("d")
         self._end()
         self.connections.clear()
-        # list() is one call, so no finalizer changes the dictionary meanwhile.
-        for finalizer in list(self.pools.values()):
-            finalizer.detach()
+        if self.finalizer is not None:
+            self.finalizer.detach()
 
     def _end(self) -> None:
         self.is_ended = True
@@ -261,14 +273,13 @@ class Recorder:
 
     # -- connections that open
 
-    def connected(self, record: object, connection: object, began: float, *, state: float = IN_POOL) -> None:
+    def connected(self, record: object, connection: object, began: float) -> None:
         """Record that ``connection`` was opened for ``record``, in a new row or in the record's row.
 
         Args:
             record: the connection record.
             connection: its new connection.
             began: when the attempt to connect began; 0 if that is not known.
-            state: ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         if self.stopped:
             return
@@ -276,8 +287,8 @@ class Recorder:
         now = self.clock()
         row, is_overflow = row_of(record), False
         if row is None:
-            row = self.add_row(record, NOT_YET, connection, state=state)
-            is_overflow = state == IN_POOL and self.connections.is_overflow(row, self._size)
+            row = self.add_row(record, NOT_YET, connection)
+            is_overflow = not self.is_replaced and self.connections.is_overflow(row, self._size)
         else:
             row.close_reason = None
             self.connections.index_connection(row, connection)
@@ -298,21 +309,18 @@ class Recorder:
         if began:
             self._observe(CONNECT_FAILED, began)
 
-    def add_row(
-        self, record: object, connected_at: float, connection: object, *, state: float = IN_POOL
-    ) -> ConnectionRow:
+    def add_row(self, record: object, connected_at: float, connection: object) -> ConnectionRow:
         """Return the row of a record that has none yet.
 
         Args:
             record: the connection record.
             connected_at: when its connection was opened; ``EMPTY`` if it has none, ``NOT_YET`` if that is yet to come.
             connection: that connection.
-            state: ``IN_POOL``, or ``REPLACED`` if a new pool has taken the place of the record's pool.
         """
         if self.stopped:
             # A hook is still running. Meanwhile another recorder may have given the record a row.
             return self.connections.unlisted(record)
-        row = self.connections.add(self.block, record, connected_at, state=state)
+        row = self.connections.add(self.block, record, connected_at)
         if connected_at != EMPTY:
             self.connections.index_connection(row, connection)
         return row
@@ -359,7 +367,8 @@ class Recorder:
             counters: tuple[int, ...] = ()
             if row.has_connection:
                 leaked = LEAKED_CHECKOUTS if row.table[row.held_at] else SCRATCH
-                counters = (CLOSES + (GC if row.state == IN_POOL else DISPOSE), leaked)
+                is_disposed = self.is_replaced or row.state != IN_POOL
+                counters = (CLOSES + (DISPOSE if is_disposed else GC), leaked)
             self.connections.release(self.block, row, *counters)
         except Exception as error:
             if not self.fault(error):

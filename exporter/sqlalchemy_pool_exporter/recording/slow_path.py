@@ -6,10 +6,10 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.segment.block import EMPTY, REPLACED
+from sqlalchemy_pool_exporter.segment.block import EMPTY
 
 from .checkout import mark_held
-from .connection_row import IN_POOL, forget_holder, has_row, remember_holder, row_of, was_collected
+from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .faults import never_raises
 from .sqlalchemy_pool import (
     age_of,
@@ -42,20 +42,14 @@ _EARLIEST: Final = 0.001  # in a row's connected_at, 0 and -1 mean that there is
 class SlowPath:
     """Records what the hot path does not, for one pool object."""
 
-    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "pool_replaced", "recorder")
+    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "recorder")
 
     def __init__(self, pool: Pool, recorder: Recorder) -> None:
         self.pool = pool
         self.recorder = recorder
         # The mutable state.
-        self.pool_replaced = False
         self._latecomers_until = 0.0
         self._checkout_listener: Any = None
-
-    @property
-    def new_row_state(self) -> float:
-        """The lifecycle state of a row that is added now."""
-        return REPLACED if self.pool_replaced else IN_POOL
 
     # -- checkouts
 
@@ -180,7 +174,7 @@ class SlowPath:
         now = recorder.clock()
         # The age is by the wall clock. If that was set, the age can exceed the time since the host started.
         connected_at = max(now - age_of(record), _EARLIEST) if has_connection(record) else EMPTY
-        row = recorder.add_row(record, connected_at, record.dbapi_connection, state=self.new_row_state)
+        row = recorder.add_row(record, connected_at, record.dbapi_connection)
         if is_out(record):
             mark_held(record, row, holder_of(record), recorder.clock())
         return row

@@ -46,7 +46,9 @@ _take = _fields()
 # SCRATCH and UNTRACKED take stores that have no slot, so that the hot path need not branch. No reader reads them.
 SCRATCH: Final = _take(1)
 UNTRACKED: Final = _take(1)  # for a checkout for which the table of waiters has no slot
-ACTIVE: Final = _take(1)  # 1 while a pool writes the block; afterwards only its counts mean something
+ACTIVE: Final = _take(
+    1
+)  # LIVE or REPLACED while a pool writes the block; afterwards only its counts mean something
 WAITERS_USED: Final = _take(1)  # slots of the table that were ever in use; a reader reads only these
 CONNECTIONS_USED: Final = _take(1)  # likewise, of the rows in the block itself
 SIZE: Final = _take(1)
@@ -94,8 +96,10 @@ HELD_SINCE: Final = 1
 SITE: Final = 2  # reserved for the place in the application that checked the connection out; always 0 now
 LIFECYCLE: Final = 3
 EMPTY: Final = -1.0
-# Values of lifecycle, beside 0: the pool was disposed of while the connection was in use; another pool replaced it.
+# Value of lifecycle, beside 0: the pool was disposed of while the connection was in use.
 DISPOSED: Final = 1.0
+# Values of ACTIVE, beside 0. Nobody but its connections in use refers to a pool that was replaced.
+LIVE: Final = 1.0
 REPLACED: Final = 2.0
 
 # In the block itself; a pool with more connections gets more tables.

@@ -118,6 +118,11 @@ class Snapshot(NamedTuple):
         return bool(self.fields[ACTIVE])
 
     @property
+    def is_replaced(self) -> bool:
+        """Whether another pool has taken the place of the one that writes the block."""
+        return self.fields[ACTIVE] == REPLACED
+
+    @property
     def was_used(self) -> bool:
         """Whether the process that writes the block has opened a connection or begun a checkout."""
         return any(self.fields[at] for at in (CONNECTIONS_USED, WAITERS_USED, LAST_CHECKIN))
@@ -155,7 +160,7 @@ class Snapshot(NamedTuple):
 
     def state(self, *, now: float, wall: float) -> Iterator[tuple[str, float | dict[str, float]]]:
         """Yield the state: connections, waiting callers and ages. The arguments are those of ``values()``."""
-        fields = self.fields
+        fields, is_replaced = self.fields, self.is_replaced
         waiting = list(filter(None, self.waiters))
         # One pass, because a scrape can read many tables, and most rows of most tables are free.
         in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
@@ -167,8 +172,7 @@ class Snapshot(NamedTuple):
                 in_use.append(abs(since))
             elif connected > 0.0:
                 idle += 1.0
-            # The empty slot of a pool that was replaced will not be checked out again.
-            elif connected < 0.0 and lifecycle < REPLACED:
+            elif connected < 0.0:
                 empty += 1.0
             if connected > 0.0:
                 opened.append(connected)
@@ -178,8 +182,10 @@ class Snapshot(NamedTuple):
         if self.has_overflow:
             # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0 as well.
             size = fields[SIZE]
-            yield "overflow_connections", 0.0 if math.isnan(size) else max(0.0, slots - size)
-        yield "empty_slots", empty
+            is_none = is_replaced or math.isnan(size)
+            yield "overflow_connections", 0.0 if is_none else max(0.0, slots - size)
+        # The empty slots of a pool that was replaced will not be checked out again.
+        yield "empty_slots", 0.0 if is_replaced else empty
         yield "pending_checkouts", len(waiting) + fields[UNTRACKED_PENDING]
         yield "longest_pending_seconds", _age(waiting, now)
         yield "longest_held_seconds", _age(in_use, now)

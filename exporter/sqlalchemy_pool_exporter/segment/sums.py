@@ -49,9 +49,14 @@ def compacted(rows: Sequence[Counts]) -> list[Counts]:
     return few or left[:1]
 
 
+def current(snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
+    """Return those of pools that no other pool has replaced: only these can open connections. All, if there is none."""
+    return [snapshot for snapshot in snapshots if not snapshot.is_replaced] or snapshots
+
+
 def capacity(snapshots: Sequence[Snapshot]) -> float:
     """Return how many connections these pools can have checked out at once; NaN if one of them has no limit."""
-    return math.fsum(snapshot.capacity for snapshot in snapshots)
+    return math.fsum(snapshot.capacity for snapshot in current(snapshots))
 
 
 def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
@@ -66,10 +71,11 @@ def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
+    limited = current(snapshots)
     limits: dict[str, State] = {
         key: math.fsum(values) if key in _ADDED else min(values)
-        for key, values in _by_key(snapshot.limits() for snapshot in snapshots).items()
-        if key not in _ADDED or len(values) == len(snapshots)
+        for key, values in _by_key(snapshot.limits() for snapshot in limited).items()
+        if key not in _ADDED or len(values) == len(limited)
     }
     states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
     keys = dict.fromkeys(key for one in states for key in one)
