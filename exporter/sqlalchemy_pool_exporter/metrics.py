@@ -228,8 +228,8 @@ POOL_METRICS: Final = (
     _pool(
         "untracked_connections",
         "gauge",
-        "Open connections that found no room in the table and are missing in connections. "
-        "Not 0 only beyond thousands.",
+        "Open connections that found no room in the table. They have no age, and count in connections as in use in the "
+        "same share as the others. Not 0 only beyond 65,000, or without disk space.",
     ),
 )
 

@@ -438,12 +438,11 @@ def test_tables_that_are_full_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [engine.pool.connect() for _ in range(most + 4)]
     exposition = Exposition(registry)
     assert exposition.value("untracked_connections", handle.name) == 4
-    assert exposition.value("connections", handle.name, state="in_use") == most
+    assert exposition.value("connections", handle.name, state="in_use") == most + 4
     while held:
         held.pop().close()
     exposition = Exposition(registry)
-    idle = exposition.value("connections", handle.name, state="idle")
-    assert exposition.value("untracked_connections", handle.name) + idle == 1
+    assert exposition.value("connections", handle.name, state="idle") == 1
     assert exposition.value("connections", handle.name, state="in_use") == 0
     assert exposition.value("checkins_total", handle.name) == most + 4
     assert not exposition.get("exporter_recording_faults_total", handle.name)

@@ -12,6 +12,7 @@ from tests.support.fakes import connect
 from tests.support.samples import RegistrySamples
 
 if TYPE_CHECKING:
+    import pytest
     from prometheus_client import CollectorRegistry
 
     from tests.support.pool_case import Case
@@ -89,6 +90,25 @@ def test_null_pool(case: Case) -> None:
         case.assert_true(checkouts=2, checkins=2, connects=2, closes__unpooled=2)
 
     case.run(scenario)
+
+
+def test_a_pool_beyond_its_table_that_is_full_is_saturated(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also connections that found no row are in use, and overflow; returned, they are idle or closed."""
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 1)
+    pool = QueuePool(connect, pool_size=400, max_overflow=100)
+    name = instrument(pool, registry=registry).name
+    held = [pool.connect() for _ in range(500)]
+    exposition = RegistrySamples(registry)
+    assert exposition.value("untracked_connections", name) > 100
+    assert exposition.value("connections", name, state="in_use") == exposition.value("capacity", name) == 500
+    assert exposition.value("overflow_connections", name) == pool.overflow() == 100
+    for connection in held:
+        connection.close()
+    exposition = RegistrySamples(registry)
+    assert exposition.value("connections", name, state="in_use") == pool.checkedout() == 0
+    assert exposition.value("connections", name, state="idle") == pool.checkedin() == 400
 
 
 def test_a_large_pool_that_is_full_is_saturated(registry: CollectorRegistry) -> None:

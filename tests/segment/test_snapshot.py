@@ -77,6 +77,17 @@ def test_waiters_and_what_found_no_room(block: memoryview[float]) -> None:
     assert shown["untracked_connections"] == 1.0
 
 
+@pytest.mark.parametrize(("held", "in_use", "idle"), [(0, 0, 14), (1, 4, 10), (4, 14, 0)])
+def test_connections_without_a_row(block: memoryview[float], held: int, in_use: int, idle: int) -> None:
+    """They are in use in the share of those that have a row, and overflow if the others fill the pool."""
+    for number in range(4):
+        row(block, number, 900.0, 990.0 * (number < held))
+    block[layout.UNTRACKED_CONNECTIONS] = 10.0
+    shown = values(block)
+    assert shown["connections"] == {"in_use": in_use, "idle": idle}
+    assert shown["overflow_connections"] == 12.0
+
+
 def test_a_store_later_than_the_clock_was_read(block: memoryview[float]) -> None:
     """If a store is later than the reader's clock, the age is 0 and not negative."""
     row(block, 0, NOW + 1, NOW + 1)

@@ -178,12 +178,16 @@ class Snapshot(NamedTuple):
                 opened.append(connected)
             if connected and not lifecycle:
                 slots += 1.0
-        yield "connections", {"in_use": float(len(in_use)), "idle": idle}
+        held = float(len(in_use))
+        # Those without a row are as busy as those with one: all of them, if the pool is saturated.
+        untracked = fields[UNTRACKED_CONNECTIONS]
+        busy = round(untracked * held / (held + idle)) if held else 0.0
+        yield "connections", {"in_use": held + busy, "idle": idle + untracked - busy}
         if self.has_overflow:
             # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0 as well.
             size = fields[SIZE]
             is_none = is_replaced or math.isnan(size)
-            yield "overflow_connections", 0.0 if is_none else max(0.0, slots - size)
+            yield "overflow_connections", 0.0 if is_none else max(0.0, slots + untracked - size)
         # The empty slots of a pool that was replaced will not be checked out again.
         yield "empty_slots", 0.0 if is_replaced else empty
         yield "pending_checkouts", len(waiting) + fields[UNTRACKED_PENDING]
@@ -193,7 +197,7 @@ class Snapshot(NamedTuple):
         # Rounded, so that jitter between the two clocks does not change the value at each scrape.
         last = fields[LAST_CHECKIN]
         yield "last_checkin_timestamp_seconds", round(wall - (now - last), 3) if last else 0.0
-        yield "untracked_connections", fields[UNTRACKED_CONNECTIONS]
+        yield "untracked_connections", untracked
 
 
 def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value]]:
