@@ -77,7 +77,7 @@ def test_waiters_and_what_found_no_room(block: memoryview[float]) -> None:
     assert shown["untracked_connections"] == 1.0
 
 
-@pytest.mark.parametrize(("held", "in_use", "idle"), [(0, 0, 14), (1, 4, 10), (4, 14, 0)])
+@pytest.mark.parametrize(("held", "in_use", "idle"), [(0, 0, 14), (2, 7, 7), (4, 14, 0)])
 def test_connections_without_a_row(block: memoryview[float], held: int, in_use: int, idle: int) -> None:
     """They are in use in the share of those that have a row, and overflow if the others fill the pool."""
     for number in range(4):
