@@ -353,6 +353,7 @@ INCIDENTS: Final = [
             ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
             ("IdleInTransaction", "warning"): ("transaction_warning_seconds", "transaction_for"),
         },
+        allowed={("WorkerStalled", "warning"): "nothing comes back from a worker whose callers all await"},
         pool={"pool_size": 5, "pool_pre_ping": True},
         driver="asyncpg",
     ),

@@ -136,7 +136,7 @@ class Reader:
         facts = {
             "name": name,
             "worker_pids": "|".join(str(worker.pid) for worker in stage.workers) or "none",
-            "stopped_pid": str(stage.workers[0].pid if stage.workers else 0),
+            "stopped_pid": str(stage.workers[-1].pid if stage.workers else 0),
             "gone_pids": "|".join(str(worker.pid) for worker in stage.gone) or "none",
             "instance": re.escape(stage.sidecar.url.removeprefix("http://")),
         }
