@@ -68,6 +68,22 @@ def test_a_connection_that_is_out_is_found(engine: Engine, registry: CollectorRe
     assert RegistrySamples(registry).value("connections", name, state="idle") == idle
 
 
+@pytest.mark.parametrize("returned", [0, 1])
+def test_a_connection_that_its_pool_forgot_is_found(returned: int, registry: CollectorRegistry) -> None:
+    """A pool that was disposed of while a connection was out does not count it; it is in use all the same."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    forgotten = engine.connect()
+    engine.pool.dispose()
+    for _ in range(returned):
+        engine.connect().close()
+    name = instrument(engine, registry=registry).name
+    assert RegistrySamples(registry).value("connections", name, state="in_use") == 1
+    assert RegistrySamples(registry).value("connections", name, state="idle") == returned
+    forgotten.close()
+    assert RegistrySamples(registry).value("connections", name, state="in_use") == 0
+    engine.dispose()
+
+
 def test_the_cost_does_not_grow_with_the_number_of_pools(registry: CollectorRegistry) -> None:
     """Instrumenting the 1,001st pool takes as many calls and lines as the second."""
 

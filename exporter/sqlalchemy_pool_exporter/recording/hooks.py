@@ -106,15 +106,16 @@ class Hooks:
 
     # -- attaching and restoring
 
-    def attach(self, *, is_new: bool = False) -> None:
+    def attach(self, *, is_new: bool = False, may_hide: bool = False) -> None:
         """Install the hooks.
 
         Args:
             is_new: the pool has no connection record. Otherwise connections may be out, and callers may be waiting.
+            may_hide: connections may be out that the pool does not count, because it was disposed of meanwhile.
         """
         pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
         # Slow if connections are out. A new pool has no records yet.
-        present = [] if is_new else records_of(pool)
+        present = [] if is_new else records_of(pool, may_hide=may_hide)
         if not is_new and slow_path.is_in_use(present):
             slow_path.await_latecomers(self._listen)
         self._install(CLOSE_CONNECTION, connections.close_hook)
@@ -129,7 +130,7 @@ class Hooks:
         if pings(pool):
             PingTap.attach(dialect_of(pool), recorder)
         if present:
-            slow_path.adopt_present()
+            slow_path.adopt_present(may_hide=may_hide)
         # Last: a checkout that is recorded needs all the other hooks.
         self._install("connect", self._connect_hook)
 

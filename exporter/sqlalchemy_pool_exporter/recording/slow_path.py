@@ -161,9 +161,9 @@ class SlowPath:
         # The pool counts a checkout before it makes the record, so ask the pool too.
         return has_out(self.pool) or any(record.in_use or not keeps(self.pool, record) for record in records)
 
-    def adopt_present(self) -> None:
-        """Give a row to each connection that the pool has now."""
-        for record in records_of(self.pool):
+    def adopt_present(self, *, may_hide: bool) -> None:
+        """Give a row to each connection that the pool has now; see ``records_of()``."""
+        for record in records_of(self.pool, may_hide=may_hide):
             # A record with none of these is about to be handed out or about to be garbage-collected.
             if record.in_use or has_connection(record) or keeps(self.pool, record):
                 self.adopt(record)
