@@ -9,24 +9,27 @@ import math
 import os
 import shutil
 import struct
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sqlalchemy_pool_exporter.segment import block as layout
+from sqlalchemy_pool_exporter.segment import directory, file
 from sqlalchemy_pool_exporter.segment.format import FILES, file_name
 from tests.support.segments import (
     NOW,
     Process,
     Scraper,
     by_worker,
+    processes,
     workers,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 # -- counters never decrease
 
@@ -216,6 +219,28 @@ def test_the_next_holder_before_it_is_ready(tmp_path: Path, process: Callable[..
 
 
 # -- faults
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="other file systems note each store to a mapping")  # noqa: S108
+def test_a_read_in_the_middle_of_a_takeover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that reads a file while its next holder takes over sees that holder afterwards, however slow it was."""
+    original = file.Pages  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shared, processes(Path(shared)) as process:
+        process().kill()
+        scraper = Scraper(Path(shared))
+        scraper.scrape()
+        # As if the holder had stood still for long after it took the file.
+        monkeypatch.setattr(directory, "_CLOCK_RESOLUTION_NS", -1)
+
+        def take_over(*arguments: Any) -> object:
+            pages = original(*arguments)
+            assert workers(scraper.scrape()) == {"live": 0, "parent": 0, "gone": 1}
+            time.sleep(0.05)  # longer than the resolution of ctime
+            return pages
+
+        monkeypatch.setattr(file, "Pages", take_over)
+        process()
+        assert workers(scraper.scrape()) == {"live": 1, "parent": 0, "gone": 0}
 
 
 def test_missing_directory(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ class Reader:
             return worker
         self._untouched.pop(name, None)
         worker = read(path, _NAMES[name], self._known, trust)
-        # A new owner chmods the file before it writes, which changes ctime; trust ctime only once it is older than the
-        # clock's resolution.
+        # A new owner chmods the file once it has taken over, which changes ctime. Trust ctime only if it is older than
+        # the clock's resolution.
         if worker is not None and not worker.is_live and stamp is not None and stamp.is_reliable:
             self._untouched[name] = (stamp, worker)
         return worker

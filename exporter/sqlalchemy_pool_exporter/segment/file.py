@@ -251,7 +251,6 @@ class Lease(Space):
                 )
             except SegmentError:
                 return None
-        # This changes ctime. A reader that knows the file as a dead worker's then reads it again.
         os.fchmod(descriptor, self._mode)
         self._extents, pages = [], list[memoryview]()
         try:
@@ -266,8 +265,11 @@ class Lease(Space):
         pages[0][FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
         words[FORKED_WORD] = 0
         taken_over = Pages(self, pages)
-        # Last: this count tells a reader that what it remembers of the file was written by an earlier holder.
+        # Last but one: this count tells a reader that what it remembers of the file was written by an earlier holder.
         words[HOLDERS_WORD] = header.holders + 1
+        # Last: this changes ctime, so a reader that remembers the file as a dead worker's reads it again. It may have
+        # read the file since this process took it.
+        os.fchmod(descriptor, self._mode)
         return taken_over
 
     def _map(self, descriptor: int, path: Path, begin: int, size: int) -> list[memoryview]:
