@@ -117,7 +117,7 @@ def test_every_worker_is_shown(what: str, server: DatabaseServer, tmp_path: Path
     write_snippet(tmp_path, server, port, ASGI if what == "uvicorn" else WSGI)
     environment = {
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
-        "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }
     with Server(*SERVERS[what], **environment) as served:
         url = served.url()
@@ -146,7 +146,7 @@ def test_celery_shows_every_worker(server: DatabaseServer, tmp_path: Path) -> No
     celery = server.url("postgresql+psycopg", application_name="celery")
     environment = {
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
-        "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
         "CELERY_BROKER_URL": f"sqla+{celery}",
         "CELERY_RESULT_BACKEND": f"db+{celery}",
     }

@@ -70,7 +70,7 @@ def test_nothing_grows(what: str) -> None:
     tracemalloc.start(6)
     try:
         # Of names that are gone, the last MOST_ENDED stay; what else is known of them is tidied up as often.
-        rounds = (200, 65, 65, 65) if what == "named engines" else (30, 60, 60, 60)
+        rounds = (200, *3 * (65,)) if what == "named engines" else (60, *6 * (60,))
         taken = [ours(times) for times in rounds]
     finally:
         tracemalloc.stop()

@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment import remap
-from sqlalchemy_pool_exporter.segment.block import DETACHES, FIRST_COUNTER, LAST_CHECKIN
+from sqlalchemy_pool_exporter.segment.block import DETACHES, FIRST_COUNTER
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.format import file_name
@@ -202,25 +202,6 @@ def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 1.0
 
 
-def test_what_is_stored_meanwhile(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other threads store between the copy and the new mapping is in the new file: counts and times."""
-    segments = BlockStore(directory)
-    block = segments.block(described("orders")).doubles
-    block[DETACHES], block[LAST_CHECKIN] = 5.0, 1.0
-    (directory / "worker-000").unlink()
-    map_ = remap._map
-
-    def store_and_map(memory: memoryview, descriptor: int, begin: int) -> None:
-        block[DETACHES] += 2.0
-        block[LAST_CHECKIN] = 2.0
-        map_(memory, descriptor, begin)
-        block[DETACHES] += 1.0
-
-    monkeypatch.setattr(remap, "_map", store_and_map)
-    assert segments.shares(block) is True
-    assert (block[DETACHES], block[LAST_CHECKIN]) == (8.0, 2.0)
-
-
 def test_memory_of_several_parts(tmp_path: Path) -> None:
     """Memory that was mapped in parts goes on in the new file, each part at its place."""
     size, used = mmap.PAGESIZE, 3 * mmap.PAGESIZE - 100
@@ -232,7 +213,7 @@ def test_memory_of_several_parts(tmp_path: Path) -> None:
             memoryview(mmap.mmap(old.fileno(), n * size, offset=at * size)) for at, n in ((0, 1), (1, 2))
         ]
         parts[0][7], parts[1][5], parts[1][size + 9] = 1, 2, 3
-        remap.move(parts, old.fileno(), new.fileno(), used=used, counts=lambda _: False)
+        remap.move(parts, new.fileno(), used=used)
         before = old.read()
         parts[0][7], parts[1][6] = 4, 5
         now = new.read()

@@ -61,7 +61,8 @@ class Process:
     pid: int
     stream: Any
     pools: dict[int, Pool] = field(default_factory=dict)
-    has_forked: bool = False
+    has_segment: bool = False  # from its first engine on
+    has_forked: bool = False  # since it has a segment
     has_connected: bool = False  # since it began
 
     @property
@@ -133,7 +134,7 @@ class Walk(RuleBasedStateMachine):
         parent.ask("fork", in_c)
         child = self._accept()
         child.pools = {key: Pool(key, p.name, p.size, p.overflow) for key, p in parent.pools.items()}
-        parent.has_forked = True
+        parent.has_forked = child.has_segment = parent.has_segment
 
     @precondition(lambda self: len(self.processes) > 1)
     @rule(number=st.integers(0, 9))
@@ -173,6 +174,7 @@ class Walk(RuleBasedStateMachine):
     def _make(self, process: Process, name: str, size: int, overflow: int) -> Pool:
         pool = Pool(next(self._keys), name, size, overflow)
         process.pools[pool.key] = pool
+        process.has_segment = True
         process.ask("make", pool.key, name, size, overflow)
         return pool
 

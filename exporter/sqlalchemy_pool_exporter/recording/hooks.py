@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy.engine import Engine
@@ -294,5 +293,8 @@ class Hooks:
 
 def _engine_that_calls() -> Engine | None:
     """Return the engine whose method called the hook that calls this, or None."""
-    caller = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - there is no other way to ask
+    hook = inspect.currentframe()
+    for _ in range(2):
+        hook = hook and hook.f_back
+    caller = hook and hook.f_locals.get("self")
     return caller if isinstance(caller, Engine) else None

@@ -193,9 +193,7 @@ class Lease(Space):
             other = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 self.pages.page(0).cast("Q")[MAGIC_WORD] = 0
-                is_open = _is_file(self._lock, self._file)
-                old = self._lock if is_open else None
-                remap.move(self._extents, old, other, used=self.pages.used, counts=self.pages.is_count)
+                remap.move(self._extents, other, used=self.pages.used)
             finally:
                 os.close(other)
         except OSError:

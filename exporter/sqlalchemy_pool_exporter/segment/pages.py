@@ -151,11 +151,6 @@ class Pages:
         finally:
             self._end()
 
-    def is_count(self, at: int) -> bool:
-        """Return whether the word at an offset in bytes is a count of a pool's block."""
-        page, within = self._pages[at // PAGE_BYTES], at % PAGE_BYTES - DOUBLES_AT
-        return page.cast("Q")[KIND] == POOL and 8 * FIRST_COUNTER <= within < 8 * FIELDS
-
     # -- pools
 
     def pool(self, text: bytes) -> PoolBlock:
