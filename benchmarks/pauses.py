@@ -146,7 +146,7 @@ def _rows(case: Case, rounds: int) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def _without_pauses() -> Iterator[None]:
-    before = pausing._WORK_SECONDS  # noqa: SLF001 - nobody else turns them off
+    before = pausing._WORK_SECONDS  # noqa: SLF001 - only this benchmark turns pauses off
     pausing._WORK_SECONDS = inf  # type: ignore[misc]  # noqa: SLF001
     try:
         yield

@@ -202,6 +202,33 @@ def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 1.0
 
 
+def test_a_time_limit_while_a_file_is_replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit reaches the application, and no file stays that another process would take and truncate."""
+
+    class TimeLimit(Exception):  # noqa: N818 - named like those of task queues
+        pass
+
+    segments = BlockStore(directory)
+    block = segments.block(described("orders")).doubles
+    block[DETACHES] = 5.0
+    (directory / "worker-000").unlink()
+    move = remap.move
+
+    def strike(*arguments: Any, **options: Any) -> None:
+        move(*arguments, **options)
+        raise TimeLimit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remap, "move", strike)
+        with pytest.raises(TimeLimit):
+            segments.check()
+    assert names(directory) == []
+    block[DETACHES] += 1.0
+    segments.check()
+    (worker,) = Reader(directory).read().live
+    assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 6.0
+
+
 def test_memory_of_several_parts(tmp_path: Path) -> None:
     """Memory that was mapped in parts goes on in the new file, each part at its place."""
     size, used = mmap.PAGESIZE, 3 * mmap.PAGESIZE - 100

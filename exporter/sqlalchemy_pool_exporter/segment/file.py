@@ -165,12 +165,16 @@ class Lease(Space):
                 stack.callback(os.close, descriptor)
                 if not (lock.take(descriptor) and _is_ours(descriptor, path)):
                     continue  # another process found the new file first
-                self._move(descriptor, path)
-                stack.pop_all()
-            self.close()
-            self.number, self._lock, self._file = number, descriptor, _file_of(os.fstat(descriptor))
-            # Last: without it, the file is one that is still being made.
-            self.pages.page(0).cast("Q")[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
+                try:
+                    self._move(descriptor, path)
+                    stack.pop_all()
+                    self._go_on_in(number, descriptor)
+                except BaseException:
+                    # Also after a time limit of the application. Another process would take a file that is not locked
+                    # and truncate it, and the next store into this memory would kill this process.
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                    raise
             return
         message = f"all {FILES} files in {str(self.directory)!r} are taken"
         raise SegmentError(message)
@@ -185,21 +189,22 @@ class Lease(Space):
 
     def _move(self, descriptor: int, path: Path) -> None:
         """Put a new file under the mappings."""
-        size = sum(map(len, self._extents))
+        os.fchmod(descriptor, self._mode)
+        os.posix_fallocate(descriptor, 0, sum(map(len, self._extents)))
+        # Not the lock's descriptor, as above.
+        other = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchmod(descriptor, self._mode)
-            os.posix_fallocate(descriptor, 0, size)
-            # Not the lock's descriptor, as above.
-            other = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                self.pages.page(0).cast("Q")[MAGIC_WORD] = 0
-                remap.move(self._extents, other, used=self.pages.used)
-            finally:
-                os.close(other)
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+            self.pages.page(0).cast("Q")[MAGIC_WORD] = 0
+            remap.move(self._extents, other, used=self.pages.used)
+        finally:
+            os.close(other)
+
+    def _go_on_in(self, number: int, descriptor: int) -> None:
+        """Leave the old file; the memory is mapped to the new one."""
+        self.close()
+        self.number, self._lock, self._file = number, descriptor, _file_of(os.fstat(descriptor))
+        # Last: without it, the file is one that is still being made.
+        self.pages.page(0).cast("Q")[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
 
     # -- the file
 
