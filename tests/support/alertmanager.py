@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from tests.support.paths import ROOT
-from tests.support.process_log import ProcessLog
+from tests.support.process_log import ProcessLog, end_process
 from tests.support.wait import SECONDS
 
 if TYPE_CHECKING:
@@ -137,13 +137,7 @@ class Alertmanager:
 
     def end(self) -> None:
         """End the process and the receivers."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end_process(self._process)
         self._log.close()
         self.receivers.close()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import threading
 from typing import IO
 
@@ -48,3 +49,14 @@ class ProcessLog:
         with self._changed:
             self.lines.append(line)
             self._changed.notify_all()
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """End a process with SIGTERM, or with SIGKILL if it does not end; it may have ended already."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

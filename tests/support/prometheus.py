@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from tests.support.process_log import ProcessLog
+from tests.support.process_log import ProcessLog, end_process
 from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
@@ -180,13 +180,7 @@ class Prometheus:
 
     def end(self) -> None:
         """End the process, whatever state it is in."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end_process(self._process)
         self._log.close()
 
     def __enter__(self) -> Self:
