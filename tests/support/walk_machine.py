@@ -48,6 +48,7 @@ class Pool:
     overflow: int
     idle: int = 0
     held: int = 0
+    is_pinned: bool = False  # connections that this process inherited keep the engine alive
 
     @property
     def capacity(self) -> int:
@@ -64,13 +65,16 @@ class Process:
     has_segment: bool = False  # from its first engine on
     has_forked: bool = False  # since it has a segment
     has_connected: bool = False  # since it began
+    unnoticed: Process | None = None  # its parent, if it was forked in C and has used no pool since
 
     @property
     def is_worker(self) -> bool:
-        """Whether it is more than a parent that only forked."""
-        return self.has_connected or not self.has_forked
+        """Whether it is more than a parent that only forked, and more than a child that has not noticed that it is."""
+        return not self.unnoticed and (self.has_connected or not self.has_forked)
 
     def ask(self, command: str, *arguments: object) -> Any:
+        if self.unnoticed:
+            self.unnoticed.has_forked, self.unnoticed = True, None
         self.stream.write(json.dumps([command, *arguments]) + "\n")
         self.stream.flush()
         return json.loads(self.stream.readline())
@@ -131,15 +135,33 @@ class Walk(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), in_c=st.booleans())
     def fork(self, number: int, in_c: bool) -> None:
         parent = self._process(number)
+        self._notice(parent)
         parent.ask("fork", in_c)
         child = self._accept()
-        child.pools = {key: Pool(key, p.name, p.size, p.overflow) for key, p in parent.pools.items()}
-        parent.has_forked = child.has_segment = parent.has_segment
+        child.pools = {
+            key: Pool(key, p.name, p.size, p.overflow, is_pinned=p.is_pinned or p.idle + p.held > 0)
+            for key, p in parent.pools.items()
+        }
+        child.has_segment = parent.has_segment
+        # A child that inherits connections disposes of their pools, and so it notices.
+        if in_c and parent.has_segment and not any(p.idle + p.held for p in parent.pools.values()):
+            child.unnoticed = parent
+        else:
+            parent.has_forked = parent.has_segment
+
+    @staticmethod
+    def _notice(process: Process) -> None:
+        if process.unnoticed:
+            process.ask("notice")
 
     @precondition(lambda self: len(self.processes) > 1)
     @rule(number=st.integers(0, 9))
     def kill(self, number: int) -> None:
         process = self.processes.pop(number % len(self.processes))
+        # A child that has not noticed keeps the lock of its parent's segment, so its parent would seem to live.
+        for child in self.processes:
+            if child.unnoticed is process:
+                self._notice(child)
         os.kill(process.pid, signal.SIGKILL)
         process.stream.close()
 
@@ -248,7 +270,8 @@ class Walk(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99))
     def drop(self, number: int) -> None:
         """Forget an engine without dispose(): the garbage collector closes its connections."""
-        if found := self._pool(number, held=False):
+        found = self._pool(number, held=False)
+        if found and not found[1].is_pinned:
             process, pool = found
             process.ask("drop", pool.key)
             self.tally[pool.name]["closes.gc"] += pool.idle

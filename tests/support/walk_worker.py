@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, exc
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.segment import fork
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -38,9 +39,7 @@ class Worker:
         self.address = address
         self.engines: dict[int, Engine] = {}
         self.held: dict[int, list[Connection]] = {}
-        self.inherited: list[
-            object
-        ] = []  # what belongs to the parent, kept so that it is never collected here
+        self.inherited: list[object] = []  # what belongs to the parent: never collected here
 
     def serve(self) -> None:
         """Answer commands until the socket is closed."""
@@ -116,13 +115,18 @@ class Worker:
         pid: int = ctypes.PyDLL(None).fork() if in_c else os.fork()
         if pid:
             return pid
-        self.inherited += [*self.held.values(), *self.engines.values()]
+        self.inherited += self.held.values()
         self.held = {key: [] for key in self.engines}
         for engine in self.engines.values():
             # As SQLAlchemy's documentation says. A pool without connections goes on, as under a server that preloads.
             if engine.pool.checkedin() + engine.pool.checkedout() > 0:  # type: ignore[attr-defined]
+                self.inherited.append(engine.pool)
                 engine.dispose(close=False)
         return "child"
+
+    def notice(self) -> None:
+        """Notice that this process was forked in C, as a server's hook does."""
+        fork.notice()
 
     def interrupt(self, key: int) -> tuple[int, int]:
         """Check out and return while another thread raises time limits; return how many cycles began and ended."""
