@@ -99,17 +99,19 @@ def health() -> list[Builder[Panel]]:
             unit=units.DateTimeFromNow,
         ),
         stat(
-            "Behind a pooler",
-            "Databases that are reached through a pooler such as pgbouncer. There, connections and states are the "
-            "pooler's own to the server; who uses them is not told. Neither good nor bad, but good to know.",
-            f"sum({of_server('behind_pooler')})",
+            "Databases that refuse writes",
+            "Databases where a new session could not write, although nothing in the sidecar's configuration says that "
+            "its pools only read. Good: 0. Bad: more, after a failover: the pools still lead to the old primary; see "
+            "Refuses writes.",
+            f"sum({of_server('read_only')} > bool {of_server('read_only_expected')})",
             unit=units.Short,
+            critical=1,
         ),
     ]
 
 
 def problems() -> list[Builder[Panel]]:
-    """Return the panels on full databases, sessions idle in a transaction, and failed probes."""
+    """Return the panels on full databases, servers that changed, sessions idle in a transaction, and failed probes."""
     in_transaction = database("connections", 'state=~"idle_in_transaction.*"')
     return [
         timeseries(
@@ -131,6 +133,24 @@ def problems() -> list[Builder[Panel]]:
             Query(OPEN, "{{database}} open in its pools"),
             Query(ALLOWED, "{{database}} allowed", limit=True),
             unit=units.Short,
+            span=12,
+        ),
+        timeseries(
+            "Refuses writes",
+            "1 while a new session could not write: the server is in recovery, as a replica is, or "
+            "default_transaction_read_only is on. Good: 0, or 1 all along for a replica that is meant to be read. Bad: "
+            "a step from 0 to 1: with recovery it is a replica now, without it somebody has set it or a disk is full.",
+            Query(of_server("read_only"), "{{database}} refuses writes"),
+            Query(of_server("in_recovery"), "{{database}} in recovery"),
+            unit=units.Short,
+            span=12,
+        ),
+        timeseries(
+            "Time since the server started",
+            "Good: lines that climb. Bad: one that falls to 0: the server was restarted, or the name leads to another "
+            "server, as after a failover. What broke at that moment broke with it.",
+            Query(f"time() - {of_server('start_time_seconds')}", "{{database}}"),
+            unit=units.Seconds,
             span=12,
         ),
         timeseries(
@@ -170,8 +190,9 @@ def performance() -> list[Builder[Panel]]:
         timeseries(
             "Connections by state",
             "What the server's client connections do. Good: most are idle and some active. Bad: active at the number "
-            "of its processors or far above, which is a busy server; idle in transaction. unknown: the probe's role "
-            "may not see them, grant it pg_monitor.",
+            "of its processors or far above, which is a busy server; idle in transaction. unknown: the server does "
+            "not say. Either the probe's role lacks pg_monitor, then grant it; or track_activities is off. The "
+            "sidecar's log says which.",
             Query(f"max by (database, state) ({database('connections')})", "{{database}} {{state}}"),
             unit=units.Short,
             stacked=True,
@@ -198,9 +219,31 @@ def performance() -> list[Builder[Panel]]:
 
 
 def maintenance() -> list[Builder[Panel]]:
-    """Return the panels on the limits of server and pools, which must fit together, and on the probe."""
+    """Return the panels on the servers, on their limits and the pools', which must fit together, and on the probe."""
     recycle = of_pools(exporter("recycle_seconds"), "max")
     return [
+        table(
+            "Servers",
+            "What each database is reached through. Good: writes where pools write, and a start that was planned. Bad: "
+            "refuses writes without being expected to. Behind a pooler, connections and states are the pooler's own "
+            "to the server, and who uses them is not told.",
+            Query(of_server("read_only"), "refuses writes"),
+            Query(of_server("read_only_expected"), "expected to"),
+            Query(of_server("in_recovery"), "in recovery"),
+            Query(f"{of_server('start_time_seconds')} * 1000", "started"),
+            Query(of_server("behind_pooler"), "behind a pooler"),
+            Query(of_server("max_connections"), "max_connections"),
+            keys=("database",),
+            columns={
+                "refuses writes": Column(units.BoolYesNo),
+                "expected to": Column(units.BoolYesNo),
+                "in recovery": Column(units.BoolYesNo),
+                "started": Column(units.DatetimeISO),
+                "behind a pooler": Column(units.BoolYesNo),
+                "max_connections": Column(),
+            },
+            height=6,
+        ),
         table(
             "Limits of the server against those of the pools",
             "For each database and pool: when the pool replaces a connection, and when the server cuts an idle one. "

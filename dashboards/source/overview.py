@@ -257,8 +257,8 @@ def maintenance() -> list[Builder[Panel]]:
         ),
         timeseries(
             "Workers",
-            "Worker processes behind sidecars. Good: live is what is deployed, gone stays where it is. Bad: live "
-            "falls; gone rises by a worker that died and that nobody replaced.",
+            "Worker processes that share a directory. Good: live is what is deployed, gone stays where it is. Bad: "
+            "live falls; gone rises by a worker that died and that nobody replaced.",
             Query(f"sum({live})", "live"),
             Query(f"sum({gone})", "gone"),
             unit=units.Short,

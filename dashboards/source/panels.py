@@ -317,7 +317,9 @@ WORKER = variable(
     "worker",
     'label_values(sqlalchemy_pool_connections{job=~"$job", instance=~"$instance", pool=~"$pool"}, worker)',
     all_value=".*",
-).description("A worker process behind the sidecar. It narrows states; counters are of all workers.")
+).description(
+    "A worker process of those that share a directory. It narrows states; counters are of all workers."
+)
 DATABASE = variable(
     "database", 'label_values(sqlalchemy_pool_database_up{job=~"$job", instance=~"$instance"}, database)'
 )

@@ -318,8 +318,10 @@ def maintenance() -> list[Builder[Panel]]:
             "Configuration",
             "How each pool is set up; where processes differ, the smallest, and for the overflow the largest. Good: "
             "recycle below what the server allows an idle connection, pre-ping on against a database that cuts them. "
-            "Bad: recycle under 300 s: connections are made anew for nothing.",
+            "Bad: recycle under 300 s: connections are made anew for nothing; ever more pools of a name: an engine is "
+            "made again and again.",
             Query(f"count by (job, pool, pool_class, dialect, driver) ({pool('info')})", ""),
+            Query(f"sum by (job, pool) ({state('instances')})", "pools"),
             Query(f"min by (job, pool) ({state('size')})", "pool_size"),
             Query(f"max by (job, pool) ({state('max_overflow')})", "max_overflow"),
             Query(f"min by (job, pool) ({state('timeout_seconds')})", "pool_timeout"),
@@ -328,6 +330,7 @@ def maintenance() -> list[Builder[Panel]]:
             Query(f"sum by (job, pool) ({pool('capacity')})", "capacity of all"),
             keys=("job", "pool", "pool_class", "dialect", "driver"),
             columns={
+                "pools": Column(),
                 "pool_size": Column(),
                 "max_overflow": Column(),
                 "pool_timeout": Column(units.Seconds),

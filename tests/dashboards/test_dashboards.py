@@ -48,11 +48,8 @@ METRICS = {metric.name: metric for metric in ALL}
 SUFFIXES = ("_bucket", "_count", "_sum")
 # Metrics that no dashboard shows and no rule uses, each with the reason.
 EXCUSED: dict[str, str] = {
-    "sqlalchemy_pool_instances": "says how many pools a sum is of; the sums themselves are shown",
     "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
     "sqlalchemy_pool_exporter_forked_processes": "for an application without a directory; a warning says the same",
-    "sqlalchemy_pool_database_in_recovery": "explains read_only",
-    "sqlalchemy_pool_database_start_time_seconds": "explains other changes",
 }
 
 TIERS = ["Health", "Problems", "Performance", "Maintenance"]
@@ -271,6 +268,14 @@ def test_annotations_and_links(name: str) -> None:
         link["includeVars"],
         link["keepTime"],
     )
+
+
+@every_board
+def test_pg_monitor_is_advised_to_a_role_that_lacks_it(name: str) -> None:
+    """A description advises to grant ``pg_monitor`` only under the condition that the probe's role lacks it."""
+    for panel in grafana.panels(grafana.load(name)):
+        if "pg_monitor" in panel["description"]:
+            assert "role lacks pg_monitor" in panel["description"], panel["title"]
 
 
 def test_drill_down() -> None:

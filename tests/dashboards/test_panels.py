@@ -18,15 +18,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("prometheus")]
 SECONDS = 65.0
 
-# Queries with series only from a sidecar, and those with series only from an application's own endpoint.
-OF_SIDECAR = {
-    "Workers A",
-    "Workers B",
-    "What the exporter could not see A",
-    "Configuration is the file's A",
-    "Configuration read A",
-    "$worker",
-}
+# Queries with series only from a sidecar, and those with series only from an application's own endpoint, which shows
+# every process of its directory, too: what is left is the configuration that only a sidecar reads.
+OF_SIDECAR = {"Configuration is the file's A", "Configuration read A"}
 OF_APPLICATION = {"What the exporter could not see D", "Segments shared A"}
 
 
@@ -110,6 +104,14 @@ def test_one_process_is_held_against_its_own_capacity(seen: Run, job: str) -> No
     assert {6.0} == set(limit)
     (fullest,) = _asked(seen, "overview", "Fullest process", job=job)
     assert 1.0 == max(fullest)
+
+
+@pytest.mark.parametrize(("job", "before", "after"), [(SIDECAR, 3.0, 2.0), (IN_APP, 1.0, 1.0)])
+def test_workers_are_counted(seen: Run, job: str, before: float, after: float) -> None:
+    """The processes of a directory are counted, behind a sidecar and by an application's own endpoint."""
+    live, gone = _asked(seen, "overview", "Workers", job=job)
+    assert (before, after) == (live[0], live[-1])
+    assert before - after == gone[-1]
 
 
 def test_parts_of_a_wait_are_all_of_it(seen: Run) -> None:
