@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
     from .recording.endpoint import Server, serve
+    from .recording.holders import label
     from .recording.instrument import Handle, instrument, uninstrument
     from .recording.mounts import aiohttp_handler, asgi_app, wsgi_app
 
@@ -23,6 +24,7 @@ __all__ = [
     "aiohttp_handler",
     "asgi_app",
     "instrument",
+    "label",
     "serve",
     "uninstrument",
     "wsgi_app",
@@ -33,6 +35,7 @@ __all__ = [
 _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
     "recording.endpoint": ("Server", "serve"),
+    "recording.holders": ("label",),
     "recording.instrument": ("Handle", "instrument", "uninstrument"),
     "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),
 }

@@ -6,14 +6,26 @@ from __future__ import annotations
 import os
 from typing import Final
 
+APPLICATION: Final = "SQLALCHEMY_POOL_EXPORTER_APPLICATION"
 CONFIG: Final = "SQLALCHEMY_POOL_EXPORTER_CONFIG"
 DIRECTORY: Final = "SQLALCHEMY_POOL_EXPORTER_DIR"
 GROUP_READABLE: Final = "SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"
 LISTEN_ADDRESS: Final = "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS"
 LOG_LEVEL: Final = "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL"
 SIDECAR: Final = "SQLALCHEMY_POOL_EXPORTER_SIDECAR"
+SITES: Final = "SQLALCHEMY_POOL_EXPORTER_SITES"
 
 
 def is_on(name: str) -> bool:
     """Return whether a variable switches something on."""
     return os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+
+
+def is_off(name: str) -> bool:
+    """Return whether a variable switches something off that is on by default."""
+    return os.environ.get(name, "").lower() in {"0", "false", "no", "off"}
+
+
+def words(name: str) -> tuple[str, ...]:
+    """Return the words of a variable, which commas separate."""
+    return tuple(filter(None, map(str.strip, os.environ.get(name, "").split(","))))

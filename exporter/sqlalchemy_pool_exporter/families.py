@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final
 from .exposition import Family, Series
 from .metrics import BUCKETS
 from .pausing import pause
-from .segment import sums
-from .segment.snapshot import Histogram
+from .segment import sites, sums
+from .segment.snapshot import Histogram, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .metrics import Metric
-    from .segment.snapshot import Snapshot, Value
+    from .segment.snapshot import Counts, Snapshot, Value
 
 # The owner of a sample, as label values: a pool, a pool and a worker, a database, or an empty tuple.
 Owner = tuple[str, ...]
@@ -36,7 +36,7 @@ class OwnerSeries:
     """The series of one owner, by the key of their metric."""
 
     numbers: dict[str, Series] = field(default_factory=dict)
-    labelled: dict[str, dict[str, Series]] = field(default_factory=dict)
+    labelled: dict[str, dict[str, tuple[Series, ...]]] = field(default_factory=dict)
     histograms: dict[str, tuple[Series, ...]] = field(default_factory=dict)
 
 
@@ -75,7 +75,7 @@ class Builder:
         Args:
             owner: label values, in the order of the builder's label names.
             values: pairs of the key of a metric and its value: a number, numbers by the value of the metric's own
-                label, or a histogram.
+                label, summaries likewise, or a histogram.
         """
         pause()
         series = self.series.get(owner)
@@ -102,8 +102,9 @@ class Builder:
                 by_label = series.labelled.get(key)
                 if by_label is None or by_label.keys() != value.keys():
                     by_label = series.labelled[key] = dict(self._labelled(key, owner, value))
-                family.series.extend(map(by_label.__getitem__, value))
-                family.values.extend(value.values())
+                for label, number in value.items():
+                    family.series.extend(by_label[label])
+                    family.values.extend(number if isinstance(number, Summary) else (number,))
 
     def add_info(self, owner: Owner, key: str, labels: Mapping[str, str]) -> None:
         """Add a sample with the value 1, whose labels carry the information."""
@@ -121,11 +122,14 @@ class Builder:
     def _labels(self, owner: Owner) -> dict[str, str]:
         return dict(zip(self._owner, owner, strict=False))
 
-    def _labelled(self, key: str, owner: Owner, values: Iterable[str]) -> Iterator[tuple[str, Series]]:
+    def _labelled(
+        self, key: str, owner: Owner, values: Iterable[str]
+    ) -> Iterator[tuple[str, tuple[Series, ...]]]:
         metric, labels = self._metrics[key], self._labels(owner)
         (name,) = metric.labels
         for value in values:
-            yield value, Series.of(metric.name, {**labels, name: value})
+            every = {**labels, name: value}
+            yield value, tuple(Series.of(metric.name + suffix, every) for suffix in metric.suffixes)
 
     def _histogram(self, key: str, owner: Owner) -> Iterator[Series]:
         name, labels = self._metrics[key].name, self._labels(owner)
@@ -148,3 +152,9 @@ def add_state(
     """Add the limits and the state of live pools of one name."""
     scrape.add(owner, [("instances", float(len(sums.current(snapshots))))])
     scrape.add(owner, sums.state(snapshots, now=now, wall=wall).items())
+    scrape.add(owner, sites.state(snapshots, now=now).items())
+
+
+def add_sites(scrape: Builder, owner: Owner, by_site: Mapping[str, Counts]) -> None:
+    """Add the counters of the sites of the pools of one name."""
+    scrape.add(owner, sites.counters(by_site).items())

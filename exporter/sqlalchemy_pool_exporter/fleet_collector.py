@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
-from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_state
+from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_sites, add_state
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, WORKER_STATES
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
+from sqlalchemy_pool_exporter.segment.sites import ShownSites
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class FleetCollector(Collector):
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall = monotonic, wall
         self._series: dict[Owner, OwnerSeries] = {}
+        self._sites = ShownSites()
         self.labels_by_name: Mapping[str, Sequence[str]] = {}  # of the last scrape
 
     def collect(self) -> Iterator[Family]:
@@ -89,7 +91,7 @@ class FleetCollector(Collector):
         live, running = len(fleet.live), len(fleet.running)
         counts = (live, running - live, len(fleet.workers) - running)
         workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))
-        errors: Value = {kind: float(count) for kind, count in fleet.errors.items()}
+        errors: Value = {str(kind): float(count) for kind, count in fleet.errors.items()}
         scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
         for versions in _versions(fleet):
             scrape.add_info((), "exporter_build_info", {"version": package_version(), **versions})
@@ -125,6 +127,8 @@ class FleetCollector(Collector):
             values: dict[str, Any] = dict(counters(counts, has_overflow=has_overflow))
             faults[labels[0]] += values.pop(_FAULTS)
             scrape.add(labels, values.items())
+        for labels, by_site in self._sites.of(fleet.view.sites).items():
+            add_sites(scrape, labels, by_site)
         for pool, count in faults.items():
             scrape.add((pool,), [(_FAULTS, float(count))])
 
@@ -143,6 +147,7 @@ def _without(fleet: Fleet, names: Collection[str]) -> Fleet:
             view,
             labels=labels,
             counts={series: counts for series, counts in view.counts.items() if series[0] in shown},
+            sites={series: sites for series, sites in view.sites.items() if series[0] in shown},
             infos={label: infos for label, infos in view.infos.items() if label in shown},
         ),
     )

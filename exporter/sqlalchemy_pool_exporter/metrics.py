@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-Kind = Literal["counter", "gauge", "histogram", "info"]
+Kind = Literal["counter", "gauge", "histogram", "info", "summary"]
 
 PREFIX: Final = "sqlalchemy_pool_"
 _SUFFIXES: Final = {"counter": "_total", "info": "_info"}
@@ -77,6 +77,11 @@ class Metric:
     def family(self) -> str:
         """The name of the family in OpenMetrics: without the suffix that the type adds to the samples."""
         return self.name.removesuffix(_SUFFIXES.get(self.kind, ""))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of its samples end with, after the name; not of a histogram."""
+        return ("_count", "_sum") if self.kind == "summary" else ("",)
 
     @property
     def unit(self) -> str:
@@ -157,6 +162,25 @@ POOL_METRICS: Final = (
         "Age of the oldest checkout under way; 0 when there is none.",
     ),
     _pool("longest_held_seconds", "gauge", "Age of the oldest checkout not returned; 0 when nothing is out."),
+    _pool(
+        "held_connections",
+        "gauge",
+        "Connections that are checked out, by the place in the application that did it (module:function:line): the "
+        "20 that hold most, and other. The sum is connections in use.",
+        labels=("site",),
+    ),
+    _pool(
+        "site_longest_held_seconds",
+        "gauge",
+        "Age of the oldest checkout not returned of each of these places.",
+        labels=("site",),
+    ),
+    _pool(
+        "self_deadlocked",
+        "gauge",
+        "How many pools are full of connections whose holders all wait for another connection of the same pool: "
+        "none of them can go on before a checkout times out.",
+    ),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
     _pool(
         "last_checkin_timestamp_seconds",
@@ -180,6 +204,27 @@ POOL_METRICS: Final = (
         "interrupted (cancelled), or anything else, such as a listener that raised (other).",
         labels=("reason",),
         values=ERROR_REASONS,
+    ),
+    _pool(
+        "checkouts_by_site_total",
+        "counter",
+        "Connections handed out, by the place in the application that asked; the sum is checkouts_total. At most 20 "
+        "sites, and other.",
+        labels=("site",),
+    ),
+    _pool(
+        "hold_seconds_by_site",
+        "summary",
+        "Time from checkout to return, by the place in the application that checked out. The sums are those of "
+        "hold_seconds.",
+        labels=("site",),
+    ),
+    _pool(
+        "nested_checkouts_total",
+        "counter",
+        "Checkouts by a thread or task that held a connection of the same pool, by the place of the second one. "
+        "Counted when both are returned, or when the second one times out. One pool is enough for a deadlock.",
+        labels=("site",),
     ),
     _pool("connects_total", "counter", "Physical connections opened."),
     _pool(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.segment.file import Lease
-    from sqlalchemy_pool_exporter.segment.pages import PoolBlock
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
 
 LONG = RETENTION_SECONDS + 1
 

@@ -25,7 +25,7 @@ from tests.support.samples import Exposition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy_pool_exporter.segment.pages import PoolBlock
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
 
 QUEUE = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
 NOW = 1000.0

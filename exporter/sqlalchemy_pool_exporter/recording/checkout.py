@@ -26,13 +26,18 @@ from sqlalchemy_pool_exporter.segment.block import (
     HOLD,
     LAST_CHECKIN,
     LEAKED_CHECKOUTS,
+    OTHER_SITES,
     SCRATCH,
     SUM,
     UNTRACKED,
     UNTRACKED_PENDING,
     WAIT,
 )
+from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
+
+from . import nesting
+from .holders import current_holder, current_label
 
 if TYPE_CHECKING:
     import weakref
@@ -76,16 +81,20 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         original: the method that is wrapped.
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
-    free, clock = recorder.waiters.free, recorder.clock
-    give, mark, notice_fork = free.append, fork.mark, fork.notice
+    free, clock, origins = recorder.waiters.free, recorder.clock, recorder.origins
+    find = origins.find if origins is not None else _no_site
+    give, mark, notice_fork, get_label = free.append, fork.mark, fork.notice, current_label.get
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
     def connect() -> Any:  # noqa: C901, PLR0912, PLR0915 - see above
         waiter, began, here = SCRATCH, 0.0, mark[0]
+        who, outer = None, None
         try:
             try:
                 if not here:  # a forked child
                     here = notice_fork()
+                if origins is not None:
+                    who = current_holder()
                 try:
                     # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
                     waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
@@ -93,6 +102,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     waiter, began = recorder.acquire_waiter()
                 else:
                     recorder.block[waiter] = began = clock()
+                if who is not None and who.rows:
+                    outer = nesting.began(recorder, who, began)
             except Exception as error:
                 if not recorder.fault(error):
                     raise
@@ -108,7 +119,12 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     give(waiter)
                 elif waiter == UNTRACKED:
                     recorder.block[UNTRACKED_PENDING] -= 1.0
-                recorder.checkout_failed(began, _error_field(error, connect.__code__, creator))
+                field = _error_field(error, connect.__code__, creator)
+                recorder.checkout_failed(began, field)
+                if outer:
+                    nesting.ended(outer)
+                    if field == CHECKOUT_TIMEOUTS:
+                        nesting.timed_out(find())
             except Exception as fault:
                 if not recorder.fault(fault):
                     raise
@@ -126,6 +142,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 give(waiter)
             elif waiter == UNTRACKED:
                 recorder.block[UNTRACKED_PENDING] -= 1.0
+            if outer:
+                nesting.ended(outer)
             now = clock()
             record = connection._connection_record
             holder = record.fairy_ref
@@ -136,11 +154,29 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 # Most waits fall into the first bucket. The comparison costs a fifth of the search.
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
                 block = recorder.block
-                # straight line
-                row.table[row.held_at] = now
-                block[bucket] += 1.0
-                block[wait_sum] += wait
-                # end of straight line
+                if who is None:
+                    # straight line
+                    row.table[row.held_at] = now
+                    block[bucket] += 1.0
+                    block[wait_sum] += wait
+                    # end of straight line
+                else:
+                    site = find()
+                    row.site, row.holder = site, who
+                    who.rows[row.record_id] = row
+                    if outer:
+                        nesting.checked_out(row, outer)
+                    label, counts, at = get_label(), site.table, site.at
+                    table, held_at = row.table, row.held_at
+                    # straight line
+                    table[held_at] = now
+                    table[held_at + 1] = site.number
+                    table[held_at + 2] = who.number
+                    table[held_at + 3] = label
+                    counts[at] += 1.0
+                    block[bucket] += 1.0
+                    block[wait_sum] += wait
+                    # end of straight line
         except BaseException as error:  # noqa: BLE001 - recording never raises
             try:
                 if not is_own(error):
@@ -154,14 +190,14 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     return connect
 
 
-def return_hook(  # noqa: C901 - as above
+def return_hook(  # noqa: C901, PLR0915 - as above
     slow_path: SlowPath, recorder: Recorder, original: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
     """Return the wrapper around a pool's ``_do_return_conn()``."""
     clock, mark, notice_fork = recorder.clock, fork.mark, fork.notice
     hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
 
-    def _do_return_conn(record: Any) -> Any:
+    def _do_return_conn(record: Any) -> Any:  # noqa: C901, PLR0912 - as above
         row, vacant = None, False
         # Three cases. 1 is the hot path; 2 and 3 are for the slow path.
         # 1. A connection whose checkout was recorded comes back.
@@ -179,6 +215,12 @@ def return_hook(  # noqa: C901 - as above
                 held = now - since
                 bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
                 collected = record._pool_exporter_holder() is None
+                who, site = row.holder, row.site
+                if who is not None:
+                    who.rows.pop(row.record_id, None)
+                    if row.nesting is not None:
+                        nesting.returned(row, row.nesting)
+                counts, at = (recorder.block, OTHER_SITES) if site is None else (site.table, site.at)
                 # Drop this reference while the proxy lives, as SQLAlchemy drops its own: if the proxy went first, the
                 # reference's callback would run at each return.
                 record._pool_exporter_holder = None
@@ -187,9 +229,12 @@ def return_hook(  # noqa: C901 - as above
                 row.table[row.held_at] = 0.0
                 block[bucket] += 1.0
                 block[hold_sum] += held
+                counts[at + HOLDS] += 1.0
+                counts[at + HELD_SECONDS] += held
                 block[LAST_CHECKIN] = now
                 if collected:
                     block[LEAKED_CHECKOUTS] += 1.0
+                    counts[at + LEAKED] += 1.0
                 # end of straight line
             else:
                 slow_path.returned(record, row, since)
@@ -234,6 +279,10 @@ def mark_held(record: Any, row: ConnectionRow, holder: weakref.ref[Any] | None, 
         record._pool_exporter_holder = holder
         table[held_at] = since
     # end of straight line
+
+
+def _no_site() -> Any:
+    """Stand for ``find()`` if sites are not recorded; nothing calls it then."""
 
 
 def _no_waiter() -> int:

@@ -22,6 +22,7 @@ _SUFFIXES: Final[dict[Kind, tuple[str, ...]]] = {
     "gauge": (),
     "histogram": ("bucket", "sum", "count", "created"),
     "info": ("info",),
+    "summary": ("sum", "count", "created"),
 }
 _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *FLEET_METRICS)
 _FAMILIES: Final = {metric.family: metric.family for metric in _METRICS} | {

@@ -14,6 +14,10 @@ from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+
+    from .holders import Holder
+    from .nesting import Nesting
     from .slots import FreeSlots
 
 # The record's attribute for its row. The hooks read it once at each checkout and once at each return.
@@ -51,20 +55,27 @@ class ConnectionRow(weakref.ref[Any]):
         "close_reason",
         "connection_id",
         "held_at",
+        "holder",
+        "nesting",
         "record_id",
+        "site",
         "slots",
         "state",
         "table",
         "untracked",
     )
 
-    # The block; before the row is placed, after it is released and if the table is full, four private doubles.
+    # The block; before the row is placed, after it is released and if the table is full, private doubles.
     table: memoryview[float]
     at: int  # index in ``table`` of the row's first field, connected_at; 0 in private doubles
     held_at: int  # index in ``table`` of the field held_since
     slots: FreeSlots | None  # to which the row goes back; None for private doubles
     untracked: float  # 1 if the block counts the row as untracked
     state: float  # IN_POOL, DISPOSED or RELEASED
+    # Of the last checkout; None if it is not known.
+    site: SiteEntry | None
+    holder: Holder | None
+    nesting: Nesting | None  # None unless the checkout is nested, or has a nested one
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
     connection_id: int
@@ -75,7 +86,7 @@ class ConnectionRow(weakref.ref[Any]):
         record: object,
         on_collected: Callable[[ConnectionRow | BackupRef], None],
     ) -> Self:
-        """Make a row with four private doubles.
+        """Make a row with private doubles.
 
         Args:
             record: the connection record.
@@ -89,6 +100,9 @@ class ConnectionRow(weakref.ref[Any]):
         self.slots = None
         self.untracked = 0.0
         self.state = IN_POOL
+        self.site = None
+        self.holder = None
+        self.nesting = None
         self.close_reason = None
         self.record_id = record_id
         self.connection_id = 0
@@ -133,8 +147,17 @@ class ConnectionRow(weakref.ref[Any]):
             self.table[self.at + LIFECYCLE] = DISPOSED
         # end of straight line
 
+    def forget_checkout(self) -> SiteEntry | None:
+        """Note that the connection came back; return the site of its checkout, if that is known."""
+        site, holder = self.site, self.holder
+        self.site = self.holder = self.nesting = None
+        if holder is not None:
+            holder.rows.pop(self.record_id, None)
+        return site
+
     def mark_released(self) -> None:
         """Mark the row as released."""
+        self.forget_checkout()
         nowhere = private_doubles()
         # straight line: a hook that is still running stores into no row of another record
         self.state = RELEASED

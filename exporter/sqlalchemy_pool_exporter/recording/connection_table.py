@@ -135,6 +135,7 @@ class ConnectionTable:
         table = row.table
         at = row.at
         table[at] = table[at + 1] = table[at + 2] = table[at + 3] = 0.0
+        table[at + 4] = table[at + 5] = table[at + 6] = table[at + 7] = 0.0
         block[first] += 1.0
         block[second] += 1.0
         block[UNTRACKED_CONNECTIONS] -= row.untracked

@@ -41,11 +41,15 @@ class Fleets:
             return next(iter(fleets.values()))
         errors: Counter[SegmentErrorKind] = Counter()
         counts: dict[tuple[str, ...], list[Counts]] = {}
+        sites: dict[tuple[str, ...], dict[str, list[Counts]]] = {}
         infos: dict[str, list[dict[str, str]]] = {}
         for fleet in fleets.values():
             errors.update(fleet.errors)
             for labels, row in fleet.counts.items():
                 counts.setdefault(labels, []).append(row)
+            for labels, by_site in fleet.view.sites.items():
+                for site, row in by_site.items():
+                    sites.setdefault(labels, {}).setdefault(site, []).append(row)
             for pool, own in fleet.infos.items():
                 known = infos.setdefault(pool, [])
                 known += [info for info in own if info not in known]
@@ -60,6 +64,10 @@ class Fleets:
             View(
                 {identity: label for fleet in fleets.values() for identity, label in fleet.labels.items()},
                 {labels: sums.total(rows) for labels, rows in counts.items()},
+                {
+                    labels: {site: sums.total(rows) for site, rows in by_site.items()}
+                    for labels, by_site in sites.items()
+                },
                 infos,
                 {pool for fleet in fleets.values() for pool in fleet.with_overflow},
             ),

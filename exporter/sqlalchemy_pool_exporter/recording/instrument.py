@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
+from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYCLE, SIZE, TIMEOUT
@@ -29,6 +30,7 @@ from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -141,13 +143,15 @@ class Handle:
         return f"<{type(self).__name__} pool={self._identity.name!r}{' closed' if self.closed else ''}>"
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - keyword-only options
     target: Engine | AsyncEngine | Pool,
     *,
     name: str | None = None,
     registry: CollectorRegistry = REGISTRY,
     directory: str | os.PathLike[str] | None = None,
     group_readable: bool | None = None,
+    sites: bool | None = None,
+    application: Sequence[str] | None = None,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
 
@@ -165,6 +169,11 @@ def instrument(
             used, a warning is logged and the metrics stay in memory.
         group_readable: let the group of the segment file read it, for a sidecar that runs as another user. The default
             is ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE``; if that is not set, no.
+        sites: record where the application checks out: the innermost frame of its own code, as
+            ``module:function:line``. The default is ``SQLALCHEMY_POOL_EXPORTER_SITES``; if that is not set, yes.
+        application: prefixes of the application's modules, such as ``["orders", "billing"]``, if it is installed like a
+            library. The default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not
+            set, the application is all code that is neither installed nor part of Python.
 
     Returns:
         A handle; ``close()`` undoes everything. The application need not keep it.
@@ -194,7 +203,9 @@ def instrument(
         _warn_without_gil()
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
-        recorder = _new_recorder(pool, _name(name, pool, engine), store)
+        recorder = _new_recorder(
+            pool, _name(name, pool, engine), store, _prefixes(sites=sites, application=application)
+        )
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder, is_new=is_new, may_hide=may_hide)  # noqa: SLF001
@@ -266,7 +277,16 @@ def _name(given: str | None, pool: Pool, engine: Engine | None) -> tuple[str, bo
     return name.encode("utf-8", "replace").decode(), given is not None
 
 
-def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore) -> Recorder:
+def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the prefixes of the application's modules; None if no sites are to be recorded."""
+    if sites is False or (sites is None and environment.is_off(environment.SITES)):
+        return None
+    return environment.words(environment.APPLICATION) if application is None else tuple(application)
+
+
+def _new_recorder(
+    pool: Pool, name: tuple[str, bool], store: BlockStore, prefixes: Sequence[str] | None
+) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
     info = {
@@ -276,7 +296,7 @@ def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore) -> Reco
     }
     text, is_given = name
     identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
-    return Recorder(identity, info=info, configuration=limits, store=store)
+    return Recorder(identity, info=info, configuration=limits, store=store, prefixes=prefixes)
 
 
 def _variant(pool_class: str, limits: dict[int, float]) -> Variant:

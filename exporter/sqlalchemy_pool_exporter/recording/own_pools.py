@@ -7,16 +7,18 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy_pool_exporter.families import add_capacity, add_state
+from sqlalchemy_pool_exporter.families import add_capacity, add_sites, add_state
 from sqlalchemy_pool_exporter.pausing import pause
+from sqlalchemy_pool_exporter.segment.contents import WorkerPool
 from sqlalchemy_pool_exporter.segment.facts import Facts
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
 from sqlalchemy_pool_exporter.segment.ledger import Ledger
 from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED
+from sqlalchemy_pool_exporter.segment.sites import ShownSites
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 from sqlalchemy_pool_exporter.segment.store import BlockStore
-from sqlalchemy_pool_exporter.segment.worker import Worker, WorkerPool
+from sqlalchemy_pool_exporter.segment.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +58,7 @@ class OwnPools:
         self._texts: set[bytes] = set()
         self._stores: dict[BlockStore, None] = {self.memory: None}
         self._ledger = Ledger()
+        self._sites = ShownSites()
         self._said: set[bytes] = set()  # descriptions of which the log said that several pools have them
 
     def __bool__(self) -> bool:
@@ -147,7 +150,7 @@ class OwnPools:
                 pools.append(pool)
         for store in list(self._stores):
             pools.extend(
-                WorkerPool.of_totals(read(totals.text), totals.counts, totals.ended)
+                WorkerPool.of_totals(read(totals.text), totals.counts, totals.ended, sites=totals.sites)
                 for totals in self._totals(store.unshared_pages())
             )
         return Read(live, pools)
@@ -167,6 +170,8 @@ class OwnPools:
             for info in infos:
                 builder.add_info(owners[label], "info", info)
         self._add_states(builder, found, view.labels, owners)
+        for series, by_site in self._sites.of(view.sites).items():
+            add_sites(builder, owners[series[0]], by_site)
         for (label, *_), counts in view.counts.items():
             builder.add(owners[label], counters(counts, has_overflow=label in view.with_overflow))
 

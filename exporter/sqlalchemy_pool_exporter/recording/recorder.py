@@ -22,7 +22,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
-from sqlalchemy_pool_exporter.segment import fork
+from sqlalchemy_pool_exporter.segment import fork, texts
 from sqlalchemy_pool_exporter.segment.block import (
     ACTIVE,
     CHECKINS_UNTIMED,
@@ -33,6 +33,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     EMPTY,
     FAULTS,
     HAS_OVERFLOW,
+    HELD_SINCE,
     HOLD,
     INVALIDATIONS,
     LAST_CHECKIN,
@@ -43,6 +44,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     PING_FAILURES,
     REPLACED,
     SCRATCH,
+    SITE,
     SIZE,
     SUM,
     UNTRACKED,
@@ -53,6 +55,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.identity import written
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from sqlalchemy_pool_exporter.segment.pages import Pages
@@ -60,11 +63,12 @@ from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
+from .origins import Origins
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Value
@@ -95,21 +99,33 @@ class Recorder:
         "info",
         "is_ended",
         "is_replaced",
+        "origins",
         "storage",
         "store",
         "text",
         "waiters",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and two options
         self,
         identity: Identity,
         *,
         info: dict[str, str],
         configuration: dict[int, float],
         store: BlockStore,
+        prefixes: Sequence[str] | None = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Record nothing yet.
+
+        Args:
+            identity: of the pool.
+            info: the labels of the metric ``info``.
+            configuration: the limits of the pool, by field.
+            store: the blocks of this process.
+            prefixes: of the modules that are the application's, if it named any; None to record no sites.
+            clock: seconds.
+        """
         self.identity = identity
         self.info = info
         self.text = written(identity, info, has_overflow=bool(configuration[HAS_OVERFLOW]))
@@ -119,6 +135,9 @@ class Recorder:
         self.store = store
         self.storage = store.block(self.text)
         self.block = self.storage.doubles
+        self.origins = None if prefixes is None else Origins(self, prefixes)
+        if self.origins is not None:
+            texts.write_into(self.storage.pages)
         self.is_ended = False
         self.is_replaced = False
         self.finalizer: weakref.finalize[..., Any] | None = None
@@ -141,7 +160,7 @@ class Recorder:
 
     def snapshot(self) -> Snapshot:
         """Copy what is recorded now; once the recorder has ended, only the counts mean something."""
-        return Snapshot.of(self.storage.doubles, self.connections.more)
+        return Snapshot.of(self.storage.doubles, self.connections.more, self.storage.sites())
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """Yield the key and value of each metric that applies to the pool now."""
@@ -164,7 +183,12 @@ class Recorder:
     def successor(self, configuration: dict[int, float]) -> Recorder:
         """Return a recorder for the pool that takes the place of this one, with these limits."""
         new = Recorder(
-            self.identity, info=self.info, configuration=configuration, store=self.store, clock=self.clock
+            self.identity,
+            info=self.info,
+            configuration=configuration,
+            store=self.store,
+            prefixes=None if self.origins is None else self.origins.prefixes,
+            clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
         return new
@@ -173,6 +197,8 @@ class Recorder:
         """In a forked child, write to the parent's block no more."""
         self.connections.clear()
         self.waiters.clear()
+        if self.origins is not None:
+            self.origins.forget()
         self.storage = Pages().pool(self.text)
         self.block = self.storage.doubles
 
@@ -180,6 +206,9 @@ class Recorder:
         """In a forked child that left its parent's block, take a block of its own."""
         self.storage = self.store.block(self.text)
         self.block = self.storage.doubles
+        if self.origins is not None:
+            self.origins.forget()  # what a signal handler stored in between
+            texts.write_into(self.storage.pages)
         self.configure(self.configuration)
 
     def pool_attached(self, finalizer: weakref.finalize[..., Any]) -> None:
@@ -255,8 +284,15 @@ class Recorder:
         now = self.clock()
         bucket = WAIT + bisect_left(BUCKETS, now - began)
         block = self.block
+        if self.origins is None:
+            row.site, number, counts, at = None, 0, block, SCRATCH
+        else:
+            row.site = site = self.origins.find()
+            number, counts, at = site
         # straight line
         row.table[row.held_at] = now
+        row.table[row.held_at + SITE - HELD_SINCE] = number
+        counts[at] += 1.0
         block[bucket] += 1.0
         block[WAIT + SUM] += now - began
         # end of straight line
@@ -412,10 +448,15 @@ class Recorder:
             (HOLD + bisect_left(BUCKETS, held), HOLD + SUM) if since > 0.0 else (CHECKINS_UNTIMED, SCRATCH)
         )
         block = self.block
+        site = row.forget_checkout() or self.storage.other_sites
+        counts, at = site.table, site.at
         # straight line
         row.table[row.held_at] = 0.0
         block[bucket] += 1.0
         block[total] += held
+        counts[at + HOLDS] += since > 0.0
+        counts[at + HELD_SECONDS] += held
+        counts[at + LEAKED] += collected
         block[LAST_CHECKIN] = now
         block[LEAKED_CHECKOUTS] += collected
         # end of straight line
@@ -437,8 +478,11 @@ class Recorder:
             self.connections.expect_close(row.connection_id)
         block = self.block
         leaked = collected and was_out
+        site = row.forget_checkout() or self.storage.other_sites
+        counts, at = site.table, site.at
         # straight line
         row.table[row.held_at] = 0.0
+        counts[at + LEAKED] += leaked
         row.table[row.at] = EMPTY
         block[DETACHES] += was_out
         block[LEAKED_CHECKOUTS] += leaked

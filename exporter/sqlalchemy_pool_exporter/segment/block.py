@@ -9,7 +9,7 @@ whatever order the stores reach it.
 
 Layout of a block, in doubles::
 
-    fields | waiters: one timestamp each | connections: rows of connected_at, held_since, site, lifecycle
+    fields | waiters: one timestamp each | connections: rows, see below
 
 All blocks have the same length, so the place of a pool that is gone fits the next pool, whatever its limits. A pool
 with more connections than rows gets further tables of rows (see ``page``), each when it is needed.
@@ -72,6 +72,9 @@ INVALIDATIONS: Final = _take(len(INVALIDATION_KINDS))
 DETACHES: Final = _take(1)
 LEAKED_CHECKOUTS: Final = _take(1)
 FAULTS: Final = _take(1)
+# Counts of checkouts whose site has no entry of its own (see ``sites``).
+SITE_COUNTS: Final = 6
+OTHER_SITES: Final = _take(SITE_COUNTS)
 # A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1
@@ -88,13 +91,19 @@ LENGTH: Final = (PAGE_BYTES - 1024) // 8  # of a block, in doubles
 WAITERS: Final = 512
 WAITERS_AT: Final = FIELDS
 CONNECTIONS_AT: Final = FIELDS + WAITERS
-ROW: Final = 4
+ROW: Final = 8
 # Indexes into a row. connected_at, at 0, is 0 in a free row and EMPTY in a row whose connection is closed. held_since
 # is 0 while the connection is idle. It is negative if the checkout was not recorded: the connection was already checked
-# out at the time -held_since.
+# out at the time -held_since. What follows up to WAITS_SINCE tells of the last checkout, also after the return.
 HELD_SINCE: Final = 1
-SITE: Final = 2  # reserved for the place in the application that checked the connection out; always 0 now
-LIFECYCLE: Final = 3
+SITE: Final = 2  # where the application checked the connection out: number of an entry, or 0; see ``sites``
+HOLDER: Final = 3  # which thread or task did: number of a text, or minus the number of an asyncio task, or 0
+LABEL: Final = 4  # what the application said it was doing: number of a text, or 0; see ``texts``
+WAITS_SINCE: Final = 5  # since when the holder waits for another connection of this pool; 0 if it does not
+LIFECYCLE: Final = 6
+SERVER_PID: Final = (
+    7  # of the process or thread that serves the connection in the database server; 0 if not known
+)
 EMPTY: Final = -1.0
 # Value of lifecycle, beside 0: the pool was disposed of while the connection was in use.
 DISPOSED: Final = 1.0

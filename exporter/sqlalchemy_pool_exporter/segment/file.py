@@ -44,11 +44,13 @@ from .format import (
     read_used,
 )
 from .page import TEXT_BYTES
-from .pages import Pages, PoolBlock, Space
+from .pages import Pages, Space
 from .worker import check
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from .pool_block import PoolBlock
 
 _WORD: Final = struct.Struct("=Q")
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

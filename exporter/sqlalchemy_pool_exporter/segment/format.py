@@ -25,7 +25,7 @@ from sqlalchemy_pool_exporter.errors import SegmentError
 
 from .block import FIELDS, PAGE_BYTES
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 MAGIC: Final = b"SAPOOLEX"
 HEADER: Final = struct.Struct("=8sIIQQ16sQQQQ")
 # Indexes into the header, in words of eight bytes.

@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from . import sums
+from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS
+from .entries import OTHER
 from .label import labels
 from .pages import MOST_ENDED, RETENTION_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from .contents import WorkerPool
     from .identity import Identity
     from .snapshot import Counts
-    from .worker import Worker, WorkerPool
+    from .worker import Worker
 
+_OTHERS: Final = OTHER_SITES - FIRST_COUNTER
 # By the labels of the series: pool, or pool and worker.
 CountsByLabels = dict[tuple[str, ...], "Counts"]
 Infos = list[dict[str, str]]
-# By the pool and the number of its worker.
-_Rows = dict[tuple["Identity", str], "list[Counts]"]
+# By the labels of the series, and by the site.
+SitesByLabels = dict[tuple[str, ...], dict[str, "Counts"]]
+# By the pool, the number of its worker, and the site; None for the counts of the pool itself.
+_Rows = dict[tuple["Identity", str, str | None], "list[Counts]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class View:
 
     labels: dict[Identity, str]  # of the pools that are shown
     counts: CountsByLabels  # sums over all workers that ever ran
+    sites: SitesByLabels  # likewise, of the sites
     infos: dict[str, Infos]  # of live pools, or the last ones known
     with_overflow: set[str]  # pools that can open connections beyond their size
 
@@ -124,14 +131,16 @@ class Ledger:
         for key, some in self._kept.items():
             rows.setdefault(key, []).extend(some)
         _add(rows, live)
-        shown = self._shown(live, {identity for identity, _ in rows})
+        shown = self._shown(live, {identity for identity, _, _ in rows})
         if self._labels[0] != shown:
             self._labels = (shown, labels(shown))
         by_identity = self._labels[1]
         self._learn(live, shown)
+        counts, sites = _labelled(rows, by_identity, per_worker=per_worker)
         return View(
             by_identity,
-            _labelled(rows, by_identity, per_worker=per_worker),
+            counts,
+            sites,
             self._infos_by_label(by_identity),
             {by_identity[identity] for identity in self._with_overflow},
         )
@@ -185,19 +194,34 @@ def _latest(pools: Iterable[WorkerPool]) -> dict[Identity, float]:
     return found
 
 
-def _labelled(rows: _Rows, by_identity: dict[Identity, str], *, per_worker: bool) -> CountsByLabels:
-    every: dict[tuple[str, ...], list[Counts]] = {}
-    for (identity, number), some in rows.items():
+def _labelled(
+    rows: _Rows, by_identity: dict[Identity, str], *, per_worker: bool
+) -> tuple[CountsByLabels, SitesByLabels]:
+    every: dict[tuple[tuple[str, ...], str | None], list[Counts]] = {}
+    for (identity, number, site), some in rows.items():
         label = by_identity.get(identity)
         if label is not None:
-            every.setdefault((label, number) if per_worker else (label,), []).extend(some)
-    return {series: sums.total(some) for series, some in every.items()}
+            series: tuple[str, ...] = (label, number) if per_worker else (label,)
+            every.setdefault((series, site), []).extend(some)
+            if site is None:
+                others = [counts[_OTHERS : _OTHERS + SITE_COUNTS] for counts in some]
+                every.setdefault((series, OTHER), []).extend(others)
+    counts: CountsByLabels = {}
+    sites: SitesByLabels = {}
+    for (series, site), some in every.items():
+        if site is None:
+            counts[series] = sums.total(some)
+        else:
+            sites.setdefault(series, {})[site] = sums.total(some)
+    return counts, sites
 
 
 def _add(rows: _Rows, workers: Iterable[Worker]) -> None:
     for worker in workers:
         for pool in worker.pools:
-            rows.setdefault((pool.identity, worker.number), []).append(pool.snapshot.counts)
+            rows.setdefault((pool.identity, worker.number, None), []).append(pool.snapshot.counts)
+            for site in pool.snapshot.sites:
+                rows.setdefault((pool.identity, worker.number, site.text or OTHER), []).append(site.counts)
 
 
 def _compacted(rows: _Rows) -> _Rows:

@@ -7,22 +7,28 @@ All pages have the same length, so that any free page fits whatever is needed ne
     POOL    birth | description of the pool (JSON) | the block of a pool that lives
     ROWS    page and birth of a POOL | rows used | further rows of that pool's connections
     TOTALS  0     | description of the pools (JSON) | commit, ended, resting | two copies of the counts
+    SITES   page and birth of a POOL, or page of a TOTALS and 0 | sites used | sites: text, two copies of their counts
+    TEXTS   HOLDERS or LABELS | nothing | texts used | texts
 
 A totals page has the counts of all pools of one description that are gone. When another one goes, its counts are
 *folded*: the writer adds them to the copy that is not in use, and then stores the commit word, which names both the
 copy in use and the pool whose counts it has last. A reader ignores the counts of the pool that the commit word names.
-So the sum of the two is right before and after that one store, wherever a kill strikes.
+So the sum of the two is right before and after that one store, wherever a kill strikes. The commit word also says which
+copy is in use of the counts of the sites; those of a live pool are always in the first.
 """
 
 from __future__ import annotations
 
 from array import array
 from math import inf, nextafter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .block import FIELDS, FIRST_COUNTER, PAGE_BYTES, ROW
+from .block import FIELDS, FIRST_COUNTER, PAGE_BYTES, ROW, SITE_COUNTS
 
-FREE, POOL, ROWS, TOTALS = range(4)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FREE, POOL, ROWS, TOTALS, SITES, TEXTS = range(6)
 # Indexes into a page in words of eight bytes.
 KIND, BIRTH = 0, 1
 OWNER, OWNER_BIRTH, ROWS_USED, ROWS_AT = 1, 2, 3, 4
@@ -30,7 +36,16 @@ TEXT_AT: Final = 16  # in bytes
 DOUBLES_AT: Final = 1024  # in bytes
 TEXT_BYTES: Final = DOUBLES_AT - TEXT_AT
 ROWS_PER_PAGE: Final = (PAGE_BYTES // 8 - ROWS_AT) // ROW
-ROW_PAGES: Final = 256  # of one pool at most: for 65,000 connections, more than one address has ports
+ROW_PAGES: Final = 512  # of one pool at most: for 65,000 connections, more than one address has ports
+# Pages of sites and of texts are in doubles, too: how many entries are used, and the entries.
+ENTRIES_USED, ENTRIES_AT = 3, 4
+SITE_DOUBLES: Final = 26
+SITE_TEXT_BYTES: Final = 112
+SITE_COPIES_AT: Final = (SITE_TEXT_BYTES // 8, SITE_TEXT_BYTES // 8 + SITE_COUNTS)  # in an entry
+SITES_PER_PAGE: Final = (PAGE_BYTES // 8 - ENTRIES_AT) // SITE_DOUBLES
+TEXT_DOUBLES: Final = 8
+HOLDERS, LABELS = 1, 2  # purposes of a page of texts
+TEXTS_PER_PAGE: Final = (PAGE_BYTES // 8 - ENTRIES_AT) // TEXT_DOUBLES
 COMMIT: Final = DOUBLES_AT // 8
 ENDED: Final = COMMIT + 1  # Unix time at which the last pool went
 RESTING: Final = COMMIT + 2  # 1 if a process ended with a pool like these, and no process has made one since
@@ -57,7 +72,7 @@ class Commit(NamedTuple):
         return self.copy | self.page << 1 | self.birth << _PAGE_BITS + 1
 
 
-def added(total: list[float], counts: list[float]) -> array[float]:
+def added(total: Sequence[float], counts: Sequence[float]) -> array[float]:
     """Return the sums of two rows of counts, each rounded up if it is not exact.
 
     A reader adds exactly and rounds once (see ``sums``). If a sum in the file were rounded down, what a reader shows

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from .block import ACTIVE, FIELDS, FIRST_COUNTER, PAGE_BYTES
+from .block import ACTIVE, FIELDS, FIRST_COUNTER, OTHER_SITES, PAGE_BYTES, SITE_COUNTS
+from .entries import EntryWriter, SiteCounts, sites_of
 from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
 from .page import (
     BIRTH,
@@ -24,20 +26,25 @@ from .page import (
     COUNTS,
     DOUBLES_AT,
     ENDED,
+    ENTRIES_AT,
     FREE,
     KIND,
     OWNER,
     OWNER_BIRTH,
     POOL,
     RESTING,
-    ROW_PAGES,
     ROWS,
+    SITE_COPIES_AT,
+    SITE_DOUBLES,
+    SITES,
     TEXT_AT,
     TEXT_BYTES,
+    TEXTS,
     TOTALS,
     Commit,
     added,
 )
+from .pool_block import PoolBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,31 +68,13 @@ class Space:
         return [memoryview(bytearray(PAGE_BYTES))]
 
 
-class PoolBlock:
-    """The block of one live pool. The mutable state is the further pages of rows."""
-
-    __slots__ = ("birth", "doubles", "page", "pages", "rows", "text")
-
-    def __init__(self, pages: Pages, page: int, text: bytes) -> None:
-        self.pages = pages
-        self.page = page
-        self.text = text
-        memory = pages.page(page)
-        self.birth: int = memory.cast("Q")[BIRTH]
-        self.doubles: memoryview[float] = memory[DOUBLES_AT:].cast("d")
-        self.rows: list[int] = []
-
-    def more_rows(self) -> memoryview[float] | None:
-        """Return another page for rows, which begin at ``ROWS_AT``; None if there is none."""
-        return self.pages.more_rows(self) if len(self.rows) < ROW_PAGES else None
-
-
 class Totals(NamedTuple):
     """The sum of the counts of the pools of one description that are gone."""
 
     text: bytes
     counts: list[float]
     ended: float  # Unix time
+    sites: list[SiteCounts]
 
 
 class Pages:
@@ -115,9 +104,12 @@ class Pages:
             self._header[USED_WORD] = HEADER_BYTES
         self._wall = wall
         self._growing = threading.Lock()
+        self.adding = threading.Lock()  # of a thread that adds a site or a text; the others do without
         self._changing = 0
         self._free: list[int] = []
         self._totals: dict[bytes, int] = {}
+        self._sites: dict[int, int] = {}  # the page of the sites of a totals page
+        self._texts: dict[int, tuple[EntryWriter, list[str]]] = {}  # by purpose, with those that are written
         self._live: Counter[bytes] = Counter()
         self._ended: dict[bytes, float] = {}
         self._resting: dict[bytes, float] = {}
@@ -175,13 +167,30 @@ class Pages:
             number = self._take(wait=False)
         except SegmentError:
             return None
-        page = self.page(number)
-        page[8:] = _ZEROS[8:]
-        words = page.cast("Q")
-        words[OWNER], words[OWNER_BIRTH] = block.page, block.birth
-        words[KIND] = ROWS
+        self._write_owned(number, ROWS, block.page, block.birth)
         block.rows.append(number)
-        return page.cast("d")
+        return self.page(number).cast("d")
+
+    def entries(self, kind: int, owner: int, birth: int = 0) -> int:
+        """Return a page for sites or texts, or 0. It never waits: the application checks a connection out."""
+        try:
+            number = self._take(wait=False)
+        except SegmentError:
+            return 0
+        self._write_owned(number, kind, owner, birth)
+        return number
+
+    def write_texts(self, purpose: int, texts: Sequence[str]) -> None:
+        """Write those of the texts that are not written yet, if there is room; see ``texts``."""
+        if purpose not in self._texts:
+            page = self.entries(TEXTS, purpose)
+            if not page:
+                return
+            self._texts[purpose] = EntryWriter.of_texts(self.page(page)), []
+        writer, written = self._texts[purpose]
+        for text in texts[len(written) :]:
+            written.append(text)
+            writer.add(text)
 
     def fold(self, block: PoolBlock) -> bool:
         """Add the counts of a pool that is gone to its totals and free its pages; False if there is no room.
@@ -195,7 +204,7 @@ class Pages:
             return False
         with self.changing():
             self._add(totals, block, now)
-            self._release(block.page, *block.rows)
+            self._release(*block.own_pages)
         self._live[block.text] -= 1
         if self._live[block.text] <= 0:
             del self._live[block.text]
@@ -230,8 +239,10 @@ class Pages:
         """Yield all totals. If ``changes`` is odd or another one afterwards, they are not to be trusted."""
         for text, number in list(self._totals.items()):
             words, doubles = self._views(number)
-            first = COPIES_AT[words[COMMIT] & 1]
-            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED])
+            copy = words[COMMIT] & 1
+            first = COPIES_AT[copy]
+            sites = sites_of(self.page(self._sites[number]), copy) if number in self._sites else []
+            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED], sites)
 
     # -- inside
 
@@ -283,6 +294,13 @@ class Pages:
         words[BIRTH] = birth
         words[KIND] = kind
 
+    def _write_owned(self, number: int, kind: int, owner: int, birth: int) -> None:
+        page = self.page(number)
+        page[8:] = _ZEROS[8:]
+        words = page.cast("Q")
+        words[OWNER], words[OWNER_BIRTH] = owner, birth
+        words[KIND] = kind
+
     def _totals_of(self, text: bytes) -> int:
         number = self._totals.get(text)
         if number is None:
@@ -296,9 +314,36 @@ class Pages:
         copy = words[COMMIT] & 1
         first, other = COPIES_AT[copy], COPIES_AT[1 - copy]
         counts = _list(block.doubles, FIRST_COUNTER, FIELDS)
+        self._add_sites(number, block, copy, counts)
         doubles[other : other + COUNTS] = memoryview(added(_list(doubles, first, first + COUNTS), counts))
         doubles[ENDED] = now
         words[COMMIT] = Commit(1 - copy, block.page, block.birth).word
+
+    def _add_sites(self, number: int, block: PoolBlock, copy: int, counts: list[float]) -> None:
+        """Write the sums of the sites to the copy that is not in use; ``counts`` gets those that find no room."""
+        gone: dict[str, Sequence[float]] = {}
+        for text, some in block.sites():
+            gone[text] = added(gone[text], some).tolist() if text in gone else some
+        if number not in self._sites:
+            if not gone:
+                return
+            if page := self.entries(SITES, number):
+                self._sites[number] = page
+        if number in self._sites:
+            memory = self.page(self._sites[number])
+            doubles: Any = memory.cast("d")
+            known = sites_of(memory, copy)
+            writer = EntryWriter.of_sites(memory)
+            for text in gone.keys() - {site.text for site in known}:
+                if writer.add(text)[0]:
+                    known.append(SiteCounts(text, [0.0] * SITE_COUNTS))
+            for index, (text, some) in enumerate(known):
+                at = ENTRIES_AT + index * SITE_DOUBLES + SITE_COPIES_AT[1 - copy]
+                more = gone.pop(text, None)
+                doubles[at : at + SITE_COUNTS] = array("d", some if more is None else added(some, more))
+        first = OTHER_SITES - FIRST_COUNTER
+        for some in gone.values():
+            counts[first : first + SITE_COUNTS] = added(counts[first : first + SITE_COUNTS], some)
 
     def _release(self, *numbers: int) -> None:
         for number in numbers:
@@ -310,13 +355,15 @@ class Pages:
         if number is not None:
             with self.changing():
                 self._header[DROPS_WORD] += 1
-                self._release(number)
+                sites = self._sites.pop(number, None)
+                self._release(number, *([] if sites is None else [sites]))
 
     # -- after another process
 
     def _take_over(self) -> None:
         """Fold the pools that the last process left, and find the totals and the free pages."""
         pools: list[tuple[int, bytes]] = []
+        sites: dict[tuple[int, int], int] = {}
         ended: dict[bytes, float] = {}
         for number in reversed(range(1, len(self._pages))):
             words, doubles = self._views(number)
@@ -330,29 +377,37 @@ class Pages:
                 (self._resting if words[RESTING] else ended)[text] = doubles[ENDED]
             elif kind == POOL:
                 pools.append((number, text))
+            elif kind == SITES:
+                sites[words[OWNER], words[OWNER_BIRTH]] = number
             else:
                 self._release(number)
+        for number in self._totals.values():
+            if (number, 0) in sites:
+                self._sites[number] = sites.pop((number, 0))
         for number, text in pools:
-            self._fold_left(number, text)
+            block = PoolBlock(self, number, text)
+            block.sites_page = sites.pop((number, block.birth), 0)
+            self._fold_left(block)
             ended.pop(text, None)
+        self._release(*sites.values())
         self._ended = dict(sorted(ended.items(), key=lambda item: item[1]))
         self._resting = dict(sorted(self._resting.items(), key=lambda item: item[1]))
 
-    def _fold_left(self, number: int, text: bytes) -> None:
-        """Fold a pool that another process left in this page; if there is no room, only its counts stay."""
-        block, now = PoolBlock(self, number, text), self._wall()
+    def _fold_left(self, block: PoolBlock) -> None:
+        """Fold a pool that another process left in a page; if there is no room, only its counts stay."""
+        now = self._wall()
         block.doubles[ACTIVE] = 0.0
         try:
-            totals = self._totals_of(text)
+            totals = self._totals_of(block.text)
         except SegmentError:
             return
         words, _ = self._views(totals)
         committed = Commit.of(words[COMMIT])
-        if (committed.page, committed.birth) != (number, block.birth):
+        if (committed.page, committed.birth) != (block.page, block.birth):
             self._add(totals, block, now)
         words[RESTING] = 1
-        self._resting[text] = now
-        self._release(number)
+        self._resting[block.text] = now
+        self._release(*block.own_pages)
 
 
 def _list(

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterable, Iterator
 
+    from .entries import SiteCounts
+
 # The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
 Counts = Sequence[float]
 
@@ -83,8 +85,15 @@ class Histogram:
         return Histogram(tuple(map(sum, zip(self.buckets, other.buckets, strict=True))), self.sum + other.sum)
 
 
+class Summary(NamedTuple):
+    """How many observations there were, and their sum in seconds."""
+
+    number: float
+    seconds: float
+
+
 # The value of a metric of one pool: a number, numbers by the value of the metric's own label, or a histogram.
-Value = float | dict[str, float] | Histogram
+Value = float | dict[str, float] | dict[str, Summary] | Histogram
 
 
 class Snapshot(NamedTuple):
@@ -94,14 +103,21 @@ class Snapshot(NamedTuple):
     waiters: list[float] | array[float]
     connections: list[float] | array[float]
     counts: Counts
+    sites: Sequence[SiteCounts] = ()  # those with an entry of their own; a row refers to the first one as 1
 
     @classmethod
-    def of(cls, block: memoryview[float], more_rows: Iterable[memoryview[float]] = ()) -> Snapshot:
+    def of(
+        cls,
+        block: memoryview[float],
+        more_rows: Iterable[memoryview[float]] = (),
+        sites: Sequence[SiteCounts] = (),
+    ) -> Snapshot:
         """Copy a block. A field that is written meanwhile has its old value or its new one.
 
         Args:
             block: the block.
             more_rows: pages of rows that belong to it.
+            sites: the sites that have an entry of their own.
         """
         doubles: Any = block  # typeshed gives tolist() the type of memoryview[int]
         waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
@@ -110,7 +126,7 @@ class Snapshot(NamedTuple):
             rows: Any = page
             connections += rows[ROWS_AT : ROWS_AT + ROW * int(page[ROWS_USED])].tolist()
         fields = doubles[:FIELDS].tolist()
-        return cls(fields[:FIRST_COUNTER], waiters, connections, fields[FIRST_COUNTER:])
+        return cls(fields[:FIRST_COUNTER], waiters, connections, fields[FIRST_COUNTER:], sites)
 
     @property
     def is_active(self) -> bool:

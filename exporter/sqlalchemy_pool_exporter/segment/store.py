@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter import environment
 
-from . import fork
+from . import fork, texts
 from .identity import read
 from .own_errors import is_own
 from .pages import Pages
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .file import Lease
-    from .pages import PoolBlock
+    from .pool_block import PoolBlock
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -179,5 +179,6 @@ def _resolved(path: Path) -> Path:
 
 def after_fork() -> None:
     """In a forked child: lease new files."""
+    texts.after_fork()
     for store in _by_directory.values():
         store.after_fork()

@@ -8,37 +8,20 @@ an access to a mapping would kill the process.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import stat
-import struct
-import sys
 import time
-from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
-from sqlalchemy_pool_exporter.pausing import pause
 
-from . import facts, identity
+from . import facts
 from .block import (
-    CONNECTIONS_AT,
-    CONNECTIONS_USED,
     FIELDS,
-    FIRST_COUNTER,
-    HAS_OVERFLOW,
-    MAX_OVERFLOW,
-    PAGE_BYTES,
-    RECYCLE,
-    ROW,
-    SIZE,
-    TIMEOUT,
-    WAITERS,
-    WAITERS_AT,
-    WAITERS_USED,
 )
-from .block import ROWS as ROWS_IN_BLOCK
+from .contents import pools_of, texts_in
+from .entries import NO_TEXTS, Texts
 from .format import (
     FACTS_AT,
     HEADER_BYTES,
@@ -49,52 +32,22 @@ from .format import (
     read_used,
 )
 from .lock import is_held
-from .page import (
-    COPIES_AT,
-    COUNTS,
-    DOUBLES_AT,
-    FREE,
-    POOL,
-    ROW_PAGES,
-    ROWS,
-    ROWS_AT,
-    ROWS_PER_PAGE,
-    TEXT_AT,
-    TOTALS,
-    Commit,
-)
-from .snapshot import Snapshot
 from .trust import is_possible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
+    from .contents import WorkerPool
     from .facts import Facts
-    from .identity import Description, Identity
-    from .snapshot import Counts
     from .trust import Trust
 
 # Errors of open() for a symbolic link and for a socket.
 _FOREIGN_ERRORS: Final = (errno.ELOOP, errno.ENXIO)
-# Fields that are NaN if a limit does not apply.
-_LIMITS: Final = frozenset((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE))
-# The fields of a block before its counters.
-_STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
-_HEAD: Final = struct.Struct("=QQQd")  # of a page
-_COMMIT: Final = struct.Struct("=QdQ")
 # A reader whose read overlapped a change reads again: at once, and then after these pauses in seconds. A writer changes
 # for microseconds, unless it loses the processor meanwhile.
 _PAUSES: Final = (0.0, 0.0, 0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
-_MOST_SECONDS: Final = 2.0**40  # of a Unix time
-# Valid highest bytes of a count. That byte has the sign and most of the exponent. With one of these values the count is
-# finite, not negative, and below 2**49, which is more than any process ever counts.
-_HIGHEST_BYTES: Final = bytes(range(0x43))
-# The same for the state, whose times can be negative.
-_HIGHEST_SIGNED: Final = _HIGHEST_BYTES + bytes(range(0x80, 0xC3))
-_MOST: Final = 2.0**49
-_HIGHEST: Final = 7 if sys.byteorder == "little" else 0
 
 
 class OtherError(SegmentError):
@@ -103,31 +56,6 @@ class OtherError(SegmentError):
     def __init__(self, kind: SegmentErrorKind, what: str) -> None:
         super().__init__(what)
         self.kind = kind
-
-
-class WorkerPool(NamedTuple):
-    """One pool of one worker, or the totals of the pools of one description that are gone."""
-
-    identity: Identity
-    info: dict[str, str]
-    snapshot: Snapshot
-    ended: float | None = None  # of totals: the Unix time at which the last pool went
-    is_resting: bool = False  # of totals: the last process ended with such a pool
-
-    @classmethod
-    def of_totals(
-        cls, described: Description, counts: Counts, ended: float, *, is_resting: bool = False
-    ) -> WorkerPool:
-        """Return the totals of pools that are gone."""
-        fields = [0.0] * FIRST_COUNTER
-        fields[HAS_OVERFLOW] = float(described.has_overflow)
-        snapshot = Snapshot(fields, [], [], counts)
-        return cls(described.identity, described.info, snapshot, ended, is_resting)
-
-    @property
-    def name(self) -> str:
-        """The name that the application gave, or the default name."""
-        return self.identity.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +70,7 @@ class Worker:
     facts: Facts
     has_forked: bool = False  # the process that writes the file forked another one
     drops: int = 0  # how many totals the file has lost so far
+    texts: Texts = NO_TEXTS
 
     @property
     def is_parent(self) -> bool:
@@ -210,10 +139,11 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trus
         header.identity,
         header.holders,
         is_live,
-        tuple(_pools(data)),
+        tuple(pools_of(data)),
         said,
         has_forked=bool(now.has_forked),
         drops=now.drops,
+        texts=texts_in(data),
     )
 
 
@@ -245,7 +175,8 @@ def check(header: Header | None, data: bytes) -> Header:
         SegmentError: a reader of the file would say so, too.
     """
     header = _checked(header)
-    tuple(_pools(data))
+    tuple(pools_of(data))
+    texts_in(data)
     return header
 
 
@@ -260,85 +191,3 @@ def _checked(header: Header | None) -> Header:
     if not header.is_possible:
         raise SegmentError("an impossible header")
     return header
-
-
-def _pools(data: bytes) -> Iterator[WorkerPool]:
-    pools: dict[int, int] = {}
-    rows: dict[tuple[int, int], list[array[float]]] = {}
-    folded: set[tuple[int, int]] = set()
-    for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
-        pause()
-        kind, first, second, used = _HEAD.unpack_from(data, begin)
-        if kind == POOL:
-            pools[begin] = first
-        elif kind == TOTALS:
-            pool, commit = _totals(data, begin)
-            folded.add((commit.page, commit.birth))
-            yield pool
-        elif kind == ROWS:
-            rows.setdefault((first, second), []).append(_more_rows(data, begin, used))
-        elif kind != FREE:
-            message = f"the page at byte {begin} is of an unknown kind"
-            raise SegmentError(message)
-    for begin, birth in pools.items():
-        pause()
-        owner = (begin // PAGE_BYTES, birth)
-        if owner not in folded:
-            described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
-            snapshot = _snapshot(data, begin + DOUBLES_AT, ROWS_IN_BLOCK)
-            for more in rows.get(owner, [])[:ROW_PAGES]:
-                snapshot.connections.extend(more)
-            yield WorkerPool(described.identity, described.info, snapshot)
-
-
-def _totals(data: bytes, begin: int) -> tuple[WorkerPool, Commit]:
-    described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
-    word, ended, resting = _COMMIT.unpack_from(data, begin + DOUBLES_AT)
-    if not 0.0 <= ended < _MOST_SECONDS:
-        raise SegmentError("a time that is no number")
-    commit = Commit.of(word)
-    counts = _counts(data, begin + 8 * COPIES_AT[commit.copy])
-    return WorkerPool.of_totals(described, counts, ended, is_resting=bool(resting)), commit
-
-
-def _more_rows(data: bytes, begin: int, used: float) -> array[float]:
-    if not 0.0 <= used <= ROWS_PER_PAGE:
-        raise SegmentError("tables of an impossible length")
-    return _table(data, begin + 8 * ROWS_AT, int(used), ROW)
-
-
-def _snapshot(data: bytes, begin: int, rows: int) -> Snapshot:
-    fields = list(_STATE.unpack_from(data, begin))
-    waiters, connections = fields[WAITERS_USED], fields[CONNECTIONS_USED]
-    # Comparisons with NaN are false.
-    if not (0.0 <= waiters <= WAITERS and 0.0 <= connections <= rows):
-        raise SegmentError("tables of an impossible length")
-    # Only a limit that does not apply is NaN.
-    if not all(
-        abs(value) < _MOST or (math.isnan(value) and at in _LIMITS) for at, value in enumerate(fields)
-    ):
-        raise SegmentError("a state that is no number")
-    return Snapshot(
-        fields,
-        _table(data, begin + 8 * WAITERS_AT, int(waiters), 1),
-        _table(data, begin + 8 * CONNECTIONS_AT, int(connections), ROW),
-        _counts(data, begin + 8 * FIRST_COUNTER),
-    )
-
-
-def _counts(data: bytes, begin: int) -> Counts:
-    counts = data[begin : begin + 8 * COUNTS]
-    if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
-        raise SegmentError("a count that is no number")
-    # An array makes no float objects until the counts are added up. Those were most of what a scrape allocated.
-    return array("d", counts)
-
-
-def _table(data: bytes, begin: int, rows: int, width: int) -> array[float]:
-    """Return the rows of a table without the free rows at its end, which are zeros and most of the table."""
-    size = 8 * width
-    used = len(data[begin : begin + size * rows].rstrip(b"\0"))
-    table = data[begin : begin + -(-used // size) * size]
-    if table[_HIGHEST::8].translate(None, _HIGHEST_SIGNED):
-        raise SegmentError("a time that is no number")
-    return array("d", table)  # a list would take four times as much

@@ -64,7 +64,7 @@ def _server_values(server: ServerState) -> Iterator[tuple[str, Value]]:
     yield "database_start_time_seconds", server.facts.start_time
     # "unknown" is always present, so that a query can find a role that sees too little.
     sessions = {"unknown": 0, **server.connections}
-    yield "database_connections", {state: float(count) for state, count in sessions.items()}
+    yield "database_connections", {str(state): float(count) for state, count in sessions.items()}
     if server.application_connections is not None:
         yield (
             "database_application_connections",

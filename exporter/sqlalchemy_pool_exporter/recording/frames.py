@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames of a stack are the application's own.
+
+A file belongs to one of three kinds:
+
+application  neither installed nor of the standard library; or its module has a prefix that the application named
+library      installed, and not known as plumbing
+plumbing     SQLAlchemy, this package, the standard library, and what servers and frameworks put around a handler
+
+The *site* of a checkout is the innermost frame of the application, else the innermost one of a library.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+# Packages between an application and SQLAlchemy, or between a server and the application. A frame of theirs says
+# nothing of who checks out.
+_PLUMBING: Final = frozenset(
+    (
+        "aiohttp",
+        "anyio",
+        "asgiref",
+        "billiard",
+        "celery",
+        "eventlet",
+        "fastapi",
+        "flask",
+        "flask_sqlalchemy",
+        "gevent",
+        "greenlet",
+        "gunicorn",
+        "hypercorn",
+        "kombu",
+        "opentelemetry",
+        "sqlalchemy",
+        "sqlalchemy_pool_exporter",
+        "sqlmodel",
+        "starlette",
+        "uvicorn",
+        "werkzeug",
+    )
+)
+_INSTALLED: Final = frozenset(("site-packages", "dist-packages"))
+_STANDARD: Final = tuple(
+    {path + "/" for name in ("stdlib", "platstdlib") if (path := sysconfig.get_paths().get(name))}
+)
+_MOST_FRAMES: Final = 200
+
+
+class Kind(Enum):
+    """Whose code a frame runs."""
+
+    APPLICATION = 1
+    LIBRARY = 2
+    PLUMBING = 3
+
+
+def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
+    """Return whose code a frame runs.
+
+    Args:
+        frame: the frame.
+        prefixes: of the modules that are the application's, if it named any.
+    """
+    module = str(frame.f_globals.get("__name__", ""))
+    package = module.partition(".")[0]
+    if prefixes and any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes):
+        return Kind.APPLICATION
+    path = frame.f_code.co_filename
+    # Code that SQLAlchemy and others generate has no module.
+    if package in _PLUMBING or not module or path.startswith("<frozen "):
+        return Kind.PLUMBING
+    if not _INSTALLED.isdisjoint(PurePath(path).parts):
+        return Kind.LIBRARY
+    if path.startswith(_STANDARD):
+        return Kind.PLUMBING
+    return Kind.LIBRARY if prefixes else Kind.APPLICATION
+
+
+def text_of(frame: FrameType) -> str:
+    """Return the text of a site: ``module:function:line``."""
+    return f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}:{frame.f_lineno}"
+
+
+def stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and its callers, also those behind a greenlet: an asyncio engine checks out in one."""
+    count = 0
+    current = None
+    while count < _MOST_FRAMES:
+        while frame is not None and count < _MOST_FRAMES:
+            yield frame
+            frame, count = frame.f_back, count + 1
+        current = _parent(current)
+        if current is None:
+            return
+        frame = current.gr_frame
+        count += 1
+
+
+def _parent(greenlet: Any) -> Any:
+    """Return the greenlet that started another one, or the current one; None if there is none."""
+    module = sys.modules.get("greenlet")
+    if module is None:
+        return None
+    current: Any = module.getcurrent() if greenlet is None else greenlet
+    return current.parent

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds a connection: a thread or an asyncio task, and what the application says that it is doing."""
+
+from __future__ import annotations
+
+import threading
+from asyncio import current_task
+from asyncio.events import _get_running_loop
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy_pool_exporter.segment.page import HOLDERS, LABELS
+from sqlalchemy_pool_exporter.segment.texts import number_of
+
+if TYPE_CHECKING:
+    from asyncio import Task
+    from collections.abc import Iterator
+
+    from .connection_row import ConnectionRow
+
+# The attribute of an asyncio task for its holder.
+_ATTRIBUTE: Final = "_pool_exporter_holder"
+_UNNAMED: Final = "Task-"  # what asyncio calls a task that has no name of its own
+_DIGITS: Final = 15  # that a double holds exactly
+
+
+class Holder:
+    """A thread or a task. Mutable state: the rows of the connections that it has checked out."""
+
+    __slots__ = ("__weakref__", "number", "rows")
+
+    def __init__(self, number: float) -> None:
+        self.number = number  # see ``HOLDER``
+        self.rows: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
+
+
+_of_thread: Final = threading.local()
+
+
+def current_holder() -> Holder:
+    """Return the running task, else the running thread."""
+    loop = _get_running_loop()
+    if loop is not None:
+        task: Any = current_task(loop)
+        if task is not None:
+            return getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
+    try:
+        holder: Holder = _of_thread.holder
+    except AttributeError:
+        holder = _of_thread.holder = Holder(number_of(HOLDERS, threading.current_thread().name))
+    return holder
+
+
+def _new_for_task(task: Task[Any]) -> Holder:
+    name = task.get_name()
+    digits = name.removeprefix(_UNNAMED)
+    is_unnamed = len(digits) < len(name) and digits.isascii() and digits.isdigit()
+    holder = Holder(-float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name))
+    # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
+    with suppress(AttributeError):
+        setattr(task, _ATTRIBUTE, holder)
+    return holder
+
+
+# The number of the label, see ``LABEL``.
+current_label: Final[ContextVar[int]] = ContextVar("sqlalchemy_pool_exporter_label", default=0)
+
+
+@contextmanager
+def label(text: str) -> Iterator[None]:
+    """Say what this thread or task is doing, for example ``"GET /orders/{id}"``; checkouts inside show it.
+
+    It costs nothing outside of checkouts, and follows the context: tasks that are started inside have it, too.
+
+    Args:
+        text: a route or the name of a job, without identifiers: there is room for 127 texts in a process, of 64 bytes
+            each, and further ones are not shown.
+    """
+    token = current_label.set(number_of(LABELS, text))
+    try:
+        yield
+    finally:
+        current_label.reset(token)

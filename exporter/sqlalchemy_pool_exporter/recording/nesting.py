@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nested checkouts: a thread or a task checks out while it holds a connection of the same pool.
+
+If every holder of a full pool waits so, none can go on: a self-deadlock. While a holder waits, the rows that it holds
+say since when, so a reader sees that.
+
+A connection can be handed to another thread or task, and nothing tells until it is returned. So a nested checkout is
+counted only once its holder returned both connections, the inner one first; or if it timed out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
+from sqlalchemy_pool_exporter.segment.entries import NESTED
+
+from .holders import current_holder
+
+if TYPE_CHECKING:
+    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+
+    from .connection_row import ConnectionRow
+    from .holders import Holder
+    from .recorder import Recorder
+
+_WAITS: int = WAITS_SINCE - HELD_SINCE
+
+
+class Nesting:
+    """What a row has to do with nested checkouts. Mutable state: both attributes."""
+
+    __slots__ = ("inner", "outer")
+
+    def __init__(self) -> None:
+        self.outer: ConnectionRow | None = None  # what its holder held at the checkout
+        self.inner: list[SiteEntry] = []  # sites of checkouts that its holder made and returned meanwhile
+
+
+def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
+    """Note that a holder waits for a connection; return the rows of this pool that it holds already."""
+    by_id = recorder.connections.by_id
+    rows = [row for key, row in list(holder.rows.items()) if by_id.get(key) is row and row.holder is holder]
+    for row in rows:
+        row.table[row.held_at + _WAITS] = at
+    return rows
+
+
+def ended(rows: list[ConnectionRow]) -> None:
+    """Note that the holder of these rows waits no more."""
+    for row in rows:
+        row.table[row.held_at + _WAITS] = 0.0
+
+
+def checked_out(row: ConnectionRow, rows: list[ConnectionRow]) -> None:
+    """Note that a holder of ``rows`` got the connection of ``row``."""
+    for one in (row, rows[-1]):
+        if one.nesting is None:
+            one.nesting = Nesting()
+    if row.nesting is not None:
+        row.nesting.outer = rows[-1]
+
+
+def timed_out(site: SiteEntry) -> None:
+    """Count a nested checkout that failed: its holder waited for itself, or for others that did."""
+    site.table[site.at + NESTED] += 1.0
+
+
+def returned(row: ConnectionRow, nesting: Nesting) -> None:
+    """Count what the return of a connection proves to be nested."""
+    row.nesting = None
+    if current_holder() is not row.holder:
+        return  # it was handed on
+    outer = nesting.outer
+    if (
+        outer is not None
+        and outer.holder is row.holder
+        and outer.nesting is not None
+        and row.site is not None
+    ):
+        outer.nesting.inner.append(row.site)
+    for site in nesting.inner:
+        site.table[site.at + NESTED] += 1.0

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of one live pool, for its writer: the block, further rows, and the sites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .block import OTHER_SITES
+from .entries import EntryWriter, sites_of
+from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
+
+if TYPE_CHECKING:
+    from .entries import SiteCounts
+    from .pages import Pages
+
+
+class SiteEntry(NamedTuple):
+    """Where the counts of a site of one pool are."""
+
+    number: int  # as a row refers to it; 0 if the site has no entry of its own
+    table: memoryview[float]
+    at: int  # index in ``table`` of its first count
+
+
+class PoolBlock:
+    """The block of one live pool. The mutable state is the further pages of rows, and the page of sites."""
+
+    __slots__ = ("_sites", "birth", "doubles", "page", "pages", "rows", "sites_page", "text")
+
+    def __init__(self, pages: Pages, page: int, text: bytes) -> None:
+        self.pages = pages
+        self.page = page
+        self.text = text
+        memory = pages.page(page)
+        self.birth: int = memory.cast("Q")[BIRTH]
+        self.doubles: memoryview[float] = memory[DOUBLES_AT:].cast("d")
+        self.rows: list[int] = []
+        self.sites_page = 0
+        self._sites: EntryWriter | None = None
+
+    def site(self, text: str) -> SiteEntry | None:
+        """Return a new entry for a site; that of all others if there is no room; None if another thread adds one now.
+
+        It never waits: the application checks a connection out.
+        """
+        if not self.pages.adding.acquire(blocking=False):
+            return None
+        try:
+            if self._sites is None:
+                self.sites_page = self.pages.entries(SITES, self.page, self.birth)
+                if not self.sites_page:
+                    return self.other_sites
+                self._sites = EntryWriter.of_sites(self.pages.page(self.sites_page))
+            number, at = self._sites.add(text)
+        finally:
+            self.pages.adding.release()
+        if not number:
+            return self.other_sites
+        return SiteEntry(number, self.pages.page(self.sites_page).cast("d"), at + SITE_COPIES_AT[0])
+
+    @property
+    def other_sites(self) -> SiteEntry:
+        """The entry of all sites that have none of their own."""
+        return SiteEntry(0, self.doubles, OTHER_SITES)
+
+    def sites(self) -> list[SiteCounts]:
+        """Return the sites and their counts now."""
+        return sites_of(self.pages.page(self.sites_page), 0) if self.sites_page else []
+
+    @property
+    def own_pages(self) -> tuple[int, ...]:
+        """All its pages."""
+        return (self.page, *self.rows, *([self.sites_page] if self.sites_page else []))
+
+    def more_rows(self) -> memoryview[float] | None:
+        """Return another page for rows, which begin at ``ROWS_AT``; None if there is none."""
+        return self.pages.more_rows(self) if len(self.rows) < ROW_PAGES else None
