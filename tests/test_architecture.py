@@ -32,6 +32,7 @@ SHARED = {
     "exposition",
     "families",
     "fleet_collector",
+    "held_connections",
     "metrics",
     "negotiation",
     "pausing",

@@ -365,6 +365,8 @@ RELOAD_METRICS: Final = (
     ),
 )
 
+# What the server says of a connection that is checked out.
+HeldState = Literal["active", "idle_in_transaction", "idle", "waiting_for_lock", "unknown"]
 # The states of sessions that the probe distinguishes, and the reasons for which a probe fails.
 SessionState = Literal[
     "active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "starting", "unknown"

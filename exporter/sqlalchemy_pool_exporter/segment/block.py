@@ -101,9 +101,7 @@ HOLDER: Final = 3  # which thread or task did: number of a text, or minus the nu
 LABEL: Final = 4  # what the application said it was doing: number of a text, or 0; see ``texts``
 WAITS_SINCE: Final = 5  # since when the holder waits for another connection of this pool; 0 if it does not
 LIFECYCLE: Final = 6
-SERVER_PID: Final = (
-    7  # of the process or thread that serves the connection in the database server; 0 if not known
-)
+SERVER_PID: Final = 7  # what serves the connection in the database server, or 0; see ``server_process``
 EMPTY: Final = -1.0
 # Value of lifecycle, beside 0: the pool was disposed of while the connection was in use.
 DISPOSED: Final = 1.0
