@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
-    from .holders import Holder
-    from .nesting import Nesting
     from .slots import FreeSlots
 
 # The record's attribute for its row. The hooks read it once at each checkout and once at each return.
@@ -33,6 +31,26 @@ IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_s
 RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
 NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connection
+
+
+class Holder:
+    """A thread or a task. Mutable state: the rows of the connections that it has checked out."""
+
+    __slots__ = ("__weakref__", "number", "rows")
+
+    def __init__(self, number: float) -> None:
+        self.number = number  # see ``HOLDER``
+        self.rows: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
+
+
+class Nesting:
+    """What a row has to do with nested checkouts. Mutable state: both attributes."""
+
+    __slots__ = ("inner", "outer")
+
+    def __init__(self) -> None:
+        self.outer: ConnectionRow | None = None  # what its holder held at the checkout
+        self.inner: list[SiteEntry] = []  # sites of checkouts that its holder made and returned meanwhile
 
 
 class BackupRef(weakref.ref[Any]):

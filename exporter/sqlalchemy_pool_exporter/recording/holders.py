@@ -13,26 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy_pool_exporter.segment.page import HOLDERS, LABELS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
+from .connection_row import Holder
+
 if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Iterator
-
-    from .connection_row import ConnectionRow
 
 # The attribute of an asyncio task for its holder.
 _ATTRIBUTE: Final = "_pool_exporter_holder"
 _UNNAMED: Final = "Task-"  # what asyncio calls a task that has no name of its own
 _DIGITS: Final = 15  # that a double holds exactly
-
-
-class Holder:
-    """A thread or a task. Mutable state: the rows of the connections that it has checked out."""
-
-    __slots__ = ("__weakref__", "number", "rows")
-
-    def __init__(self, number: float) -> None:
-        self.number = number  # see ``HOLDER``
-        self.rows: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
 
 
 _of_thread: Final = threading.local()

@@ -15,26 +15,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
 from sqlalchemy_pool_exporter.segment.entries import NESTED
 
+from .connection_row import Nesting
 from .holders import current_holder
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
-    from .connection_row import ConnectionRow
-    from .holders import Holder
+    from .connection_row import ConnectionRow, Holder
     from .recorder import Recorder
 
 _WAITS: int = WAITS_SINCE - HELD_SINCE
-
-
-class Nesting:
-    """What a row has to do with nested checkouts. Mutable state: both attributes."""
-
-    __slots__ = ("inner", "outer")
-
-    def __init__(self) -> None:
-        self.outer: ConnectionRow | None = None  # what its holder held at the checkout
-        self.inner: list[SiteEntry] = []  # sites of checkouts that its holder made and returned meanwhile
 
 
 def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .frames import Kind, kind_of, stack, text_of
 
@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import CodeType, FrameType
 
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
-
-    from .recorder import Recorder
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock, SiteEntry
 
 try:
     from greenlet import getcurrent as _current_greenlet
@@ -25,6 +23,14 @@ except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio ext
 _ENOUGH: Final = 64
 _MOST_KNOWN: Final = 4096
 _UNKNOWN: Final[Any] = object()
+
+
+class HasStorage(Protocol):
+    """The part of a recorder that is needed here."""
+
+    @property
+    def storage(self) -> PoolBlock:
+        """Where the recorder stores; another one after a fork."""
 
 
 class Origins:
@@ -47,7 +53,7 @@ class Origins:
         "prefixes",
     )
 
-    def __init__(self, recorder: Recorder, prefixes: Sequence[str] = ()) -> None:
+    def __init__(self, recorder: HasStorage, prefixes: Sequence[str] = ()) -> None:
         """Know nothing yet.
 
         Args:

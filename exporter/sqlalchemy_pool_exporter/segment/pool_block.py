@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .block import OTHER_SITES
 from .entries import EntryWriter, sites_of
 from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
     from .entries import SiteCounts
-    from .pages import Pages
 
 
 class SiteEntry(NamedTuple):
@@ -20,6 +23,30 @@ class SiteEntry(NamedTuple):
     number: int  # as a row refers to it; 0 if the site has no entry of its own
     table: memoryview[float]
     at: int  # index in ``table`` of its first count
+
+
+class Pages(Protocol):
+    """What a block, or the recorder that writes it, needs of the pages that it is in; see ``pages.Pages``."""
+
+    adding: threading.Lock
+
+    def page(self, number: int) -> memoryview:
+        """Return the memory of a page."""
+
+    def entries(self, kind: int, owner: int, birth: int = ...) -> int:
+        """Take a page for entries."""
+
+    def more_rows(self, block: PoolBlock) -> memoryview[float] | None:
+        """Take a page for rows."""
+
+    def write_texts(self, purpose: int, texts: Sequence[str]) -> None:
+        """Write texts."""
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Let readers wait."""
+
+    def fold(self, block: PoolBlock) -> bool:
+        """Add the counts of a block to the totals."""
 
 
 class PoolBlock:

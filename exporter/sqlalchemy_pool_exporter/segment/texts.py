@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from .page import HOLDERS, LABELS, TEXTS_PER_PAGE
 
 if TYPE_CHECKING:
-    from .pages import Pages
+    from .pool_block import Pages
 
 
 class _Texts:
