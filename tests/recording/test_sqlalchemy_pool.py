@@ -23,8 +23,9 @@ LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
-# Names of other packages: only these say what prometheus_client has registered; and what joins a name and a suffix.
-OTHERS = {"_collector_to_names", "_names_to_collectors", "_"}
+# Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
+# asyncpg has; and what joins a name and a suffix.
+OTHERS = {"_collector_to_names", "_names_to_collectors", "_", "_transport"}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -28,6 +28,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     LEAKED_CHECKOUTS,
     OTHER_SITES,
     SCRATCH,
+    SERVER_PID,
     SUM,
     UNTRACKED,
     UNTRACKED_PENDING,
@@ -197,7 +198,7 @@ def return_hook(  # noqa: C901, PLR0915 - as above
     clock, mark, notice_fork = recorder.clock, fork.mark, fork.notice
     hold_first, hold_sum, first_bucket = HOLD, HOLD + SUM, _FIRST_BUCKET
 
-    def _do_return_conn(record: Any) -> Any:  # noqa: C901, PLR0912 - as above
+    def _do_return_conn(record: Any) -> Any:  # noqa: C901, PLR0912, PLR0915 - as above
         row, vacant = None, False
         # Three cases. 1 is the hot path; 2 and 3 are for the slow path.
         # 1. A connection whose checkout was recorded comes back.
@@ -244,6 +245,7 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                 if row is not None and row.table[row.held_at]:
                     row.table[row.held_at] = 0.0
                     if vacant and row.table[row.at] > 0.0:
+                        row.table[row.at + SERVER_PID] = 0.0
                         row.table[row.at] = EMPTY
                         recorder.block[DETACHES] += 1.0
                     else:

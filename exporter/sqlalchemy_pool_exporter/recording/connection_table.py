@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     LIFECYCLE,
     ROW,
     SCRATCH,
+    SERVER_PID,
     UNTRACKED_CONNECTIONS,
 )
 from sqlalchemy_pool_exporter.segment.block import ROWS as ROWS_IN_BLOCK
@@ -61,13 +62,16 @@ class ConnectionTable:
         # list() is one call, so no other thread changes the dictionary meanwhile.
         return [row for key, row in list(self.by_id.items()) if row is not None and key == row.record_id]
 
-    def add(self, block: memoryview[float], record: object, connected_at: float) -> ConnectionRow:
+    def add(
+        self, block: memoryview[float], record: object, connected_at: float, server: float = 0.0
+    ) -> ConnectionRow:
         """Return the row of a record that has none yet.
 
         Args:
             block: holds the row; if its table is full, it counts the connection as untracked.
             record: the connection record.
             connected_at: when its connection was opened; ``EMPTY`` if it has none.
+            server: what serves that connection, see ``server_process``; 0 if that is not known.
         """
         row = ConnectionRow(record, self._on_collected)
         # Atomic: while a pool in use is being instrumented, two threads can add the same record.
@@ -96,6 +100,7 @@ class ConnectionTable:
             block[UNTRACKED_CONNECTIONS] += 1.0
         table[at + HELD_SINCE] = 0.0
         table[at + LIFECYCLE] = row.state
+        table[at + SERVER_PID] = server
         table[at] = connected_at
         # end of straight line
         return row

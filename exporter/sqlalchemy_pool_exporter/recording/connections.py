@@ -14,6 +14,7 @@ from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 from .connection_row import row_of, was_collected
 from .faults import never_raises
 from .recorder import DISPOSE, ERROR, GC
+from .server_side import server_of
 from .sqlalchemy_pool import CLOSE_CONNECTION, holds, is_set_up, why_terminated
 
 if TYPE_CHECKING:
@@ -90,7 +91,11 @@ class ConnectionHooks:
 
     @never_raises
     def _connected(self, record: Any, connection: object, began: float) -> None:
-        self.recorder.connected(record, connection, began)
+        self.recorder.connected(record, connection, began, server=self._server_of(connection) or 0.0)
+
+    @never_raises
+    def _server_of(self, connection: object) -> float:
+        return server_of(connection)
 
     def _abandon(self, record: Any, connection: object) -> None:
         try:

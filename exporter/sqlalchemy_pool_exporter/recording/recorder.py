@@ -44,6 +44,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     PING_FAILURES,
     REPLACED,
     SCRATCH,
+    SERVER_PID,
     SITE,
     SIZE,
     SUM,
@@ -309,13 +310,14 @@ class Recorder:
 
     # -- connections that open
 
-    def connected(self, record: object, connection: object, began: float) -> None:
+    def connected(self, record: object, connection: object, began: float, *, server: float = 0.0) -> None:
         """Record that ``connection`` was opened for ``record``, in a new row or in the record's row.
 
         Args:
             record: the connection record.
             connection: its new connection.
             began: when the attempt to connect began; 0 if that is not known.
+            server: what serves the connection, see ``server_process``.
         """
         if self.stopped:
             return
@@ -334,6 +336,7 @@ class Recorder:
         )
         block = self.block
         # straight line: last, because SQLAlchemy's record does not get the connection if a time limit strikes before
+        row.table[row.at + SERVER_PID] = server
         row.table[row.at] = now
         block[bucket] += 1.0
         block[total] += elapsed
@@ -345,18 +348,21 @@ class Recorder:
         if began:
             self._observe(CONNECT_FAILED, began)
 
-    def add_row(self, record: object, connected_at: float, connection: object) -> ConnectionRow:
+    def add_row(
+        self, record: object, connected_at: float, connection: object, *, server: float = 0.0
+    ) -> ConnectionRow:
         """Return the row of a record that has none yet.
 
         Args:
             record: the connection record.
             connected_at: when its connection was opened; ``EMPTY`` if it has none, ``NOT_YET`` if that is yet to come.
             connection: that connection.
+            server: what serves it, see ``server_process``.
         """
         if self.stopped:
             # A hook is still running. Meanwhile another recorder may have given the record a row.
             return self.connections.unlisted(record)
-        row = self.connections.add(self.block, record, connected_at)
+        row = self.connections.add(self.block, record, connected_at, server)
         if connected_at != EMPTY:
             self.connections.index_connection(row, connection)
         return row
@@ -374,6 +380,7 @@ class Recorder:
         block = self.block
         invalidated = row.close_reason is not None
         # straight line
+        row.table[row.at + SERVER_PID] = 0.0
         row.table[row.at] = EMPTY
         block[CLOSES + reason] += 1.0
         block[_HARD] += invalidated
@@ -483,6 +490,7 @@ class Recorder:
         # straight line
         row.table[row.held_at] = 0.0
         counts[at + LEAKED] += leaked
+        row.table[row.at + SERVER_PID] = 0.0
         row.table[row.at] = EMPTY
         block[DETACHES] += was_out
         block[LEAKED_CHECKOUTS] += leaked

@@ -11,6 +11,7 @@ from sqlalchemy_pool_exporter.segment.block import EMPTY
 from .checkout import mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .faults import never_raises
+from .server_side import server_of
 from .sqlalchemy_pool import (
     age_of,
     closes_collected,
@@ -174,10 +175,16 @@ class SlowPath:
         now = recorder.clock()
         # The age is by the wall clock. If that was set, the age can exceed the time since the host started.
         connected_at = max(now - age_of(record), _EARLIEST) if has_connection(record) else EMPTY
-        row = recorder.add_row(record, connected_at, record.dbapi_connection)
+        connection = record.dbapi_connection
+        server = 0.0 if connection is None else self._server_of(connection) or 0.0
+        row = recorder.add_row(record, connected_at, connection, server=server)
         if is_out(record):
             mark_held(record, row, holder_of(record), recorder.clock())
         return row
+
+    @never_raises
+    def _server_of(self, connection: Any) -> float:
+        return server_of(connection)
 
     def await_latecomers(self, listen: Callable[[str, Any], None]) -> None:
         """Listen for checkouts of the callers that wait in the queue now, since they do not run through our hook."""
