@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
+    from .recording.classification import Failure, classify
     from .recording.endpoint import Server, serve
     from .recording.holders import label
     from .recording.instrument import Handle, instrument, uninstrument
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "EndpointError",
+    "Failure",
     "Handle",
     "PoolExporterError",
     "SegmentError",
@@ -23,6 +25,7 @@ __all__ = [
     "TargetError",
     "aiohttp_handler",
     "asgi_app",
+    "classify",
     "instrument",
     "label",
     "serve",
@@ -34,6 +37,7 @@ __all__ = [
 # package and must not load SQLAlchemy.
 _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
+    "recording.classification": ("Failure", "classify"),
     "recording.endpoint": ("Server", "serve"),
     "recording.holders": ("label",),
     "recording.instrument": ("Handle", "instrument", "uninstrument"),

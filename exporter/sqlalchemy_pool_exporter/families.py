@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # The owner of a sample, as label values: a pool, a pool and a worker, a database, or an empty tuple.
 Owner = tuple[str, ...]
+# The value of a metric's own label, or those of its own labels if it has several.
+Label = str | tuple[str, ...]
 
 _BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
 
@@ -36,7 +38,7 @@ class OwnerSeries:
     """The series of one owner, by the key of their metric."""
 
     numbers: dict[str, Series] = field(default_factory=dict)
-    labelled: dict[str, dict[str, tuple[Series, ...]]] = field(default_factory=dict)
+    labelled: dict[str, dict[Label, tuple[Series, ...]]] = field(default_factory=dict)
     histograms: dict[str, tuple[Series, ...]] = field(default_factory=dict)
 
 
@@ -75,7 +77,7 @@ class Builder:
         Args:
             owner: label values, in the order of the builder's label names.
             values: pairs of the key of a metric and its value: a number, numbers by the value of the metric's own
-                label, summaries likewise, or a histogram.
+                label (a tuple if it has several), summaries likewise, or a histogram.
         """
         pause()
         series = self.series.get(owner)
@@ -123,12 +125,12 @@ class Builder:
         return dict(zip(self._owner, owner, strict=False))
 
     def _labelled(
-        self, key: str, owner: Owner, values: Iterable[str]
-    ) -> Iterator[tuple[str, tuple[Series, ...]]]:
+        self, key: str, owner: Owner, values: Iterable[Label]
+    ) -> Iterator[tuple[Label, tuple[Series, ...]]]:
         metric, labels = self._metrics[key], self._labels(owner)
-        (name,) = metric.labels
         for value in values:
-            every = {**labels, name: value}
+            own = (value,) if isinstance(value, str) else value
+            every = {**labels, **dict(zip(metric.labels, own, strict=True))}
             yield value, tuple(Series.of(metric.name + suffix, every) for suffix in metric.suffixes)
 
     def _histogram(self, key: str, owner: Owner) -> Iterator[Series]:

@@ -8,6 +8,7 @@ all derived from this table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal, get_args
 
 Kind = Literal["counter", "gauge", "histogram", "info", "summary"]
@@ -51,6 +52,10 @@ CLOSE_REASONS: Final = (
     "gc",
 )
 INVALIDATION_KINDS: Final = ("hard", "soft")
+# Where an error of a driver struck, and whether the same work, done again, may succeed.
+Layer = Literal["pool", "connect", "ping", "statement"]
+Disposition = Literal["retryable", "fatal"]
+ERRORS: Final[tuple[tuple[str, ...], ...]] = tuple(product(get_args(Layer), get_args(Disposition)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,14 @@ POOL_METRICS: Final = (
         "Checkouts by a thread or task that held a connection of the same pool, by the place of the second one. "
         "Counted when both are returned, or when the second one times out. One pool is enough for a deadlock.",
         labels=("site",),
+    ),
+    _pool(
+        "errors_total",
+        "counter",
+        "Errors by where they struck: the wait for a connection timed out (pool), a connection could not be made "
+        "(connect), a pre-ping failed (ping), or a statement, begin, commit or rollback did (statement); and by "
+        "whether the same work, done again, may succeed (retryable) or not (fatal).",
+        labels=("layer", "disposition"),
     ),
     _pool("connects_total", "counter", "Physical connections opened."),
     _pool(

@@ -92,7 +92,7 @@ class Bench:
 
     def value(self, key: str, label: str | None = None) -> Any:
         """Return a metric's value, as the block's reader sees it."""
-        value = dict(self.recorder.values())[key]
+        value: Any = dict(self.recorder.values())[key]
         return value[label] if label is not None and isinstance(value, dict) else value
 
     def count(self, key: str) -> float:

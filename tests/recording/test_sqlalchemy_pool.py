@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
 
 import sqlalchemy_pool_exporter
@@ -116,6 +116,7 @@ def test_the_installed_release_has_them() -> None:
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,
         "proxy": proxy,
+        "connection": Connection,
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
     }
     assert owners.keys() == UNPUBLISHED_NAMES.keys()

@@ -123,6 +123,14 @@ class Case:
         calls = counted["checkouts"] + counted["checkout_timeouts"] + errors
         assert calls == counted["checkout_wait_seconds_count"]
         assert counted["connects"] + counted["connect_errors"] == counted["connect_seconds_count"]
+        errors_by_layer = Counter[str]()
+        for key, number in exposition.errors(self.name).items():
+            errors_by_layer[key.partition(".")[0]] += int(number)
+        assert errors_by_layer["pool"] == counted["checkout_timeouts"]
+        assert (
+            errors_by_layer["connect"] <= counted["connect_errors"]
+        )  # those that were cancelled are no errors
+        assert errors_by_layer["ping"] >= counted["ping_failures"]
         phases = sum(exposition.value(f"{phase}_seconds_sum", self.name) for phase in ("connect", "ping"))
         assert exposition.value("checkout_wait_seconds_sum", self.name) >= phases
 

@@ -56,14 +56,26 @@ class RegistrySamples:
         return value
 
     def counters(self, pool: str) -> dict[str, float]:
-        """Return a pool's counters that are not 0, as ``name`` or ``name.label``, and the counts of its histograms."""
+        """Return a pool's counters that are not 0, as ``name`` or ``name.label``, and the counts of its histograms.
+
+        Those by site and the errors by kind are sums of others in another order, and are tested by themselves.
+        """
         found = {}
         for (name, labels), value in self.samples.items():
             others = dict(labels)
-            if others.pop("pool", None) == pool and name.endswith(("_total", "_count")) and value:
+            is_own = others.pop("pool", None) == pool and not others.keys() & {"site", "layer"}
+            if is_own and name.endswith(("_total", "_count")) and value:
                 label = "".join(f".{text}" for text in others.values())
                 found[name.removeprefix(PREFIX).removesuffix("_total") + label] = value
         return found
+
+    def errors(self, pool: str) -> dict[str, float]:
+        """Return a pool's errors that are not 0, as ``layer.disposition``."""
+        return {
+            f"{labels['layer']}.{labels['disposition']}": value
+            for (name, pairs), value in self.samples.items()
+            if name == f"{PREFIX}errors_total" and (labels := dict(pairs))["pool"] == pool and value
+        }
 
 
 class Exposition(RegistrySamples):

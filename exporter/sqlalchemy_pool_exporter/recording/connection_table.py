@@ -62,6 +62,11 @@ class ConnectionTable:
         # list() is one call, so no other thread changes the dictionary meanwhile.
         return [row for key, row in list(self.by_id.items()) if row is not None and key == row.record_id]
 
+    def has(self, record: object) -> bool:
+        """Return whether a record has a row here."""
+        row = self.by_id.get(id(record))
+        return row is not None and row() is record
+
     def add(
         self, block: memoryview[float], record: object, connected_at: float, server: float = 0.0
     ) -> ConnectionRow:

@@ -11,6 +11,7 @@ from sqlalchemy.pool import QueuePool, SingletonThreadPool
 
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 
+from .classification import classified
 from .connection_row import row_of, was_collected
 from .faults import never_raises
 from .recorder import DISPOSE, ERROR, GC
@@ -68,8 +69,8 @@ class ConnectionHooks:
             began = self._now() or 0.0
             try:
                 connection = original(record)
-            except BaseException:
-                self._connect_failed(began)
+            except BaseException as error:
+                self._connect_failed(began, error)
                 raise
             try:
                 self._connected(record, connection, began)
@@ -86,8 +87,11 @@ class ConnectionHooks:
         return self.recorder.clock()
 
     @never_raises
-    def _connect_failed(self, began: float) -> None:
+    def _connect_failed(self, began: float, error: BaseException) -> None:
         self.recorder.connect_failed(began)
+        # A cancelled connect is no error.
+        if isinstance(error, Exception):
+            self.recorder.failed(classified(error, "connect", is_disconnect=False))
 
     @never_raises
     def _connected(self, record: Any, connection: object, began: float) -> None:

@@ -15,7 +15,8 @@ every checkout take SQLAlchemy's slow path. So these methods of the pool are wra
 ================== ==================================================================================
 
 Three events are listened to as well, because no method shows what they do: ``invalidate``, ``soft_invalidate`` and
-``close_detached``. For pre-pings, the ping method of the dialect is wrapped.
+``close_detached``. For pre-pings, the ping method of the dialect is wrapped, and for statements that fail its
+``is_disconnect()``.
 
 A fault in recording is counted and never reaches the application. An exception of the application's call is raised
 again unchanged.
@@ -46,6 +47,7 @@ from .sqlalchemy_pool import (
     shares_its_connection,
     unlisten,
 )
+from .statement_errors import StatementErrorTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +91,7 @@ class Hooks:
         "_installed",
         "_listeners",
         "_slow_path",
+        "dialect",
         "follower",
         "pool",
         "recorder",
@@ -98,6 +101,7 @@ class Hooks:
         self.pool = pool
         self.recorder = recorder
         self.follower = follower
+        self.dialect = dialect_of(pool)  # another engine that gets the pool puts its own dialect there
         self._slow_path = SlowPath(pool, recorder)
         self._connections = ConnectionHooks(pool, recorder, self._slow_path)
         self._installed: list[_Installed] = []  # one of the same name wraps the earlier one
@@ -127,7 +131,8 @@ class Hooks:
         self._listen("soft_invalidate", connections.on_soft_invalidate)
         self._listen("close_detached", connections.on_close_detached)
         if pings(pool):
-            PingTap.attach(dialect_of(pool), recorder)
+            PingTap.attach(self.dialect, recorder)
+        StatementErrorTap.attach(self.dialect, recorder)
         if present:
             slow_path.adopt_present(may_hide=may_hide)
         # Last: a checkout that is recorded needs all the other hooks.
@@ -146,7 +151,8 @@ class Hooks:
                 delattr(pool, name)
         for name, listener in self._listeners:
             unlisten(pool, name, listener)
-        PingTap.detach(dialect_of(pool), self.recorder)
+        PingTap.detach(self.dialect, self.recorder)
+        StatementErrorTap.detach(self.dialect, self.recorder)
 
     def _install(self, name: str, make_hook: Callable[[Any], Any]) -> None:
         pool = self.pool

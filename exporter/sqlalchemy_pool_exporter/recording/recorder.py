@@ -21,16 +21,18 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
+from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS, ERRORS
 from sqlalchemy_pool_exporter.segment import fork, texts
 from sqlalchemy_pool_exporter.segment.block import (
     ACTIVE,
     CHECKINS_UNTIMED,
+    CHECKOUT_TIMEOUTS,
     CLOSES,
     CONNECT,
     CONNECT_FAILED,
     DETACHES,
     EMPTY,
+    ERROR_COUNTS,
     FAULTS,
     HAS_OVERFLOW,
     HELD_SINCE,
@@ -75,8 +77,11 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.snapshot import Value
     from sqlalchemy_pool_exporter.segment.store import BlockStore
 
+    from .classification import Failure
+
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
+_TIMED_OUT, _PING_FAILED = (ERROR_COUNTS + ERRORS.index((layer, "retryable")) for layer in ("pool", "ping"))
 # One field for each of INVALIDATION_KINDS.
 _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
@@ -278,7 +283,7 @@ class Recorder:
     def checkout_failed(self, began: float, field: int) -> None:
         """Record a checkout that raised, in the counter ``field``; ``began`` is 0 if that is not known."""
         if began:
-            self._observe(WAIT_FAILED, began, field)
+            self._observe(WAIT_FAILED, began, field, _TIMED_OUT if field == CHECKOUT_TIMEOUTS else SCRATCH)
 
     def checked_out(self, row: ConnectionRow, began: float) -> None:
         """Record a checkout off the hot path."""
@@ -298,12 +303,18 @@ class Recorder:
         block[WAIT + SUM] += now - began
         # end of straight line
 
-    def _observe(self, histogram: int, began: float, counter: int = SCRATCH) -> None:
+    def failed(self, failure: Failure) -> None:
+        """Count an error of the driver."""
+        field = ERROR_COUNTS + ERRORS.index((str(failure.layer), failure.disposition))
+        self.block[field] += 1.0
+
+    def _observe(self, histogram: int, began: float, counter: int = SCRATCH, other: int = SCRATCH) -> None:
         elapsed = self.clock() - began
         bucket = histogram + bisect_left(BUCKETS, elapsed)
         block = self.block
         # straight line
         block[counter] += 1.0
+        block[other] += 1.0
         block[bucket] += 1.0
         block[histogram + SUM] += elapsed
         # end of straight line
@@ -424,7 +435,8 @@ class Recorder:
         if alive is False:
             row.close_reason = PING_FAILED
         if began:
-            self._observe(PING, began, PING_FAILURES if alive is False else SCRATCH)
+            failed, error = (PING_FAILURES, _PING_FAILED) if alive is False else (SCRATCH, SCRATCH)
+            self._observe(PING, began, failed, error)
 
     def invalidated(self, row: ConnectionRow, reason: int) -> None:
         """Record why the connection of a row is about to be closed."""

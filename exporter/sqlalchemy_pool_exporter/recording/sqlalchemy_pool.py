@@ -56,6 +56,7 @@ UNPUBLISHED_NAMES: Final = {
     "queue of asyncio": ("_queue",),
     "record": ("_soft_invalidate_time", "fairy_ref", "finalize_callback", "starttime"),
     "proxy": ("_connection_record",),
+    "connection": ("_handle_dbapi_exception",),
     "listeners of an event": ("for_modify", "listeners"),
     # The private one of PING_METHODS is not listed: SQLAlchemy 2.0.0 has only the public one.
 }
@@ -66,6 +67,10 @@ RETURN_CONNECTION: Final = "_do_return_conn"
 # The ping method of a dialect; the first one that the dialect has is wrapped. Since SQLAlchemy 2.0.5 the private one
 # decides whether an error means that the connection is dead.
 PING_METHODS: Final = ("_do_ping_w_event", "do_ping")
+# The method of a connection record that connects. A test makes a connection fail, and looks for it in the traceback.
+CONNECT_FUNCTION: Final = "__connect"
+# The method of a connection that handles the error of a statement, and asks the dialect about it.
+HANDLE_ERROR_FUNCTION: Final = "_handle_dbapi_exception"
 
 _RECYCLED, _POOL_INVALIDATED, _SOFT_INVALIDATED, _ERROR = map(
     CLOSE_REASONS.index, ("recycle", "pool_invalidated", "soft_invalidated", "error")

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS, ERROR_REASONS, INVALIDATION_KINDS
+from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +75,7 @@ FAULTS: Final = _take(1)
 # Counts of checkouts whose site has no entry of its own (see ``sites``).
 SITE_COUNTS: Final = 6
 OTHER_SITES: Final = _take(SITE_COUNTS)
+ERROR_COUNTS: Final = _take(len(ERRORS))
 # A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1

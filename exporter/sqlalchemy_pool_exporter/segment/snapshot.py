@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, INVALIDATION_KINDS
+from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS
 
 from .block import (
     ACTIVE,
@@ -21,6 +21,7 @@ from .block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
     DETACHES,
+    ERROR_COUNTS,
     FAULTS,
     FIELDS,
     FIRST_COUNTER,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
     from .entries import SiteCounts
 
+L = TypeVar("L", str, tuple[str, ...])
+
 # The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
 Counts = Sequence[float]
 
@@ -92,8 +95,9 @@ class Summary(NamedTuple):
     seconds: float
 
 
-# The value of a metric of one pool: a number, numbers by the value of the metric's own label, or a histogram.
-Value = float | dict[str, float] | dict[str, Summary] | Histogram
+# The value of a metric of one pool: a number, numbers by the value of the metric's own label (by a tuple, if it has
+# several), or a histogram.
+Value = float | dict[str, float] | dict[tuple[str, ...], float] | dict[str, Summary] | Histogram
 
 
 class Snapshot(NamedTuple):
@@ -230,6 +234,7 @@ def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value
     yield "checkins_total", hold.count + counts[CHECKINS_UNTIMED - FIRST_COUNTER]
     yield "checkout_timeouts_total", counts[CHECKOUT_TIMEOUTS - FIRST_COUNTER]
     yield "checkout_errors_total", _labelled(counts, CHECKOUT_ERRORS, ERROR_REASONS)
+    yield "errors_total", _labelled(counts, ERROR_COUNTS, ERRORS)
     yield "connects_total", connected.count
     yield "connect_errors_total", unconnected.count
     yield "closes_total", _labelled(counts, CLOSES, CLOSE_REASONS)
@@ -246,7 +251,7 @@ def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value
     yield "exporter_recording_faults_total", counts[FAULTS - FIRST_COUNTER]
 
 
-def _labelled(counts: Counts, at: int, names: tuple[str, ...]) -> dict[str, float]:
+def _labelled(counts: Counts, at: int, names: Sequence[L]) -> dict[L, float]:
     first = at - FIRST_COUNTER
     return dict(zip(names, counts[first : first + len(names)], strict=True))
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method of a dialect that is wrapped, because neither an event nor a method of the pool shows what it does.
+
+There is one tap for each method of a dialect, because pools can share a dialect: those before and after ``dispose()``
+do.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+
+class DialectTap:
+    """Wraps a method of a dialect. Mutable state: the recorders of the pools that use it."""
+
+    METHODS: ClassVar[tuple[str, ...]]  # the first one that the dialect has is wrapped
+
+    def __init__(self, dialect: Any, name: str) -> None:
+        self._name = name
+        self._original = getattr(dialect, name)
+        self._was_set = name in dialect.__dict__
+        self._recorders: list[weakref.ref[Recorder]] = []
+        functools.update_wrapper(self, self._original)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the method, and record what it does."""
+        raise NotImplementedError
+
+    @classmethod
+    def attach(cls, dialect: Any, recorder: Recorder) -> None:
+        """Record for the pool of ``recorder``; wrap the method if no other pool has, and if the dialect has it."""
+        name = next((name for name in cls.METHODS if hasattr(dialect, name)), None)
+        if name is None:  # the stub of a pool without an engine
+            return
+        tap = dialect.__dict__.get(name)
+        if not isinstance(tap, cls):
+            tap = cls(dialect, name)
+            setattr(dialect, name, tap)
+        tap.add(recorder)
+
+    @classmethod
+    def detach(cls, dialect: Any, recorder: Recorder) -> None:
+        """Stop recording for this pool; after the last pool, restore the dialect."""
+        for name in cls.METHODS:
+            tap = getattr(dialect, "__dict__", {}).get(name)
+            if isinstance(tap, cls) and not tap.remove(recorder):
+                tap.restore(dialect)
+
+    def add(self, recorder: Recorder) -> None:
+        """Record for a pool."""
+        self.remove(recorder)
+        # First: those of pools that were replaced are hardly used.
+        self._recorders = [weakref.ref(recorder), *self._recorders]
+
+    def remove(self, recorder: Recorder) -> bool:
+        """Forget a pool, and pools that were garbage-collected; return whether any pool is left."""
+        self._recorders = [other for other in self._recorders if other() not in {None, recorder}]
+        return bool(self._recorders)
+
+    def restore(self, dialect: Any) -> None:
+        """Put the dialect's own method back."""
+        if self._was_set:
+            setattr(dialect, self._name, self._original)
+        else:
+            delattr(dialect, self._name)
