@@ -203,6 +203,12 @@ POOL_METRICS: Final = (
         "Checkouts that failed because pool_timeout passed in the queue.",
     ),
     _pool(
+        "exhaustion_reports_total",
+        "counter",
+        "Reports in the application's log of who had the connections when a checkout timed out, and why; at most one a "
+        "minute of each pool.",
+    ),
+    _pool(
         "checkout_errors_total",
         "counter",
         "Checkouts that failed otherwise: the connection could not be made (connect), the caller was cancelled or "

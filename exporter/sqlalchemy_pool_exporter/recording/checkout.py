@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
 
-    from .connection_row import ConnectionRow
+    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+
+    from .connection_row import ConnectionRow, Holder
     from .recorder import Recorder
 
 _CONNECT_ERROR, _CANCELLED, _OTHER_ERROR = (CHECKOUT_ERRORS + at for at in range(len(ERROR_REASONS)))
@@ -57,6 +59,9 @@ class SlowPath(Protocol):
 
     def checked_out(self, connection: Any, began: float, error: BaseException) -> object:
         """Record a checkout that raised ``error`` on the hot path."""
+
+    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None, holds: int) -> object:
+        """Report who has the connections, after a checkout timed out."""
 
     def take_back(self, connection: Any, began: float) -> object:
         """Return a connection that its caller will not get, because a time limit struck."""
@@ -124,8 +129,11 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 recorder.checkout_failed(began, field)
                 if outer:
                     nesting.ended(outer)
-                    if field == CHECKOUT_TIMEOUTS:
-                        nesting.timed_out(find())
+                if field == CHECKOUT_TIMEOUTS:
+                    site = find()
+                    if outer:
+                        nesting.timed_out(site)
+                    slow_path.timed_out(began, site, who, len(outer or ()))
             except Exception as fault:
                 if not recorder.fault(fault):
                     raise

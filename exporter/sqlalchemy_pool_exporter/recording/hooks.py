@@ -63,6 +63,10 @@ _STATE = 2  # where the tuple that __reduce_ex__() returns has the object's stat
 class Follower(Protocol):
     """Follows a hooked pool through forks and replacements."""
 
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+
     def notice_fork(self) -> None:
         """Start new blocks if this is a forked child."""
 
@@ -102,7 +106,7 @@ class Hooks:
         self.recorder = recorder
         self.follower = follower
         self.dialect = dialect_of(pool)  # another engine that gets the pool puts its own dialect there
-        self._slow_path = SlowPath(pool, recorder)
+        self._slow_path = SlowPath(pool, recorder, lambda: follower.name)
         self._connections = ConnectionHooks(pool, recorder, self._slow_path)
         self._installed: list[_Installed] = []  # one of the same name wraps the earlier one
         self._listeners: list[tuple[str, Any]] = []

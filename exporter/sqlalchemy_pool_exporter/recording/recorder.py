@@ -66,6 +66,7 @@ from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
+from .exhaustion import Schedule
 from .origins import Origins
 from .slots import FreeSlots
 
@@ -106,6 +107,7 @@ class Recorder:
         "is_ended",
         "is_replaced",
         "origins",
+        "reports",
         "storage",
         "store",
         "text",
@@ -144,6 +146,7 @@ class Recorder:
         self.origins = None if prefixes is None else Origins(self, prefixes)
         if self.origins is not None:
             texts.write_into(self.storage.pages)
+        self.reports = Schedule()
         self.is_ended = False
         self.is_replaced = False
         self.finalizer: weakref.finalize[..., Any] | None = None
@@ -197,12 +200,14 @@ class Recorder:
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
+        new.reports = self.reports
         return new
 
     def leave(self) -> None:
         """In a forked child, write to the parent's block no more."""
         self.connections.clear()
         self.waiters.clear()
+        self.reports = Schedule()
         if self.origins is not None:
             self.origins.forget()
         self.storage = Pages().pool(self.text)

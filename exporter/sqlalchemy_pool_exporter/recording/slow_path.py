@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.segment.block import EMPTY
+from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
+from . import exhaustion
 from .checkout import mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
+from .exhaustion import TimedOut
 from .faults import never_raises
+from .holders import current_label
 from .server_side import server_of
 from .sqlalchemy_pool import (
     age_of,
@@ -32,7 +36,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import Pool
 
-    from .connection_row import ConnectionRow
+    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+
+    from .connection_row import ConnectionRow, Holder
     from .recorder import Recorder
 
 # Callers that wait in the queue of a pool when it is instrumented are expected for this long plus the pool's timeout.
@@ -43,11 +49,13 @@ _EARLIEST: Final = 0.001  # in a row's connected_at, 0 and -1 mean that there is
 class SlowPath:
     """Records what the hot path does not, for one pool object."""
 
-    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "recorder")
+    __slots__ = ("_checkout_listener", "_latecomers_until", "_name", "pool", "recorder")
 
-    def __init__(self, pool: Pool, recorder: Recorder) -> None:
+    def __init__(self, pool: Pool, recorder: Recorder, name: Callable[[], str]) -> None:
+        """Record for a pool; ``name`` returns its name, which can change."""
         self.pool = pool
         self.recorder = recorder
+        self._name = name
         # The mutable state.
         self._latecomers_until = 0.0
         self._checkout_listener: Any = None
@@ -78,6 +86,38 @@ class SlowPath:
         row = row_of(record)
         if row is not None and row.table[row.held_at]:
             remember_holder(record, holder_of(record))
+
+    @never_raises
+    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None, holds: int) -> None:
+        """Report who has the connections, after a checkout timed out.
+
+        Args:
+            began: when the checkout began; 0 if that is not known.
+            site: where it was made, if that is known.
+            holder: the thread or task, if that is known.
+            holds: how many connections of the pool it holds.
+        """
+        recorder = self.recorder
+        now = recorder.clock()
+        suppressed = recorder.reports.due(now) if began and not recorder.stopped else None
+        if suppressed is None:
+            return
+        snapshot = recorder.snapshot()
+        timed_out = TimedOut(
+            snapshot,
+            began,
+            now,
+            site=snapshot.sites[site.number - 1].text if site is not None and site.number else "",
+            holder=0.0 if holder is None else holder.number,
+            label=float(current_label.get()),
+            holds=holds,
+            suppressed=suppressed,
+            leak_after=math.inf,
+        )
+        if exhaustion.log(self._name, timed_out, recorder):
+            recorder.block[EXHAUSTION_REPORTS] += 1.0
+        else:
+            recorder.reports.suppressed += suppressed + 1
 
     def take_back(self, connection: Any, began: float) -> None:
         """Return a connection that its caller will not get, because a time limit struck while it was recorded.

@@ -76,6 +76,7 @@ FAULTS: Final = _take(1)
 SITE_COUNTS: Final = 6
 OTHER_SITES: Final = _take(SITE_COUNTS)
 ERROR_COUNTS: Final = _take(len(ERRORS))
+EXHAUSTION_REPORTS: Final = _take(1)
 # A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1

@@ -22,6 +22,7 @@ from .block import (
     CONNECTIONS_USED,
     DETACHES,
     ERROR_COUNTS,
+    EXHAUSTION_REPORTS,
     FAULTS,
     FIELDS,
     FIRST_COUNTER,
@@ -233,6 +234,7 @@ def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value
     yield "checkouts_total", waited.count
     yield "checkins_total", hold.count + counts[CHECKINS_UNTIMED - FIRST_COUNTER]
     yield "checkout_timeouts_total", counts[CHECKOUT_TIMEOUTS - FIRST_COUNTER]
+    yield "exhaustion_reports_total", counts[EXHAUSTION_REPORTS - FIRST_COUNTER]
     yield "checkout_errors_total", _labelled(counts, CHECKOUT_ERRORS, ERROR_REASONS)
     yield "errors_total", _labelled(counts, ERROR_COUNTS, ERRORS)
     yield "connects_total", connected.count

@@ -11,6 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
+from .entries import Texts
 from .page import HOLDERS, LABELS, TEXTS_PER_PAGE
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def number_of(purpose: int, text: str) -> int:
     finally:
         _texts.adding.release()
     return number
+
+
+def own() -> Texts:
+    """Return all texts of this process."""
+    return Texts(list(_texts.numbers[HOLDERS]), list(_texts.numbers[LABELS]))
 
 
 def write_into(pages: Pages) -> None:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a checkout that timed out: who has the connections, since when and from where, and why.
+
+The caller copies the state of the pool, which takes some 0.1 ms, and a thread of its own logs it. So no handler of the
+application's log can make the caller wait, raise into it or swallow a time limit that strikes meanwhile.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import math
+import os
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy_pool_exporter.segment import fork, texts
+from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, TIMEOUT, UNTRACKED_PENDING
+from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
+from sqlalchemy_pool_exporter.segment.held import held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy_pool_exporter.segment.entries import Texts
+    from sqlalchemy_pool_exporter.segment.held import Held
+    from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
+
+    from .faults import CountsFaults
+
+_logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+SECONDS: Final = 60.0  # between two reports of one pool
+_NEVER: Final = -math.inf
+_MOST_IN_MESSAGE: Final = 5  # sites
+_MOST_IN_EXTRA: Final = 20
+
+
+class Schedule:
+    """When the next report of a pool is due. Mutable state: the time of the last one, and what was not reported."""
+
+    __slots__ = ("last", "suppressed")
+
+    def __init__(self) -> None:
+        self.last = _NEVER
+        self.suppressed = 0
+
+    def due(self, now: float) -> int | None:
+        """Return how many timeouts were not reported since the last report; None if this one is not, either."""
+        # straight line: of two callers that time out at once, one reports
+        suppressed = self.suppressed
+        if now - self.last < SECONDS:
+            self.suppressed = suppressed + 1
+            return None
+        self.last = now
+        self.suppressed = 0
+        # end of straight line
+        return suppressed
+
+
+class TimedOut(NamedTuple):
+    """A checkout that timed out, and the state of its pool then. Times are seconds of the recorder's clock."""
+
+    snapshot: Snapshot
+    began: float
+    now: float
+    site: str  # empty if it is not known
+    holder: float  # the thread or task, see ``Texts.holder()``
+    label: float
+    holds: int  # how many connections of the pool the caller holds itself
+    suppressed: int
+    leak_after: float
+
+
+def log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> bool:
+    """Log a report from a thread of its own; return False if there can be none.
+
+    Args:
+        name: returns the name of the pool.
+        timed_out: what happened.
+        faults: counts what goes wrong in that thread.
+    """
+    if fork.forks_workers_in_c():
+        return False
+    try:
+        # In the context of the caller, because filters of a log add what is in it, such as the id of a request.
+        _thread.start_new_thread(copy_context().run, (_log, name, timed_out, faults))
+    except RuntimeError:  # the system has no thread left, or the interpreter ends
+        return False
+    return True
+
+
+def _log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> None:
+    try:
+        report = report_of(name(), timed_out, texts.own())
+        _logger.warning("%s", message_of(report), extra={"pool_exhaustion": report})
+    except Exception as error:  # noqa: BLE001 - nobody would see it in this thread
+        faults.fault(error)
+
+
+def report_of(name: str, timed_out: TimedOut, names: Texts) -> dict[str, Any]:
+    """Return the report as plain values that JSON has."""
+    snapshot, now = timed_out.snapshot, timed_out.now
+    out = sorted(held(snapshot), key=lambda one: one.since)
+    cause = likely_cause(
+        snapshot, now=now, since=timed_out.began, of_caller=timed_out.holds, leak_after=timed_out.leak_after
+    )
+    waiting = [now - since for since in snapshot.waiters if since]
+    by_site: dict[str, list[Held]] = {}
+    for one in out:
+        by_site.setdefault(one.site, []).append(one)
+    groups = sorted(by_site.items(), key=lambda item: -len(item[1]))
+    return {
+        "pool": name,
+        "pid": os.getpid(),
+        "size": _number(snapshot.fields[SIZE]),
+        "max_overflow": _number(snapshot.fields[MAX_OVERFLOW]),
+        "timeout_seconds": _number(snapshot.fields[TIMEOUT]),
+        "waited_seconds": round(now - timed_out.began, 3),
+        "site": timed_out.site,
+        "holder": names.holder(timed_out.holder),
+        "label": names.label(timed_out.label),
+        "in_use": len(out),
+        "waiting": len(waiting) + int(snapshot.fields[UNTRACKED_PENDING]),
+        "longest_waiting_seconds": round(max(waiting, default=0.0), 3),
+        "held": [_group(site, some, now, names) for site, some in groups[:_MOST_IN_EXTRA]],
+        "held_elsewhere": sum(len(some) for _, some in groups[_MOST_IN_EXTRA:]),
+        "cause": cause.kind,
+        "reason": cause.words,
+        "suppressed": timed_out.suppressed,
+    }
+
+
+def _group(site: str, some: Sequence[Held], now: float, names: Texts) -> dict[str, Any]:
+    oldest = some[0]
+    return {
+        "site": site,
+        "connections": len(some),
+        "longest_seconds": round(max(0.0, now - oldest.since), 3),
+        "holder": names.holder(oldest.holder),
+        "label": names.label(oldest.label),
+        "waiting_for_another": sum(one.waits_since > 0.0 for one in some),
+    }
+
+
+def _number(limit: float) -> float | None:
+    return limit if math.isfinite(limit) else None
+
+
+def message_of(report: dict[str, Any]) -> str:
+    """Return the report as one line."""
+    limits = [f"{name}={report[name]:g}" for name in ("size", "max_overflow") if report[name] is not None]
+    caller = f" at {report['site']}" if report["site"] else ""
+    groups = [_words(group) for group in report["held"][:_MOST_IN_MESSAGE]]
+    more = report["in_use"] - sum(group["connections"] for group in report["held"][:_MOST_IN_MESSAGE])
+    if more:
+        groups.append(f"{more} elsewhere")
+    said = (
+        f"pool {report['pool']!r} ({', '.join(limits)}) is exhausted: a checkout{caller}{_by(report)} timed out after "
+        f"{report['waited_seconds']:g} s. {report['in_use']} connections are held{': ' if groups else ''}"
+        f"{'; '.join(groups)}. {report['waiting']} more callers wait. "
+        f"Likely cause: {report['cause']}: {report['reason']}"
+    )
+    if report["suppressed"]:
+        said += f". {report['suppressed']} more checkouts timed out since the last report"
+    return said
+
+
+def _words(group: dict[str, Any]) -> str:
+    return f"{group['connections']} from {group['site']}, the oldest for {group['longest_seconds']:g} s{_by(group)}"
+
+
+def _by(one: dict[str, Any]) -> str:
+    known = [one[name] for name in ("holder", "label") if one[name]]
+    return f" ({', '.join(known)})" if known else ""

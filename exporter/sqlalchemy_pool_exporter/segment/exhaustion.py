@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a pool is exhausted: the cause that its state makes likely, when a caller waited in vain."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from statistics import fmean
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .block import FIRST_COUNTER, HOLD, LAST_CHECKIN, SUM, UNTRACKED_CONNECTIONS
+from .entries import HELD_SECONDS, HOLDS, OTHER
+from .held import held
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .held import Held
+    from .snapshot import Snapshot
+
+# Held so many times longer than usual: probably never returned.
+_LEAK_FACTOR: Final = 10.0
+# Connections that leak do so one after the other; those that are stuck have stuck at the same moment.
+_LEAK_SPREAD: Final = 3.0
+_SLOW_FACTOR: Final = 3.0
+_MOST: Final = 0.8  # of the connections: one site has most of them
+_ENOUGH_HOLDS: Final = 10  # for what is usual
+_ENOUGH_OUT: Final = 3  # to say that one site has most of them
+
+
+CAUSES: Final = (
+    "self_deadlock",
+    "nested_checkouts",
+    "connecting",
+    "leak",
+    "stuck",
+    "one_site",
+    "slow",
+    "busy",
+    "unknown",
+)
+
+
+class Cause(NamedTuple):
+    """Why a pool is exhausted.
+
+    ``kind`` is one of ``CAUSES``.
+    """
+
+    kind: str
+    words: str
+
+
+def likely_cause(
+    snapshot: Snapshot, *, now: float, since: float, of_caller: int = 0, leak_after: float = math.inf
+) -> Cause:
+    """Return the cause that is likely.
+
+    Args:
+        snapshot: of the pool.
+        now: seconds of ``time.monotonic()``.
+        since: when the caller that timed out began to wait.
+        of_caller: how many connections of the pool that caller holds itself. It waits no more.
+        leak_after: seconds; connections that are held for longer are suspected of a leak, if the application says so.
+    """
+    out = list(held(snapshot))
+    if not out:
+        return _connecting(snapshot, 0) or Cause("unknown", "no connection is held now")
+    return (
+        _connecting(snapshot, len(out))
+        or _waiting_for_itself(out, of_caller)
+        or _leak(snapshot, out, now, since, leak_after)
+        or _stuck(snapshot, out, now, since)
+        or _one_site(out)
+        or _slow_or_busy(snapshot, out, now)
+    )
+
+
+def _connecting(snapshot: Snapshot, out: int) -> Cause | None:
+    """Return the cause if at least half of the pool is not checked out: then its places are taken by connects."""
+    missing = snapshot.capacity - out - snapshot.fields[UNTRACKED_CONNECTIONS]
+    if not missing >= max(1.0, snapshot.capacity / 2):  # NaN: no limit
+        return None
+    return Cause(
+        "connecting",
+        f"{missing:.0f} of {snapshot.capacity:.0f} places are taken by connections that are being opened: the server "
+        "is slow to accept them",
+    )
+
+
+def _waiting_for_itself(out: Sequence[Held], of_caller: int) -> Cause | None:
+    waiting = of_caller + sum(one.waits_since > 0.0 for one in out)
+    if waiting >= len(out):
+        return Cause(
+            "self_deadlock",
+            "every holder waits for another connection of this pool, so none can go on: check out one connection at a "
+            "time in each thread or task, or pass the one that is held",
+        )
+    if 2 * waiting >= len(out):
+        return Cause(
+            "nested_checkouts",
+            f"{waiting} of {len(out)} connections are held by callers that wait for another one of this pool",
+        )
+    return None
+
+
+def _leak(
+    snapshot: Snapshot, out: Sequence[Held], now: float, since: float, leak_after: float
+) -> Cause | None:
+    """Return the cause if at least half of the connections are held for far longer than is usual."""
+    usual = _Usual(snapshot)
+    ages = [now - one.since for one in out]
+    suspects = [
+        one
+        for one, age in zip(out, ages, strict=True)
+        if age > min(leak_after, max(now - since, _LEAK_FACTOR * usual.of(one.site)))
+    ]
+    if 2 * len(suspects) < len(out):
+        return None
+    # All of them: then they only take long if some come back, or if they have begun at one moment.
+    if len(suspects) == len(out) > 1 and (
+        snapshot.fields[LAST_CHECKIN] >= since or max(ages) < _LEAK_SPREAD * min(ages)
+    ):
+        return None
+    return Cause(
+        "leak",
+        f"{len(suspects)} of {len(out)} connections are held for far longer than is usual and may never come back"
+        f"{_from(suspects)}",
+    )
+
+
+def _stuck(snapshot: Snapshot, out: Sequence[Held], now: float, since: float) -> Cause | None:
+    if snapshot.fields[LAST_CHECKIN] >= since:
+        return None
+    return Cause(
+        "stuck",
+        f"no connection came back in {now - since:.3g} s: what the holders do takes longer than that{_from(out)}. Look "
+        "for slow or blocked statements, and for calls to other services while a connection is held",
+    )
+
+
+def _one_site(out: Sequence[Held]) -> Cause | None:
+    ((site, number),) = Counter(one.site for one in out).most_common(1)
+    if site == OTHER or number < _MOST * len(out) or len(out) < _ENOUGH_OUT:
+        return None
+    return Cause("one_site", f"{site} has {number} of {len(out)} connections")
+
+
+def _slow_or_busy(snapshot: Snapshot, out: Sequence[Held], now: float) -> Cause:
+    usual = _Usual(snapshot)
+    average, expected = fmean(now - one.since for one in out), fmean(usual.of(one.site) for one in out)
+    if average > _SLOW_FACTOR * expected:
+        return Cause(
+            "slow",
+            f"connections come back, but are held for {average:.3g} s on average, and {expected:.3g} s are usual",
+        )
+    sites = len({one.site for one in out})
+    return Cause(
+        "busy",
+        f"connections come back as usual and are taken at once, by {sites} place{'s' if sites > 1 else ''} of the "
+        "application: there is more work than connections",
+    )
+
+
+class _Usual:
+    """How long connections are held as a rule, in seconds."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        hold = snapshot.counts[HOLD - FIRST_COUNTER : HOLD + SUM - FIRST_COUNTER + 1]
+        number = sum(hold[:-1])
+        self._of_pool = hold[-1] / number if number >= _ENOUGH_HOLDS else math.inf
+        self._of_site = {
+            site.text: site.counts[HELD_SECONDS] / site.counts[HOLDS]
+            for site in snapshot.sites
+            if site.counts[HOLDS] >= _ENOUGH_HOLDS
+        }
+
+    def of(self, site: str) -> float:
+        """Return the average of a site, or of the pool; infinity if it is not known."""
+        return self._of_site.get(site, self._of_pool)
+
+
+def _from(some: Sequence[Held]) -> str:
+    sites = {one.site for one in some} - {OTHER}
+    return f" (all from {sites.pop()})" if len(sites) == 1 else ""

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a checkout that timed out: once a minute, complete, and never in the way of the application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import exc
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import greenlet_spawn
+
+from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.recording import exhaustion
+from sqlalchemy_pool_exporter.recording.exhaustion import Schedule
+from tests.support.database import Database
+from tests.support.fakes import connect
+from tests.support.programs import PROLOGUE, run
+from tests.support.samples import Exposition
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.engine import Engine
+
+    from tests.support.pool_case import Case
+
+
+class Log(logging.Handler):
+    """The reports that were logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "pool_exhaustion"):
+            self.records.append(record)
+
+    def reports(self, number: int = 1) -> list[dict[str, Any]]:
+        """Return the reports, once there are so many."""
+        assert eventually(lambda: len(self.records) >= number)
+        return [record.pool_exhaustion for record in self.records]  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def log() -> Any:
+    handler = Log()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def times_out(engine: Engine) -> None:
+    with pytest.raises(exc.TimeoutError):
+        engine.connect()
+
+
+def test_a_report(case: Case, log: Log) -> None:
+    """The record says who has how many connections since when and from where, who waited, and why, in plain values."""
+
+    def scenario(case: Case) -> None:
+        engine = case.start()
+        with label("GET /pay"):
+            first = engine.connect()
+        with first, engine.connect():
+            times_out(engine)
+        (report,) = log.reports()
+        assert json.loads(json.dumps(report)) == report
+        first_line = test_a_report.__code__.co_firstlineno
+        sites = {group["site"] for group in report["held"]}
+        assert all(site.rpartition(":")[0].endswith("test_a_report.<locals>.scenario") for site in sites)
+        assert all(int(site.rpartition(":")[2]) > first_line for site in sites)
+        assert report["site"].rpartition(":")[0].endswith("times_out")
+        assert report["holder"] == (
+            threading.current_thread().name if not case.is_async else report["holder"]
+        )
+        assert report["holder"]
+        assert sum(group["connections"] for group in report["held"]) == report["in_use"] == 2
+        assert [group["label"] for group in report["held"] if group["label"]] == ["GET /pay"]
+        assert (report["pool"], report["size"], report["max_overflow"]) == (case.name, 1, 1)
+        assert report["timeout_seconds"] == pytest.approx(0.05)
+        assert report["waited_seconds"] >= 0.05
+        assert (report["waiting"], report["suppressed"]) == (0, 0)
+        # The caller itself holds both.
+        assert report["cause"] == "self_deadlock"
+        message = log.records[0].getMessage()
+        assert case.name in message
+        assert report["reason"] in message
+        assert "GET /pay" in message
+        assert case.now().value("exhaustion_reports_total", case.name) == 1
+
+    case.run(scenario)
+
+
+def test_threads_that_hold(registry: CollectorRegistry, log: Log) -> None:
+    """The report names the threads that hold connections, and counts the callers that wait."""
+    engine = Database().engine(pool_size=2, max_overflow=0)
+    done = threading.Event()
+    held = threading.Barrier(3)
+
+    def hold() -> None:
+        with engine.connect():
+            held.wait()
+            done.wait()
+
+    threads = [threading.Thread(target=hold, name=f"holder-{at}") for at in range(2)]
+    with instrument(engine, registry=registry):
+        for thread in threads:
+            thread.start()
+        held.wait()
+        times_out(engine)
+        done.set()
+        for thread in threads:
+            thread.join()
+    (report,) = log.reports()
+    (group,) = report["held"]
+    assert group["connections"] == 2
+    assert group["holder"] in {"holder-0", "holder-1"}
+    assert report["cause"] in {"stuck", "leak"}
+    engine.dispose()
+
+
+def test_tasks_that_wait_for_themselves(registry: CollectorRegistry, log: Log) -> None:
+    """If the tasks that hold all connections wait for another one, the report says so, whichever times out first."""
+    engine = Database().engine(pool_size=2, max_overflow=0, pool_timeout=0.3)
+    held = threading.Barrier(2)
+
+    def nested() -> None:
+        with engine.connect():
+            held.wait()
+            with suppress(exc.TimeoutError):
+                engine.connect().close()
+
+    with instrument(engine, registry=registry):
+        threads = [threading.Thread(target=nested) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert log.reports()[0]["cause"] == "self_deadlock"
+    engine.dispose()
+
+
+def test_one_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further timeouts are counted, and the next report says how many; dispose() does not begin anew."""
+    engine = Database().engine(max_overflow=0)
+    with instrument(engine, registry=registry):
+        held = engine.connect()
+        for _ in range(3):
+            times_out(engine)
+        assert [report["suppressed"] for report in log.reports()] == [0]
+        held.close()
+        engine.dispose()
+        held = engine.connect()
+        times_out(engine)
+        monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+        times_out(engine)
+        assert [report["suppressed"] for report in log.reports(2)] == [0, 3]
+        held.close()
+        assert Exposition(registry).value("exhaustion_reports_total", "diary") == 2
+        assert Exposition(registry).value("checkout_timeouts_total", "diary") == 5
+    engine.dispose()
+
+
+def test_the_schedule() -> None:
+    """The first timeout is due, those within a minute are not, and each report says how many were left out."""
+    schedule = Schedule()
+    assert [schedule.due(now) for now in (5.0, 6.0, 64.9, 65.0, 66.0, 125.0)] == [0, None, None, 2, None, 1]
+
+
+def test_the_log_cannot_make_the_caller_wait(registry: CollectorRegistry) -> None:
+    """A handler of the log that waits, or that raises, does neither to the caller that timed out."""
+    engine = Database().engine(max_overflow=0)
+    entered, let_go = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            entered.set()
+            let_go.wait()
+            raise LookupError("the log is broken")
+
+    handler = Slow()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    logger.addHandler(handler)
+    try:
+        with instrument(engine, registry=registry), engine.connect():
+            times_out(engine)
+            assert entered.wait(60.0)
+            times_out(engine)
+    finally:
+        logger.removeHandler(handler)
+        let_go.set()
+    engine.dispose()
+
+
+def test_filters_see_the_context_of_the_caller(registry: CollectorRegistry, log: Log) -> None:
+    """A filter of the log that adds what a context variable has, such as the id of a request, finds it."""
+    request = ContextVar("request", default="none")
+    engine = Database().engine(max_overflow=0)
+
+    def add(record: logging.LogRecord) -> bool:
+        record.request = request.get()
+        return True
+
+    log.addFilter(add)
+    request.set("r1")
+    with instrument(engine, registry=registry), engine.connect():
+        times_out(engine)
+        log.reports()
+    assert log.records[0].request == "r1"  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+def test_without_sites(registry: CollectorRegistry, log: Log) -> None:
+    """Without sites the report has the rest."""
+    engine = Database().engine(max_overflow=0)
+    with instrument(engine, registry=registry, sites=False), engine.connect():
+        times_out(engine)
+        (report,) = log.reports()
+    assert (report["site"], report["in_use"], report["held"][0]["site"]) == ("", 1, "other")
+    engine.dispose()
+
+
+def test_no_thread(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system has no thread left, the timeout counts as not reported, and the caller gets its error."""
+    engine = Database().engine(max_overflow=0)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+    with instrument(engine, registry=registry), engine.connect():
+        with monkeypatch.context() as patch:
+            patch.setattr("_thread.start_new_thread", refuse)
+            times_out(engine)
+        assert Exposition(registry).value("exhaustion_reports_total", "diary") == 0
+        times_out(engine)
+        assert [report["suppressed"] for report in log.reports()] == [1]
+        assert Exposition(registry).value("exporter_recording_faults_total", "diary") == 0
+    engine.dispose()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_other_failures_are_not_reported(registry: CollectorRegistry, log: Log, *, is_async: bool) -> None:
+    """A checkout that fails otherwise is no sign of an exhausted pool."""
+    database = Database()
+    database.connect_fails = LookupError("no")
+    engine = database.engine()
+
+    def act() -> None:
+        with instrument(engine, registry=registry):
+            with pytest.raises(LookupError):
+                engine.connect()
+            assert Exposition(registry).value("exhaustion_reports_total", "diary") == 0
+
+    if is_async:
+        asyncio.run(greenlet_spawn(act))
+    else:
+        act()
+    assert log.records == []
+    engine.dispose()
+
+
+def test_a_closed_handle(log: Log) -> None:
+    """A pool that is no longer instrumented is not reported, not even by a caller that waited meanwhile."""
+    pool = QueuePool(connect, pool_size=1, max_overflow=0, timeout=0.3)
+    held = pool.connect()
+    handle = instrument(pool)
+
+    def wait() -> None:
+        with pytest.raises(exc.TimeoutError):
+            pool.connect()
+
+    waits = threading.Thread(target=wait)
+    waits.start()
+    handle.close()
+    waits.join()
+    held.close()
+    assert log.records == []
+
+
+def test_a_child_that_was_forked_in_c() -> None:
+    """In a child that was forked in C while another thread had the lock of a handler, a timeout raises in time."""
+    result = run(
+        """
+        import ctypes, logging, os, signal, threading
+        pool = QueuePool(Connection, pool_size=1, max_overflow=0, timeout=0.05)
+        handle = instrument(pool, name="p", registry=registry)
+        handler = logging.StreamHandler()
+        logging.getLogger().addHandler(handler)
+        taken, release = threading.Event(), threading.Event()
+
+        def take():
+            with handler.lock:
+                taken.set()
+                release.wait()
+
+        threading.Thread(target=take, daemon=True).start()
+        taken.wait()
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            signal.alarm(30)
+            held = pool.connect()
+            try:
+                pool.connect()
+            except Exception as error:
+                os._exit(7 if type(error).__name__ == "TimeoutError" else 1)
+            os._exit(2)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        release.set()
+        """,
+        prologue=PROLOGUE,
+    )
+    assert result.stdout == "7\n", result.stderr

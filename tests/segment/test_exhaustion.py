@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likely cause of an exhausted pool, from its state."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_pool_exporter.segment import block
+from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, HELD_SINCE, HOLD, ROW, SUM, WAITS_SINCE
+from sqlalchemy_pool_exporter.segment.entries import SiteCounts
+from sqlalchemy_pool_exporter.segment.exhaustion import CAUSES, Cause, likely_cause
+from sqlalchemy_pool_exporter.segment.page import COUNTS
+from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOW = 1000.0
+SINCE = NOW - 30.0  # when the caller that timed out began to wait
+
+
+def cause(
+    ages: Sequence[float],
+    *,
+    sites: Sequence[str] = (),
+    waits: int = 0,
+    usual: float | None = 0.05,
+    capacity: int | None = None,
+    came_back: float = 1.0,
+    of_caller: int = 0,
+    leak_after: float = math.inf,
+) -> Cause:
+    """Return the likely cause.
+
+    Args:
+        ages: of the connections that are held.
+        sites: of those.
+        waits: how many of their holders wait for another one.
+        usual: how long connections were held before; None if nothing was.
+        capacity: of the pool; as many as are held by default.
+        came_back: how many seconds ago the last connection came back.
+        of_caller: how many of them the caller that timed out holds.
+        leak_after: seconds.
+    """
+    fields = [0.0] * FIRST_COUNTER
+    fields[block.SIZE] = len(ages) if capacity is None else capacity
+    fields[block.LAST_CHECKIN] = NOW - came_back
+    counts = [0.0] * COUNTS
+    if usual is not None:
+        counts[HOLD - FIRST_COUNTER], counts[HOLD + SUM - FIRST_COUNTER] = 100.0, 100 * usual
+    texts = sorted(set(sites))
+    rows: list[float] = []
+    for at, age in enumerate(ages):
+        row = [0.0] * ROW
+        row[0], row[HELD_SINCE] = 1.0, NOW - age
+        row[WAITS_SINCE] = SINCE if at < waits else 0.0
+        row[block.SITE] = texts.index(sites[at]) + 1.0 if sites else 0.0
+        rows += row
+    snapshot = Snapshot(fields, [], rows, counts, [SiteCounts(text, [0.0] * 6) for text in texts])
+    return likely_cause(snapshot, now=NOW, since=SINCE, of_caller=of_caller, leak_after=leak_after)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"])),
+        ("busy", cause([0.1, 0.02], usual=None)),
+        ("slow", cause([1.0, 2.0, 3.0, 4.0], sites=["a", "b", "c", "d"])),
+        ("slow", cause([31.0, 100.0, 300.0, 400.0], sites=["a", "b", "c", "d"])),
+        ("one_site", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"])),
+        ("stuck", cause([31.0, 32.0, 33.0, 34.0], came_back=31.0)),
+        ("stuck", cause([31.0, 32.0, 33.0, 34.0], came_back=31.0, usual=None)),
+        ("stuck", cause([600.0], came_back=600.0, usual=None)),
+        ("leak", cause([600.0], came_back=600.0)),
+        ("leak", cause([100.0, 400.0, 700.0, 900.0], came_back=100.0)),
+        ("leak", cause([0.1, 400.0, 700.0, 900.0])),
+        ("leak", cause([10.0, 20.0, 0.1], leak_after=5.0)),
+        ("busy", cause([10.0, 0.1, 0.1], usual=5.0, leak_after=5.0)),
+        ("self_deadlock", cause([31.0, 32.0], waits=2, came_back=40.0)),
+        ("self_deadlock", cause([31.0, 32.0], waits=1, of_caller=1, came_back=40.0)),
+        ("nested_checkouts", cause([31.0, 32.0, 1.0], waits=2)),
+        ("connecting", cause([], capacity=4)),
+        ("connecting", cause([0.1], capacity=4)),
+        ("unknown", cause([], capacity=0)),
+    ],
+)
+def test_causes(kind: str, found: Cause) -> None:
+    """The state of the pool and what is usual for it lead to one cause."""
+    assert found.kind == kind
+    assert found.words
+
+
+def test_the_site_is_named() -> None:
+    """If all connections in question are from one site, the words name it."""
+    assert "(all from a)" in cause([31.0, 32.0], sites=["a", "a"], came_back=31.0).words
+    assert "a has 3 of 3 connections" in cause([0.1] * 3, sites=["a"] * 3).words
+
+
+def test_all_causes_are_documented() -> None:
+    """docs/errors.md has every cause."""
+    text = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    assert [one for one in CAUSES if f"| `{one}` |" not in text] == []
