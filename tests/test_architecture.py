@@ -42,8 +42,9 @@ SHARED = {
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
     "segment": {"about", "environment", "errors", "metrics", "pausing"},
-    "recording": SHARED | {"segment"},
-    "sidecar": SHARED | {"segment"},
+    "board": {"about", "pausing", "segment"},
+    "recording": SHARED | {"board", "segment"},
+    "sidecar": SHARED | {"board", "segment"},
     "bundled": {"errors"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.

@@ -82,7 +82,7 @@ class FleetCollector(Collector):
         fleet = self._reader.read(per_worker=self._counters_per_worker)
         self.labels_by_name = fleet.view.labels_by_name
         if without:
-            fleet = _without(fleet, without)
+            fleet = without_names(fleet, without)
         for pool, infos in fleet.infos.items():
             for info in infos:
                 scrape.add_info((pool,), "info", info)
@@ -133,7 +133,8 @@ class FleetCollector(Collector):
             scrape.add((pool,), [(_FAULTS, float(count))])
 
 
-def _without(fleet: Fleet, names: Collection[str]) -> Fleet:
+def without_names(fleet: Fleet, names: Collection[str]) -> Fleet:
+    """Return a fleet without the pools that have one of these names."""
     view = fleet.view
     labels = {identity: label for identity, label in view.labels.items() if identity.name not in names}
     shown = set(labels.values())

@@ -76,6 +76,23 @@ def test_serve(directory: Path) -> None:
         assert sidecar.end() == 0
 
 
+def test_board(directory: Path) -> None:
+    """The board shows who holds what in each process; without a directory it says that there is none."""
+    with Worker(directory) as worker, Sidecar("--directory", directory) as sidecar:
+        worker.do("pool", "orders")
+        worker.do("hold", "orders", 1)
+        board = json.loads(sidecar.get("/api/v1/pools")[1])
+    assert [("orders", 1)] == [(pool["name"], pool["state"]["in_use"]) for pool in board["pools"]]
+    (held,) = board["held"]
+    assert (str(worker.pid), "000") == (held["pid"], held["worker"])
+    with Sidecar() as sidecar:
+        board = json.loads(sidecar.get("/api/v1/pools")[1])
+    assert ([], "no directory of applications is configured (segments.directory)") == (
+        board["pools"],
+        board["note"],
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop(directory: Path, number: signal.Signals) -> None:
     """SIGTERM and Ctrl-C end the exporter with exit status 0 and without a traceback."""

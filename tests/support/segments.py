@@ -79,9 +79,30 @@ class Process:
         self.block[layout.DETACHES] += detaches
         self.block[layout.FAULTS] += faults
 
-    def hold(self, since: float, row: int = 0) -> None:
+    def hold(self, since: float, row: int = 0, *, site: str = "", **fields: float) -> None:
+        """Check a connection out; ``fields`` are those of a row, by their names in lower case."""
         at = layout.CONNECTIONS_AT + layout.ROW * row
         self.block[at], self.block[at + layout.HELD_SINCE] = since, since
+        if site:
+            fields["site"] = self._site(site)
+        for name, value in fields.items():
+            self.block[at + getattr(layout, name.upper())] = value
+
+    def _site(self, text: str) -> int:
+        known = [one.text for one in self.storage.sites()]
+        if text in known:
+            return known.index(text) + 1
+        entry = self.storage.site(text)
+        assert entry is not None
+        return entry.number
+
+    def idle(self, connected: float, row: int) -> None:
+        self.block[layout.CONNECTIONS_AT + layout.ROW * row] = connected
+
+    def wait(self, since: float, slot: int = 0) -> None:
+        """Begin a checkout."""
+        self.block[layout.WAITERS_USED] = 16.0
+        self.block[layout.WAITERS_AT + slot] = since
 
     def kill(self) -> None:
         self.lease.close()

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.fleet_collector import OWNER, FleetCollector
+from sqlalchemy_pool_exporter.fleet_collector import OWNER, FleetCollector, without_names
 from sqlalchemy_pool_exporter.metrics import (
     APPLICATION_METRICS,
     EXPORTER_METRICS,
@@ -34,7 +34,7 @@ from sqlalchemy_pool_exporter.segment import fork
 
 from .at_fork import count_children
 from .clashes import clashing
-from .fleets import Fleets
+from .fleets import Fleets, joined
 from .own_pools import OwnPools
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
 
     from .recorder import Recorder
 
@@ -122,20 +123,43 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield fresh families of all pools; a pool that cannot be read is left out and counted."""
-        fork.notice()
-        if self._process.id != os.getpid():
-            self._process = _Process()
+        self._enter_process()
         clashing_ = self._clashing()
         with self._process.lock, pausing():
             families = [family for family in self._families() if family.name not in clashing_]
         yield from families
 
+    def fleet(self) -> Fleet | str:
+        """Read the pools that ``collect()`` shows, for the board; return why there are none if there are none."""
+        self._enter_process()
+        with self._process.lock, pausing():
+            self._fold()
+            fleets = self._read_directories()
+            own = self.own.fleet(self.own.read(), f"pid{self._process.id}")
+            shown = [own] if own.labels or not fleets else []
+            if fleets and environment.is_on(environment.SIDECAR):
+                if not shown:
+                    return f"a sidecar shows the pools of this application ({environment.SIDECAR} is set)"
+            elif fleets:
+                shown.append(without_names(fleets.read(), self._names_elsewhere(self)))
+            return joined(shown) if len(shown) > 1 else shown[0]
+
+    def _enter_process(self) -> None:
+        fork.notice()
+        if self._process.id != os.getpid():
+            self._process = _Process()
+
+    def _read_directories(self) -> Fleets:
+        fleets = self._process.fleets
+        directories = self.own.directories | self._directories
+        fleets.add(directory for directory in directories if directory is not None)
+        return fleets
+
     def _families(self) -> Iterator[Family]:
         began = time.perf_counter()
         self._fold()
         directories = self.own.directories | self._directories
-        fleets = self._process.fleets
-        fleets.add(directory for directory in directories if directory is not None)
+        fleets = self._read_directories()
         read = self.own.read()
         if not self.own and not (fleets and self._directories):
             return

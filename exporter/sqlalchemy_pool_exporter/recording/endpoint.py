@@ -18,13 +18,17 @@ from prometheus_client import REGISTRY
 
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import APPLICATION_PORT, MAX_PORT, Address
+from sqlalchemy_pool_exporter.board import answers as board
+from sqlalchemy_pool_exporter.board.moment import Moments
+from sqlalchemy_pool_exporter.board.query import QueryError
 from sqlalchemy_pool_exporter.errors import EndpointError
+from sqlalchemy_pool_exporter.pausing import pausing
 from sqlalchemy_pool_exporter.segment import fork
 
 from .answers import PLAIN, Answer, answer, wanted_by
 from .at_fork import close_in_children
 from .http_server import HTTPServer, Request
-from .instrumented import show_directory
+from .instrumented import fleet_of, show_directory
 from .port_lock import LockError, PortLock
 
 if TYPE_CHECKING:
@@ -59,6 +63,7 @@ class Server:
             message = f"cannot listen on {host!r}, port {port!r}: a port is a number from 0 to {MAX_PORT}"
             raise EndpointError(message)
         self._asked, self._registry = f"{host!r}, port {port!r}", registry
+        self._moments = Moments(lambda: fleet_of(registry))
         self._family: int
         self._address: Any
         self._lock: PortLock | None = None
@@ -243,9 +248,18 @@ class Server:
                 request.headers.get(name, "") for name in ("accept", "accept-encoding")
             )
             return answer(self._registry, request.method, wanted_by(accept, accept_encoding, request.query))
+        if request.path in board.PATHS:
+            return self._board_answer(request)
         if request.path == "/":
             return Answer(HTTPStatus.OK, {"Content-Type": "text/html; charset=utf-8"}, _LANDING_PAGE)
         return Answer(HTTPStatus.NOT_FOUND, PLAIN, b"not found: the metrics are at /metrics\n")
+
+    def _board_answer(self, request: Request) -> Answer:
+        try:
+            with pausing():
+                return Answer(HTTPStatus.OK, *board.answer(request.path, request.query, self._moments.get()))
+        except QueryError as error:
+            return Answer(HTTPStatus.BAD_REQUEST, PLAIN, f"400: {error}\n".encode())
 
 
 # Mutable state: the servers of this process, those that stand by, too. The threads of a parent's are not alive here.

@@ -12,7 +12,7 @@ from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
 from sqlalchemy_pool_exporter.segment.ledger import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
@@ -39,36 +39,47 @@ class Fleets:
         fleets = {path: reader.read(per_worker=per_worker) for path, reader in self._readers.items()}
         if len(fleets) == 1:
             return next(iter(fleets.values()))
-        errors: Counter[SegmentErrorKind] = Counter()
-        counts: dict[tuple[str, ...], list[Counts]] = {}
-        sites: dict[tuple[str, ...], dict[str, list[Counts]]] = {}
-        infos: dict[str, list[dict[str, str]]] = {}
-        for fleet in fleets.values():
-            errors.update(fleet.errors)
-            for labels, row in fleet.counts.items():
-                counts.setdefault(labels, []).append(row)
-            for labels, by_site in fleet.view.sites.items():
-                for site, row in by_site.items():
-                    sites.setdefault(labels, {}).setdefault(site, []).append(row)
-            for pool, own in fleet.infos.items():
-                known = infos.setdefault(pool, [])
-                known += [info for info in own if info not in known]
-        return Fleet(
-            # The numbers of two directories are the same.
-            tuple(
-                replace(worker, number=f"{path.name}/{worker.number}")
+        # The numbers of two directories are the same.
+        return joined(
+            [
+                replace(
+                    fleet,
+                    workers=tuple(
+                        replace(worker, number=f"{path.name}/{worker.number}") for worker in fleet.workers
+                    ),
+                )
                 for path, fleet in fleets.items()
-                for worker in fleet.workers
-            ),
-            dict(errors),
-            View(
-                {identity: label for fleet in fleets.values() for identity, label in fleet.labels.items()},
-                {labels: sums.total(rows) for labels, rows in counts.items()},
-                {
-                    labels: {site: sums.total(rows) for site, rows in by_site.items()}
-                    for labels, by_site in sites.items()
-                },
-                infos,
-                {pool for fleet in fleets.values() for pool in fleet.with_overflow},
-            ),
+            ]
         )
+
+
+def joined(fleets: Sequence[Fleet]) -> Fleet:
+    """Return several fleets as if they were one."""
+    errors: Counter[SegmentErrorKind] = Counter()
+    counts: dict[tuple[str, ...], list[Counts]] = {}
+    sites: dict[tuple[str, ...], dict[str, list[Counts]]] = {}
+    infos: dict[str, list[dict[str, str]]] = {}
+    for fleet in fleets:
+        errors.update(fleet.errors)
+        for labels, row in fleet.counts.items():
+            counts.setdefault(labels, []).append(row)
+        for labels, by_site in fleet.view.sites.items():
+            for site, row in by_site.items():
+                sites.setdefault(labels, {}).setdefault(site, []).append(row)
+        for pool, own in fleet.infos.items():
+            known = infos.setdefault(pool, [])
+            known += [info for info in own if info not in known]
+    return Fleet(
+        tuple(worker for fleet in fleets for worker in fleet.workers),
+        dict(errors),
+        View(
+            {identity: label for fleet in fleets for identity, label in fleet.labels.items()},
+            {labels: sums.total(rows) for labels, rows in counts.items()},
+            {
+                labels: {site: sums.total(rows) for site, rows in by_site.items()}
+                for labels, by_site in sites.items()
+            },
+            infos,
+            {pool for fleet in fleets for pool in fleet.with_overflow},
+        ),
+    )

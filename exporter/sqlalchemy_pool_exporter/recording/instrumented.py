@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from sqlalchemy.pool import Pool
 
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
+
     from .hooks import Hooks
     from .recorder import Recorder
 
@@ -163,6 +165,13 @@ def _nothing() -> None:
 
 
 INSTRUMENTED = Instrumented()
+
+
+def fleet_of(registry: CollectorRegistry) -> Fleet | str:
+    """Read the pools that a registry shows, for the board; return why there are none if there are none."""
+    if not hasattr(registry, "register"):
+        return "a restricted registry has no board; serve the registry itself"
+    return INSTRUMENTED.collector_of(registry).fleet()
 
 
 def show_directory(registry: CollectorRegistry, directory: str | os.PathLike[str] | None) -> Path | None:

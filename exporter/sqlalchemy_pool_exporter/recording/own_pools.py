@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.families import add_capacity, add_sites, add_state
 from sqlalchemy_pool_exporter.pausing import pause
+from sqlalchemy_pool_exporter.segment import facts, texts
 from sqlalchemy_pool_exporter.segment.contents import WorkerPool
-from sqlalchemy_pool_exporter.segment.facts import Facts
+from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
 from sqlalchemy_pool_exporter.segment.ledger import Ledger
@@ -155,14 +156,31 @@ class OwnPools:
             )
         return Read(live, pools)
 
+    def fleet(self, found: Read, number: str = "") -> Fleet:
+        """Return the pools that no directory has as those of one worker.
+
+        Args:
+            found: what was read.
+            number: of the worker.
+        """
+        worker = Worker(
+            number,
+            b"",
+            0,
+            is_live=True,
+            pools=tuple(found.pools),
+            facts=facts.read(facts.of_this_process()) if number else facts.Facts(None, None),
+            texts=texts.of_this_process(),
+        )
+        return Fleet((worker,), {}, self._ledger.view([worker], []))
+
     def add_to(self, builder: Builder, found: Read, others: set[str], pid: int) -> None:
         """Add the pools of this process that are in no directory, so that no other process sees them.
 
         If a directory has a pool of that label, too, they get the label ``worker``: two such processes, asked in turn,
         must not make one series go back and forth.
         """
-        worker = Worker("", b"", 0, is_live=True, pools=tuple(found.pools), facts=Facts(None, None))
-        view = self._ledger.view([worker], [])
+        view = self.fleet(found).view
         owners: dict[str, tuple[str, ...]] = {
             label: (label, f"pid{pid}") if label in others else (label,) for label in view.labels.values()
         }

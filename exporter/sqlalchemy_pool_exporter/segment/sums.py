@@ -71,15 +71,19 @@ def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
+    states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
+    keys = dict.fromkeys(key for one in states for key in one)
+    return limits(snapshots) | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
+
+
+def limits(snapshots: Sequence[Snapshot]) -> dict[str, State]:
+    """Return the limits of several pools together; see ``state()``."""
     limited = current(snapshots)
-    limits: dict[str, State] = {
+    return {
         key: math.fsum(values) if key in _ADDED else min(values)
         for key, values in _by_key(snapshot.limits() for snapshot in limited).items()
         if key not in _ADDED or len(values) == len(limited)
     }
-    states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
-    keys = dict.fromkeys(key for one in states for key in one)
-    return limits | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
 
 
 def _by_key(every: Iterable[Iterable[tuple[str, float]]]) -> dict[str, list[float]]:

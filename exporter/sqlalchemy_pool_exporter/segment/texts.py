@@ -73,6 +73,11 @@ def write_into(pages: Pages) -> None:
             _texts.adding.release()
 
 
+def of_this_process() -> Texts:
+    """Return all texts, for a reader in this process."""
+    return Texts(*(list(_texts.numbers[purpose]) for purpose in (HOLDERS, LABELS)))
+
+
 def after_fork() -> None:
     """In a forked child: a thread of the parent may have held the lock, and the pages are the parent's."""
     _texts.adding = threading.Lock()

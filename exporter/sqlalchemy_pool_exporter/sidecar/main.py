@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy_pool_exporter.exposition import Family
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
 
     from .config import Config, Database
 
@@ -65,7 +67,9 @@ class Sidecar:
     async def _serve(self, started: Callable[[str], object]) -> None:
         settings = self._config.web
         self._web_config = web_config = WebConfig(settings.config_file) if settings.config_file else None
-        application = web.application(self, settings, version=package_version(), reload=self.reload)
+        application = web.application(
+            self, settings, version=package_version(), reload=self.reload, moments=Moments(self.read_fleet)
+        )
         listener = await web.start(application, settings, web_config=web_config)
         try:
             await self._probe_exactly(self._config.databases)
@@ -166,6 +170,12 @@ class Sidecar:
             if database not in self._probes:
                 probe = Probe(database)
                 self._probes[database] = probe, asyncio.create_task(probe.run())
+
+    def read_fleet(self) -> Fleet | str:
+        """Read all processes for the board; called in a thread, and never during ``collect()``."""
+        if self._config.segments.directory is None or self._reader is None:
+            return "no directory of applications is configured (segments.directory)"
+        return self._reader.read()
 
     def collect(self) -> Iterator[Family]:
         """Yield all metric families; called in a thread."""

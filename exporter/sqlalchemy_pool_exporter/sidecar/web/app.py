@@ -7,11 +7,14 @@ import asyncio
 import html
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aiohttp import web
 
 from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter.board import answers as board
+from sqlalchemy_pool_exporter.board.moment import Moments
+from sqlalchemy_pool_exporter.board.query import QueryError
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.negotiation import Wanted
 from sqlalchemy_pool_exporter.sidecar.config import Web
@@ -61,6 +64,7 @@ _PAGE_HEADERS = {
 }
 
 _Reload = Callable[[], Awaitable[object]]
+_Result = TypeVar("_Result")
 
 
 class Collectable(Protocol):
@@ -87,16 +91,30 @@ async def start(
 
 
 def application(
-    registry: Collectable, settings: Web = _DEFAULTS, *, version: str = "", reload: _Reload | None = None
+    registry: Collectable,
+    settings: Web = _DEFAULTS,
+    *,
+    version: str = "",
+    reload: _Reload | None = None,
+    moments: Moments | None = None,
 ) -> web.Application:
     """Return the application that serves ``registry``; the caller may add routes before the start.
 
-    ``/-/reload`` awaits ``reload`` if the settings enable it; if that raises ConfigError, its message is the response.
+    Args:
+        registry: what to serve.
+        settings: of the endpoint.
+        version: shown to people.
+        reload: awaited by ``/-/reload`` if the settings enable it; if it raises ConfigError, its message is the
+            response.
+        moments: reads what the board shows, in a thread, and never while ``registry`` is collected.
     """
-    pages = _Pages(registry, settings, _landing_page(settings.telemetry_path, version), reload)
+    pages = _Pages(registry, settings, _landing_page(settings.telemetry_path, version), reload, moments)
     app = web.Application()
     app.router.add_get(settings.telemetry_path, pages.metrics)
     app.router.add_get("/", pages.landing)
+    for path in board.PATHS:
+        if path != settings.telemetry_path:
+            app.router.add_get(path, pages.board)
     app.router.add_get("/-/healthy", pages.healthy)
     app.router.add_get("/-/ready", pages.ready)
     app.router.add_post("/-/reload", pages.reload)
@@ -114,13 +132,15 @@ class Exposition:
     A scrape that arrives during a collection waits for the next one and shares it with all scrapes that wait. So a
     scrape never shows values from before its request, and a hundred scrapes at once cost two collections.
 
-    Mutable state: ``_next``, the collection that has not begun. It belongs to the event loop's thread.
+    Mutable state: ``_next``, the collection that has not begun, and how many calls of functions have not ended. Both
+    belong to the event loop's thread.
     """
 
     def __init__(self, registry: Collectable) -> None:
         self._registry = registry
         self._collecting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._next: _Collection | None = None
+        self._calls = 0
 
     async def answer(self, wanted: Wanted) -> bytes:
         """Return the exposition. If the caller is cancelled, the collection continues for the others that share it."""
@@ -134,6 +154,25 @@ class Exposition:
             answer.add_done_callback(_retrieve)
             collection.answers[wanted] = answer
         return await asyncio.shield(collection.answers[wanted])
+
+    async def between_collections(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function in a thread while nothing is collected: it may use what a collection uses.
+
+        If the caller is cancelled, the function still ends before the next collection begins.
+        """
+        if self._calls >= _MAX_ANSWERS:
+            raise _OverloadError
+        call = asyncio.create_task(self._call(function))
+        call.add_done_callback(_retrieve)
+        return await asyncio.shield(call)
+
+    async def _call(self, function: Callable[[], _Result]) -> _Result:
+        self._calls += 1
+        try:
+            async with self._collecting:
+                return await run_in_daemon_thread(function)
+        finally:
+            self._calls -= 1
 
     async def _collect(self) -> list[Metric]:
         async with self._collecting:
@@ -166,8 +205,11 @@ class _Pages:
         settings: Web,
         landing: str,
         reload: _Reload | None,
+        moments: Moments | None,
     ) -> None:
         self._exposition = Exposition(registry)
+        self._moments = moments or Moments(lambda: "no processes are read here")
+        self._writing_board = asyncio.Lock()
         self._settings, self._landing, self._reload = settings, landing, reload
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -179,18 +221,20 @@ class _Pages:
         seconds = scrape_timeout(
             request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""), self._settings
         )
-        clock = asyncio.timeout(seconds)
-        try:
-            async with clock:
-                body = await self._exposition.answer(wanted)
-        except TimeoutError:
-            if not clock.expired():  # the collector raised it
-                raise
-            what = f"503: the metrics were not collected within {seconds:g} seconds\n"
-            raise web.HTTPServiceUnavailable(text=what) from None
-        except _OverloadError:
-            raise web.HTTPServiceUnavailable(text="503: too many different scrapes at once\n") from None
+        body = await _within(seconds, self._exposition.answer(wanted))
         return web.Response(body=Body(body), headers=wanted.headers)
+
+    async def board(self, request: web.Request) -> web.Response:
+        seconds = self._settings.scrape_timeout_seconds
+        moment = await _within(seconds, self._exposition.between_collections(self._moments.get))
+        try:
+            async with self._writing_board:
+                headers, body = await run_in_daemon_thread(
+                    lambda: board.answer(request.path, request.query_string, moment)
+                )
+        except QueryError as error:
+            raise web.HTTPBadRequest(text=f"400: {error}\n") from None
+        return web.Response(body=Body(body), headers=headers)
 
     async def landing(self, _request: web.Request) -> web.Response:
         return web.Response(text=self._landing, content_type="text/html", headers=_PAGE_HEADERS)
@@ -211,6 +255,20 @@ class _Pages:
                 text=f"not reloaded, the old configuration stays: {error}\n"
             ) from error
         return web.Response(text="reloaded\n")
+
+
+async def _within(seconds: float, awaited: Awaitable[_Result]) -> _Result:
+    clock = asyncio.timeout(seconds)
+    try:
+        async with clock:
+            return await awaited
+    except TimeoutError:
+        if not clock.expired():  # the collector raised it
+            raise
+        what = f"503: the metrics were not collected within {seconds:g} seconds\n"
+        raise web.HTTPServiceUnavailable(text=what) from None
+    except _OverloadError:
+        raise web.HTTPServiceUnavailable(text="503: too many different scrapes at once\n") from None
 
 
 def scrape_timeout(header: str, settings: Web) -> float:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a pool now, in words, from its numbers alone.
+
+An alert looks at minutes and this looks at a moment, so a condition can be there and gone before an alert fires.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .words import counted, duration, number, rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy_pool_exporter.segment.held import Held
+
+    from .parts import Part
+    from .schema import Condition, ConditionKind, Rates, Severity
+
+# A full pool that callers wait for, and that has returned nothing for so long, is stuck and not busy.
+STUCK_SECONDS: Final = 30.0
+# A caller that waits for less is on its way to a connection.
+WAIT_SECONDS: Final = 0.1
+# So long a caller waits for a pool that is not full only if connecting or a ping takes that long.
+CONNECT_SECONDS: Final = 1.0
+# A connection that is held for longer is worth a look.
+HELD_SECONDS: Final = 60.0
+
+_ORDER: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "info": 2}
+
+
+def rank(severity: Severity | None) -> int:
+    """Return the place of a severity in an order that has the worst first."""
+    return len(_ORDER) if severity is None else _ORDER[severity]
+
+
+def conditions(
+    pool: str, parts: Sequence[Part], rates: Rates | None, *, now: float, wall: float
+) -> list[Condition]:
+    """Return what is wrong with a pool, the worst first.
+
+    Args:
+        pool: its label.
+        parts: the pools of that name in each process.
+        rates: if they are known.
+        now: seconds of ``time.monotonic()``.
+        wall: seconds since the epoch at the same moment.
+    """
+    found = [*_of_parts(parts, now, wall), *_of_rates(rates)]
+    found.sort(key=lambda one: rank(one[1]))
+    return [
+        {"kind": kind, "severity": severity, "pool": pool, "text": text} for kind, severity, text in found
+    ]
+
+
+_Found = tuple["ConditionKind", "Severity", str]
+
+
+def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found]:
+    waiting: dict[ConditionKind | None, list[Part]] = {}
+    for part in parts:
+        if part.state["waiting"]:
+            waiting.setdefault(_kind(part, wall), []).append(part)
+    for part in waiting.get("self_deadlock", ()):
+        yield "self_deadlock", "critical", _deadlock(part, now)
+    for part in waiting.get("stuck", ()):
+        yield "stuck", "critical", _stuck(part, now, wall)
+    if busy := waiting.get("waiting"):
+        yield "waiting", "warning", _busy(busy, parts, wall)
+    if slow := waiting.get("slow_connect"):
+        yield "slow_connect", "warning", _slow(slow)
+    others = [part for kind, some in waiting.items() if kind != "self_deadlock" for part in some]
+    if nested := [one for part in others for one in part.held() if one.waits_since]:
+        yield "nested", "warning", _nested(nested)
+    if held_long := [part for part in parts if part.state["longest_held_seconds"] > HELD_SECONDS]:
+        yield "held_long", "warning", _held_long(held_long, now)
+    full = [part for part in parts if part.is_full and not part.state["waiting"] and part.state["in_use"]]
+    if full:
+        yield "full", "info", f"full: {_all_out(full, parts)} in use, and nobody waits"
+
+
+def _kind(part: Part, wall: float) -> ConditionKind | None:
+    """Return why callers wait; None if they only just began to."""
+    if part.is_deadlocked:
+        return "self_deadlock"
+    seconds = part.state["longest_wait_seconds"]
+    if not part.is_full:
+        return "slow_connect" if seconds >= CONNECT_SECONDS else None
+    if seconds < WAIT_SECONDS:
+        return None
+    return "stuck" if _silence(part, wall) >= STUCK_SECONDS else "waiting"
+
+
+def _silence(part: Part, wall: float) -> float:
+    """Return for how long the pool has returned nothing; if it never has, since its oldest checkout."""
+    last = part.state["last_return"]
+    held = part.state["longest_held_seconds"]
+    return held if last is None else min(held, wall - last)
+
+
+def _where(part: Part) -> str:
+    pid = "" if part.process is None else f" (pid {part.process.pid})"
+    return f"worker {part.worker.number}{pid}"
+
+
+def _deadlock(part: Part, now: float) -> str:
+    waiting = [one for one in part.held() if one.waits_since]
+    first = min(waiting, key=lambda one: one.waits_since)
+    timeout = part.limits["timeout_seconds"]
+    end = (
+        "nothing ends that"
+        if timeout is None
+        else f"that ends when a checkout fails after {duration(timeout)}"
+    )
+    return (
+        f"self-deadlock in {_where(part)}: the holders of all {number(len(waiting))} connections wait for another one "
+        f"of this pool, the first for {duration(now - first.waits_since)}, at {first.site}; {end}"
+    )
+
+
+def _stuck(part: Part, now: float, wall: float) -> str:
+    state = part.state
+    return (
+        f"stuck: {_where(part)} has all {counted(state['in_use'], 'connection')} out and returned none for "
+        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}"
+    )
+
+
+def _busy(busy: Sequence[Part], parts: Sequence[Part], wall: float) -> str:
+    since = min(_silence(part, wall) for part in busy)
+    return f"busy: {_waiting(busy)}; {_all_out(busy, parts)} in use, and the last came back {duration(since)} ago"
+
+
+def _nested(holders: Sequence[Held]) -> str:
+    first = min(holders, key=lambda one: one.waits_since)
+    who = "a holder waits" if len(holders) == 1 else f"{number(len(holders))} holders wait"
+    return f"nested: {who} for another connection of this pool, from {first.site}; when all holders do, none can go on"
+
+
+def _slow(slow: Sequence[Part]) -> str:
+    return (
+        f"slow to connect: {_waiting(slow)}, although the pool is not full: "
+        "opening or testing a connection takes that long"
+    )
+
+
+def _held_long(parts: Sequence[Part], now: float) -> str:
+    count = sum(now - one.since > HELD_SECONDS for part in parts for one in part.held())
+    are = "is" if count == 1 else "are"
+    return f"held: {counted(count, 'connection')} {are} out for over {duration(HELD_SECONDS)}; {_oldest(parts, now)}"
+
+
+def _waiting(parts: Sequence[Part]) -> str:
+    count = sum(part.state["waiting"] for part in parts)
+    longest = duration(max(part.state["longest_wait_seconds"] for part in parts))
+    return (
+        f"1 caller waits, for {longest}"
+        if count == 1
+        else f"{number(count)} callers wait, the first for {longest}"
+    )
+
+
+def _all_out(full: Sequence[Part], parts: Sequence[Part]) -> str:
+    connections = counted(sum(part.state["in_use"] for part in full), "connection")
+    if len(parts) == 1:
+        return f"all {connections} are" if full[0].state["in_use"] > 1 else "the only connection is"
+    return f"all {connections} of {number(len(full))} of {number(len(parts))} workers are"
+
+
+def _oldest(parts: Iterable[Part], now: float) -> str:
+    first = min((one for part in parts for one in part.held()), key=lambda one: one.since)
+    return f"the oldest is held for {duration(now - first.since)}, by {first.site}"
+
+
+def _of_rates(rates: Rates | None) -> Iterator[_Found]:
+    if rates is None:
+        return
+    if rates["checkout_timeouts"]:
+        text = f"timeouts: {rate(rates['checkout_timeouts'])} checkouts fail because pool_timeout passed"
+        yield "timeouts", "critical", text
+    if rates["connect_errors"]:
+        yield (
+            "connect_errors",
+            "critical",
+            f"no connection: {rate(rates['connect_errors'])} attempts to connect fail",
+        )
+    if rates["leaked_checkouts"]:
+        text = f"leaked: {rate(rates['leaked_checkouts'])} checkouts are not returned; the garbage collector finds them"
+        yield "leaked", "warning", text

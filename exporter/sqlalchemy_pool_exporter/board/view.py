@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the board from what was read of all processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import nsmallest
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.pausing import pause
+from sqlalchemy_pool_exporter.segment import held as segment
+from sqlalchemy_pool_exporter.segment import sums
+from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
+from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, NESTED
+
+from .conditions import conditions, rank
+from .parts import joined_state, limits_of, parts_of, state_of
+from .query import Query
+from .rates import counters_of
+from .schema import VERSION
+from .words import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
+    from sqlalchemy_pool_exporter.segment.snapshot import Counts
+
+    from .moment import Moment
+    from .parts import Part
+    from .schema import Board, Condition, Finding, Held, Pool, Rates, Site, Totals, Worker
+
+
+MOST_CONDITIONS: Final = 200
+MOST_SITES: Final = 20  # of a pool
+
+
+def board(
+    moment: Moment,
+    query: Query = Query(),  # noqa: B008 - it is immutable
+    *,
+    findings: Sequence[Finding] = (),
+) -> Board:
+    """Return what is asked for of a moment.
+
+    Args:
+        moment: what was read.
+        query: which pools, and how many of each thing.
+        findings: mistakes in the configuration, of any pool.
+    """
+    fleet = moment.fleet
+    found = [] if fleet is None else [*_pools(fleet, moment)]
+    found.sort(key=lambda one: one.order)
+    chosen = [one for one in found if one.is_asked_for(query)]
+    shown = chosen[: query.pools]
+    every = sorted((one for pool in chosen for one in pool.conditions), key=lambda one: rank(one["severity"]))
+    every = [*_of_all(fleet), *every]
+    held, held_left_out = _held(shown, query.held, moment)
+    return {
+        "version": VERSION,
+        "exporter": package_version(),
+        "time": round(moment.wall, 3),
+        "note": moment.note,
+        "processes": {
+            "live": 0 if fleet is None else len(fleet.live),
+            "parent": 0 if fleet is None else len(fleet.running) - len(fleet.live),
+            "gone": 0 if fleet is None else len(fleet.workers) - len(fleet.running),
+        },
+        "unreadable": {} if fleet is None else {kind: count for kind, count in fleet.errors.items() if count},
+        "totals": _totals(found),
+        "conditions": every[:MOST_CONDITIONS],
+        "conditions_left_out": len(every[MOST_CONDITIONS:]),
+        "findings": [one for one in findings if one["pool"] in {None, *(pool.label for pool in shown)}],
+        "pools": [pool.written(query, moment) for pool in shown],
+        "pools_left_out": len(chosen) - len(shown),
+        "held": held,
+        "held_left_out": held_left_out,
+    }
+
+
+def _pools(fleet: Fleet, moment: Moment) -> Iterator[_Pool]:
+    for label, parts in parts_of(fleet, now=moment.now, wall=moment.wall).items():
+        pause()
+        yield _Pool(label, parts, fleet, moment)
+
+
+class _Pool:
+    """One pool, before it is known whether it is shown."""
+
+    def __init__(self, label: str, parts: list[Part], fleet: Fleet, moment: Moment) -> None:
+        self.label, self.parts, self._fleet = label, parts, fleet
+        self.state = state_of(parts)
+        self.rates: Rates | None = moment.rates.get(label)
+        self.conditions = conditions(label, parts, self.rates, now=moment.now, wall=moment.wall)
+        self.severity = self.conditions[0]["severity"] if self.conditions else None
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """A key that puts the worst first: severity, waiting callers, share in use; the last are pools of nobody."""
+        busiest = max((_fill(part) for part in self.parts), default=0.0)
+        state = self.state
+        return rank(self.severity), -state["waiting"], not self.parts, -busiest, -state["in_use"], self.label
+
+    def is_asked_for(self, query: Query) -> bool:
+        """Whether the query is for this pool."""
+        if query.names and self.label not in query.names:
+            return False
+        text = query.text.casefold()
+        return not text or any(text in one.casefold() for one in self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        yield self.label
+        for part in self.parts:
+            if (process := part.process) is not None:
+                yield f"{process.program} {process.pid}"
+        yield from self._by_site
+
+    @property
+    def _by_site(self) -> Mapping[str, Counts]:
+        return self._fleet.view.sites.get((self.label,), {})
+
+    def written(self, query: Query, moment: Moment) -> Pool:
+        """Return the pool as it is answered."""
+        pause()
+        parts = sorted(
+            self.parts, key=lambda part: (-part.state["waiting"], -_fill(part), part.worker.number)
+        )
+        counts = self._fleet.counts[self.label,]
+        nested = sum(site[NESTED] for site in self._by_site.values())
+        snapshots = [snapshot for part in parts for snapshot in part.snapshots]
+        return {
+            "name": self.label,
+            "severity": self.severity,
+            "info": self._fleet.infos.get(self.label, []),
+            "instances": len(sums.current(snapshots)),
+            "limits": limits_of(parts),
+            "state": self.state,
+            "counters": counters_of(counts, nested),
+            "rates": self.rates,
+            "conditions": self.conditions,
+            "workers": [_worker(part) for part in parts[: query.workers]],
+            "workers_left_out": len(parts[query.workers :]),
+            "sites": self._sites(moment.now),
+        }
+
+    def _sites(self, now: float) -> list[Site]:
+        number: Counter[str] = Counter()
+        since: dict[str, float] = {}
+        for part in self.parts:
+            for one in part.held():
+                number[one.site] += 1
+                since[one.site] = min(one.since, since.get(one.site, one.since))
+        by_site = self._by_site
+        used = {site for site, counts in by_site.items() if counts[CHECKOUTS]} | number.keys()
+
+        def order(site: str) -> tuple[object, ...]:
+            return -number[site], -(by_site[site][CHECKOUTS] if site in by_site else 0.0), site
+
+        return [
+            {
+                "site": site,
+                "held": number[site],
+                "longest_held_seconds": max(0.0, now - since[site]) if site in since else 0.0,
+                "checkouts": by_site[site][CHECKOUTS] if site in by_site else 0.0,
+                "hold_seconds": by_site[site][HELD_SECONDS] if site in by_site else 0.0,
+                "nested_checkouts": by_site[site][NESTED] if site in by_site else 0.0,
+            }
+            for site in nsmallest(MOST_SITES, used, key=order)
+        ]
+
+
+def _fill(part: Part) -> float:
+    """Return which share of its connections a part has in use."""
+    capacity = part.limits["capacity"]
+    return part.state["in_use"] / capacity if capacity else 0.0
+
+
+def _worker(part: Part) -> Worker:
+    process = part.process
+    counts = [snapshot.counts for snapshot in part.snapshots]
+    return {
+        "worker": part.worker.number,
+        "pid": None if process is None else process.pid,
+        "program": None if process is None else process.program or None,
+        "started": None if process is None else process.started or None,
+        "limits": part.limits,
+        "state": part.state,
+        "self_deadlocked": bool(part.state["waiting"]) and part.is_deadlocked,
+        "checkouts": sum(map(_checkouts, counts)),
+        "checkout_timeouts": sum(one[CHECKOUT_TIMEOUTS - FIRST_COUNTER] for one in counts),
+    }
+
+
+def _checkouts(counts: Counts) -> float:
+    # The bucket counts of WAIT; its sum of seconds comes after them.
+    return sum(counts[WAIT - FIRST_COUNTER : WAIT_FAILED - FIRST_COUNTER - 1])
+
+
+def _held(pools: Sequence[_Pool], most: int, moment: Moment) -> tuple[list[Held], int]:
+    """Return those that are held longest, and how many others there are."""
+    number = 0
+
+    def every() -> Iterator[tuple[float, int, str, Part, segment.Held]]:
+        nonlocal number
+        for pool in pools:
+            for part in pool.parts:
+                pause()
+                for one in part.held():
+                    number += 1
+                    yield one.since, number, pool.label, part, one
+
+    oldest = nsmallest(most, every())
+    return [_holding(label, part, one, moment) for _, _, label, part, one in oldest], number - len(oldest)
+
+
+def _holding(label: str, part: Part, one: segment.Held, moment: Moment) -> Held:
+    process, texts = part.process, part.worker.texts
+    seconds = max(0.0, moment.now - one.since)
+    pid = int(one.server_pid) or None
+    return {
+        "pool": label,
+        "worker": part.worker.number,
+        "pid": None if process is None else process.pid,
+        "program": None if process is None else process.program or None,
+        "site": one.site,
+        "holder": texts.holder(one.holder) or None,
+        "label": texts.label(one.label) or None,
+        "since": round(moment.wall - seconds, 3),
+        "held_seconds": seconds,
+        "waits_seconds": max(0.0, moment.now - one.waits_since) if one.waits_since else None,
+        "server_pid": pid,
+        "server": None,
+    }
+
+
+def _of_all(fleet: Fleet | None) -> Iterator[Condition]:
+    """Yield what is wrong and concerns no single pool."""
+    if fleet is None:
+        return
+    unreadable = {kind: count for kind, count in fleet.errors.items() if count}
+    if unreadable:
+        files = counted(sum(unreadable.values()), "file")
+        reasons = ", ".join(f"{count} {kind}" for kind, count in unreadable.items())
+        text = (
+            f"unreadable: {files} of processes cannot be read and the pools in them are not shown ({reasons})"
+        )
+        yield {"kind": "unreadable", "severity": "warning", "pool": None, "text": text}
+    if not fleet.live and fleet.labels:
+        text = "no process: none of the processes whose pools were recorded is alive"
+        yield {"kind": "no_process", "severity": "warning", "pool": None, "text": text}
+
+
+def _totals(pools: Sequence[_Pool]) -> Totals:
+    states = [pool.state for pool in pools]
+    state = joined_state(states) if states else state_of(())
+    severities = Counter(pool.severity for pool in pools)
+    return {
+        "pools": len(pools),
+        "critical": severities["critical"],
+        "warning": severities["warning"],
+        "in_use": state["in_use"],
+        "idle": state["idle"],
+        "waiting": state["waiting"],
+        "longest_wait_seconds": state["longest_wait_seconds"],
+        "longest_held_seconds": state["longest_held_seconds"],
+    }
