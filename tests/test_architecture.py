@@ -42,7 +42,7 @@ SHARED = {
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
     "segment": {"about", "environment", "errors", "metrics", "pausing"},
-    "board": {"about", "pausing", "segment"},
+    "board": {"about", "held_connections", "pausing", "segment"},
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},
     "bundled": {"errors"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,31 +13,12 @@ from sqlalchemy_pool_exporter.held_connections import Blocker, HeldConnection, S
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.server_process import ServerProcess, packed, unpacked
+from tests.support.probed_sessions import Probed
 from tests.support.segments import NOW, Process, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from sqlalchemy_pool_exporter.segment.held import Held
-
-
-@dataclass
-class Probed:
-    """What a probe said: sessions by the server's process."""
-
-    sessions: Mapping[int, Session]
-    pools: tuple[str, ...] = ("orders",)
-    database: str = "main"
-    identity: str = "server"
-    asked_at: float = NOW - 2.0
-    uncertain: set[int] = field(default_factory=set)
-
-    def session(self, pid: int) -> Session | None:
-        return self.sessions.get(pid)
-
-    def session_of(self, connection: Held) -> Session | None:
-        return None if connection.server_pid in self.uncertain else self.session(connection.server_pid)
 
 
 ACTIVE = Session("active", "", 3.0, 4.0, 3.0, "app", "", ())
@@ -157,3 +137,15 @@ def test_number_of_a_server_process(process: tuple[int, int], expected: tuple[in
     assert ServerProcess(*expected) == unpacked(number)
     assert 0.0 <= number < 2.0**49
     assert ServerProcess(0, 0) == unpacked(-1.0)
+
+
+def test_only_some(process: Callable[..., Process], tmp_path: Path) -> None:
+    """A caller can ask for some pools, and for the longest holds; a blocker is named all the same."""
+    one, two = process(), process("billing")
+    opened(one, 0, 41, since=990.0)
+    opened(one, 1, 42, since=995.0)
+    opened(two, 0, 51, since=980.0, site="bill:run:7")
+    waits = dataclasses.replace(ACTIVE, state="waiting_for_lock", blocked_by=(51,))
+    probed = Probed({41: waits, 42: ACTIVE, 51: ACTIVE}, pools=("orders", "billing"))
+    (found,) = held_connections(Reader(tmp_path).read(), now=NOW, servers=[probed], pools={"orders"}, most=1)
+    assert (41, "bill:run:7") == (found.server_pid, found.blocked_by[0].site)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from .pausing import pause
 from .segment.held import held, idle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from .metrics import HeldState
     from .segment.contents import WorkerPool
@@ -147,7 +148,12 @@ class _Found:
 
 
 def held_connections(
-    fleet: Fleet, *, now: float, servers: Iterable[ProbedServer] = ()
+    fleet: Fleet,
+    *,
+    now: float,
+    servers: Iterable[ProbedServer] = (),
+    pools: Container[str] | None = None,
+    most: int | None = None,
 ) -> list[HeldConnection]:
     """Return a record for each connection that is checked out, the one that is held longest first.
 
@@ -155,6 +161,8 @@ def held_connections(
         fleet: what the segments say.
         now: seconds of ``time.monotonic()``.
         servers: what the last probes said.
+        pools: the labels of the pools; None for all.
+        most: how many records at most; None for all.
     """
     by_pool = {pool: server for server in servers for pool in server.pools}
     out: list[tuple[_Found, Session | None]] = []
@@ -164,16 +172,17 @@ def held_connections(
         session = server.session_of(found.connection) if server is not None else None
         if server is not None and session is not None:
             ours.add(server, session, found)
-        if found.connection.since:
+        if found.connection.since and (pools is None or found.label in pools):
             out.append((found, session))
     out.sort(key=lambda one: one[0].connection.since)
-    return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out]
+    return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out[:most]]
 
 
 def _connections(fleet: Fleet, by_pool: Mapping[str, ProbedServer]) -> Iterator[_Found]:
     for worker in fleet.live:
         for pool in worker.pools:
             if pool.snapshot.is_active:
+                pause()
                 label = fleet.labels[pool.identity]
                 for connection in held(pool.snapshot):
                     yield _Found(label, worker, pool, connection)

@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sqlalchemy_pool_exporter.held_connections import Session
 from sqlalchemy_pool_exporter.segment import block as layout
+from tests.support.probed_sessions import Probed
 from tests.support.segments import NOW
 
 if TYPE_CHECKING:
     from tests.support.boards import Directory
     from tests.support.segments import Process
+
+SESSION = Session("active", "", 3.0, 4.0, 3.0, "app", "", ())
 
 
 def full(directory: Directory, *, held: float = 5.0, returned: float = 0.2) -> Process:
@@ -149,6 +155,55 @@ def test_rates(directory: Directory, field: int, kind: str, severity: str) -> No
     assert "0.5/s" in condition["text"]
     directory.board(after=6.0)
     assert [] == directory.board(after=6.0)["conditions"]
+
+
+def test_blocked(directory: Directory) -> None:
+    """A connection that waits for a lock is named with who has the lock."""
+    waits, holds = directory.process(), directory.process("billing")
+    waits.hold(NOW - 13, site="app.orders:pay:88", server_pid=41)
+    holds.hold(NOW - 50, site="app.bill:run:7", server_pid=51)
+    sessions = {
+        41: replace(SESSION, state="waiting_for_lock", state_seconds=12.0, blocked_by=(51,)),
+        51: replace(SESSION, state="idle_in_transaction", state_seconds=4.0),
+    }
+    directory.servers = (Probed(sessions, pools=("orders", "billing")),)
+    condition = directory.condition()
+    assert ("blocked", "warning", "orders") == (condition["kind"], condition["severity"], condition["pool"])
+    assert (
+        f"blocked: 1 connection waits for a lock, app.orders:pay:88 for 12 s; app.bill:run:7 in worker 001 "
+        f"(pid {os.getpid()}) has it, idle in transaction, as session 51"
+    ) == condition["text"]
+
+
+@pytest.mark.parametrize(
+    ("pid", "session", "text"),
+    [
+        (99, replace(SESSION, application="psql"), "session 99 of 'psql' has it, active"),
+        (99, None, "session 99 has it"),
+        (0, None, "a prepared transaction has it"),
+    ],
+)
+def test_blocked_by_another(directory: Directory, pid: int, session: Session | None, text: str) -> None:
+    """A session that is none of the pools' is named as the server knows it."""
+    directory.process().hold(NOW - 13, server_pid=41)
+    waits = replace(SESSION, state="waiting_for_lock", blocked_by=(pid,))
+    directory.servers = (Probed({41: waits} | ({pid: session} if session else {})),)
+    assert directory.condition()["text"].endswith(f"; {text}")
+
+
+def test_idle_in_transaction(directory: Directory) -> None:
+    """A connection that is held over something else than the database is told from a slow query."""
+    process = directory.process()
+    process.hold(NOW - 45, 0, site="app.orders:pay:88", server_pid=41)
+    process.hold(NOW - 45, 1, site="app.orders:list:3", server_pid=42)
+    sessions = {41: replace(SESSION, state="idle_in_transaction", state_seconds=44.0), 42: SESSION}
+    directory.servers = (Probed(sessions),)
+    condition = directory.condition()
+    assert "idle_in_transaction" == condition["kind"]
+    assert (
+        "idle in transaction: 1 connection is held with a transaction that does nothing, the first for 44 s, "
+        "by app.orders:pay:88"
+    ) == condition["text"]
 
 
 def test_some_workers(directory: Directory) -> None:

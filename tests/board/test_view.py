@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.board.view import board
+from sqlalchemy_pool_exporter.held_connections import Session
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.page import HOLDERS, LABELS
 from tests.support.boards import WALL
+from tests.support.probed_sessions import Probed
 from tests.support.segments import NOW, QUEUE
 
 if TYPE_CHECKING:
@@ -151,6 +153,37 @@ def test_who_holds(directory: Directory) -> None:
         second["server_pid"],
     )
     assert ("other", None) == (third["site"], third["holder"])
+
+
+def test_what_the_server_says(directory: Directory) -> None:
+    """A held connection has what the server says of its session, and of those that block it."""
+    process = directory.process()
+    process.hold(NOW - 42, 0, server_pid=41)
+    process.hold(NOW - 2, 1, server_pid=42)
+    session = Session("waiting_for_lock", "Lock:tuple", 3.0, 41.5, 3.0, "app", "", (99,))
+    directory.servers = (Probed({41: session}),)
+    first, second = directory.board()["held"]
+    assert {
+        "state": "waiting_for_lock",
+        "wait_event": "Lock:tuple",
+        "state_seconds": 3.0,
+        "transaction_seconds": 41.5,
+        "statement_seconds": 3.0,
+        "statement": None,
+        "blocked_by": [
+            {
+                "server_pid": 99,
+                "state": "unknown",
+                "application": None,
+                "pool": None,
+                "worker": None,
+                "pid": None,
+                "site": None,
+            }
+        ],
+        "asked_seconds_ago": 2.0,
+    } == first["server"]
+    assert second["server"] is None
 
 
 def test_sites(directory: Directory) -> None:

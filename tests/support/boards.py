@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.board.schema import Board, Condition, Pool
+    from tests.support.probed_sessions import Probed
 
 WALL = 2 * NOW
 
@@ -27,9 +28,13 @@ class Directory:
     def __init__(self, path: Path, make: Callable[..., Process]) -> None:
         self.path, self._make = path, make
         self.passed = 0.0
+        self.servers: tuple[Probed, ...] = ()
         self._reader = Reader(path)
         self.moments = Moments(
-            self._reader.read, monotonic=lambda: NOW + self.passed, wall=lambda: WALL + self.passed
+            self._reader.read,
+            lambda: self.servers,
+            monotonic=lambda: NOW + self.passed,
+            wall=lambda: WALL + self.passed,
         )
 
     @classmethod

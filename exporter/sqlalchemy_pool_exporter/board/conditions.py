@@ -13,8 +13,10 @@ from .words import counted, duration, number, rate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from sqlalchemy_pool_exporter.held_connections import HeldConnection
     from sqlalchemy_pool_exporter.segment.held import Held
 
+    from .moment import Moment
     from .parts import Part
     from .schema import Condition, ConditionKind, Rates, Severity
 
@@ -26,6 +28,8 @@ WAIT_SECONDS: Final = 0.1
 CONNECT_SECONDS: Final = 1.0
 # A connection that is held for longer is worth a look.
 HELD_SECONDS: Final = 60.0
+# A transaction that does nothing for so long while its connection is held waits for something else than the database.
+IDLE_SECONDS: Final = 10.0
 
 _ORDER: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "info": 2}
 
@@ -36,18 +40,21 @@ def rank(severity: Severity | None) -> int:
 
 
 def conditions(
-    pool: str, parts: Sequence[Part], rates: Rates | None, *, now: float, wall: float
+    pool: str, parts: Sequence[Part], moment: Moment, records: Sequence[HeldConnection] = ()
 ) -> list[Condition]:
     """Return what is wrong with a pool, the worst first.
 
     Args:
         pool: its label.
         parts: the pools of that name in each process.
-        rates: if they are known.
-        now: seconds of ``time.monotonic()``.
-        wall: seconds since the epoch at the same moment.
+        moment: when that was read.
+        records: of its held connections, if a server is probed.
     """
-    found = [*_of_parts(parts, now, wall), *_of_rates(rates)]
+    found = [
+        *_of_parts(parts, moment.now, moment.wall),
+        *_of_server(records),
+        *_of_rates(moment.rates.get(pool)),
+    ]
     found.sort(key=lambda one: rank(one[1]))
     return [
         {"kind": kind, "severity": severity, "pool": pool, "text": text} for kind, severity, text in found
@@ -171,6 +178,42 @@ def _all_out(full: Sequence[Part], parts: Sequence[Part]) -> str:
 def _oldest(parts: Iterable[Part], now: float) -> str:
     first = min((one for part in parts for one in part.held()), key=lambda one: one.since)
     return f"the oldest is held for {duration(now - first.since)}, by {first.site}"
+
+
+def _of_server(records: Sequence[HeldConnection]) -> Iterator[_Found]:
+    blocked = [one for one in records if one.server_state == "waiting_for_lock"]
+    if blocked:
+        first = max(blocked, key=lambda one: one.state_seconds or 0.0)
+        wait = "connection waits" if len(blocked) == 1 else "connections wait"
+        seconds = "" if first.state_seconds is None else f" for {duration(first.state_seconds)}"
+        text = f"blocked: {number(len(blocked))} {wait} for a lock, {first.site}{seconds}{_blocker(first)}"
+        yield "blocked", "warning", text
+    idle = [
+        one
+        for one in records
+        if one.server_state == "idle_in_transaction" and (one.state_seconds or 0.0) >= IDLE_SECONDS
+    ]
+    if idle:
+        first = max(idle, key=lambda one: one.state_seconds or 0.0)
+        text = (
+            f"idle in transaction: {counted(len(idle), 'connection')} {'is' if len(idle) == 1 else 'are'} held with a "
+            f"transaction that does nothing, the first for {duration(first.state_seconds or 0.0)}, by {first.site}"
+        )
+        yield "idle_in_transaction", "warning", text
+
+
+def _blocker(one: HeldConnection) -> str:
+    if not one.blocked_by:
+        return ""
+    first = one.blocked_by[0]
+    if not first.server_pid:
+        return "; a prepared transaction has it"
+    state = "" if first.state == "unknown" else f", {first.state.replace('_', ' ')}"
+    if not first.pool:
+        application = f" of {first.application!r}" if first.application else ""
+        return f"; session {first.server_pid}{application} has it{state}"
+    site = first.site or "idle in its pool"
+    return f"; {site} in worker {first.worker} (pid {first.pid}) has it{state}, as session {first.server_pid}"
 
 
 def _of_rates(rates: Rates | None) -> Iterator[_Found]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from .rates import RateKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from sqlalchemy_pool_exporter.held_connections import ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
 
     from .schema import Rates
@@ -27,6 +28,7 @@ class Moment(NamedTuple):
     now: float  # seconds of time.monotonic()
     wall: float  # seconds since the epoch
     rates: Mapping[str, Rates]  # by the label of the pool
+    servers: Sequence[ProbedServer] = ()  # what the last probes of databases said
     note: str | None = None  # why there may be no pools
 
 
@@ -37,16 +39,20 @@ class Moments:
 
     Args:
         read: returns the fleet, or a text that says why there is none.
+        servers: returns what the last probes of databases said.
+        monotonic: the clock of the segments, in seconds.
+        wall: Unix time, in seconds.
     """
 
     def __init__(
         self,
         read: Callable[[], Fleet | str],
+        servers: Callable[[], Sequence[ProbedServer]] = tuple,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._read, self._monotonic, self._wall = read, monotonic, wall
+        self._read, self._servers, self._monotonic, self._wall = read, servers, monotonic, wall
         self._lock = threading.Lock()
         self._rates = RateKeeper()
         self._last: Moment | None = None
@@ -63,6 +69,6 @@ class Moments:
         read = self._read()
         now, wall = self._monotonic(), self._wall()
         if isinstance(read, str):
-            return Moment(None, now, wall, {}, read)
+            return Moment(None, now, wall, {}, note=read)
         counts = {label: counts for (label, *_), counts in read.counts.items()}
-        return Moment(read, now, wall, self._rates.add(counts, now))
+        return Moment(read, now, wall, self._rates.add(counts, now), self._servers())

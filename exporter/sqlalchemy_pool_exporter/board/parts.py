@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import sums
+from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, ROW
 from sqlalchemy_pool_exporter.segment.held import held, is_deadlocked
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Part:
     def is_deadlocked(self) -> bool:
         """Whether the holders of a pool all wait for another connection of it."""
         return any(map(is_deadlocked, self.snapshots))
+
+    @property
+    def held_number(self) -> int:
+        """How many connections with a row of their own are checked out."""
+        return sum(sum(map(bool, snapshot.connections[HELD_SINCE::ROW])) for snapshot in self.snapshots)
 
     def held(self) -> Iterator[Held]:
         """Yield the connections that are checked out."""

@@ -8,8 +8,8 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.held_connections import held_connections
 from sqlalchemy_pool_exporter.pausing import pause
-from sqlalchemy_pool_exporter.segment import held as segment
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
 from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, NESTED
@@ -24,12 +24,15 @@ from .words import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from sqlalchemy_pool_exporter.held_connections import Blocker as KnownBlocker
+    from sqlalchemy_pool_exporter.held_connections import HeldConnection
     from sqlalchemy_pool_exporter.segment.directory import Fleet
+    from sqlalchemy_pool_exporter.segment.facts import Process
     from sqlalchemy_pool_exporter.segment.snapshot import Counts
 
     from .moment import Moment
     from .parts import Part
-    from .schema import Board, Condition, Finding, Held, Pool, Rates, Site, Totals, Worker
+    from .schema import Blocker, Board, Condition, Finding, Held, Pool, Rates, Site, Totals, Worker
 
 
 MOST_CONDITIONS: Final = 200
@@ -80,19 +83,30 @@ def board(
 
 
 def _pools(fleet: Fleet, moment: Moment) -> Iterator[_Pool]:
+    records: dict[str, list[HeldConnection]] = {}
+    if moment.servers:  # without, all that the records say is in the parts
+        for one in held_connections(fleet, now=moment.now, servers=moment.servers):
+            records.setdefault(one.pool, []).append(one)
     for label, parts in parts_of(fleet, now=moment.now, wall=moment.wall).items():
         pause()
-        yield _Pool(label, parts, fleet, moment)
+        yield _Pool(label, parts, fleet, moment, records.get(label, []))
 
 
 class _Pool:
     """One pool, before it is known whether it is shown."""
 
-    def __init__(self, label: str, parts: list[Part], fleet: Fleet, moment: Moment) -> None:
+    def __init__(
+        self,
+        label: str,
+        parts: list[Part],
+        fleet: Fleet,
+        moment: Moment,
+        records: Sequence[HeldConnection],
+    ) -> None:
         self.label, self.parts, self._fleet = label, parts, fleet
         self.state = state_of(parts)
         self.rates: Rates | None = moment.rates.get(label)
-        self.conditions = conditions(label, parts, self.rates, now=moment.now, wall=moment.wall)
+        self.conditions = conditions(label, parts, moment, records)
         self.severity = self.conditions[0]["severity"] if self.conditions else None
 
     @property
@@ -199,38 +213,52 @@ def _checkouts(counts: Counts) -> float:
 
 def _held(pools: Sequence[_Pool], most: int, moment: Moment) -> tuple[list[Held], int]:
     """Return those that are held longest, and how many others there are."""
-    number = 0
-
-    def every() -> Iterator[tuple[float, int, str, Part, segment.Held]]:
-        nonlocal number
-        for pool in pools:
-            for part in pool.parts:
-                pause()
-                for one in part.held():
-                    number += 1
-                    yield one.since, number, pool.label, part, one
-
-    oldest = nsmallest(most, every())
-    return [_holding(label, part, one, moment) for _, _, label, part, one in oldest], number - len(oldest)
+    if moment.fleet is None:
+        return [], 0
+    labels = {pool.label for pool in pools}
+    oldest = held_connections(moment.fleet, now=moment.now, servers=moment.servers, pools=labels, most=most)
+    number = sum(part.held_number for pool in pools for part in pool.parts)
+    programs = {worker.number: worker.facts.process for worker in moment.fleet.live}
+    return [_holding(one, programs[one.worker], moment) for one in oldest], number - len(oldest)
 
 
-def _holding(label: str, part: Part, one: segment.Held, moment: Moment) -> Held:
-    process, texts = part.process, part.worker.texts
-    seconds = max(0.0, moment.now - one.since)
-    pid = int(one.server_pid) or None
+def _holding(one: HeldConnection, process: Process | None, moment: Moment) -> Held:
     return {
-        "pool": label,
-        "worker": part.worker.number,
-        "pid": None if process is None else process.pid,
+        "pool": one.pool,
+        "worker": one.worker,
+        "pid": one.pid or None,
         "program": None if process is None else process.program or None,
         "site": one.site,
-        "holder": texts.holder(one.holder) or None,
-        "label": texts.label(one.label) or None,
-        "since": round(moment.wall - seconds, 3),
-        "held_seconds": seconds,
-        "waits_seconds": max(0.0, moment.now - one.waits_since) if one.waits_since else None,
-        "server_pid": pid,
-        "server": None,
+        "holder": one.holder or None,
+        "label": one.label or None,
+        "since": round(moment.wall - one.held_seconds, 3),
+        "held_seconds": one.held_seconds,
+        "waits_seconds": one.waits_seconds,
+        "server_pid": one.server_pid or None,
+        "server": None
+        if one.asked_seconds_ago is None
+        else {
+            "state": one.server_state,
+            "wait_event": one.wait_event or None,
+            "state_seconds": one.state_seconds,
+            "transaction_seconds": one.transaction_seconds,
+            "statement_seconds": one.statement_seconds,
+            "statement": one.statement or None,
+            "blocked_by": [_blocker(blocker) for blocker in one.blocked_by],
+            "asked_seconds_ago": one.asked_seconds_ago,
+        },
+    }
+
+
+def _blocker(one: KnownBlocker) -> Blocker:
+    return {
+        "server_pid": one.server_pid,
+        "state": one.state,
+        "application": one.application or None,
+        "pool": one.pool or None,
+        "worker": one.worker or None,
+        "pid": one.pid or None,
+        "site": one.site or None,
     }
 
 
