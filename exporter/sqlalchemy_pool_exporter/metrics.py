@@ -186,6 +186,11 @@ POOL_METRICS: Final = (
         "How many pools are full of connections whose holders all wait for another connection of the same pool: "
         "none of them can go on before a checkout times out.",
     ),
+    _pool(
+        "leak_suspects",
+        "gauge",
+        "Connections that are held for longer than leak_after. Absent where leak_after is off.",
+    ),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
     _pool(
         "last_checkin_timestamp_seconds",
@@ -235,6 +240,20 @@ POOL_METRICS: Final = (
         "counter",
         "Checkouts by a thread or task that held a connection of the same pool, by the place of the second one. "
         "Counted when both are returned, or when the second one times out. One pool is enough for a deadlock.",
+        labels=("site",),
+    ),
+    _pool(
+        "leaked_checkouts_by_site_total",
+        "counter",
+        "Checkouts that were never returned, by the place in the application that made them; the sum is "
+        "leaked_checkouts_total.",
+        labels=("site",),
+    ),
+    _pool(
+        "suspected_leaks_total",
+        "counter",
+        "Checkouts that were held for longer than leak_after, by the place in the application that made them; also "
+        "those that came back.",
         labels=("site",),
     ),
     _pool(

@@ -239,7 +239,7 @@ def test_no_thread(registry: CollectorRegistry, log: Log, monkeypatch: pytest.Mo
     monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
     with instrument(engine, registry=registry), engine.connect():
         with monkeypatch.context() as patch:
-            patch.setattr("_thread.start_new_thread", refuse)
+            patch.setattr(threading.Thread, "start", refuse)
             times_out(engine)
         assert Exposition(registry).value("exhaustion_reports_total", "diary") == 0
         times_out(engine)

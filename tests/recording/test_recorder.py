@@ -19,9 +19,11 @@ from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     DISPOSED,
     EMPTY,
+    FIRST_COUNTER,
     HAS_OVERFLOW,
     MAX_OVERFLOW,
     NOT_APPLICABLE,
+    OTHER_SITES,
     PRE_PING,
     RECYCLE,
     ROWS,
@@ -30,6 +32,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     UNTRACKED,
     WAITERS,
 )
+from sqlalchemy_pool_exporter.segment.entries import LEAKED
 from sqlalchemy_pool_exporter.segment.identity import Identity
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
@@ -175,6 +178,22 @@ def test_a_record_that_is_collected(
     assert {reason: 1} == bench.closes()
     assert bench.value("leaked_checkouts_total") == held
     assert (0, 0) == (bench.value("untracked_connections"), bench.value("connections", "in_use"))
+
+
+@pytest.mark.parametrize("has_sites", [True, False])
+def test_a_held_record_that_is_collected_is_a_leak_of_its_site(has_sites: bool) -> None:
+    """If a record is collected while its connection is held, that is a leak of the site, or of other sites."""
+    bench = Bench()
+    row = bench.connect()
+    bench.recorder.checked_out(row, bench.clock.now)
+    if not has_sites:
+        row.site = None
+    bench.records.clear()
+    gc.collect()
+    assert row.is_released
+    snapshot = bench.recorder.snapshot()
+    of_sites = [site.counts[LEAKED] for site in snapshot.sites]
+    assert (of_sites, snapshot.counts[OTHER_SITES + LEAKED - FIRST_COUNTER]) == ([has_sites], not has_sites)
 
 
 def test_the_backup_reference_frees_the_row(monkeypatch: pytest.MonkeyPatch) -> None:

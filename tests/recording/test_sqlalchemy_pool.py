@@ -24,8 +24,8 @@ HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
-# asyncpg has; and what joins a name and a suffix.
-OTHERS = {"_collector_to_names", "_names_to_collectors", "_", "_transport"}
+# asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
+OTHERS = {"_collector_to_names", "_names_to_collectors", "_", "_transport", "_current_frames", "_getframe"}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

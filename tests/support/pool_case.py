@@ -43,6 +43,7 @@ class Case:
     directory: Path
     name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    options: dict[str, Any] = field(default_factory=dict)  # of instrument()
     log: PoolLog = field(init=False)
     engine: Engine = field(init=False)
     _async_engine: Any = None
@@ -70,7 +71,7 @@ class Case:
         else:
             options.setdefault("poolclass", QueuePool)
             self.engine = create_engine(self._url(), **options)
-        instrument(self.engine, registry=self.registry)
+        instrument(self.engine, registry=self.registry, **self.options)
         return self.engine
 
     def _url(self) -> str:

@@ -7,11 +7,13 @@ This module only needs a record that can be weakly referenced and that takes att
 from __future__ import annotations
 
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, ROW
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from collections.abc import Callable
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
@@ -36,10 +38,12 @@ NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connecti
 class Holder:
     """A thread or a task. Mutable state: the rows of the connections that it has checked out."""
 
-    __slots__ = ("__weakref__", "number", "rows")
+    __slots__ = ("number", "rows", "task", "thread_id")
 
-    def __init__(self, number: float) -> None:
+    def __init__(self, number: float, task: Task[Any] | None = None) -> None:
         self.number = number  # see ``HOLDER``
+        self.task = None if task is None else weakref.ref(task)
+        self.thread_id = get_ident()  # of the thread, or the one that runs the task
         self.rows: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
 
 

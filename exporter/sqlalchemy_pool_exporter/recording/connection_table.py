@@ -16,6 +16,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     UNTRACKED_CONNECTIONS,
 )
 from sqlalchemy_pool_exporter.segment.block import ROWS as ROWS_IN_BLOCK
+from sqlalchemy_pool_exporter.segment.entries import LEAKED
 from sqlalchemy_pool_exporter.segment.page import ROWS_AT, ROWS_PER_PAGE, ROWS_USED
 
 from .connection_row import IN_POOL, RELEASED, BackupRef, ConnectionRow
@@ -23,6 +24,8 @@ from .slots import FreeSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
 _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 
@@ -134,9 +137,19 @@ class ConnectionTable:
         row.mark_released()
         return row
 
-    def release(self, block: memoryview[float], row: ConnectionRow, *counters: int) -> None:
-        """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none."""
+    def release(
+        self, block: memoryview[float], row: ConnectionRow, *counters: int, leaked: SiteEntry | None = None
+    ) -> None:
+        """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none.
+
+        Args:
+            block: has the row and the counters.
+            row: the row.
+            counters: fields of the block.
+            leaked: the site of the checkout that ends with the record, if one does.
+        """
         first, second = counters or _UNCOUNTED
+        counts, leaked_at = (block, SCRATCH) if leaked is None else (leaked.table, leaked.at + LEAKED)
         give_back = (row.slots or self._free).free.append
         # straight line: a time limit that strikes in between would leave the row in use for ever
         if row.state == RELEASED:
@@ -148,6 +161,7 @@ class ConnectionTable:
         table[at + 4] = table[at + 5] = table[at + 6] = table[at + 7] = 0.0
         block[first] += 1.0
         block[second] += 1.0
+        counts[leaked_at] += 1.0
         block[UNTRACKED_CONNECTIONS] -= row.untracked
         # end of straight line
         if at:  # no call may come before this one

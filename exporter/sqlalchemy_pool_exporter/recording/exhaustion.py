@@ -7,7 +7,6 @@ application's log can make the caller wait, raise into it or swallow a time limi
 
 from __future__ import annotations
 
-import _thread
 import logging
 import math
 import os
@@ -82,12 +81,10 @@ def log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> b
     """
     if fork.forks_workers_in_c():
         return False
-    try:
-        # In the context of the caller, because filters of a log add what is in it, such as the id of a request.
-        _thread.start_new_thread(copy_context().run, (_log, name, timed_out, faults))
-    except RuntimeError:  # the system has no thread left, or the interpreter ends
-        return False
-    return True
+    # In the context of the caller, because filters of a log add what is in it, such as the id of a request.
+    return fork.start_thread(
+        copy_context().run, _log, name, timed_out, faults, name="sqlalchemy-pool-exporter report"
+    )
 
 
 def _log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> None:

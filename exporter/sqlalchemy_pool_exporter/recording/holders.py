@@ -46,7 +46,7 @@ def _new_for_task(task: Task[Any]) -> Holder:
     name = task.get_name()
     digits = name.removeprefix(_UNNAMED)
     is_unnamed = len(digits) < len(name) and digits.isascii() and digits.isdigit()
-    holder = Holder(-float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name))
+    holder = Holder(-float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name), task)
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
     with suppress(AttributeError):
         setattr(task, _ATTRIBUTE, holder)

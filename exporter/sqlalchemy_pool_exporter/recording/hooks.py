@@ -104,9 +104,10 @@ class Hooks:
     def __init__(self, pool: Pool, recorder: Recorder, follower: Follower) -> None:
         self.pool = pool
         self.recorder = recorder
+        recorder.name = lambda: follower.name
         self.follower = follower
         self.dialect = dialect_of(pool)  # another engine that gets the pool puts its own dialect there
-        self._slow_path = SlowPath(pool, recorder, lambda: follower.name)
+        self._slow_path = SlowPath(pool, recorder)
         self._connections = ConnectionHooks(pool, recorder, self._slow_path)
         self._installed: list[_Installed] = []  # one of the same name wraps the earlier one
         self._listeners: list[tuple[str, Any]] = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import sys
 import warnings
 import weakref
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
@@ -25,17 +26,19 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
+from .leaks import LeakOptions
 from .recorder import Recorder
 from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_name, may_hide_records
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+_MOST_SECONDS: Final = 1e9  # of leak_after
 
 
 class Handle:
@@ -152,6 +155,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     group_readable: bool | None = None,
     sites: bool | None = None,
     application: Sequence[str] | None = None,
+    leak_after: float | None = None,
+    leak_stack: bool = False,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
 
@@ -174,13 +179,17 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         application: prefixes of the application's modules, such as ``["orders", "billing"]``, if it is installed like a
             library. The default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not
             set, the application is all code that is neither installed nor part of Python.
+        leak_after: seconds; a connection that is held for longer is suspected of a leak, logged and counted. The
+            default is ``SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER``; if that is not set, or 0, there are no suspects. 60 is a
+            good start for an application that answers requests.
+        leak_stack: log what the thread or task that checked a suspect out does now.
 
     Returns:
         A handle; ``close()`` undoes everything. The application need not keep it.
 
     Raises:
-        TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, or ``registry``
-            has no ``register()``.
+        TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
+            has no ``register()``, or ``leak_after`` is no number of seconds.
     """
     engine = _engine_of(target)
     # First: a variable would be one more reference to the pool.
@@ -193,6 +202,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     if not hasattr(registry, "register"):  # a restricted registry has no register() either
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
+    leaks = _leaks(leak_after, with_stack=leak_stack)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
@@ -203,9 +213,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         _warn_without_gil()
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
-        recorder = _new_recorder(
-            pool, _name(name, pool, engine), store, _prefixes(sites=sites, application=application)
-        )
+        prefixes = _prefixes(sites=sites, application=application)
+        recorder = _new_recorder(pool, _name(name, pool, engine), store, prefixes, leaks)
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder, is_new=is_new, may_hide=may_hide)  # noqa: SLF001
@@ -284,8 +293,37 @@ def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Seque
     return environment.words(environment.APPLICATION) if application is None else tuple(application)
 
 
+def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
+    """Return when a connection is suspected of a leak; None for never."""
+    if after is None:
+        given = os.environ.get(environment.LEAK_AFTER) or "0"
+        try:
+            seconds = _seconds(float(given))
+        except (TypeError, ValueError):
+            # An operator's mistake, for which the application must not fail.
+            _logger.warning("%s is no number of seconds: %r", environment.LEAK_AFTER, given)
+            return None
+    else:
+        try:
+            seconds = _seconds(after)
+        except (TypeError, ValueError) as error:
+            message = f"leak_after must be a number of seconds, 0 for never, got {after!r}"
+            raise TargetError(message) from error
+    return LeakOptions(seconds, with_stack) if seconds else None
+
+
+def _seconds(value: float) -> float:
+    if not 0.0 <= value < _MOST_SECONDS:  # comparisons with NaN are false
+        raise ValueError
+    return float(value)
+
+
 def _new_recorder(
-    pool: Pool, name: tuple[str, bool], store: BlockStore, prefixes: Sequence[str] | None
+    pool: Pool,
+    name: tuple[str, bool],
+    store: BlockStore,
+    prefixes: Sequence[str] | None,
+    leaks: LeakOptions | None,
 ) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
@@ -296,7 +334,7 @@ def _new_recorder(
     }
     text, is_given = name
     identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
-    return Recorder(identity, info=info, configuration=limits, store=store, prefixes=prefixes)
+    return Recorder(identity, info=info, configuration=limits, store=store, prefixes=prefixes, leaks=leaks)
 
 
 def _variant(pool_class: str, limits: dict[int, float]) -> Variant:

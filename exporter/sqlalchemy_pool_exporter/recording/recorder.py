@@ -39,6 +39,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     HOLD,
     INVALIDATIONS,
     LAST_CHECKIN,
+    LEAK_AFTER,
     LEAKED_CHECKOUTS,
     LIVE,
     OVERFLOW_OPENED,
@@ -67,6 +68,7 @@ from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
 from .exhaustion import Schedule
+from .leaks import WATCH, Suspects
 from .origins import Origins
 from .slots import FreeSlots
 
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.store import BlockStore
 
     from .classification import Failure
+    from .leaks import LeakOptions
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
@@ -106,6 +109,8 @@ class Recorder:
         "info",
         "is_ended",
         "is_replaced",
+        "leaks",
+        "name",
         "origins",
         "reports",
         "storage",
@@ -122,6 +127,7 @@ class Recorder:
         configuration: dict[int, float],
         store: BlockStore,
         prefixes: Sequence[str] | None = (),
+        leaks: LeakOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Record nothing yet.
@@ -132,6 +138,7 @@ class Recorder:
             configuration: the limits of the pool, by field.
             store: the blocks of this process.
             prefixes: of the modules that are the application's, if it named any; None to record no sites.
+            leaks: when a connection that is held is suspected of a leak; None for never.
             clock: seconds.
         """
         self.identity = identity
@@ -147,6 +154,9 @@ class Recorder:
         if self.origins is not None:
             texts.write_into(self.storage.pages)
         self.reports = Schedule()
+        self.leaks = None if leaks is None else Suspects(leaks)
+        # Of the pool, as it is shown, which can change.
+        self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
         self.is_replaced = False
         self.finalizer: weakref.finalize[..., Any] | None = None
@@ -163,6 +173,7 @@ class Recorder:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
         self.block[ACTIVE] = REPLACED if self.is_replaced else LIVE
+        self.block[LEAK_AFTER] = 0.0 if self.leaks is None else self.leaks.options.after
         for field, value in configuration.items():
             self.block[field] = value
         self._size = configuration[SIZE] if configuration[HAS_OVERFLOW] else math.nan
@@ -197,6 +208,7 @@ class Recorder:
             configuration=configuration,
             store=self.store,
             prefixes=None if self.origins is None else self.origins.prefixes,
+            leaks=None if self.leaks is None else self.leaks.options,
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
@@ -208,6 +220,8 @@ class Recorder:
         self.connections.clear()
         self.waiters.clear()
         self.reports = Schedule()
+        if self.leaks is not None:
+            self.leaks = Suspects(self.leaks.options)
         if self.origins is not None:
             self.origins.forget()
         self.storage = Pages().pool(self.text)
@@ -381,6 +395,8 @@ class Recorder:
         row = self.connections.add(self.block, record, connected_at, server)
         if connected_at != EMPTY:
             self.connections.index_connection(row, connection)
+        if self.leaks is not None:
+            WATCH.begin(self, self.leaks)
         return row
 
     # -- connections that close
@@ -424,11 +440,16 @@ class Recorder:
             if row.is_released:
                 return
             counters: tuple[int, ...] = ()
+            site = None
             if row.has_connection:
-                leaked = LEAKED_CHECKOUTS if row.table[row.held_at] else SCRATCH
+                is_leaked = bool(row.table[row.held_at])
                 is_disposed = self.is_replaced or row.state != IN_POOL
-                counters = (CLOSES + (DISPOSE if is_disposed else GC), leaked)
-            self.connections.release(self.block, row, *counters)
+                counters = (
+                    CLOSES + (DISPOSE if is_disposed else GC),
+                    LEAKED_CHECKOUTS if is_leaked else SCRATCH,
+                )
+                site = (row.site or self.storage.other_sites) if is_leaked else None
+            self.connections.release(self.block, row, *counters, leaked=site)
         except Exception as error:
             if not self.fault(error):
                 raise

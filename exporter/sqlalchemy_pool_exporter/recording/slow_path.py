@@ -49,13 +49,11 @@ _EARLIEST: Final = 0.001  # in a row's connected_at, 0 and -1 mean that there is
 class SlowPath:
     """Records what the hot path does not, for one pool object."""
 
-    __slots__ = ("_checkout_listener", "_latecomers_until", "_name", "pool", "recorder")
+    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "recorder")
 
-    def __init__(self, pool: Pool, recorder: Recorder, name: Callable[[], str]) -> None:
-        """Record for a pool; ``name`` returns its name, which can change."""
+    def __init__(self, pool: Pool, recorder: Recorder) -> None:
         self.pool = pool
         self.recorder = recorder
-        self._name = name
         # The mutable state.
         self._latecomers_until = 0.0
         self._checkout_listener: Any = None
@@ -112,9 +110,9 @@ class SlowPath:
             label=float(current_label.get()),
             holds=holds,
             suppressed=suppressed,
-            leak_after=math.inf,
+            leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,
         )
-        if exhaustion.log(self._name, timed_out, recorder):
+        if exhaustion.log(recorder.name, timed_out, recorder):
             recorder.block[EXHAUSTION_REPORTS] += 1.0
         else:
             recorder.reports.suppressed += suppressed + 1

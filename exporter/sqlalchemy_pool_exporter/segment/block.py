@@ -60,6 +60,9 @@ HAS_OVERFLOW: Final = _take(1)
 LAST_CHECKIN: Final = _take(1)
 UNTRACKED_PENDING: Final = _take(1)
 UNTRACKED_CONNECTIONS: Final = _take(1)
+LEAK_AFTER: Final = _take(
+    1
+)  # seconds after which a connection that is held is suspected of a leak; 0 if never
 # From here on every field only grows.
 FIRST_COUNTER: Final = _take(0)
 CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out when the pool was instrumented

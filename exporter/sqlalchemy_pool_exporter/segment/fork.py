@@ -123,6 +123,21 @@ def without_locks_of_the_parent(act: Callable[..., object], *arguments: object) 
         _thread.start_new_thread(act, arguments)
 
 
+def start_thread(act: Callable[..., object], *arguments: object, name: str) -> bool:
+    """Start a daemon thread in the midst of the application's work; return False if there can be none.
+
+    The locks of ``threading`` are as those of ``logging``, see ``without_locks_of_the_parent()``.
+    """
+    try:
+        if _process.ran_hooks:
+            threading.Thread(target=act, args=arguments, name=name, daemon=True).start()
+        else:
+            _thread.start_new_thread(act, arguments)
+    except RuntimeError:  # the system has no thread left, or the interpreter ends
+        return False
+    return True
+
+
 def _chain_into_uwsgi() -> None:
     """Let a worker of uWSGI notice when it starts, so that it shows its capacity before its first request.
 

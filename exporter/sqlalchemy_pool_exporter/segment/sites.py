@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from .entries import CHECKOUTS, HELD_SECONDS, HOLDS, NESTED, OTHER
+from .entries import CHECKOUTS, HELD_SECONDS, HOLDS, LEAKED, NESTED, OTHER, SUSPECTED
 from .held import held, is_deadlocked
 from .snapshot import Summary
 
@@ -56,15 +56,22 @@ class ShownSites:
 
 
 def counters(by_site: Mapping[str, Counts]) -> dict[str, Value]:
-    """Return the counters of the sites of one name, by the key of their metric; none if no site was recorded."""
+    """Return the counters of the sites of one name, by the key of their metric.
+
+    If no site was recorded there are none, except of suspected leaks.
+    """
+    suspected: Value = {site: counts[SUSPECTED] for site, counts in by_site.items()}
     if not any(counts[CHECKOUTS] for counts in by_site.values()):
-        return {}
+        has_any = any(counts[SUSPECTED] for counts in by_site.values())
+        return {"suspected_leaks_total": suspected} if has_any else {}
     return {
         "checkouts_by_site_total": {site: counts[CHECKOUTS] for site, counts in by_site.items()},
         "hold_seconds_by_site": {
             site: Summary(counts[HOLDS], counts[HELD_SECONDS]) for site, counts in by_site.items()
         },
         "nested_checkouts_total": {site: counts[NESTED] for site, counts in by_site.items()},
+        "leaked_checkouts_by_site_total": {site: counts[LEAKED] for site, counts in by_site.items()},
+        "suspected_leaks_total": suspected,
     }
 
 

@@ -31,6 +31,7 @@ from .block import (
     HOLD,
     INVALIDATIONS,
     LAST_CHECKIN,
+    LEAK_AFTER,
     LEAKED_CHECKOUTS,
     LIFECYCLE,
     MAX_OVERFLOW,
@@ -214,6 +215,9 @@ class Snapshot(NamedTuple):
         yield "pending_checkouts", len(waiting) + fields[UNTRACKED_PENDING]
         yield "longest_pending_seconds", _age(waiting, now)
         yield "longest_held_seconds", _age(in_use, now)
+        leak_after = fields[LEAK_AFTER]
+        if leak_after:
+            yield "leak_suspects", float(sum(now - since > leak_after for since in in_use))
         yield "oldest_connection_seconds", _age(opened, now)
         # Rounded, so that jitter between the two clocks does not change the value at each scrape.
         last = fields[LAST_CHECKIN]
