@@ -105,6 +105,29 @@ def test_self_deadlock(directory: Directory) -> None:
     assert board["pools"][0]["workers"][0]["self_deadlocked"]
 
 
+def test_many_deadlocks(directory: Directory) -> None:
+    """Three processes are named, those whose callers wait longest; the others are counted."""
+    for at in range(6):
+        process = directory.process(size=0.0)
+        process.hold(NOW - 90, site="app.orders:pay:88", waits_since=NOW - 10 - at)
+        process.wait(NOW - 10 - at)
+    found = directory.board()["conditions"]
+    assert ["005", "004", "003"] == [one["text"].split()[3] for one in found[:3]]
+    assert "self-deadlock in 3 more workers: 3 callers wait, the first for 12 s" == found[3]["text"]
+
+
+def test_many_stuck(directory: Directory) -> None:
+    """Three processes that are stuck are named; the others are counted, with the oldest hold."""
+    for at in range(5):
+        process = full(directory, held=60.0 - at, returned=50.0)
+        process.wait(NOW - 40 - at)
+    found = directory.board()["conditions"]
+    assert ["stuck"] * 4 == [one["kind"] for one in found]
+    assert (
+        "stuck: 2 more workers; 2 callers wait, the first for 41 s; the oldest is held for 1 min, by app.orders:pay:88"
+    ) == found[3]["text"]
+
+
 def test_nested(directory: Directory) -> None:
     """A holder that waits for a second connection is named before all of them do."""
     process = directory.process()

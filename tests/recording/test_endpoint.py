@@ -7,6 +7,7 @@ import asyncio
 import gc
 import gzip
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -94,14 +95,17 @@ def test_name_filter(endpoint: Server) -> None:
     assert [line for line in body.decode().splitlines() if not line.startswith("#")] == [LINE]
 
 
-def test_head_landing_page_and_errors(endpoint: Server) -> None:
-    """HEAD has no body, the landing page links to the metrics, and other paths and methods are refused."""
+def test_head_page_and_errors(endpoint: Server) -> None:
+    """HEAD has no body, the page links to the metrics, and other paths and methods are refused."""
     status, headers, body = ask(endpoint, "HEAD")
     assert (status, body) == (200, b"")
     assert headers["content-type"].startswith("text/plain; version=")
-    page = ask(endpoint, path="/")[2]
-    assert b'href="/metrics"' in page
-    assert str(len(page)) == ask(endpoint, "HEAD", "/")[1]["content-length"]
+    status, headers, page = ask(endpoint, path="/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b'href="metrics"' in page
+    assert int(ask(endpoint, "HEAD", "/")[1]["content-length"]) > 0
+    files = re.findall(r'(?:href|src)="(assets/[^"]+)"', page.decode())
+    assert [200] * 3 == [ask(endpoint, path=f"/{path}")[0] for path in files]
     assert ask(endpoint, path="/nothing")[0] == 404
     assert [ask(endpoint, "POST", path)[0] for path in ("/metrics", "/")] == [405, 405]
 

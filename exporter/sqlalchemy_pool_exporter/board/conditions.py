@@ -31,6 +31,9 @@ HELD_SECONDS: Final = 60.0
 # A transaction that does nothing for so long while its connection is held waits for something else than the database.
 IDLE_SECONDS: Final = 10.0
 
+# So many processes of a pool are named in a condition of their own.
+NAMED: Final = 3
+
 _ORDER: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "info": 2}
 
 
@@ -69,10 +72,8 @@ def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found
     for part in parts:
         if part.state["waiting"]:
             waiting.setdefault(_kind(part, wall), []).append(part)
-    for part in waiting.get("self_deadlock", ()):
-        yield "self_deadlock", "critical", _deadlock(part, now)
-    for part in waiting.get("stuck", ()):
-        yield "stuck", "critical", _stuck(part, now, wall)
+    yield from _deadlocked(waiting.get("self_deadlock", []), now)
+    yield from _all_stuck(waiting.get("stuck", []), now, wall)
     if busy := waiting.get("waiting"):
         yield "waiting", "warning", _busy(busy, parts, wall)
     if slow := waiting.get("slow_connect"):
@@ -85,6 +86,28 @@ def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found
     full = [part for part in parts if part.is_full and not part.state["waiting"] and part.state["in_use"]]
     if full:
         yield "full", "info", f"full: {_all_out(full, parts)} in use, and nobody waits"
+
+
+def _deadlocked(parts: list[Part], now: float) -> Iterator[_Found]:
+    parts.sort(key=_by_wait)
+    for part in parts[:NAMED]:
+        yield "self_deadlock", "critical", _deadlock(part, now)
+    if others := parts[NAMED:]:
+        more = counted(len(others), "more worker")
+        yield "self_deadlock", "critical", f"self-deadlock in {more}: {_waiting(others)}"
+
+
+def _all_stuck(parts: list[Part], now: float, wall: float) -> Iterator[_Found]:
+    parts.sort(key=_by_wait)
+    for part in parts[:NAMED]:
+        yield "stuck", "critical", _stuck(part, now, wall)
+    if others := parts[NAMED:]:
+        more = counted(len(others), "more worker")
+        yield "stuck", "critical", f"stuck: {more}; {_waiting(others)}; {_oldest(others, now)}"
+
+
+def _by_wait(part: Part) -> float:
+    return -part.state["longest_wait_seconds"]
 
 
 def _kind(part: Part, wall: float) -> ConditionKind | None:

@@ -121,6 +121,7 @@ class Site(TypedDict):
     held: int
     longest_held_seconds: float
     checkouts: float
+    holds: float  # returns, and the seconds from checkout to return
     hold_seconds: float
     nested_checkouts: float
 

@@ -12,7 +12,7 @@ from sqlalchemy_pool_exporter.held_connections import held_connections
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
-from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, NESTED
+from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, HOLDS, NESTED
 
 from .conditions import conditions, rank
 from .parts import joined_state, limits_of, parts_of, state_of
@@ -177,6 +177,7 @@ class _Pool:
                 "held": number[site],
                 "longest_held_seconds": max(0.0, now - since[site]) if site in since else 0.0,
                 "checkouts": by_site[site][CHECKOUTS] if site in by_site else 0.0,
+                "holds": by_site[site][HOLDS] if site in by_site else 0.0,
                 "hold_seconds": by_site[site][HELD_SECONDS] if site in by_site else 0.0,
                 "nested_checkouts": by_site[site][NESTED] if site in by_site else 0.0,
             }

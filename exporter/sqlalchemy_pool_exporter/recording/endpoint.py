@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.address import APPLICATION_PORT, MAX_PORT, Address
 from sqlalchemy_pool_exporter.board import answers as board
 from sqlalchemy_pool_exporter.board.moment import Moments
+from sqlalchemy_pool_exporter.board.page import Link
 from sqlalchemy_pool_exporter.board.query import QueryError
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.pausing import pausing
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
-_LANDING_PAGE = b"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>SQLAlchemy Pool Exporter</title></head>
-<body><h1>SQLAlchemy Pool Exporter</h1><p><a href="/metrics">Metrics</a></p></body></html>
-"""
+_LINKS: Final = (Link("metrics", "Metrics", "for Prometheus"),)
 STAND_BY_SECONDS: Final = 1.0  # between two looks at whether the process that serves is gone
 # A process that dies may free its lock before its port.
 _BIND_SECONDS: Final = 0.5
@@ -250,14 +248,15 @@ class Server:
             return answer(self._registry, request.method, wanted_by(accept, accept_encoding, request.query))
         if request.path in board.PATHS:
             return self._board_answer(request)
-        if request.path == "/":
-            return Answer(HTTPStatus.OK, {"Content-Type": "text/html; charset=utf-8"}, _LANDING_PAGE)
+        if request.path in board.FILES:
+            return Answer(HTTPStatus.OK, *board.file(request.path))
         return Answer(HTTPStatus.NOT_FOUND, PLAIN, b"not found: the metrics are at /metrics\n")
 
     def _board_answer(self, request: Request) -> Answer:
         try:
             with pausing():
-                return Answer(HTTPStatus.OK, *board.answer(request.path, request.query, self._moments.get()))
+                moment = self._moments.get()
+                return Answer(HTTPStatus.OK, *board.answer(request.path, request.query, moment, _LINKS))
         except QueryError as error:
             return Answer(HTTPStatus.BAD_REQUEST, PLAIN, f"400: {error}\n".encode())
 

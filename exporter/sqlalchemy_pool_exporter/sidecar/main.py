@@ -10,7 +10,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.families import Builder
@@ -67,9 +66,7 @@ class Sidecar:
     async def _serve(self, started: Callable[[str], object]) -> None:
         settings = self._config.web
         self._web_config = web_config = WebConfig(settings.config_file) if settings.config_file else None
-        application = web.application(
-            self, settings, version=package_version(), reload=self.reload, moments=Moments(self.read_fleet)
-        )
+        application = web.application(self, settings, reload=self.reload, moments=Moments(self.read_fleet))
         listener = await web.start(application, settings, web_config=web_config)
         try:
             await self._probe_exactly(self._config.databases)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's aiohttp application: metrics, health, reload and a landing page."""
+"""The sidecar's aiohttp application: metrics, the board, health and reload."""
 
 from __future__ import annotations
 
 import asyncio
-import html
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aiohttp import web
@@ -14,6 +13,7 @@ from aiohttp import web
 from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.board import answers as board
 from sqlalchemy_pool_exporter.board.moment import Moments
+from sqlalchemy_pool_exporter.board.page import Link
 from sqlalchemy_pool_exporter.board.query import QueryError
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.negotiation import Wanted
@@ -32,36 +32,6 @@ if TYPE_CHECKING:
 _DEFAULTS = Web()
 # Different responses (format, filter, encoding) that may wait for one collection; a scraper asks for one.
 _MAX_ANSWERS = 32
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>SQLAlchemy Pool Exporter</title>
-<style>
-body {{ font-family: system-ui, sans-serif; margin: 0; color: #222; }}
-header {{ background: #e6522c; color: #fff; padding: 1px 1.5rem; }}
-main {{ padding: 0 1.5rem; }}
-li {{ margin: .5rem 0; }}
-</style>
-</head>
-<body>
-<header><h1>SQLAlchemy Pool Exporter</h1></header>
-<main>
-<p>Prometheus metrics of SQLAlchemy connection pools. {version}</p>
-<ul>
-{links}
-</ul>
-</main>
-</body>
-</html>
-"""
-# The page needs only its own style. Headers of the web configuration file replace these.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 _Reload = Callable[[], Awaitable[object]]
 _Result = TypeVar("_Result")
@@ -94,7 +64,6 @@ def application(
     registry: Collectable,
     settings: Web = _DEFAULTS,
     *,
-    version: str = "",
     reload: _Reload | None = None,
     moments: Moments | None = None,
 ) -> web.Application:
@@ -103,18 +72,19 @@ def application(
     Args:
         registry: what to serve.
         settings: of the endpoint.
-        version: shown to people.
         reload: awaited by ``/-/reload`` if the settings enable it; if it raises ConfigError, its message is the
             response.
         moments: reads what the board shows, in a thread, and never while ``registry`` is collected.
     """
-    pages = _Pages(registry, settings, _landing_page(settings.telemetry_path, version), reload, moments)
+    pages = _Pages(registry, settings, reload, moments)
     app = web.Application()
     app.router.add_get(settings.telemetry_path, pages.metrics)
-    app.router.add_get("/", pages.landing)
     for path in board.PATHS:
         if path != settings.telemetry_path:
             app.router.add_get(path, pages.board)
+    for path in board.FILES:
+        if path != settings.telemetry_path:
+            app.router.add_get(path, pages.file)
     app.router.add_get("/-/healthy", pages.healthy)
     app.router.add_get("/-/ready", pages.ready)
     app.router.add_post("/-/reload", pages.reload)
@@ -203,14 +173,14 @@ class _Pages:
         self,
         registry: Collectable,
         settings: Web,
-        landing: str,
         reload: _Reload | None,
         moments: Moments | None,
     ) -> None:
         self._exposition = Exposition(registry)
         self._moments = moments or Moments(lambda: "no processes are read here")
         self._writing_board = asyncio.Lock()
-        self._settings, self._landing, self._reload = settings, landing, reload
+        self._settings, self._reload = settings, reload
+        self._links = _links(settings.telemetry_path)
 
     async def metrics(self, request: web.Request) -> web.Response:
         wanted = Wanted.of(
@@ -230,14 +200,15 @@ class _Pages:
         try:
             async with self._writing_board:
                 headers, body = await run_in_daemon_thread(
-                    lambda: board.answer(request.path, request.query_string, moment)
+                    lambda: board.answer(request.path, request.query_string, moment, self._links)
                 )
         except QueryError as error:
             raise web.HTTPBadRequest(text=f"400: {error}\n") from None
         return web.Response(body=Body(body), headers=headers)
 
-    async def landing(self, _request: web.Request) -> web.Response:
-        return web.Response(text=self._landing, content_type="text/html", headers=_PAGE_HEADERS)
+    async def file(self, request: web.Request) -> web.Response:
+        headers, body = board.file(request.path)
+        return web.Response(body=body, headers=headers)
 
     async def healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="healthy\n")
@@ -284,15 +255,9 @@ def scrape_timeout(header: str, settings: Web) -> float:
     return min(remaining, settings.scrape_timeout_seconds)
 
 
-def _landing_page(telemetry_path: str, version: str) -> str:
-    links = (
-        (telemetry_path, "Metrics", "for Prometheus"),
-        ("/-/healthy", "Health", "answers as long as the exporter runs"),
-        ("/-/ready", "Readiness", "answers once the exporter can be scraped"),
+def _links(telemetry_path: str) -> Sequence[Link]:
+    return (
+        Link(telemetry_path.removeprefix("/"), "Metrics", "for Prometheus"),
+        Link("-/healthy", "Health", "answers as long as the exporter runs"),
+        Link("-/ready", "Readiness", "answers once the exporter can be scraped"),
     )
-    items = (
-        f'<li><a href="{html.escape(path)}">{text}</a>: {description}</li>'
-        for path, text, description in links
-    )
-    sentence = f"Version {html.escape(version)}." if version else ""
-    return _PAGE.format(version=sentence, links="\n".join(items))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pools of the page, each with its bar, its numbers, what is wrong with it, and its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from .bar import bar, key
+from .bar import words as bar_words
+from .markup import Markup, joined, tag
+from .pieces import badge, more, pairs
+from .words import counted, duration, number, rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .query import Query
+    from .schema import Board, Limits, Pool, Site, Worker
+
+
+def pools_section(board: Board, query: Query) -> Markup:
+    """Return the pools that are asked for."""
+    is_part = bool(query.text or query.names)
+    every = tag("p", tag("a", "Show all pools", href="./")) if is_part else None
+    nothing = "No pool has that." if is_part else "No pools."
+    return tag(
+        "section",
+        tag("h2", "Pools, the worst first", id="pools"),
+        every,
+        key() if board["pools"] else None,
+        [_pool(pool, at, query) for at, pool in enumerate(board["pools"])] or tag("p", nothing),
+        more(board["pools_left_out"], query, "pools"),
+        aria_labelledby="pools",
+    )
+
+
+def _pool(pool: Pool, at: int, query: Query) -> Markup:
+    heading = f"pool-{at}"
+    state, severity = pool["state"], pool["severity"]
+    link = tag("a", tag("bdi", pool["name"]), href=f"?{urlencode({'pool': pool['name']})}")
+    return tag(
+        "section",
+        tag("h3", link, (joined(" ", one) for one in _badges(pool)), id=heading),
+        tag("p", _configuration(pool), class_="faint"),
+        bar(pool["limits"], state),
+        tag("p", bar_words(pool["limits"], state)),
+        pairs(_numbers(pool), "numbers"),
+        _processes(pool, query),
+        _sites(pool) if query.names else None,
+        class_="pool" if severity is None else f"pool {severity}",
+        aria_labelledby=heading,
+    )
+
+
+def _badges(pool: Pool) -> Iterator[Markup]:
+    """Yield a word for each kind of what is wrong; what it means is said above all pools."""
+    for kind, severity in {one["kind"]: one["severity"] for one in pool["conditions"]}.items():
+        yield badge(kind.replace("_", " "), severity)
+
+
+def _configuration(pool: Pool) -> str:
+    kinds = {
+        " on ".join(
+            filter(None, (info["pool_class"], "+".join(filter(None, (info["dialect"], info["driver"])))))
+        )
+        for info in pool["info"]
+    }
+    limits = "no live process has it" if pool["limits"] is None else ", ".join(_limits(pool["limits"]))
+    pools = counted(pool["instances"], "pool") if pool["instances"] > 1 else ""
+    return "; ".join(filter(None, (", ".join(sorted(kinds)), pools, limits)))
+
+
+def _limits(limits: Limits) -> Iterator[str]:
+    if limits["size"] is None:
+        yield "no limit"
+    elif limits["max_overflow"] is None:
+        yield f"size {number(limits['size'])}, unlimited overflow"
+    else:
+        yield f"size {number(limits['size'])} + {number(limits['max_overflow'])} overflow"
+    if limits["timeout_seconds"] is not None:
+        yield f"timeout {duration(limits['timeout_seconds'])}"
+    if limits["recycle_seconds"] is not None:
+        yield f"recycled after {duration(limits['recycle_seconds'])}"
+    yield "pre-ping" if limits["pre_ping"] else "no pre-ping"
+
+
+def _numbers(pool: Pool) -> Iterator[tuple[str, str | Markup]]:
+    state, rates = pool["state"], pool["rates"]
+    yield "Longest wait", duration(state["longest_wait_seconds"])
+    yield "Longest hold", duration(state["longest_held_seconds"])
+    if rates is None:
+        yield "Checkouts", f"{number(pool['counters']['checkouts'])} so far"
+        return
+    yield "Checkouts", rate(rates["checkouts"])
+    if rates["mean_wait_seconds"] is not None:
+        yield "Mean wait", duration(rates["mean_wait_seconds"])
+    if rates["mean_hold_seconds"] is not None:
+        yield "Mean hold", duration(rates["mean_hold_seconds"])
+    if rates["checkout_timeouts"]:
+        yield "Timeouts", tag("strong", rate(rates["checkout_timeouts"]), class_="waiting")
+    yield "Connects", rate(rates["connects"])
+    yield "Closes", rate(rates["closes"])
+
+
+def _processes(pool: Pool, query: Query) -> Markup | None:
+    if not pool["workers"] and not pool["workers_left_out"]:
+        return None
+    rows = (_process(worker) for worker in pool["workers"])
+    columns = ("Process", "Connections", "Waiting", "Longest wait", "Longest hold")
+    return joined(
+        tag(
+            "table",
+            tag("caption", "Processes with ", tag("bdi", pool["name"])),
+            tag("thead", tag("tr", (tag("th", name, scope="col") for name in columns))),
+            tag("tbody", rows),
+            class_="process",
+        ),
+        more(
+            pool["workers_left_out"],
+            query._replace(names=frozenset((pool["name"],))),
+            "workers",
+        ),
+    )
+
+
+def _process(worker: Worker) -> Markup:
+    state = worker["state"]
+    pid = "" if worker["pid"] is None else f" pid {worker['pid']}"
+    waiting = number(state["waiting"])
+    return tag(
+        "tr",
+        tag(
+            "th",
+            worker["worker"],
+            tag("span", pid, " ", worker["program"] or "", class_="faint"),
+            scope="row",
+        ),
+        tag("td", bar(worker["limits"], state), bar_words(worker["limits"], {**state, "waiting": 0})),
+        tag(
+            "td",
+            tag("strong", waiting, class_="waiting") if state["waiting"] else waiting,
+            data_label="Waiting",
+        ),
+        tag("td", duration(state["longest_wait_seconds"]), data_label="Longest wait"),
+        tag("td", duration(state["longest_held_seconds"]), data_label="Longest hold"),
+    )
+
+
+def _sites(pool: Pool) -> Markup | None:
+    if not pool["sites"]:
+        return None
+    columns = ("Where", "Held now", "Longest hold", "Checkouts", "Mean hold", "Nested")
+    return tag(
+        "table",
+        tag("caption", "Where the application checks connections out"),
+        tag("thead", tag("tr", (tag("th", name, scope="col") for name in columns))),
+        tag("tbody", map(_site, pool["sites"])),
+    )
+
+
+def _site(site: Site) -> Markup:
+    mean = site["hold_seconds"] / site["holds"] if site["holds"] else 0.0
+    return tag(
+        "tr",
+        tag("th", tag("bdi", site["site"]), scope="row", class_="code"),
+        tag("td", number(site["held"]), data_label="Held now"),
+        tag("td", duration(site["longest_held_seconds"]), data_label="Longest hold"),
+        tag("td", number(site["checkouts"]), data_label="Checkouts"),
+        tag("td", duration(mean), data_label="Mean hold"),
+        tag("td", number(site["nested_checkouts"]), data_label="Nested"),
+    )
