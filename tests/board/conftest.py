@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,10 @@ from tests.support.boards import Directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# As with programs: without it these tests are left out, and fail if REQUIRE_TOOLS is set.
+_IS_TESTED_IN_BROWSER = find_spec("playwright") is not None or "REQUIRE_TOOLS" in os.environ
+collect_ignore = [] if _IS_TESTED_IN_BROWSER else ["test_browser.py"]
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def _processes(pool: Pool, query: Query) -> Markup | None:
             tag("caption", "Processes with ", tag("bdi", pool["name"])),
             tag("thead", tag("tr", (tag("th", name, scope="col") for name in columns))),
             tag("tbody", rows),
-            class_="process",
+            class_="processes",
         ),
         more(
             pool["workers_left_out"],
