@@ -53,6 +53,34 @@ def _new_for_task(task: Task[Any]) -> Holder:
     return holder
 
 
+def acts_for(holder: Holder) -> bool:
+    """Return whether this thread or task is the holder, or is a task that the holder waits for.
+
+    SQLAlchemy's asyncio extension returns a connection at the end of ``async with`` in a task of its own, for which the
+    caller waits behind ``asyncio.shield()``.
+    """
+    if current_holder() is holder:
+        return True
+    loop = _get_running_loop()
+    running: Any = loop and current_task(loop)
+    waiting: Any = holder.task and holder.task()
+    awaited = getattr(waiting, "_fut_waiter", None)
+    if running is None or awaited is None:
+        return False
+    # shield() and gather() give the running task a callback that refers to the future for which the holder waits.
+    callbacks = [callback for callback, _ in getattr(running, "_callbacks", None) or ()]
+    return awaited is running or any(
+        awaited is one for callback in callbacks for one in _references(callback)
+    )
+
+
+def _references(callback: Any) -> Iterator[object]:
+    for cell in getattr(callback, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
+    yield from getattr(callback, "args", ())  # of a functools.partial, as in wait_for()
+
+
 # The number of the label, see ``LABEL``.
 current_label: Final[ContextVar[int]] = ContextVar("sqlalchemy_pool_exporter_label", default=0)
 

@@ -16,7 +16,7 @@ from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
 from sqlalchemy_pool_exporter.segment.entries import NESTED
 
 from .connection_row import Nesting
-from .holders import current_holder
+from .holders import acts_for
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
@@ -59,7 +59,7 @@ def timed_out(site: SiteEntry) -> None:
 def returned(row: ConnectionRow, nesting: Nesting) -> None:
     """Count what the return of a connection proves to be nested."""
     row.nesting = None
-    if current_holder() is not row.holder:
+    if row.holder is None or not acts_for(row.holder):
         return  # it was handed on
     outer = nesting.outer
     if (

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds a connection: thread or task and label; nested checkouts, and pools that wait for themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, exc
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+
+from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.held import held
+from tests.support.samples import RegistrySamples
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+pytestmark = pytest.mark.usefixtures("leave_nothing")
+
+POOL = "orders"
+
+
+@pytest.fixture
+def engine(registry: CollectorRegistry, tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(
+        "sqlite://",
+        poolclass=QueuePool,
+        pool_size=2,
+        max_overflow=0,
+        pool_timeout=0.5,
+        connect_args={"check_same_thread": False},
+    )
+    instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+    yield engine
+    engine.dispose()
+
+
+def an_async_engine(registry: CollectorRegistry, tmp_path: Path) -> AsyncEngine:
+    engine = create_async_engine(
+        "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=2, max_overflow=0, pool_timeout=0.5
+    )
+    instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+    return engine
+
+
+def holders(tmp_path: Path) -> list[tuple[str, str]]:
+    """Return the holder and the label of each connection that is checked out, as a sidecar reads them."""
+    return sorted(
+        (worker.texts.holder(one.holder), worker.texts.label(one.label))
+        for worker in Reader(tmp_path).read().live
+        for pool in worker.pools
+        for one in held(pool.snapshot)
+    )
+
+
+def nested(registry: CollectorRegistry) -> float:
+    """Return how many nested checkouts were counted."""
+    samples = RegistrySamples(registry).samples
+    return sum(v for (name, _), v in samples.items() if name == "sqlalchemy_pool_nested_checkouts_total")
+
+
+def deadlocked(registry: CollectorRegistry) -> float:
+    return sum(
+        v
+        for (name, _), v in RegistrySamples(registry).samples.items()
+        if name == "sqlalchemy_pool_self_deadlocked"
+    )
+
+
+@asynccontextmanager
+async def manager(engine: AsyncEngine) -> AsyncIterator[None]:
+    async with engine.connect():
+        yield
+
+
+async def two(engine: AsyncEngine) -> None:
+    first, second = await engine.connect(), await engine.connect()
+    await asyncio.wait_for(second.close(), 60)
+    await asyncio.gather(first.close())
+
+
+# -- names
+
+
+def test_threads_and_labels(engine: Engine, tmp_path: Path) -> None:
+    """The name of the thread and what the application says that it is doing are in the segment."""
+    checked_out, finish = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with label("GET /pay"), engine.connect():
+            checked_out.set()
+            finish.wait()
+
+    thread = threading.Thread(target=work, name="payments-1")
+    thread.start()
+    checked_out.wait()
+    with engine.connect():
+        assert holders(tmp_path) == [("MainThread", ""), ("payments-1", "GET /pay")]
+    finish.set()
+    thread.join()
+    assert holders(tmp_path) == []
+
+
+def test_tasks(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A task is known by its name, whether asyncio or the application gave it."""
+
+    async def run() -> None:
+        engine = an_async_engine(registry, tmp_path)
+
+        async def work(ready: asyncio.Event, finish: asyncio.Event) -> None:
+            with label("job"):
+                async with engine.connect():
+                    ready.set()
+                    await finish.wait()
+
+        finish = asyncio.Event()
+        tasks = []
+        for name in ("refund", "Task-7"):
+            ready = asyncio.Event()
+            tasks.append(asyncio.create_task(work(ready, finish), name=name))
+            await ready.wait()
+        assert holders(tmp_path) == [("Task-7", "job"), ("refund", "job")]
+        finish.set()
+        await asyncio.gather(*tasks)
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+def test_labels_nest(engine: Engine, tmp_path: Path) -> None:
+    """An inner label counts, and the outer one again after it."""
+    with label("outer"):
+        with label("inner"), engine.connect():
+            assert holders(tmp_path) == [("MainThread", "inner")]
+        with engine.connect():
+            assert holders(tmp_path) == [("MainThread", "outer")]
+
+
+def test_more_texts_than_there_is_room_for(engine: Engine, tmp_path: Path) -> None:
+    """Further labels are not shown, and harm nothing."""
+    for number in range(1000):
+        with label(f"request {number} " + "é" * 100), engine.connect():
+            pass
+    with label("one more"), engine.connect():
+        assert holders(tmp_path) == [("MainThread", "")]
+
+
+# -- nested checkouts
+
+
+def test_a_nested_checkout(engine: Engine, registry: CollectorRegistry) -> None:
+    """A second connection of the same pool counts once both are returned; two after each other do not."""
+    with engine.connect():
+        pass
+    with engine.connect():
+        pass
+    assert nested(registry) == 0.0
+    with engine.connect():
+        with engine.connect():
+            pass
+        with engine.connect():
+            pass
+    assert nested(registry) == 2.0
+
+
+def test_another_pool_is_not_nested(engine: Engine, registry: CollectorRegistry) -> None:
+    """A connection of one pool beside one of another cannot deadlock by itself."""
+    other = create_engine("sqlite://", poolclass=QueuePool)
+    instrument(other, name="users", registry=registry)
+    with engine.connect(), other.connect():
+        pass
+    assert nested(registry) == 0.0
+    other.dispose()
+
+
+def test_a_self_deadlock_is_named_while_it_lasts(engine: Engine, registry: CollectorRegistry) -> None:
+    """If all holders wait for another connection of the full pool, the gauge says so; the timeouts are counted."""
+    ready = threading.Barrier(2)
+    errors: queue.Queue[Exception] = queue.Queue()
+
+    def work() -> None:
+        with engine.connect():
+            ready.wait()
+            try:
+                engine.connect()
+            except exc.TimeoutError as error:
+                errors.put(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: deadlocked(registry) == 1.0)
+    for thread in threads:
+        thread.join()
+    assert deadlocked(registry) == 0.0
+    # One of the two got the connection that the other one returned, if it waited a moment longer.
+    assert nested(registry) == 2.0
+    assert errors.qsize() in {1, 2}
+
+
+def test_a_full_pool_that_others_wait_for_is_no_deadlock(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread that holds nothing waits for holders that can go on."""
+
+    def wait() -> None:
+        with pytest.raises(exc.TimeoutError):
+            engine.connect()
+
+    waits = threading.Thread(target=wait)
+    with engine.connect(), engine.connect():
+        waits.start()
+        assert eventually(
+            lambda: RegistrySamples(registry).value("pending_checkouts", POOL, worker="000") == 1.0
+        )
+        assert deadlocked(registry) == 0.0
+        waits.join()
+
+
+def test_connections_that_threads_hand_on(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread whose connection another one returns did not nest, however many it checks out meanwhile."""
+    handed: queue.Queue[Any] = queue.Queue()
+
+    def consume() -> None:
+        while (connection := handed.get()) is not None:
+            connection.close()
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    for _ in range(50):
+        handed.put(engine.connect())
+    handed.put(None)
+    consumer.join()
+    assert nested(registry) == 0.0
+
+
+def test_connections_that_tasks_hand_on(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """So it is with tasks, also if the first task checks out again while the second one holds its connection."""
+
+    async def run() -> None:
+        engine = an_async_engine(registry, tmp_path)
+        handed: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def consume() -> None:
+            while (connection := await handed.get()) is not None:
+                await asyncio.sleep(0)
+                await connection.close()
+
+        consumer = asyncio.create_task(consume())
+        for _ in range(20):
+            await handed.put(await engine.connect())
+        async with engine.connect():
+            pass
+        await handed.put(None)
+        await consumer
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert nested(registry) == 0.0
+
+
+def test_tasks_that_share_a_thread(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """Two tasks of one thread that hold connections at once do not nest; one task that holds two does."""
+
+    async def run() -> None:
+        engine = an_async_engine(registry, tmp_path)
+
+        async def work() -> None:
+            async with engine.connect():
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(work(), work())
+        assert nested(registry) == 0.0
+        async with engine.connect(), engine.connect():
+            pass
+        assert nested(registry) == 1.0
+        async with manager(engine), manager(engine):
+            pass
+        assert nested(registry) == 2.0
+        await asyncio.wait_for(two(engine), 60)
+        assert nested(registry) == 3.0
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+def test_a_new_thread_is_not_an_old_one(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread that gets the identity of one that ended, which left a connection out, holds nothing."""
+    left: list[Any] = []
+    first = threading.Thread(target=lambda: left.append(engine.connect()))
+    first.start()
+    first.join()
+    second = threading.Thread(target=lambda: engine.connect().close())
+    second.start()
+    second.join()
+    left.pop().close()
+    engine.dispose()
+    assert nested(registry) == 0.0
+
+
+@pytest.mark.parametrize("ends", ["detach", "invalidate", "collect"])
+def test_what_a_holder_no_longer_holds(engine: Engine, registry: CollectorRegistry, ends: str) -> None:
+    """After a detach, an invalidation or a collection the thread holds nothing."""
+    with ExitStack() as stack:
+        connection = engine.connect()
+        if ends == "detach":
+            connection.detach()
+            stack.callback(connection.close)
+        elif ends == "invalidate":
+            connection.invalidate()
+            connection.close()
+        else:
+            del connection
+        with engine.connect():
+            pass
+    assert nested(registry) == 0.0
+    assert RegistrySamples(registry).value("exporter_recording_faults_total", POOL) == 0.0

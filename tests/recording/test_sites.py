@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a checkout comes from: the innermost frame of the application's own code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool, QueuePool
+
+from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
+from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
+from tests.support import site_app
+from tests.support.samples import RegistrySamples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy.engine import Engine
+
+pytestmark = pytest.mark.usefixtures("leave_nothing")
+
+POOL = "orders"
+
+
+@pytest.fixture
+def an_engine() -> Iterator[Callable[..., Engine]]:
+    """Make engines that are instrumented; the test leaves them no connection."""
+    with ExitStack() as stack:
+
+        def make(registry: CollectorRegistry, **options: Any) -> Engine:
+            engine = create_engine(
+                "sqlite://", poolclass=QueuePool, connect_args={"check_same_thread": False}
+            )
+            stack.callback(engine.dispose)
+            instrument(engine, name=POOL, registry=registry, **options)
+            return engine
+
+        yield make
+
+
+def by_site(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """Return the values of a metric that are not 0, by site; without the numbers of lines."""
+    return {
+        dict(labels)["site"].rpartition(":")[0] or "other": value
+        for (metric, labels), value in RegistrySamples(registry).samples.items()
+        if metric == f"sqlalchemy_pool_{name}" and value
+    }
+
+
+@pytest.mark.parametrize(
+    ("use", "site"), site_app.SYNCHRONOUS.items(), ids=lambda x: getattr(x, "__name__", "")
+)
+def test_the_site_is_the_application_s_innermost_frame(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, use: Callable[..., None], site: str
+) -> None:
+    """Through SQLAlchemy, context managers, generators and thread pools, the application's own function is named."""
+    engine = an_engine(registry)
+    held: list[dict[str, float]] = []
+    use(engine, lambda: held.append(by_site(registry, "held_connections")))
+    expected = {f"tests.support.site_app:{site}": 1.0}
+    assert held == [expected]
+    assert by_site(registry, "held_connections") == {}
+    assert by_site(registry, "checkouts_by_site_total") == expected
+    assert by_site(registry, "hold_seconds_by_site_count") == expected
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("use", "site"), site_app.ASYNCHRONOUS.items(), ids=lambda x: getattr(x, "__name__", "")
+)
+def test_the_site_behind_a_greenlet(registry: CollectorRegistry, use: Callable[..., Any], site: str) -> None:
+    """An asyncio engine checks out in a greenlet; the coroutine that awaits it is named."""
+    held: list[dict[str, float]] = []
+
+    async def run() -> None:
+        engine = create_async_engine("sqlite+aiosqlite://")
+        instrument(engine, name=POOL, registry=registry)
+        await use(engine, lambda: held.append(by_site(registry, "held_connections")))
+        await use(engine, lambda: held.append(by_site(registry, "held_connections")))
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert held == [{f"tests.support.site_app:{site}": 1.0}] * 2
+    assert by_site(registry, "checkouts_by_site_total") == {f"tests.support.site_app:{site}": 2.0}
+
+
+def test_lines(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:
+    """Two places of one function are two sites, told apart by their lines."""
+    engine = an_engine(registry)
+    for _ in range(2):
+        engine.connect().close()
+        engine.connect().close()
+    line = test_lines.__code__.co_firstlineno + 3
+    found = RegistrySamples(registry).counters(POOL)
+    sites = {key.rpartition(":")[2]: v for key, v in found.items() if key.startswith("checkouts_by_site")}
+    assert sites == {str(line + 1): 2.0, str(line + 2): 2.0}
+
+
+def test_sums_over_sites_are_the_totals(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """More sites than there is room for are counted as other, and every sum is the total."""
+    engine = an_engine(registry)
+    number = SITES_PER_PAGE + 10
+    for at in range(number):
+        for _ in range(1 + at % 3):
+            exec(f"def use_{at}(engine): engine.connect().close()", globals())  # noqa: S102 - as many functions
+            globals()[f"use_{at}"](engine)
+    samples = RegistrySamples(registry)
+    checkouts = by_site(registry, "checkouts_by_site_total")
+    assert len(checkouts) == MOST_SITES + 1
+    assert sum(checkouts.values()) == samples.value("checkouts_total", POOL)
+    holds = by_site(registry, "hold_seconds_by_site_count")
+    assert sum(holds.values()) == samples.value("hold_seconds_count", POOL)
+    seconds = sum(by_site(registry, "hold_seconds_by_site_sum").values())
+    assert seconds == pytest.approx(samples.value("hold_seconds_sum", POOL))
+
+
+def test_counts_outlive_their_pools(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    """Engines that come and go have one set of sites, whose counts only grow, in memory and in a directory."""
+    for directory in (None, tmp_path):
+        own = CollectorRegistry()
+        for number in range(1, 6):
+            engine = an_engine(own, directory=directory)
+            site_app.core(engine, lambda: None)
+            engine.dispose()
+            del engine
+            assert by_site(own, "checkouts_by_site_total") == {"tests.support.site_app:core": float(number)}
+
+
+def test_off(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites can be switched off by an argument and by the environment; then nothing is shown of them."""
+    an_engine(registry, sites=False).connect().close()
+    own = CollectorRegistry()
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_SITES", "off")
+    an_engine(own).connect().close()
+    for one in (registry, own):
+        assert RegistrySamples(one).value("checkouts_total", POOL) == 1.0
+        assert by_site(one, "checkouts_by_site_total") == by_site(one, "held_connections") == {}
+
+
+INSTALLED = """
+import sys
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
+from prometheus_client import REGISTRY
+from sqlalchemy_pool_exporter import instrument
+import shop, helper
+
+engine = create_engine("sqlite://", poolclass=QueuePool)
+instrument(engine, name="orders")
+for _ in range(int(sys.argv[1])):
+    helper.call(shop.pay, engine)
+for family in REGISTRY.collect():
+    for sample in family.samples:
+        if sample.name.endswith("checkouts_by_site_total") and sample.value:
+            print(sample.labels["site"], sample.value)
+"""
+
+
+def run_installed(tmp_path: Path, number: int, **environment: str) -> dict[str, float]:
+    """Run an application that is installed like a library; return the checkouts by site."""
+    site = tmp_path / "site-packages"
+    site.mkdir(exist_ok=True)
+    (site / "shop.py").write_text("def pay(engine):\n    engine.connect().close()\n")
+    (site / "helper.py").write_text("def call(function, engine):\n    function(engine)\n")
+    (site / "started.py").write_text(INSTALLED)
+    environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    command = [sys.executable, "-m", "started", str(number)]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in out.splitlines()}
+
+
+def test_an_installed_application(tmp_path: Path) -> None:
+    """Without a frame of its own, the innermost library is named, at first and after many checkouts."""
+    assert run_installed(tmp_path, 3) == {"shop:pay:2": 3.0}
+    assert run_installed(tmp_path, 100) == {"shop:pay:2": 100.0}
+
+
+def test_prefixes(tmp_path: Path) -> None:
+    """An application that is installed like a library says which modules are its own."""
+    found = run_installed(tmp_path, 3, SQLALCHEMY_POOL_EXPORTER_APPLICATION="helper, other")
+    assert found == {"helper:call:2": 3.0}
+
+
+def test_a_pool_that_keeps_nothing(registry: CollectorRegistry) -> None:
+    """A NullPool has sites, too."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    instrument(engine, name=POOL, registry=registry)
+    site_app.session(engine, lambda: None)
+    assert by_site(registry, "checkouts_by_site_total") == {"tests.support.site_app:session": 1.0}
+
+
+@pytest.mark.parametrize("in_directory", [False, True])
+def test_a_forked_child_has_its_own(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, tmp_path: Path, in_directory: bool
+) -> None:
+    """A child begins with no sites; with a directory both are summed."""
+    engine = an_engine(registry, directory=tmp_path if in_directory else None)
+    site_app.core(engine, lambda: None)
+    engine.dispose()
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        site_app.core(engine, lambda: None)
+        site_app.begin(engine, lambda: None)
+        os.write(write, json.dumps(by_site(registry, "checkouts_by_site_total")).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    seen = json.loads(os.read(read, 1000))
+    name = "tests.support.site_app:"
+    both = {f"{name}core": 1.0 + in_directory, f"{name}begin": 1.0}
+    assert seen == both
+    own = {f"{name}core": 1.0}
+    assert by_site(registry, "checkouts_by_site_total") == (both if in_directory else own)
