@@ -96,7 +96,7 @@ def test_a_pool_beyond_its_table_that_is_full_is_saturated(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also connections that found no row are in use, and overflow; returned, they are idle or closed."""
-    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 1)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pool_block.ROW_PAGES", 1)
     pool = QueuePool(connect, pool_size=400, max_overflow=100)
     name = instrument(pool, registry=registry).name
     held = [pool.connect() for _ in range(500)]

@@ -140,7 +140,7 @@ def test_more_waiters_and_connections_than_the_tables_hold(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With more connections than the table has rows, all checkouts are counted and the rest show as untracked, too."""
-    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pool_block.ROW_PAGES", 2)
     pool: Pool = NullPool(creator)
     instrument(pool, name="p", registry=registry)
     most = ROWS + 2 * ROWS_PER_PAGE

@@ -161,7 +161,7 @@ def test_a_record_that_is_collected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A collected record frees its row and counts the close; if the connection was held, it counts as leaked."""
-    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pages.ROW_PAGES", 2)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pool_block.ROW_PAGES", 2)
     bench = Bench()
     if not tracked:
         bench.connections += [bench.connect()() for _ in range(ROWS + 2 * ROWS_PER_PAGE)]

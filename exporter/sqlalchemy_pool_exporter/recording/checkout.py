@@ -26,7 +26,6 @@ from sqlalchemy_pool_exporter.segment.block import (
     HOLD,
     LAST_CHECKIN,
     LEAKED_CHECKOUTS,
-    OTHER_SITES,
     SCRATCH,
     SERVER_PID,
     SUM,
@@ -171,17 +170,23 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     # end of straight line
                 else:
                     site = find()
-                    row.site, row.holder = site, who
+                    counts, at = site.table, site.at
+                    label, table, held_at = get_label(), row.table, row.held_at
                     who.rows[row.record_id] = row
                     if outer:
                         nesting.checked_out(row, outer)
-                    label, counts, at = get_label(), site.table, site.at
-                    table, held_at = row.table, row.held_at
                     # straight line
                     table[held_at] = now
-                    table[held_at + 1] = site.number
-                    table[held_at + 2] = who.number
-                    table[held_at + 3] = label
+                    # A comparison costs a tenth of a store, and most callers are those of the last checkout.
+                    if row.site is not site:
+                        row.site = site
+                        table[held_at + 1] = site.number
+                    if row.holder is not who:
+                        row.holder = who
+                        table[held_at + 2] = who.number
+                    if row.label != label:
+                        row.label = label
+                        table[held_at + 3] = label
                     counts[at] += 1.0
                     block[bucket] += 1.0
                     block[wait_sum] += wait
@@ -229,7 +234,6 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                     who.rows.pop(row.record_id, None)
                     if row.nesting is not None:
                         nesting.returned(row, row.nesting)
-                counts, at = (recorder.block, OTHER_SITES) if site is None else (site.table, site.at)
                 # Drop this reference while the proxy lives, as SQLAlchemy drops its own: if the proxy went first, the
                 # reference's callback would run at each return.
                 record._pool_exporter_holder = None
@@ -238,12 +242,15 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                 row.table[row.held_at] = 0.0
                 block[bucket] += 1.0
                 block[hold_sum] += held
-                counts[at + HOLDS] += 1.0
-                counts[at + HELD_SECONDS] += held
                 block[LAST_CHECKIN] = now
+                if site is not None:
+                    counts, at = site.table, site.at
+                    counts[at + HOLDS] += 1.0
+                    counts[at + HELD_SECONDS] += held
+                    if collected:
+                        counts[at + LEAKED] += 1.0
                 if collected:
                     block[LEAKED_CHECKOUTS] += 1.0
-                    counts[at + LEAKED] += 1.0
                 # end of straight line
             else:
                 slow_path.returned(record, row, since)
@@ -287,6 +294,9 @@ def mark_held(record: Any, row: ConnectionRow, holder: weakref.ref[Any] | None, 
     # straight line: in between, another thread could return the connection
     if record.fairy_ref is not None and not table[held_at]:
         record._pool_exporter_holder = holder
+        row.site = row.holder = None
+        row.label = 0
+        table[held_at + 1] = table[held_at + 2] = table[held_at + 3] = 0.0
         table[held_at] = since
     # end of straight line
 

@@ -78,6 +78,7 @@ class ConnectionRow(weakref.ref[Any]):
         "connection_id",
         "held_at",
         "holder",
+        "label",
         "nesting",
         "record_id",
         "site",
@@ -94,8 +95,9 @@ class ConnectionRow(weakref.ref[Any]):
     slots: FreeSlots | None  # to which the row goes back; None for private doubles
     untracked: float  # 1 if the block counts the row as untracked
     state: float  # IN_POOL, DISPOSED or RELEASED
-    # Of the last checkout; None if it is not known.
+    # Of the last checkout, also after the return; None or 0 if not known. The fields of the row say the same.
     site: SiteEntry | None
+    label: int
     holder: Holder | None
     nesting: Nesting | None  # None unless the checkout is nested, or has a nested one
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
@@ -124,6 +126,7 @@ class ConnectionRow(weakref.ref[Any]):
         self.state = IN_POOL
         self.site = None
         self.holder = None
+        self.label = 0
         self.nesting = None
         self.close_reason = None
         self.record_id = record_id
@@ -171,11 +174,10 @@ class ConnectionRow(weakref.ref[Any]):
 
     def forget_checkout(self) -> SiteEntry | None:
         """Note that the connection came back; return the site of its checkout, if that is known."""
-        site, holder = self.site, self.holder
-        self.site = self.holder = self.nesting = None
-        if holder is not None:
-            holder.rows.pop(self.record_id, None)
-        return site
+        self.nesting = None
+        if self.holder is not None:
+            self.holder.rows.pop(self.record_id, None)
+        return self.site
 
     def mark_released(self) -> None:
         """Mark the row as released."""

@@ -10,7 +10,8 @@ counted only once its holder returned both connections, the inner one first; or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
 from sqlalchemy_pool_exporter.segment.entries import NESTED
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
     from .connection_row import ConnectionRow, Holder
     from .recorder import Recorder
 
-_WAITS: int = WAITS_SINCE - HELD_SINCE
+_WAITS: Final = WAITS_SINCE - HELD_SINCE
+# Of the connections of a holder, so that a checkout takes no longer if its holder has thousands.
+_MOST: Final = 16
 
 
 def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
     """Note that a holder waits for a connection; return the rows of this pool that it holds already."""
     by_id = recorder.connections.by_id
-    rows = [row for key, row in list(holder.rows.items()) if by_id.get(key) is row and row.holder is holder]
+    try:
+        latest = list(islice(reversed(holder.rows.items()), _MOST))
+    except RuntimeError:  # another thread returned one of them in between
+        return []
+    rows = [row for key, row in latest if by_id.get(key) is row]
+    rows.reverse()
     for row in rows:
         row.table[row.held_at + _WAITS] = at
     return rows

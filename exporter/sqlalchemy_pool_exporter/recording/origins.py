@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from sqlalchemy.engine import Engine
+
 from .frames import Kind, kind_of, stack, text_of
 
 if TYPE_CHECKING:
@@ -81,10 +83,15 @@ class Origins:
     def _finder(self) -> Callable[[], SiteEntry]:
         """Return a function that returns the site of the caller of its caller. It runs at every checkout."""
         skipped, known, getframe, search = self._skipped, self._known, sys._getframe, self._search  # noqa: SLF001 - inspect.currentframe() has no depth
-        current_greenlet = _current_greenlet
+        current_greenlet, engine_connect = _current_greenlet, Engine.connect.__code__
 
         def find() -> SiteEntry:
-            frame: Any = getframe(2)
+            # An engine's connect() is two frames above the pool's; a frame that is skipped costs nothing here.
+            try:
+                frame: Any = getframe(4)
+                frame = frame.f_back if frame.f_code is engine_connect else getframe(2)
+            except ValueError:  # the stack is not as deep
+                frame = getframe(2)
             greenlet = None
             while True:
                 while frame is not None:

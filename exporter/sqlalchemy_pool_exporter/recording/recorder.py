@@ -37,7 +37,9 @@ from sqlalchemy_pool_exporter.segment.block import (
     HAS_OVERFLOW,
     HELD_SINCE,
     HOLD,
+    HOLDER,
     INVALIDATIONS,
+    LABEL,
     LAST_CHECKIN,
     LEAK_AFTER,
     LEAKED_CHECKOUTS,
@@ -310,13 +312,15 @@ class Recorder:
         bucket = WAIT + bisect_left(BUCKETS, now - began)
         block = self.block
         if self.origins is None:
-            row.site, number, counts, at = None, 0, block, SCRATCH
+            site, number, counts, at = None, 0, block, SCRATCH
         else:
-            row.site = site = self.origins.find()
-            number, counts, at = site
+            site = self.origins.find()
+            number, counts, at = site.number, site.table, site.at
         # straight line
         row.table[row.held_at] = now
+        row.site, row.holder, row.label = site, None, 0
         row.table[row.held_at + SITE - HELD_SINCE] = number
+        row.table[row.held_at + HOLDER - HELD_SINCE] = row.table[row.held_at + LABEL - HELD_SINCE] = 0.0
         counts[at] += 1.0
         block[bucket] += 1.0
         block[WAIT + SUM] += now - began

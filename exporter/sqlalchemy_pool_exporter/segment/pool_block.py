@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .block import OTHER_SITES
 from .entries import EntryWriter, sites_of
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from .entries import SiteCounts
 
 
-class SiteEntry(NamedTuple):
-    """Where the counts of a site of one pool are."""
+class SiteEntry:
+    """Where the counts of a site of one pool are. Not a named tuple, whose attributes take four times as long."""
 
-    number: int  # as a row refers to it; 0 if the site has no entry of its own
-    table: memoryview[float]
-    at: int  # index in ``table`` of its first count
+    __slots__ = ("at", "number", "table")
+
+    def __init__(self, number: int, table: memoryview[float], at: int) -> None:
+        self.number = number  # as a row refers to it; 0 if the site has no entry of its own
+        self.table = table
+        self.at = at  # index in ``table`` of its first count
 
 
 class Pages(Protocol):
@@ -52,7 +55,7 @@ class Pages(Protocol):
 class PoolBlock:
     """The block of one live pool. The mutable state is the further pages of rows, and the page of sites."""
 
-    __slots__ = ("_sites", "birth", "doubles", "page", "pages", "rows", "sites_page", "text")
+    __slots__ = ("_sites", "birth", "doubles", "other_sites", "page", "pages", "rows", "sites_page", "text")
 
     def __init__(self, pages: Pages, page: int, text: bytes) -> None:
         self.pages = pages
@@ -64,6 +67,8 @@ class PoolBlock:
         self.rows: list[int] = []
         self.sites_page = 0
         self._sites: EntryWriter | None = None
+        # The entry of all sites that have none of their own.
+        self.other_sites = SiteEntry(0, self.doubles, OTHER_SITES)
 
     def site(self, text: str) -> SiteEntry | None:
         """Return a new entry for a site; that of all others if there is no room; None if another thread adds one now.
@@ -84,11 +89,6 @@ class PoolBlock:
         if not number:
             return self.other_sites
         return SiteEntry(number, self.pages.page(self.sites_page).cast("d"), at + SITE_COPIES_AT[0])
-
-    @property
-    def other_sites(self) -> SiteEntry:
-        """The entry of all sites that have none of their own."""
-        return SiteEntry(0, self.doubles, OTHER_SITES)
 
     def sites(self) -> list[SiteCounts]:
         """Return the sites and their counts now."""
