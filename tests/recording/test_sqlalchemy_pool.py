@@ -115,6 +115,7 @@ def test_the_installed_release_has_them() -> None:
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,
         "proxy": proxy,
+        "copy of an engine": engine.execution_options(),
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
     }
     assert owners.keys() == UNPUBLISHED_NAMES.keys()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, ROW
+from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,7 @@ class ConnectionRow(weakref.ref[Any]):
         "close_reason",
         "connection_id",
         "held_at",
+        "order",
         "record_id",
         "slots",
         "state",
@@ -65,6 +66,7 @@ class ConnectionRow(weakref.ref[Any]):
     slots: FreeSlots | None  # to which the row goes back; None for private doubles
     untracked: float  # 1 if the block counts the row as untracked
     state: float  # IN_POOL, DISPOSED or RELEASED
+    order: int  # how many rows counted against pool_size when this one was added, itself too; 0 if it does not count
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
     connection_id: int
@@ -89,6 +91,7 @@ class ConnectionRow(weakref.ref[Any]):
         self.slots = None
         self.untracked = 0.0
         self.state = IN_POOL
+        self.order = 0
         self.close_reason = None
         self.record_id = record_id
         self.connection_id = 0
@@ -124,14 +127,6 @@ class ConnectionRow(weakref.ref[Any]):
     def is_empty(self) -> bool:
         """Whether the record's connection is closed, according to the table; the next checkout connects again."""
         return self.table[self.at] == EMPTY
-
-    def disposed(self) -> None:
-        """Count the connection against ``pool_size`` no more."""
-        # straight line: in between, the garbage collector or another thread could release the row
-        if self.state < DISPOSED:
-            self.state = DISPOSED
-            self.table[self.at + LIFECYCLE] = DISPOSED
-        # end of straight line
 
     def mark_released(self) -> None:
         """Mark the row as released."""

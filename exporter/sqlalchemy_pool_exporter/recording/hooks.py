@@ -39,6 +39,7 @@ from .sqlalchemy_pool import (
     INVOKE_CREATOR,
     RETURN_CONNECTION,
     dialect_of,
+    engine_with_pool,
     idle_records,
     listen,
     pings,
@@ -292,9 +293,9 @@ class Hooks:
 
 
 def _engine_that_calls() -> Engine | None:
-    """Return the engine whose method called the hook that calls this, or None."""
+    """Return the engine that has the pool, if its method or that of a copy called the hook that calls this; or None."""
     hook = inspect.currentframe()
     for _ in range(2):
         hook = hook and hook.f_back
     caller = hook and hook.f_locals.get("self")
-    return caller if isinstance(caller, Engine) else None
+    return engine_with_pool(caller) if isinstance(caller, Engine) else None

@@ -25,7 +25,14 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
 from .recorder import Recorder
-from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_name, may_hide_records
+from .sqlalchemy_pool import (
+    configuration,
+    dialect_of,
+    engine_with_pool,
+    has_no_records,
+    logging_name,
+    may_hide_records,
+)
 
 if TYPE_CHECKING:
     import os
@@ -99,7 +106,7 @@ class Handle:
 
     def _known(self, engine: Engine | None) -> None:
         if engine is not None:
-            self._engines.add(engine)
+            self._engines.add(engine_with_pool(engine))
 
     def _record(
         self,

@@ -152,8 +152,7 @@ class Recorder:
 
     def disposed(self) -> None:
         """Count the connections that are open now against ``pool_size`` no more: the pool was disposed of."""
-        for row in self.connections.rows():
-            row.disposed()
+        self.connections.disposed()
 
     def replaced(self, *, is_replaced: bool = True) -> None:
         """Note that a new pool has taken the place of this one, or that this one lives on all the same."""
@@ -288,7 +287,7 @@ class Recorder:
         row, is_overflow = row_of(record), False
         if row is None:
             row = self.add_row(record, NOT_YET, connection)
-            is_overflow = not self.is_replaced and self.connections.is_overflow(row, self._size)
+            is_overflow = not self.is_replaced and row.order > self._size  # _size is NaN without a limit
         else:
             row.close_reason = None
             self.connections.index_connection(row, connection)

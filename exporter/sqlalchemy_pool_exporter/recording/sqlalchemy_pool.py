@@ -56,6 +56,7 @@ UNPUBLISHED_NAMES: Final = {
     "queue of asyncio": ("_queue",),
     "record": ("_soft_invalidate_time", "fairy_ref", "finalize_callback", "starttime"),
     "proxy": ("_connection_record",),
+    "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
     # The private one of PING_METHODS is not listed: SQLAlchemy 2.0.0 has only the public one.
 }
@@ -150,6 +151,16 @@ def _listed_records(pool: Pool) -> list[Any] | None:
     if isinstance(pool, AssertionPool):
         return [record for record in (pool._conn,) if record is not None]
     return None
+
+
+def engine_with_pool(engine: Engine) -> Engine:
+    """Return the engine that has the pool: the argument, or the engine that the argument is a copy of.
+
+    A copy, made by ``execution_options()``, always has the pool of its original.
+    """
+    while "pool" not in vars(engine) and hasattr(engine, "_proxied"):
+        engine = engine._proxied
+    return engine
 
 
 class _Owner:
