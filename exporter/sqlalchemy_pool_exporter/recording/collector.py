@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.segment.ledger import View
 
     from .recorder import Recorder
 
@@ -142,12 +143,14 @@ class PoolCollector(Collector):
         is_silent = environment.is_on(environment.SIDECAR)
         metrics = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *(FLEET_METRICS if fleets else ()))
         builder = Builder(metrics, owner=OWNER, known=self._series)
-        others: set[str] = set()
+        beside: View | None = None
         if fleets and not is_silent:
-            others = self._process.fleet_collector.add_to(builder, without=self._names_elsewhere(self))
+            beside = self._process.fleet_collector.add_to(
+                builder, without=self._names_elsewhere(self), beside=read.identities
+            )
         else:
             builder.add_info((), "exporter_build_info", versions())
-        self.own.add_to(builder, read, others, self._process.id)
+        self.own.add_to(builder, read, beside, self._process.id)
         if not directories - {None}:
             self._add_forks(builder)
         builder.add((), [("exporter_scrape_errors_total", float(self.own.errors))])

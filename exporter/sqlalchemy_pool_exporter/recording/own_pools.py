@@ -13,7 +13,7 @@ from sqlalchemy_pool_exporter.segment.facts import Facts
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
 from sqlalchemy_pool_exporter.segment.ledger import Ledger
-from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from sqlalchemy_pool_exporter.segment.worker import Worker, WorkerPool
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.families import Builder
     from sqlalchemy_pool_exporter.segment.identity import Identity
+    from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.pages import Pages, Totals
 
     from .recorder import Recorder
@@ -40,6 +41,13 @@ class Read(NamedTuple):
 
     live: list[tuple[Recorder, WorkerPool]]
     pools: list[WorkerPool]  # those that no directory has, with the totals of pools that are gone
+
+    @property
+    def identities(self) -> set[Identity]:
+        """Those of the pools that are shown."""
+        return {pool.identity for _, pool in self.live} | {
+            pool.identity for pool in self.pools if pool.ended is None or _is_shown(pool.ended)
+        }
 
 
 class OwnPools:
@@ -108,7 +116,8 @@ class OwnPools:
             yield recorder.text, recorder.identity
         for store in list(self._stores):
             for totals in self._totals(store.pages()):
-                yield totals.text, read(totals.text).identity
+                if _is_shown(totals.ended):
+                    yield totals.text, read(totals.text).identity
 
     def _totals(self, several: Iterator[Pages]) -> Iterator[Totals]:
         for pages in several:
@@ -152,14 +161,21 @@ class OwnPools:
             )
         return Read(live, pools)
 
-    def add_to(self, builder: Builder, found: Read, others: set[str], pid: int) -> None:
+    def add_to(self, builder: Builder, found: Read, beside: View | None, pid: int) -> None:
         """Add the pools of this process that are in no directory, so that no other process sees them.
 
         If a directory has a pool of that label, too, they get the label ``worker``: two such processes, asked in turn,
         must not make one series go back and forth.
+
+        Args:
+            builder: builds the scrape.
+            found: the pools of this process.
+            beside: what the directories have added.
+            pid: of this process.
         """
         worker = Worker("", b"", 0, is_live=True, pools=tuple(found.pools), facts=Facts(None, None))
-        view = self._ledger.view([worker], [])
+        view = self._ledger.view([worker], [], beside=found.identities.union(beside.labels if beside else ()))
+        others = beside.infos if beside else {}
         owners: dict[str, tuple[str, ...]] = {
             label: (label, f"pid{pid}") if label in others else (label,) for label in view.labels.values()
         }
@@ -178,11 +194,10 @@ class OwnPools:
         owners: dict[str, tuple[str, ...]],
     ) -> None:
         now, wall = time.monotonic(), time.time()
-        every = labels({pool.identity for _, pool in found.live} | set(by_identity))
         shared: dict[str, set[bool | None]] = {}
         for recorder, pool in found.live:
             is_shared = recorder.store.shares(recorder.storage.doubles)
-            shared.setdefault(every[pool.identity], set()).add(is_shared)
+            shared.setdefault(by_identity[pool.identity], set()).add(is_shared)
         for label, are_shared in shared.items():
             if are_shared != {None}:
                 builder.add((label,), [("exporter_segment_shared", float(False not in are_shared))])
@@ -194,3 +209,8 @@ class OwnPools:
             snapshots = [pool.snapshot for pool in pools]
             add_capacity(builder, owners[label], snapshots)
             add_state(builder, owners[label], snapshots, now=now, wall=wall)
+
+
+def _is_shown(ended: float) -> bool:
+    """Return whether a name is still shown whose last pool went at a Unix time."""
+    return time.time() - ended <= RETENTION_SECONDS
