@@ -13,6 +13,7 @@ from sqlalchemy_pool_exporter.segment.facts import Facts
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
 from sqlalchemy_pool_exporter.segment.ledger import Ledger
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 from sqlalchemy_pool_exporter.segment.store import BlockStore
@@ -147,7 +148,10 @@ class OwnPools:
             pause()
             try:
                 pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
-            except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
+            except Exception as error:
+                if not is_own(error):
+                    raise
+                # One odd pool never fails the scrape.
                 self.errors += 1
                 continue
             if pool.snapshot.is_active:

@@ -296,4 +296,6 @@ def unlisten(pool: Pool, name: str, listener: Any) -> None:
     # list() is one call, so no other thread changes the deque meanwhile. Compare by identity, because a listener can
     # define its own equality.
     present = list(collection.listeners)
-    collection.listeners = deque([other for other in present if other is not listener])
+    # It is not there if a time limit struck before it was added, and a pool without listeners has no deque.
+    if any(other is listener for other in present):
+        collection.listeners = deque([other for other in present if other is not listener])

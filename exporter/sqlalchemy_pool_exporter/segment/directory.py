@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.pausing import pause
 
 from .format import FILES, file_name
 from .ledger import Ledger, View
+from .own_errors import is_own
 from .pages import RETENTION_SECONDS
 from .trust import Trust
 from .worker import OtherError, read
@@ -203,6 +204,8 @@ class Reader:
         try:
             return sorted(_NAMES.keys() & set(os.listdir(self.directory)))  # noqa: PTH208 - the names alone
         except OSError as error:
+            if not is_own(error):
+                raise
             complaints[str(self.directory), "unreadable"] = error.strerror or str(error)
             return None
 
@@ -223,6 +226,8 @@ class Reader:
 def _stamp(path: str) -> _Stamp | None:
     try:
         status = os.stat(path, follow_symlinks=False)  # noqa: PTH116 - a path of its own for each is slower
-    except OSError:
+    except OSError as error:
+        if not is_own(error):
+            raise
         return None
     return _Stamp(status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy_pool_exporter.about import package_version
 
 from .format import FILES
+from .own_errors import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,7 +91,9 @@ def started() -> datetime:
         # The name of the program, in parentheses, can contain anything. Field 22 is in clock ticks since the boot.
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
+    except (OSError, ValueError, IndexError, AttributeError) as error:
+        if not is_own(error):
+            raise
         return now
     return datetime.fromtimestamp(now.timestamp() - max(age, 0.0), UTC)
 
