@@ -220,7 +220,13 @@ QUIET = re.compile(
 # Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
 SLOTS = {
     name
-    for owner in (recorder.Recorder, connection_row.ConnectionRow, slots.FreeSlots, _ConnectionRecord)
+    for owner in (
+        recorder.Recorder,
+        connection_row.ConnectionRow,
+        connection_table.ConnectionTable,
+        slots.FreeSlots,
+        _ConnectionRecord,
+    )
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
 } | {connection_row.HOLDER_ATTRIBUTE}

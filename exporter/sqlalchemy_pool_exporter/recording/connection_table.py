@@ -126,14 +126,17 @@ class ConnectionTable:
     def disposed(self) -> None:
         """Count the connections that are open now against the pool's size no more."""
         for row in self.rows():
-            # straight line: in between, the garbage collector or another thread could release the row
-            if row.state == IN_POOL:
-                if row.order:
-                    self._in_pool -= 1
-                    row.order = 0
-                row.state = DISPOSED
-                row.table[row.at + LIFECYCLE] = DISPOSED
-            # end of straight line
+            self._row_disposed(row)
+
+    def _row_disposed(self, row: ConnectionRow) -> None:
+        # straight line: in between, the garbage collector or another thread could release the row
+        if row.state == IN_POOL:
+            if row.order:
+                self._in_pool -= 1
+                row.order = 0
+            row.state = DISPOSED
+            row.table[row.at + LIFECYCLE] = DISPOSED
+        # end of straight line
 
     def unlisted(self, record: object) -> ConnectionRow:
         """Return a released row outside the table, for a record whose pool is no longer instrumented."""
