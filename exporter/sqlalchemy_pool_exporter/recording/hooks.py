@@ -161,7 +161,8 @@ class Hooks:
         listen(self.pool, name, listener)
 
     def _connect_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        creator_hook = next(one.hook for one in self._installed if one.name == INVOKE_CREATOR)
+        # Not next(): a time limit that strikes while a generator that was not exhausted is closed is lost.
+        creator_hook, *_ = [one.hook for one in self._installed if one.name == INVOKE_CREATOR]
         if shares_its_connection(self.pool):
             original = self._shared_hook(original)
 

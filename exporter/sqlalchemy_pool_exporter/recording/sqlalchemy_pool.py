@@ -297,5 +297,6 @@ def unlisten(pool: Pool, name: str, listener: Any) -> None:
     # define its own equality.
     present = list(collection.listeners)
     # It is not there if a time limit struck before it was added, and a pool without listeners has no deque.
-    if any(other is listener for other in present):
-        collection.listeners = deque([other for other in present if other is not listener])
+    kept = [other for other in present if other is not listener]
+    if len(kept) < len(present):
+        collection.listeners = deque(kept)
