@@ -83,8 +83,9 @@ class OwnPools:
 
     def add(self, recorder: Recorder, *, is_alone: bool) -> None:
         """Show a pool; unless it is alone, the log says once that others have the name."""
-        if not (is_alone or recorder.text in self._said) and any(
-            pages.live(recorder.text) > 1 for pages in recorder.store.pages()
+        if not (is_alone or recorder.text in self._said) and (
+            # Not any(): a time limit that strikes while a generator that was not exhausted is closed is lost.
+            max((pages.live(recorder.text) for pages in recorder.store.pages()), default=0) > 1
         ):
             if len(self._said) >= _MOST_SAID:
                 self._said.clear()
