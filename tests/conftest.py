@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -73,6 +74,15 @@ def pytest_configure() -> None:
     package = _package()
     if os.environ.get("REQUIRE_WHEEL") and not package.is_relative_to(Path(sys.prefix).resolve()):
         raise pytest.UsageError(f"the tests are to run on the built wheel and would run on {package}")
+
+
+def pytest_collection_finish() -> None:
+    """Freeze what collecting the tests left, so that no garbage collection of a test looks through it.
+
+    It is 300,000 objects, which take 0.1 s each time, and hundreds of tests collect.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
