@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import exc
@@ -37,7 +38,6 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable
-    from types import CodeType
 
     from .connection_row import ConnectionRow
     from .recorder import Recorder
@@ -152,6 +152,14 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         return connection
 
     return connect
+
+
+# The code of every wrapper that connect_hook() returns.
+CONNECT_CODE: Final = next(
+    code
+    for code in connect_hook.__code__.co_consts
+    if isinstance(code, CodeType) and code.co_name == "connect"
+)
 
 
 def return_hook(  # noqa: C901 - as above

@@ -43,7 +43,6 @@ from .sqlalchemy_pool import (
     idle_records,
     listen,
     pings,
-    records_of,
     shares_its_connection,
     unlisten,
 )
@@ -106,18 +105,13 @@ class Hooks:
 
     # -- attaching and restoring
 
-    def attach(self, *, is_new: bool = False, may_hide: bool = False) -> None:
+    def attach(self, *, is_new: bool = False) -> None:
         """Install the hooks.
 
         Args:
-            is_new: the pool has no connection record. Otherwise connections may be out, and callers may be waiting.
-            may_hide: connections may be out that the pool does not count, because it was disposed of meanwhile.
+            is_new: the pool was just made. Otherwise connections may be out, and callers may be waiting.
         """
         pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
-        # Slow if connections are out. A new pool has no records yet.
-        present = [] if is_new else records_of(pool, may_hide=may_hide)
-        if not is_new and slow_path.is_in_use(present):
-            slow_path.await_latecomers(self._listen)
         self._install(CLOSE_CONNECTION, connections.close_hook)
         self._install(INVOKE_CREATOR, connections.creator_hook)
         self._install(RETURN_CONNECTION, functools.partial(return_hook, slow_path, recorder))
@@ -129,10 +123,14 @@ class Hooks:
         self._listen("close_detached", connections.on_close_detached)
         if pings(pool):
             PingTap.attach(dialect_of(pool), recorder)
-        if present:
-            slow_path.adopt_present(may_hide=may_hide)
-        # Last: a checkout that is recorded needs all the other hooks.
+        # The last hook: a checkout that is recorded needs all the others.
         self._install("connect", self._connect_hook)
+        if not is_new:
+            # After the hook, so that each checkout runs through it or is seen to be under way.
+            if slow_path.is_in_use():
+                slow_path.await_latecomers(self._listen)
+            # After the listener, so that each checkout is heard or its record is found.
+            slow_path.adopt_present()
 
     def detach(self) -> None:
         """Remove the hooks and listeners."""

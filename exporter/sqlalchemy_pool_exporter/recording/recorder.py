@@ -90,11 +90,11 @@ class Recorder:
         "clock",
         "configuration",
         "connections",
-        "finalizer",
         "identity",
         "info",
         "is_ended",
         "is_replaced",
+        "pool_ref",
         "storage",
         "store",
         "text",
@@ -121,7 +121,7 @@ class Recorder:
         self.block = self.storage.doubles
         self.is_ended = False
         self.is_replaced = False
-        self.finalizer: weakref.finalize[..., Any] | None = None
+        self.pool_ref: weakref.ref[Any] | None = None
         self._size = math.nan
         self.configuration = configuration
         self.configure(configuration)
@@ -181,10 +181,9 @@ class Recorder:
         self.block = self.storage.doubles
         self.configure(self.configuration)
 
-    def pool_attached(self, finalizer: weakref.finalize[..., Any]) -> None:
-        """Note that the pool is recorded; ``finalizer`` runs when it is garbage-collected."""
-        finalizer.atexit = False
-        self.finalizer = finalizer
+    def pool_attached(self, pool_ref: weakref.ref[Any]) -> None:
+        """Note that the pool is recorded; the callback of ``pool_ref`` runs when it is garbage-collected."""
+        self.pool_ref = pool_ref
 
     def pool_collected(self) -> bool:
         """Note that the pool was garbage-collected; return whether it was recorded until now.
@@ -206,11 +205,10 @@ class Recorder:
         self.block = memoryview(b"").cast("d")
         self._end()
         self.connections.clear()
-        if self.finalizer is not None:
-            self.finalizer.detach()
 
     def _end(self) -> None:
         self.is_ended = True
+        self.pool_ref = None  # breaks the reference cycle, and drops the callback
         self.storage.doubles[ACTIVE] = 0.0
 
     @property
