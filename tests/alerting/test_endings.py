@@ -139,8 +139,8 @@ ENDINGS = {
     ("DatabaseNearMax", "critical"): Ending(
         1, {**ALLOWED, "database_connections{database='d',state='idle'}": ("50", "99")}
     ),
-    ("FleetCeiling", "warning"): Ending(1, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
-    ("FleetCeiling", "critical"): Ending(1, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
+    ("FleetCeiling", "warning"): Ending(3, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
+    ("FleetCeiling", "critical"): Ending(3, {**ALLOWED, "capacity{pool='p'}": ("50", "101")}),
     ("ReadOnlyServer", "warning"): Ending(1, READ_ONLY),
     ("ReadOnlyServer", "critical"): Ending(1, READ_ONLY),
     ("IdleInTransaction", "warning"): Ending(
