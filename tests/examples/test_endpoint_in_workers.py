@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.examples.test_servers import Client, Server, Tally, _ask
-from tests.recording.test_standby import free_port
+from tests.examples.test_servers import IMPATIENT, Client, Server, Tally, _ask
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.samples import key, read_samples
 from tests.support.wait import SECONDS, eventually
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.pg import Server as DatabaseServer
     from tests.support.samples import Samples
 
-WORKERS = 4
+WORKERS = 3
 # The applications use the snippet's engine; the response is the process id.
 WSGI = """
 import os
@@ -73,7 +73,7 @@ SERVERS = {
     "uwsgi lazy": (*UWSGI, "--lazy-apps", "--module", "snippet:app"),
     "uvicorn": ("-m", "uvicorn", "--workers", str(WORKERS), "--port", "0", "snippet:app"),
 }
-MORE = ("uwsgi lazy",)  # combinations of features that other entries test
+MORE = ("gunicorn gthread preload", "uwsgi lazy")  # combinations of features that other entries test
 
 
 def write_snippet(folder: Path, database: DatabaseServer, port: int, application: str) -> None:
@@ -189,7 +189,7 @@ def test_celery_shows_every_worker(pool: str, server: DatabaseServer, tmp_path: 
     """
     port, shared = free_port(), tmp_path / "pools"
     shared.mkdir()
-    write_snippet(tmp_path, server, port, CELERY)
+    write_snippet(tmp_path, server, port, CELERY + IMPATIENT)
     celery = server.url("postgresql+psycopg", application_name="celery")
     environment = {
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
