@@ -16,8 +16,9 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_ARGS ?=
 PYENV_ROOT ?= $(HOME)/.pyenv
 
-# The caller's own Python settings must not affect the environments.
-unexport PYTHONHOME PYTHONPATH
+# The caller's own Python settings must not affect the environments. Without bytecode, every process that a test starts
+# compiles its modules, and pytest all tests.
+unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -102,9 +102,9 @@ class _TimedReader(Reader):
 
     spent = 0
 
-    def read(self, *, per_worker: bool = False) -> Fleet:
+    def read(self, **options: Any) -> Fleet:
         began = time.process_time_ns()
-        fleet = super().read(per_worker=per_worker)
+        fleet = super().read(**options)
         self.spent = time.process_time_ns() - began
         return fleet
 

@@ -78,7 +78,7 @@ class Read:
     def __init__(self, directory: Path) -> None:
         self._fleet = Reader(directory).read()
 
-    def read(self, *, per_worker: bool = False) -> Fleet:  # noqa: ARG002
+    def read(self, **_options: object) -> Fleet:
         """Return what was read."""
         return self._fleet
 

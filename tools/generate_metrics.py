@@ -82,6 +82,17 @@ What the sidecar's [probes](databases.md) see. Each has the label `database`, an
 is absent, never 0.
 
 {table(DATABASE_METRICS)}
+## Which pools have a name
+
+* Pools of one name are one set of series. Pools of one default name that differ in class or limits have a suffix from
+  what differs until the others have left. All metrics of a scrape agree on the suffix; with
+  `SQLALCHEMY_POOL_EXPORTER_SIDECAR` the application knows only its own pools, so
+  `sqlalchemy_pool_exporter_segment_shared` can lack a suffix that the sidecar shows. `name=` never has one.
+* A name that no live pool has had for an hour leaves, and so does the oldest of more than 64 such names; a later pool
+  of that name counts from 0. An engine that is disposed of still has a pool, so its name stays for as long as the
+  application keeps the engine, however rarely it is used. There is no setting for the hour: the processes and the
+  sidecar would have to agree on it.
+
 ## How they add up
 
 * Every checkout ends as one return or one detach: `checkouts_total` = `checkins_total` + `detaches_total` + in use, for

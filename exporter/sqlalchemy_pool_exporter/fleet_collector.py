@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
     from sqlalchemy_pool_exporter.segment.directory import Fleet
+    from sqlalchemy_pool_exporter.segment.identity import Identity
+    from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot, Value
 
 _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *FLEET_METRICS)
@@ -36,8 +38,8 @@ _FAULTS = "exporter_recording_faults_total"
 class Reads(Protocol):
     """Reads one directory, or several."""
 
-    def read(self, *, per_worker: bool = ...) -> Fleet:
-        """Return the workers and sums now."""
+    def read(self, *, per_worker: bool = ..., beside: Collection[Identity] = ...) -> Fleet:
+        """Return the workers and sums now; ``beside``: pools that something else shows in the same scrape."""
 
 
 class FleetCollector(Collector):
@@ -77,9 +79,20 @@ class FleetCollector(Collector):
         self._series = scrape.series
         yield from scrape.families()
 
-    def add_to(self, scrape: Builder, *, without: Collection[str] = ()) -> set[str]:
-        """Read the directory and add what it says, except of the pools with these names; return the other names."""
-        fleet = self._reader.read(per_worker=self._counters_per_worker)
+    def add_to(
+        self, scrape: Builder, *, without: Collection[str] = (), beside: Collection[Identity] = ()
+    ) -> View:
+        """Read the directory and add what it says.
+
+        Args:
+            scrape: the builder.
+            without: names of pools that are left out.
+            beside: pools that something else shows in the same scrape.
+
+        Returns:
+            What was added.
+        """
+        fleet = self._reader.read(per_worker=self._counters_per_worker, beside=beside)
         self.labels_by_name = fleet.view.labels_by_name
         if without:
             fleet = without_names(fleet, without)
@@ -99,7 +112,7 @@ class FleetCollector(Collector):
             if worker.facts.process is not None:
                 labels = {"worker": worker.number, **worker.facts.process._asdict()}
                 scrape.add_info((), "exporter_worker_info", labels)
-        return set(fleet.infos)
+        return fleet.view
 
     def _add_states(self, scrape: Builder, fleet: Fleet) -> None:
         by_pool: dict[str, dict[str, list[Snapshot]]] = {}

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlalchemy_pool_exporter.alerting import rules
-from tests.support.incident_list import INCIDENTS
+from tests.support.incident_list import INCIDENTS, LONG, QUIET
 from tests.support.incidents import seconds, thresholds
 
 if TYPE_CHECKING:
-    from tests.support.incidents import Incident, Played
+    from tests.support.incident_run import Played
+    from tests.support.incidents import Incident
 
 pytestmark = [pytest.mark.soak, pytest.mark.requires("prometheus", "prometheus-alertmanager")]
-# Slack for two scrapes, two rule evaluations, one probe and a busy machine.
-GRACE = 15.0
+# Slack in minutes for two scrapes, two rule evaluations, one probe and a busy machine.
+GRACE = 7.5
 
 
-def _seconds(name: str) -> float:
-    """Return a threshold of this run in seconds."""
-    value = thresholds().get(name) or rules.thresholds(rules.source())[name].default
+def _seconds(name: str, faster: float) -> float:
+    """Return a threshold of the run in seconds."""
+    value = thresholds(faster).get(name) or rules.thresholds(rules.source())[name].default
     return float(value) if name.endswith("_seconds") else seconds(value)
 
 
@@ -30,14 +31,19 @@ def test_the_alerts_of_an_incident_fire_in_time(incident: Incident, incidents: P
     """Each expected alert fires within the time that its rule states, and not before its ``for`` has passed."""
     fired, began = incidents.fired(incident.name), incidents.began[incident.name]
     after = {tier: fired[tier][0] - began if tier in fired else None for tier in incident.expected}
-    due = {tier: sum(map(_seconds, parts)) + GRACE for tier, parts in incident.expected.items()}
+
+    def threshold(name: str) -> float:
+        return _seconds(name, incidents.faster)
+
+    grace = incidents.seconds(GRACE)
+    due = {tier: sum(map(threshold, parts)) + grace for tier, parts in incident.expected.items()}
     late = {tier: (when, due[tier]) for tier, when in after.items() if when is None or when > due[tier]}
     assert {} == late
     there = (incidents.hired if incident.is_configured else incidents.began)[incident.name]
     held_back = {
-        tier: (when, _seconds(parts[-1]))
+        tier: (when, threshold(parts[-1]))
         for tier, parts in incident.expected.items()
-        if (when := fired[tier][0] - there) < _seconds(parts[-1])
+        if (when := fired[tier][0] - there) < threshold(parts[-1])
     }
     assert {} == held_back
 
@@ -54,14 +60,15 @@ def test_no_other_alert_fires(incident: Incident, incidents: Played) -> None:
 @pytest.mark.parametrize("name", ["restart", "stopped", "blocked", "blockedone", "storm"])
 def test_alerts_of_what_is_over_are_over(name: str, incidents: Played) -> None:
     """Once the database is back, the worker goes on or the storm is over, no alert keeps firing."""
-    fired = incidents.fired(name)
+    fired, last = incidents.fired(name), incidents.end - incidents.seconds(4)
     assert fired
-    assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > incidents.end - 15.0}
+    assert {} == {tier: times[-1] for tier, times in fired.items() if times[-1] > last}
 
 
 def test_the_healthy_run_was_full(incidents: Played) -> None:
     """In the healthy run each worker was full at times and more than 60 % in use on average, and callers waited."""
-    window, at = f"[{incidents.end - incidents.began['healthy'] - 20:.0f}s]", incidents.end - 15.0
+    at = incidents.began["healthy"] + incidents.seconds(QUIET + LONG)
+    window = f"[{incidents.seconds(LONG):.0f}s]"
 
     def of_workers(expr: str) -> list[float]:
         return [sample.value for sample in incidents.prometheus.query(expr, time=at)]

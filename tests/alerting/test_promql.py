@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import grafana
+from tests.support.promtool import evaluate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +127,6 @@ def _computed(directory: Path, expr: str, series: dict[str, float]) -> list[floa
             }
         )
     )
-    done = subprocess.run(["promtool", "test", "rules", tests], capture_output=True, text=True, check=False)
+    done = evaluate(tests)
     (got,) = re.findall(r"got:(.*)", done.stdout + done.stderr)
     return sorted(float(value) for value in re.findall(r"\} (\S+?)(?:,|$)", got))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support import pg
-    from tests.support.incidents import Played
+    from tests.support.incident_run import Played
     from tests.support.runbook_list import Case
 
 PAGES = sorted(RUNBOOKS.glob("*.md"))
@@ -35,7 +35,7 @@ each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_culprit_is_in_the_output(case: Case, incidents: Played) -> None:
     """Each query and command of a runbook, run while its incident is on, puts out what causes the incident."""
-    answers = incidents.answers[case]
+    answers = incidents.answered(case)
     assert len(answers) == sum(pattern is not None for pattern in case.patterns)
     assert [] == [
         (answer.asked, answer.pattern, answer.output) for answer in answers if not answer.has_culprit

@@ -186,7 +186,7 @@ def test_a_table_on_the_terminal_stands_in_columns() -> None:
 
 def test_names_that_come_and_go_cost_what_the_live_ones_cost() -> None:
     """Twice as many tenants, one after the other, take no more of the file, no more memory and no more series."""
-    few, many = (names.measured(count, is_live=False) for count in (200, 400))
+    few, many = (names.measured(count, is_live=False) for count in (80, 160))
     assert few.series == many.series
     # A file system counts a block of its own for some files.
     assert many.file < 1.01 * few.file
@@ -195,6 +195,6 @@ def test_names_that_come_and_go_cost_what_the_live_ones_cost() -> None:
 
 def test_live_pools_cost_their_own() -> None:
     """A pool more takes a page of the file, and its own series."""
-    few, many = (names.measured(count, is_live=True) for count in (20, 40))
+    few, many = (names.measured(count, is_live=True) for count in (10, 20))
     assert many.file <= 2 * few.file
     assert many.series < 2 * few.series

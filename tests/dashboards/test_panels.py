@@ -9,11 +9,12 @@ import pytest
 
 from tests.support import grafana, pg
 from tests.support.board_run import IN_APP, INTERVAL, RATE_INTERVAL, SIDECAR, Run, check_panels, watched
+from tests.support.incidents import INTERVAL_MINUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.incidents import Played
+    from tests.support.incident_run import Played
 
 pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("prometheus")]
 SECONDS = 65.0
@@ -66,7 +67,13 @@ def test_application_alone(seen: Run) -> None:
 
 def test_incidents(incidents: Played) -> None:
     """While all incidents play, all queries have series, except for those of an application's own endpoint."""
-    silent = check_panels(incidents.prometheus, incidents.start, incidents.end)
+    silent = check_panels(
+        incidents.prometheus,
+        incidents.start,
+        incidents.end,
+        step=incidents.seconds(INTERVAL_MINUTES),
+        rate_interval=f"{incidents.seconds(4 * INTERVAL_MINUTES):.0f}s",
+    )
     assert OF_APPLICATION == _titles(silent)
 
 

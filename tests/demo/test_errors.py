@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -13,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from demo import postgres
+from demo.errors import DemoError
+from demo.options import parse
 from tests.support.running_demo import demo, has, working_in
+
+pytestmark = pytest.mark.newest
 
 
 def one_sentence(status: int, output: str, errors: str) -> str:
@@ -23,6 +29,19 @@ def one_sentence(status: int, output: str, errors: str) -> str:
     assert errors.endswith("\n")
     assert errors.count("\n") == 1
     return errors.removeprefix("demo: error: ").rstrip()
+
+
+def refusal(directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the error with which the demo's server refuses a directory for temporary files."""
+
+    async def start() -> None:
+        async with postgres.running():
+            pytest.fail("it runs")
+
+    monkeypatch.setenv("TMPDIR", str(directory))
+    with pytest.raises(DemoError) as caught:
+        asyncio.run(start())
+    return str(caught.value)
 
 
 def test_a_taken_port_is_an_error(directory: Path) -> None:
@@ -46,28 +65,37 @@ def test_a_taken_port_is_an_error(directory: Path) -> None:
         (("--port", "-1"), "--port -1 is out of range: a port is a number from 0 to 65535"),
     ],
 )
-def test_values_out_of_range_are_refused(directory: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_values_out_of_range_are_refused(arguments: tuple[str, ...], sentence: str) -> None:
     """The error for a value out of range names the value and the range."""
-    with demo(directory, *arguments) as running:
-        assert one_sentence(*running.end()) == sentence
+    with pytest.raises(DemoError) as caught:
+        parse(arguments)
+    assert str(caught.value) == sentence
 
 
-def test_a_temporary_directory_that_is_missing_is_an_error(directory: Path) -> None:
+def test_a_wrong_value_is_an_error(directory: Path) -> None:
+    """The demo ends with that error."""
+    with demo(directory, "--port", "-1") as running:
+        sentence = one_sentence(*running.end())
+    assert sentence == "--port -1 is out of range: a port is a number from 0 to 65535"
+
+
+def test_a_temporary_directory_that_is_missing_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names a TMPDIR that does not exist, where Python's tempfile would silently use another directory."""
     missing = directory / "missing"
-    with demo(missing, "--port", "0") as running:
-        sentence = one_sentence(*running.end())
-    assert sentence.startswith(
+    assert refusal(missing, monkeypatch).startswith(
         f"cannot make a temporary directory in {str(missing)!r}: No such file or directory"
     )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no mode keeps root from writing")
-def test_a_temporary_directory_that_is_read_only_is_an_error(directory: Path) -> None:
+def test_a_temporary_directory_that_is_read_only_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names a TMPDIR that the user cannot write to."""
     directory.chmod(0o555)
-    with demo(directory, "--port", "0") as running:
-        sentence = one_sentence(*running.end())
+    sentence = refusal(directory, monkeypatch)
     assert sentence.startswith(f"cannot make a temporary directory in {str(directory)!r}: Permission denied")
 
 
@@ -80,12 +108,12 @@ def test_a_temporary_directory_that_takes_no_files_is_an_error(directory: Path) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
-def test_a_temporary_directory_that_is_closed_to_others_is_an_error(directory: Path) -> None:
+def test_a_temporary_directory_that_is_closed_to_others_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As root, the error names a TMPDIR that PostgreSQL's account cannot enter."""
     directory.chmod(0o700)
-    with demo(directory, "--port", "0") as running:
-        sentence = one_sentence(*running.end())
-    assert f"the user 'nobody' cannot enter {str(directory)!r}" in sentence
+    assert f"the user 'nobody' cannot enter {str(directory)!r}" in refusal(directory, monkeypatch)
     assert list(directory.iterdir()) == []
 
 
@@ -110,27 +138,19 @@ def test_programs_that_are_closed_to_others_are_copied(
     assert (errors, status) == ("", 0)
 
 
-def test_a_path_too_long_for_a_socket_is_an_error(directory: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names a TMPDIR whose path is too long for a socket, before PostgreSQL fails."""
     deep = directory / ("x" * 100)
     deep.mkdir()
-    with demo(deep, "--port", "0") as running:
-        sentence = one_sentence(*running.end())
+    sentence = refusal(deep, monkeypatch)
     assert sentence == f"the path of {str(deep)!r} is too long for a Unix socket; set TMPDIR to a shorter one"
     deep.rmdir()
 
 
-def test_too_little_space_is_an_error(directory: Path) -> None:
+def test_too_little_space_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the disk lacks the space for a database, the demo says how much it needs and writes nothing."""
-    script = """if True:
-        import sys
-        from demo import __main__, postgres
-
-        postgres.NEEDED_BYTES = 1 << 80
-        sys.exit(__main__.main())
-    """
-    with demo(directory, "--port", "0", command=("-c", script)) as running:
-        sentence = one_sentence(*running.end())
+    monkeypatch.setattr(postgres, "NEEDED_BYTES", 1 << 80)
+    sentence = refusal(directory, monkeypatch)
     assert sentence.startswith(f"no space for a database in {str(directory)!r}: {1 << 60} MB are needed and ")
 
 

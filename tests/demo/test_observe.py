@@ -9,6 +9,8 @@ from demo.observe import Evidence, Snapshot, Window, peaked, rose, slower_than
 from demo.scenes import SCENES, Result
 from demo.table import readings, verdict
 
+pytestmark = pytest.mark.newest
+
 EXPOSITION = """\
 sqlalchemy_pool_info{pool="a",pool_class="QueuePool"} 1
 sqlalchemy_pool_info{pool="b",pool_class="NullPool"} 1

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.running_demo import Demo
 
+pytestmark = pytest.mark.newest
+
 
 def shared_memory_keys() -> set[int]:
     """Return the keys of the machine's shared memory segments; PostgreSQL's key is its data directory's inode."""
@@ -70,7 +72,7 @@ def test_ctrl_c_is_a_clean_stop_at_any_moment(
 def test_termination_is_a_clean_stop(directory: Path) -> None:
     """SIGTERM ends the demo as Ctrl-C does."""
     with demo(directory, "--port", "0") as running:
-        running.read_until("scene 1 of 5")
+        running.wait_for(has("pool-demo-*/.s.PGSQL.5432"))
         running.process.terminate()
         status, output, errors = running.end()
     assert (errors, status) == ("", 0)
@@ -80,7 +82,7 @@ def test_termination_is_a_clean_stop(directory: Path) -> None:
 def test_a_check_that_was_cut_short_is_no_success(directory: Path) -> None:
     """With --duration, Ctrl-C ends the demo cleanly but with status 130, since not every scene was checked."""
     with demo(directory, "--duration", "60", "--port", "0") as running:
-        running.read_until("scene 1 of 5")
+        running.wait_for(has("pool-demo-*/.s.PGSQL.5432"))
         running.process.send_signal(signal.SIGINT)
         status, output, errors = running.end()
     assert (errors, status) == ("", 128 + signal.SIGINT)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.examples.test_servers import Client, Server, Tally, _ask
-from tests.recording.test_standby import free_port
+from tests.examples.test_servers import IMPATIENT, Client, Server, Tally, _ask
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.samples import key, read_samples
 from tests.support.wait import SECONDS, eventually
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.pg import Server as DatabaseServer
     from tests.support.samples import Samples
 
-WORKERS = 4
+WORKERS = 3
 # The applications use the snippet's engine; the response is the process id.
 WSGI = """
 import os
@@ -73,7 +73,7 @@ SERVERS = {
     "uwsgi lazy": (*UWSGI, "--lazy-apps", "--module", "snippet:app"),
     "uvicorn": ("-m", "uvicorn", "--workers", str(WORKERS), "--port", "0", "snippet:app"),
 }
-MORE = ("uwsgi lazy",)  # combinations of features that other entries test
+MORE = ("gunicorn gthread preload", "uwsgi lazy")  # combinations of features that other entries test
 
 
 def write_snippet(folder: Path, database: DatabaseServer, port: int, application: str) -> None:
@@ -99,11 +99,11 @@ def scrape(port: int) -> Samples:
         return {}
 
 
-def is_shown(port: int, tally: Tally) -> bool:
+def is_shown(port: int, tally: Tally, *, live: int = WORKERS) -> bool:
     """Return whether the endpoint shows all workers, and all checkouts of the tally."""
     samples = scrape(port)
-    live = samples.get(key("exporter_workers", state="live"), 0)
-    return samples.get(key("checkouts_total", pool="orders")) == tally.total and live >= WORKERS
+    found = samples.get(key("exporter_workers", state="live"), 0)
+    return samples.get(key("checkouts_total", pool="orders")) == tally.total and found >= live
 
 
 @pytest.mark.newest
@@ -134,15 +134,62 @@ def test_every_worker_is_shown(what: str, server: DatabaseServer, tmp_path: Path
         assert "EndpointError" not in served.said
 
 
+MULES = """
+import uwsgi
+
+def work(_=None):
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    return uwsgi.SPOOL_OK
+
+uwsgi.spooler = work
+plain = app
+
+def app(environ, start_response):
+    uwsgi.mule_msg(b"work")
+    uwsgi.spool({b"do": b"work"})
+    return plain(environ, start_response)
+"""
+MULE = "import uwsgi, snippet\nwhile uwsgi.mule_get_msg():\n    snippet.work()\n"
+
+
 @pytest.mark.newest
-def test_celery_shows_every_worker(server: DatabaseServer, tmp_path: Path) -> None:
+def test_uwsgi_mules_and_spoolers(server: DatabaseServer, tmp_path: Path) -> None:
+    """The checkouts of uWSGI's mules and spoolers, which are forked in C, too, are shown with those of its workers."""
+    port, shared, spool = free_port(), tmp_path / "pools", tmp_path / "spool"
+    shared.mkdir()
+    spool.mkdir()
+    write_snippet(tmp_path, server, port, WSGI + MULES)
+    (tmp_path / "mule.py").write_text(MULE)
+    environment = {
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    more = ("--mule=" + str(tmp_path / "mule.py"), "--spooler", str(spool), "--module", "snippet:app")
+    with Server(*UWSGI, *more, **environment) as served:
+        url = served.url()
+        tally = Tally(lambda: _ask(url))
+        tally.ask_until(lambda _: tally.total >= 20)
+        assert eventually(
+            lambda: scrape(port).get(key("checkouts_total", pool="orders")) == 3 * tally.total
+        ), scrape(port)
+        assert scrape(port)[key("exporter_workers", state="live")] == WORKERS + 2
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    "pool", ["prefork", *(pytest.param(p, marks=pytest.mark.soak) for p in ("solo", "threads"))]
+)
+def test_celery_shows_every_worker(pool: str, server: DatabaseServer, tmp_path: Path) -> None:
     """Celery's main process imports the snippet, forks, and serves; it shows the checkouts of all its children.
+
+    With the pools that do not fork, it is the only worker.
 
     The test kills none of them: one that waits for a task has billiard's semaphore.
     """
     port, shared = free_port(), tmp_path / "pools"
     shared.mkdir()
-    write_snippet(tmp_path, server, port, CELERY)
+    write_snippet(tmp_path, server, port, CELERY + IMPATIENT)
     celery = server.url("postgresql+psycopg", application_name="celery")
     environment = {
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
@@ -150,11 +197,13 @@ def test_celery_shows_every_worker(server: DatabaseServer, tmp_path: Path) -> No
         "CELERY_BROKER_URL": f"sqla+{celery}",
         "CELERY_RESULT_BACKEND": f"db+{celery}",
     }
-    worker = f"-m celery --app snippet worker --concurrency {WORKERS} --loglevel INFO --without-gossip --without-mingle"
+    worker = f"-m celery --app snippet worker --pool {pool} --concurrency {WORKERS} --loglevel INFO --without-gossip"
     client = "from celery import Celery\nwork = Celery().signature('work')"
     with Server(*worker.split(), **environment) as served, Client(environment, client) as asking:
         served.wait_for(r" ready\.")
         tally = Tally(asking.ask)
-        tally.ask_until(lambda seen: len(seen) >= 2)
-        assert eventually(lambda: is_shown(port, tally)), scrape(port)
-        assert scrape(port)[key("exporter_workers", state="parent")] == 1
+        is_forked = pool == "prefork"
+        tally.ask_until(lambda seen: len(seen) >= 2 if is_forked else tally.total >= 20)
+        live, parents = (WORKERS, 1) if is_forked else (1, 0)
+        assert eventually(lambda: is_shown(port, tally, live=live)), scrape(port)
+        assert scrape(port)[key("exporter_workers", state="parent")] == parents

@@ -74,6 +74,7 @@ SERVERS = {
 }
 
 MORE = (
+    "gunicorn sync preload",
     "gunicorn gthread",
     "gunicorn uvicorn preload",
     "uwsgi lazy",
@@ -265,8 +266,10 @@ def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
         "CELERY_BROKER_URL": f"sqla+{celery}",
         "CELERY_RESULT_BACKEND": f"db+{celery}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }
-    worker = f"-m celery --app examples.servers.tasks worker --concurrency {WORKERS} --loglevel INFO"
+    (tmp_path / "impatient.py").write_text(f"from examples.servers.tasks import app\n{IMPATIENT}")
+    worker = f"-m celery --app impatient worker --concurrency {WORKERS} --loglevel INFO"
     with Sidecar("--directory", tmp_path) as sidecar, Client(environment) as client:
         tally = Tally(client.ask)
         for _ in range(2):
@@ -281,6 +284,10 @@ def _files_in(directory: Path) -> int:
     return len(list(directory.glob("worker-*")))
 
 
+# Celery asks a broker in a database for tasks once a second.
+IMPATIENT = "from kombu.transport.virtual import Transport\nTransport.polling_interval = 0.05\n"
+
+
 class Client:
     """Sends tasks from a process of its own, as an application does."""
 
@@ -288,7 +295,8 @@ class Client:
         self, environment: dict[str, str], work: str = "from examples.servers.tasks import work"
     ) -> None:
         program = (
-            f"import sys\n{work}\nfor line in sys.stdin: print(work.delay().get(timeout=60), flush=True)"
+            f"import sys\n{work}\n"
+            "for line in sys.stdin: print(work.delay().get(timeout=60, interval=0.05), flush=True)"
         )
         without = {"SQLALCHEMY_POOL_EXPORTER_DIR": ""}  # its pool must not count as a worker's
         self._process = subprocess.Popen(

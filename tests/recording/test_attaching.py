@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from queue import SimpleQueue
@@ -10,14 +11,12 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy.pool import (
-    NullPool,
-    Pool,
-    QueuePool,
-)
+from sqlalchemy import event
+from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
+from tests.support.fakes import connect
 from tests.support.memory import LEFT_OPEN, creator
 from tests.support.pool_incidents import quietly
 from tests.support.programs import PROLOGUE, run
@@ -28,8 +27,9 @@ from tests.support.witness import metric_state, pool_state
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
-@pytest.mark.parametrize("moment", ["before the record", "while connecting"])
-def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
+@pytest.mark.parametrize("moment", ["before the record", "while connecting", "in a listener"])
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+def test_attaching_while_a_connect_is_under_way(poolclass: Any, moment: str) -> None:
     """A checkout begun before instrumenting counts as in use once it succeeds, and as returned after its return."""
     arrived, go_on = threading.Event(), threading.Event()
     database = Database()
@@ -38,7 +38,7 @@ def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
         arrived.set()
         assert go_on.wait(10)
 
-    class Slow(QueuePool):
+    class Slow(poolclass):  # type: ignore[misc]
         def _create_connection(self) -> Any:
             if moment == "before the record":
                 stop()
@@ -47,6 +47,8 @@ def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
     engine = database.engine(poolclass=Slow)
     if moment == "while connecting":
         database.during_connect = stop
+    elif moment == "in a listener":
+        event.listen(engine, "connect", lambda *_: stop())
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(engine.connect()))
     thread.start()
@@ -56,10 +58,12 @@ def test_attaching_while_a_connect_is_under_way(moment: str) -> None:
     go_on.set()
     thread.join()
     assert Exposition(registry).value("connections", handle.name, state="in_use") == 1
-    assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
+    is_kept = poolclass is QueuePool
+    if is_kept:
+        assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
     got.pop().close()
     assert Exposition(registry).value("connections", handle.name, state="in_use") == 0
-    assert Exposition(registry).value("connections", handle.name, state="idle") == 1
+    assert Exposition(registry).value("connections", handle.name, state="idle") == is_kept
     assert not Exposition(registry).get("exporter_recording_faults_total", handle.name)
 
 
@@ -87,6 +91,44 @@ def test_attaching_while_callers_wait() -> None:
         thread.join()
     assert metric_state(Exposition(registry), handle.name) == pool_state(engine.pool)
     assert Exposition(registry).value("pending_checkouts", handle.name) == 0
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool, StaticPool])
+def test_checkouts_beside_those_that_are_awaited(poolclass: type[Pool], registry: CollectorRegistry) -> None:
+    """While checkouts from before instrumenting are awaited, each later one counts as it does in a pool without any."""
+    engine = Database().engine(poolclass=poolclass)
+    held = engine.raw_connection()
+    name = instrument(engine, registry=registry).name
+    held.close()
+    for _ in range(2):
+        engine.raw_connection().close()
+    assert Exposition(registry).counters(name).items() >= {"checkouts": 2, "checkins": 3}.items()
+
+    @event.listens_for(engine, "checkout")
+    def refuse(*_: object) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        engine.raw_connection()
+    counters = Exposition(registry).counters(name)
+    assert counters.items() >= {"checkouts": 2, "checkins": 3, "checkout_errors.other": 1}.items()
+    assert Exposition(registry).value("connections", name, state="in_use") == 0
+    assert not Exposition(registry).get("exporter_recording_faults_total", name)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+def test_a_copy_of_a_pool_in_use(poolclass: type[Pool], registry: CollectorRegistry) -> None:
+    """The checkouts of a copy of a pool, which has the same listeners, are not those of the pool."""
+    pool: Any = poolclass(connect)
+    copied = copy.copy(pool)
+    held = pool.connect()
+    name = instrument(pool, registry=registry).name
+    other = copied.connect()
+    assert Exposition(registry).value("connections", name, state="in_use") == 1
+    other.close()
+    assert Exposition(registry).counters(name) == {}
+    held.close()
 
 
 def test_attaching_does_not_wait_for_the_queue() -> None:

@@ -193,6 +193,26 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()  # if the socket were open, collecting it would raise a ResourceWarning
 
 
+@pytest.mark.parametrize("kind", [TimeoutError, RuntimeError, KeyboardInterrupt])
+def test_a_time_limit_while_it_starts(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit that strikes in ``serve()`` reaches the application and leaves neither a thread nor the port."""
+    start, before = threading.Thread.start, set(threading.enumerate())
+
+    def strike(thread: threading.Thread) -> None:
+        start(thread)
+        raise kind
+
+    probe = serve(0, "127.0.0.1")
+    probe.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", strike)
+        with pytest.raises(kind) as raised:
+            serve(probe.port, "127.0.0.1")
+    assert raised.type is kind
+    assert set(threading.enumerate()) <= before
+    serve(probe.port, "127.0.0.1").close()
+
+
 def test_silent_client_stops_nobody(endpoint: Server) -> None:
     """A client that connects and sends nothing does not block other clients."""
     with socket.create_connection(("127.0.0.1", endpoint.port)):

@@ -135,6 +135,45 @@ def test_several_directories_in_one_registry(tmp_path: Path) -> None:
         assert workers == {"a/000", "b/000"}
 
 
+@pytest.mark.parametrize("places", ["ab", "a ", " a", "aa"])
+def test_default_names_in_several_places(tmp_path: Path, places: str) -> None:
+    """Pools of one default name that differ are told apart also between directories, memory, and other registries.
+
+    All metrics of a pool have the same label.
+    """
+    registries = [CollectorRegistry()] * 2 if places != "aa" else [CollectorRegistry(), CollectorRegistry()]
+    for place in places.strip():
+        (tmp_path / place).mkdir(exist_ok=True)
+    pools: tuple[Any, ...] = (QueuePool(connect, pool_size=1), QueuePool(connect, pool_size=2))
+    for pool, place, registry in zip(pools, places, registries, strict=True):
+        where = tmp_path / place if place.strip() else None
+        _handles.append(instrument(pool, registry=registry, directory=where))
+    pools[0].connect().close()
+    sampled = [read_samples(registry) for registry in registries]
+    for pool, samples, place in zip(pools, sampled, places, strict=True):
+        label = f"QueuePool-{pool.size()}+10"
+        assert samples[key("checkouts_total", pool=label)] == 2 - pool.size()
+        assert samples[key("capacity", pool=label)] == pool.size() + 10
+        shared = {dict(at[1])["pool"] for at in samples if "segment_shared" in at[0]}
+        assert (label in shared) == bool(place.strip())
+        assert key("checkouts_total", pool="QueuePool") not in samples
+        assert "QueuePool" not in shared
+
+
+def test_directories_of_one_name(tmp_path: Path) -> None:
+    """The workers of two directories whose last parts are alike are told apart."""
+    registry = CollectorRegistry()
+    for parent in "ab":
+        directory = tmp_path / parent / "pools"
+        directory.mkdir(parents=True)
+        own_pool(registry, directory)
+    families = list(registry.collect())
+    found = [(sample.name, *sample.labels.items()) for family in families for sample in family.samples]
+    assert len(found) == len(set(found))
+    workers = {dict(at[1]).get("worker") for at in read_samples(registry)} - {None}
+    assert workers == {f"{tmp_path}/{parent}/pools/000" for parent in "ab"}
+
+
 def test_several_registries_with_one_directory(tmp_path: Path) -> None:
     """A registry shows no pool that this process shows in another registry."""
     registries = [CollectorRegistry(), CollectorRegistry()]

@@ -234,6 +234,7 @@ SLOTS = {
         recorder.Recorder,
         connection_row.ConnectionRow,
         connection_row.Holder,
+        connection_table.ConnectionTable,
         slots.FreeSlots,
         _ConnectionRecord,
     )

@@ -212,6 +212,26 @@ def test_an_engine_that_is_disposed_of_alone(registry: CollectorRegistry) -> Non
         assert len(handle._recorders) == 1
 
 
+@pytest.mark.parametrize("named", ["original", "copy"])
+@pytest.mark.parametrize("disposed", ["original", "copy", "copy of a copy"])
+def test_a_copy_of_an_engine_that_is_disposed_of(
+    registry: CollectorRegistry, named: str, disposed: str
+) -> None:
+    """A copy made by ``execution_options()`` shares its original's pool for good: its dispose leaves one pool."""
+    original = Database().engine(pool_size=2, max_overflow=3)
+    other = original.execution_options(isolation_level="AUTOCOMMIT")
+    engines = {"original": original, "copy": other, "copy of a copy": other.execution_options()}
+    name = instrument(engines[named], registry=registry).name
+    out = original.connect()
+    engines[disposed].dispose()
+    exposition = RegistrySamples(registry)
+    assert exposition.value("instances", name) == 1
+    assert exposition.value("capacity", name) == 5
+    assert exposition.value("connections", name, state="in_use") == 1
+    assert instrument(original, registry=registry) is instrument(other, registry=registry)
+    out.close()
+
+
 def test_a_checkout_that_overlaps_the_dispose(registry: CollectorRegistry) -> None:
     """A caller whose engine looked up its pool just before it was disposed of does not make that pool live on."""
     one = Sharing(registry)

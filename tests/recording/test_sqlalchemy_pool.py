@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import ast
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, create_engine
-from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool
+from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool, base
 
 import sqlalchemy_pool_exporter
-from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import PING_METHODS, UNPUBLISHED_NAMES
+from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import (
+    PING_METHODS,
+    RECORDS_OUT,
+    UNPUBLISHED_NAMES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +81,7 @@ def _unpublished(module: str) -> set[str]:
 def test_all_are_listed() -> None:
     """The package uses every name in the list, and no other unpublished name."""
     used = set().union(*map(_unpublished, RECORDING)) - OTHERS
-    assert LISTED | {PING_METHODS[0]} == used
+    assert LISTED | {PING_METHODS[0], *RECORDS_OUT} == used
 
 
 @pytest.mark.parametrize("module", sorted(RECORDING.keys() - {HOME}))
@@ -117,7 +122,9 @@ def test_the_installed_release_has_them() -> None:
         "record": proxy._connection_record,
         "proxy": proxy,
         "connection": Connection,
+        "copy of an engine": engine.execution_options(),
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
+        "module of pools": base,
     }
     assert owners.keys() == UNPUBLISHED_NAMES.keys()
     missing = {
@@ -128,5 +135,8 @@ def test_the_installed_release_has_them() -> None:
     }
     assert missing == set()
     assert any(hasattr(engine.dialect, name) for name in PING_METHODS)
+    table, finalizer = RECORDS_OUT
+    assert hasattr(base, table) or hasattr(base._ConnectionFairy, finalizer)
+    assert hasattr(weakref.finalize, "_registry")
     proxy.close()
     engine.dispose()

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter import EndpointError, serve
 from tests.recording.test_http_server import ask
+from tests.support.ports import free_port
 from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
@@ -72,12 +73,6 @@ class Process:
     def __exit__(self, *exc_info: object) -> None:
         if self._process.returncode is None:
             self.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_take_over(tmp_path: Path) -> None:

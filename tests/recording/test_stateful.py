@@ -43,6 +43,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
     gc.unfreeze()
     gc.collect()  # a warning here is about a connection that SQLAlchemy did not close
+    gc.freeze()
     sqlalchemy_queue._time = original
 
 

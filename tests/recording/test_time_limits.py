@@ -4,26 +4,29 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from tests.support.fakes import FakeConnection
-from tests.support.moments import Scene, each_moment
+from tests.support.moments import Intruder, Scene, each_moment
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import RegistrySamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import FrameType
 
 pytestmark = [
@@ -95,6 +98,43 @@ def test_a_pre_ping() -> None:
     ):
         assert type(raised) is OutOfTime, where
         assert_adds_up(scene, where)
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, OSError], ids=lambda kind: kind.__name__)
+def test_beside_files(kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit of a class that files raise, too, reaches the application while a connection looks at its file."""
+    monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_DIR", str(tmp_path))
+    for scene, where, raised in each_moment("checkout", lambda _: raise_async(kind), warm=False):
+        assert type(raised) is kind, where
+        scene.handle.close()
+
+
+@pytest.mark.parametrize("act", ["instrument", "scrape"])
+def test_other_calls(act: str, tmp_path: Path) -> None:
+    """A time limit reaches the caller of ``instrument()`` and of a scrape; after it the same call works."""
+    for moment in count(1, 1 if act == "instrument" else 37):
+        pool, registry = QueuePool(FakeConnection), CollectorRegistry()  # type: ignore[arg-type]
+        if act == "scrape":
+            instrument(pool, name="p", registry=registry, directory=tmp_path)
+        intruder = Intruder(moment, partial(raise_async, TimeoutError))
+        raised: BaseException | None = None
+        with intruder:
+            try:
+                if act == "scrape":
+                    generate_latest(registry)
+                else:
+                    instrument(pool, name="p", registry=registry, directory=tmp_path)
+            except BaseException as error:  # noqa: BLE001 - whatever comes
+                raised = error.with_traceback(None)
+        if intruder.where is None:
+            break
+        assert type(raised) is TimeoutError, intruder.where
+        with instrument(pool, name="p", registry=registry, directory=tmp_path):
+            pool.connect().close()
+            assert RegistrySamples(registry).value("connections", "p", worker="000", state="idle") == 1, (
+                intruder.where
+            )
+    assert moment > 100
 
 
 def assert_adds_up(scene: Scene, where: str) -> None:
@@ -283,6 +323,9 @@ def test_what_is_own() -> None:
     )
     assert [is_own(raised(act)) for act in acts] == [True] * len(acts)
     assert is_own(MemoryError())
+    for missing in (lambda: os.stat("/missing"), lambda: os.listdir(__file__)):  # noqa: PTH116, PTH208
+        assert is_own(raised(missing))
+    assert not is_own(TimeoutError("late"))
     assert not is_own(RuntimeError())
     assert not is_own(derived(ValueError)("late"))
     assert not is_own(KeyboardInterrupt("now"))

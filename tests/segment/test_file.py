@@ -298,7 +298,7 @@ def test_more_workers_than_slots(directory: Path, leases: Callable[..., Lease]) 
 def test_a_name_that_is_too_long(directory: Path, leases: Callable[..., Lease]) -> None:
     """A pool whose name does not fit is refused; the error names the number of bytes."""
     with pytest.raises(SegmentError, match=r"takes 3\d\d\d bytes, more than 1008"):
-        new_block(leases(directory), "ö" * 500)
+        new_block(leases(directory), "ö" * 1500)
 
 
 def test_a_full_file(directory: Path, leases: Callable[..., Lease]) -> None:
@@ -341,6 +341,17 @@ def test_a_pool_that_is_collected(directory: Path, registry: CollectorRegistry) 
     (worker,) = Reader(directory).read().workers
     assert len(worker.pools) == 3
     assert not any(pool.snapshot.is_active for pool in worker.pools)
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert('x')</script>", 'a "b"\n\\c\t\0d', "\U0001f600" * 190, "заказы " * 60, "x" * 800]
+)
+def test_any_name_is_shared(directory: Path, registry: CollectorRegistry, name: str) -> None:
+    """A name of any characters, of up to 800 bytes of UTF-8, is shown to other processes as it is."""
+    pool = a_pool()
+    with instrument(pool, name=name, registry=registry, directory=directory):
+        pool.connect().close()
+        assert counted(directory, name) == {"000": 1}
 
 
 def test_two_pools_in_two_directories(tmp_path: Path, registry: CollectorRegistry) -> None:

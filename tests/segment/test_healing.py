@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment import remap
@@ -128,7 +128,8 @@ def test_the_place_is_taken(directory: Path) -> None:
 
 def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While there is no directory, the worker counts on, says so once, and is whole when the directory is back."""
-    segments = BlockStore(directory)
+    now = 0.0
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     shutil.rmtree(directory)
     block[DETACHES] += 1.0
@@ -137,6 +138,8 @@ def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCapt
     later[DETACHES] += 2.0
     assert len(caplog.records) == 1
     directory.mkdir()
+    assert not segments.shares(block)  # it tries once a second
+    now += 1
     assert [segments.shares(block), segments.shares(later)] == [True, True]
     later[DETACHES] += 2.0
     (worker,) = Reader(directory).read().live
@@ -144,6 +147,83 @@ def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCapt
         "orders": 1,
         "later": 4,
     }
+
+
+def test_a_directory_that_comes_later(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pools that began in memory, more than an extent has room for, go on in a file once there is a directory."""
+    directory.rmdir()
+    now = 0.0
+    segments = BlockStore(directory, clock=lambda: now)
+    blocks = [segments.block(described(f"pool {number}")).doubles for number in range(40)]
+    for number, block in enumerate(blocks):
+        block[DETACHES] = float(number)
+    now += 1
+    assert not any(map(segments.shares, blocks))
+    directory.mkdir()
+    now += 1
+    segments.check()  # as a new connection does
+    assert all(map(segments.shares, blocks))
+    for block in blocks:
+        block[DETACHES] += 1.0
+    (worker,) = Reader(directory).read().live
+    assert {pool.name: pool.snapshot.counts[DETACHES - FIRST_COUNTER] for pool in worker.pools} == {
+        f"pool {number}": number + 1 for number in range(40)
+    }
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == ["pools", "the"]
+
+
+def test_a_parent_in_memory(directory: Path) -> None:
+    """A process that began in memory and has only forked is a parent, also after there is a directory."""
+    directory.rmdir()
+    with Worker(directory) as parent:
+        parent.do("pool", "orders")
+        child = parent.do("fork", "orders", 2)
+        try:
+            directory.mkdir()
+            assert eventually(lambda: parent.do("sample", "exporter_segment_shared", "orders") == 1)
+            (worker,) = Reader(directory).read().running
+            assert worker.is_parent
+        finally:
+            os.kill(child, 9)
+
+
+@pytest.mark.parametrize("what", ["file", "loop"])
+def test_no_directory_but_something_else(directory: Path, what: str) -> None:
+    """If a file or a link is in the place of the directory, no error of it reaches the application."""
+    segments = BlockStore(directory)
+    block = segments.block(described("orders")).doubles
+    shutil.rmtree(directory)
+    if what == "file":
+        directory.write_text("mine")
+    else:
+        directory.symlink_to(directory)
+    segments.check()
+    assert segments.shares(block) is False
+
+
+def test_scrapes_beside_connections(directory: Path) -> None:
+    """Scrapes while other threads open connections show each pool once: these threads look at the file, too."""
+    registry = CollectorRegistry()
+    handle = instrument(NullPool(FakeConnection), name="orders", registry=registry, directory=directory)  # type: ignore[arg-type]
+    segments: Any = handle._recorders[0].store
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            segments.check()
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            assert segments.shares(handle._recorders[0].block)
+            assert not list(segments.unshared_pages())
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        handle.close()
 
 
 def test_an_unrelated_file_has_the_name(directory: Path) -> None:
@@ -185,7 +265,8 @@ def test_a_file_that_another_process_took(directory: Path) -> None:
 
 def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole again later."""
-    segments = BlockStore(directory)
+    now = 0.0
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     (directory / "worker-000").unlink()
     with monkeypatch.context() as patch:
@@ -197,6 +278,7 @@ def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert segments.shares(block) is False
     assert names(directory) == []
     block[DETACHES] += 1.0
+    now += 1
     assert segments.shares(block) is True
     (worker,) = Reader(directory).read().live
     assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 1.0
@@ -208,7 +290,8 @@ def test_a_time_limit_while_a_file_is_replaced(directory: Path, monkeypatch: pyt
     class TimeLimit(Exception):  # noqa: N818 - named like those of task queues
         pass
 
-    segments = BlockStore(directory)
+    now = 0.0
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     block[DETACHES] = 5.0
     (directory / "worker-000").unlink()
@@ -224,6 +307,7 @@ def test_a_time_limit_while_a_file_is_replaced(directory: Path, monkeypatch: pyt
             segments.check()
     assert names(directory) == []
     block[DETACHES] += 1.0
+    now += 1
     segments.check()
     (worker,) = Reader(directory).read().live
     assert worker.pools[0].snapshot.counts[DETACHES - FIRST_COUNTER] == 6.0

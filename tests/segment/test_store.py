@@ -26,10 +26,12 @@ from tests.support.segments import (
     a_pool,
     as_nobody,
     as_root,
+    counted,
     described,
     live,
     names,
 )
+from tests.support.wait import eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
@@ -100,18 +102,20 @@ def test_symlink_loop(tmp_path: Path, registry: CollectorRegistry, caplog: pytes
     assert_falls_back(loop, registry, caplog, why)
 
 
-def test_a_later_start_recovers(tmp_path: Path, directory: Path) -> None:
-    """A directory that could not be used is tried again at the next start, and not before."""
+def test_a_directory_that_comes_later(tmp_path: Path) -> None:
+    """A directory that could not be used is tried again at scrapes, and then has all that was counted."""
     missing = tmp_path / "later"
     with Worker(missing) as worker:
         worker.do("pool", "orders")
+        worker.do("cycle", "orders", 7)
         assert worker.do("sample", "exporter_segment_shared", "orders") == 0
         missing.mkdir()
+        assert eventually(lambda: worker.do("sample", "exporter_segment_shared", "orders") == 1)
         worker.do("pool", "other")
-        assert worker.do("sample", "exporter_segment_shared", "other") == 0
-    with Worker(missing) as worker:
-        worker.do("pool", "orders")
-        assert worker.do("sample", "exporter_segment_shared", "orders") == 1
+        assert worker.do("sample", "exporter_segment_shared", "other") == 1
+        worker.do("cycle", "orders", 1)
+        assert worker.do("sample", "checkouts_total", "orders") == 8
+        assert counted(missing, "orders") == {"000": 8}
 
 
 @as_root

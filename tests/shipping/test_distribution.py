@@ -173,9 +173,9 @@ def test_no_licence() -> None:
 
 def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
     """Every command works in an environment with only the wheel and its dependencies."""
-    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", f"{the(dist, '*.whl')}[sidecar]"]
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv" / "bin" / "python")]
+    install = [*pip, "install", "--quiet", f"{the(dist, '*.whl')}[sidecar]"]
     subprocess.run(install, check=True, capture_output=True, cwd=tmp_path)
     command = tmp_path / "venv" / "bin" / "sqlalchemy-pool-exporter"
 

@@ -248,6 +248,7 @@ def read_only(tree: Path) -> None:
             path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
+@pytest.mark.soak
 def test_steps_by_hand(prefix: Path) -> None:
     """The installed exporter runs as a user that cannot write to its files, and answers its health check."""
     exporter = build(prefix)

@@ -213,9 +213,9 @@ def test_an_override_inside_of_an_invalid_option(given_file: Callable[[str], Pat
 
 def test_faults_without_end(given_file: Callable[[str], Path]) -> None:
     """The error lists the first 100 faults and counts the rest."""
-    found = faults(given_file(f"databases: [{'a, ' * 50_000}]"))
+    found = faults(given_file(f"databases: [{'a, ' * 10_000}]"))
     assert found[0] == "line 1: databases[0]: expected a mapping, got a single value"
-    assert found[100:] == ["and 49900 more"]
+    assert found[100:] == ["and 9900 more"]
 
 
 def test_paths(given_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def manifests(rendered: dict[str, str]) -> Iterator[Manifest]:
     """Yield the manifests of what Helm rendered, file by file."""
     for name, text in rendered.items():
         if not name.endswith(".txt"):
-            yield from filter(None, yaml.safe_load_all(text))
+            yield from filter(None, yaml.load_all(text, yaml.CSafeLoader))
 
 
 def of(kind: str, found: list[Manifest]) -> Manifest:

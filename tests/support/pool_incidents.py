@@ -247,6 +247,7 @@ def transcript(
 ) -> list[str]:
     """Return everything an application notices of an incident."""
     gc.collect()
+    gc.freeze()  # so that the collections below look only through what the incident makes
     database = Database()
     diary = Diary(database)
     with diary.kept():

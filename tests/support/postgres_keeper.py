@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -197,11 +198,16 @@ def _ready(server: subprocess.Popen[bytes], directory: Path) -> bool:
 
 
 def _free_port() -> int:
-    # Another process may take the port before the server does, hence PORT_ATTEMPTS.
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    # Another process may take the port before the server does, hence PORT_ATTEMPTS. The kernel takes ports of clients
+    # from a range of its own: from there a client could get the port of a server that is stopped for a time.
+    with Path("/proc/sys/net/ipv4/ip_local_port_range").open(encoding="ascii") as file:
+        lowest = int(file.read().split()[0])
+    for _ in range(PORT_ATTEMPTS):
+        port = random.randrange(20_000, max(lowest, 20_001))  # noqa: S311 - no secret
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((HOST, port))
+            return port
+    raise KeeperError("no port is free")
 
 
 def _log(directory: Path) -> str:

@@ -95,7 +95,7 @@ CASES: Final = [
             NOTHING,
             SOME,
             r'instance="<instance>"',
-            r"\} 0\.[4-9]",  # twenty times as long as before
+            r"\} (0\.[4-9]|[1-9])",  # twenty times as long as before
             r"active .*pg_sleep.*(<active_pids>)",
             PROCESS,
             rf"{DUMP}(.|\n)*_do_get(.|\n)*query \(",
@@ -129,17 +129,19 @@ CASES: Final = [
             rf"{DUMP}(.|\n)*_do_get(.|\n)*keep \(",
         ),
     ),
-    Case("WaitBudgetBurn", "slow", (r"\} 0\.[3-9]|\} 1", r"\} 0|\} \S+e-", SOME, r'instance="<instance>"')),
+    Case(
+        "WaitBudgetBurn", "slow", (r"\} 0\.[3-9]|\} [1-9]", r"\} 0|\} \S+e-", SOME, r'instance="<instance>"')
+    ),
     Case("NearCapacity", "slow", (r'worker="\d+"\} [01]', SOME, r"\} 0\.[3-9]", r'worker="\d+"')),
     Case("OverflowChurn", "churn", (SOME, SOME, r'worker="\d+"\} [1-9]', r'worker="\d+"\} 1\n')),
     Case(
         "StaleConnections",
         "idlekill",
-        (r'reason="error"', r"idle_session_timeout +\| 2000 +\| ms"),
+        (r'reason="error"', r"idle_session_timeout +\| 3000 +\| ms"),
     ),
-    Case("NoPrePing", "idlekill", (r"\} 2\n", r"\} 0\n", NOTHING, r'reason="error".*\} [\d.]*[1-9]')),
-    Case("RecycleAboveIdleLimit", "idleping", (r"\} 3600\n", r"\} 2\n", r"\} [\d.]*[1-9]")),
-    Case("RecycleStorm", "storm", (r'job="<name>"\} [\d.]*[1-9]', r"\} 50\n", SOME)),
+    Case("NoPrePing", "idlekill", (r"\} 3\n", r"\} 0\n", NOTHING, r'reason="error".*\} [\d.]*[1-9]')),
+    Case("RecycleAboveIdleLimit", "idleping", (r"\} 3600\n", r"\} 3\n", r"\} [\d.]*[1-9]")),
+    Case("RecycleStorm", "storm", (r'job="<name>"\} [\d.]*[1-9]', r"\} [1-9]\d+\n", SOME)),
     Case("NeedlessRecycling", "recycle", (r'instance="<instance>"\} [\d.]*[1-9]', r"\} (0\.[5-9]|1)")),
     Case(
         "HeldTooLong",
@@ -169,7 +171,7 @@ CASES: Final = [
     Case(
         "OldConnections",
         "healthy",
-        (r'pool="<name>"\} 0\.0', r'pool="<name>"\} 50\n', rf"127\.0\.0\.1 \| f .*\| +[1-9]\d* {AGE}"),
+        (r'pool="<name>"\} 0\.0', r'pool="<name>"\} [1-9]\d+\n', rf"127\.0\.0\.1 \| f .*\| +[1-9]\d* {AGE}"),
     ),
     Case(
         "DatabaseNearMax",

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
-
-import psycopg
 
 from tests.support.runbook_list import CASES, Case
 from tests.support.runbooks import Block, blocks, libpq_variables, page, run_shell
@@ -58,7 +57,8 @@ class Answer(NamedTuple):
         return re.search(self.pattern, self.output) is not None
 
 
-Answers = dict[Case, list[Answer]]
+# What the blocks of each runbook put out, or what went wrong while it was followed.
+Answers = dict[Case, list[Answer] | BaseException]
 
 
 def follow(
@@ -67,21 +67,26 @@ def follow(
     """Follow each runbook as soon as its alert fires for its incident, or else when the incidents are over."""
     following: dict[Case, Future[list[Answer]]] = {}
     waiting = [case for case in CASES if case.incident in stages]
+    firing: set[tuple[str, str | None]] = set()
+
+    def read(case: Case) -> list[Answer]:
+        return Reader(case, stages[case.incident], prometheus, directory, faster).follow()
+
     with ThreadPoolExecutor(4) as executor:
         while waiting:
             is_over = over.wait(0.5)
-            firing = {
-                (alert.labels["alertname"], alert.labels.get(label))
-                for alert in prometheus.alerts()
-                if alert.state == "firing"
-                for label in ("job", "database")
-            }
+            with suppress(OSError):  # it answers too late, and is asked again
+                firing = {
+                    (alert.labels["alertname"], alert.labels.get(label))
+                    for alert in prometheus.alerts()
+                    if alert.state == "firing"
+                    for label in ("job", "database")
+                }
             for case in list(waiting):
                 if is_over or (f"SQLAlchemyPool{case.alert}", case.incident) in firing:
                     waiting.remove(case)
-                    reader = Reader(case, stages[case.incident], prometheus, directory, faster)
-                    following[case] = executor.submit(reader.follow)
-    return {case: done.result() for case, done in following.items()}
+                    following[case] = executor.submit(read, case)
+    return {case: done.exception() or done.result() for case, done in following.items()}
 
 
 class Reader:
@@ -141,11 +146,10 @@ class Reader:
             "instance": re.escape(stage.sidecar.url.removeprefix("http://")),
         }
         if self._case.connects:
-            with psycopg.connect(stage.database.url(""), autocommit=True) as connection:
-                rows = connection.execute(
-                    "SELECT replace(state, ' ', '_'), pid FROM pg_stat_activity "
-                    "WHERE backend_type = 'client backend' AND application_name = ''"
-                ).fetchall()
+            rows = stage.database.ask(
+                "SELECT replace(state, ' ', '_'), pid FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND application_name = ''"
+            )
             for state in ("active", "idle", "idle_in_transaction"):
                 facts[f"{state}_pids"] = "|".join(str(pid) for of, pid in rows if of == state) or "none"
         return facts

@@ -54,7 +54,7 @@ def run_shell(script: str, given: str = "", *, path: str = "", **environment: st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=SECONDS,
+        timeout=4 * SECONDS,
         check=False,
     )
     return done.stdout

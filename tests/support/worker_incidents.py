@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
 
-from tests.support.incidents import Incident
+from tests.support.incidents import Incident, Minutes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.incidents import Stage
 
-# Seconds of load before a worker stands still: it must be known to be at work. And of the incident.
-AT_WORK: Final = 25.0
-STILL: Final = 30.0
+# Minutes of load before a worker stands still, since it must be known to be at work; and of the incident.
+AT_WORK: Final = 12.5
+STILL: Final = 15.0
+# The age at which the connections of the storm are recycled.
+RECYCLED: Final = Minutes(25)
 
 # What a worker had in hand when it stopped stays out.
 _IN_HAND: Final = {
@@ -28,29 +29,29 @@ _STALLED: Final = {("WorkerStalled", "warning"): ("stall_seconds", "stall_for")}
 def _stop(stage: Stage, begin: Callable[[], object]) -> None:
     """One worker is stopped, and goes on later."""
     stage.load(2)
-    time.sleep(AT_WORK)
+    stage.last(AT_WORK)
     begin()
     stage.workers[-1].stop()
-    time.sleep(STILL * 1.5)  # long enough to follow the runbook
+    stage.last(STILL * 1.5)  # long enough to follow the runbook
     stage.workers[-1].resume()
-    time.sleep(STILL / 2)
+    stage.last(STILL / 2)
 
 
 def _block(stage: Stage, begin: Callable[[], object]) -> None:
     """A handler of one worker calls something that is not asynchronous, while it holds a connection."""
     stage.load(3)
-    time.sleep(AT_WORK)
+    stage.last(AT_WORK)
     begin()
-    stage.workers[0].load(callers=3, act="block", seconds=STILL, pause=0.1)
-    time.sleep(STILL * 1.5)
+    stage.workers[0].load(callers=3, act="block", seconds=stage.seconds(STILL), pause=0.5)
+    stage.last(STILL * 1.5)
 
 
 def _herd(stage: Stage, begin: Callable[[], object]) -> None:
-    """All connections are opened together, and recycled together 50 seconds later."""
-    stage.load(10, seconds=0.05, pause=0.5)
-    time.sleep(45.0)
+    """All connections are opened together, and are recycled together when they are old enough."""
+    stage.load(10, seconds=0.1, pause=1.5)
+    stage.last(0.9 * RECYCLED)
     begin()
-    time.sleep(STILL)
+    stage.last(STILL)
 
 
 WORKER_INCIDENTS: Final = [
@@ -91,13 +92,13 @@ WORKER_INCIDENTS: Final = [
             ("WaitBudgetBurn", "critical"): "in the beginning every checkout connects",
             ("WaitBudgetBurn", "warning"): "in the beginning every checkout connects",
         },
-        # Each session starts a second late, as behind TLS and a slow directory service.
+        # Each session starts two seconds late, as behind TLS and a slow directory service.
         pool={
             "pool_size": 10,
             "max_overflow": 0,
             "pool_pre_ping": True,
-            "pool_recycle": 50,
-            "connect_args": {"options": "-c post_auth_delay=1"},
+            "pool_recycle": RECYCLED,
+            "connect_args": {"options": "-c post_auth_delay=2"},
         },
     ),
 ]

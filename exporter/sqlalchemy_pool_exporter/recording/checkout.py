@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import exc
@@ -42,7 +43,6 @@ from .holders import current_holder, current_label
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable
-    from types import CodeType
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
@@ -202,6 +202,14 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         return connection
 
     return connect
+
+
+# The code of every wrapper that connect_hook() returns.
+CONNECT_CODE: Final = next(
+    code
+    for code in connect_hook.__code__.co_consts
+    if isinstance(code, CodeType) and code.co_name == "connect"
+)
 
 
 def return_hook(  # noqa: C901, PLR0915 - as above

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
     from sqlalchemy_pool_exporter.segment.directory import Fleet
+    from sqlalchemy_pool_exporter.segment.ledger import View
 
     from .recorder import Recorder
 
@@ -135,14 +136,18 @@ class PoolCollector(Collector):
         with self._process.lock, pausing():
             self._fold()
             fleets = self._read_directories()
-            own = self.own.fleet(self.own.read(), f"pid{self._process.id}")
-            shown = [own] if own.labels or not fleets else []
-            if fleets and environment.is_on(environment.SIDECAR):
-                if not shown:
-                    return f"a sidecar shows the pools of this application ({environment.SIDECAR} is set)"
-            elif fleets:
-                shown.append(without_names(fleets.read(), self._names_elsewhere(self)))
-            return joined(shown) if len(shown) > 1 else shown[0]
+            read = self.own.read()
+            of_directories: Fleet | None = None
+            if fleets and not environment.is_on(environment.SIDECAR):
+                every = fleets.read(beside=read.identities)
+                of_directories = without_names(every, self._names_elsewhere(self))
+            elif fleets and not read.pools:
+                return f"a sidecar shows the pools of this application ({environment.SIDECAR} is set)"
+            if of_directories is not None and not read.pools:
+                return of_directories
+            beside = of_directories.view if of_directories is not None else None
+            own = self.own.fleet(read, beside, number=f"pid{self._process.id}")
+            return own if of_directories is None else joined([own, of_directories])
 
     def _enter_process(self) -> None:
         fork.notice()
@@ -166,12 +171,14 @@ class PoolCollector(Collector):
         is_silent = environment.is_on(environment.SIDECAR)
         metrics = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *(FLEET_METRICS if fleets else ()))
         builder = Builder(metrics, owner=OWNER, known=self._series)
-        others: set[str] = set()
+        beside: View | None = None
         if fleets and not is_silent:
-            others = self._process.fleet_collector.add_to(builder, without=self._names_elsewhere(self))
+            beside = self._process.fleet_collector.add_to(
+                builder, without=self._names_elsewhere(self), beside=read.identities
+            )
         else:
             builder.add_info((), "exporter_build_info", versions())
-        self.own.add_to(builder, read, others, self._process.id)
+        self.own.add_to(builder, read, beside, self._process.id)
         if not directories - {None}:
             self._add_forks(builder)
         builder.add((), [("exporter_scrape_errors_total", float(self.own.errors))])

@@ -10,7 +10,7 @@ import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, LIFECYCLE, ROW
+from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, ROW
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -80,6 +80,7 @@ class ConnectionRow(weakref.ref[Any]):
         "holder",
         "label",
         "nesting",
+        "order",
         "record_id",
         "site",
         "slots",
@@ -100,6 +101,7 @@ class ConnectionRow(weakref.ref[Any]):
     label: int
     holder: Holder | None
     nesting: Nesting | None  # None unless the checkout is nested, or has a nested one
+    order: int  # how many rows counted against pool_size when this one was added, itself too; 0 if it does not count
     close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
     record_id: int
     connection_id: int
@@ -128,6 +130,7 @@ class ConnectionRow(weakref.ref[Any]):
         self.holder = None
         self.label = 0
         self.nesting = None
+        self.order = 0
         self.close_reason = None
         self.record_id = record_id
         self.connection_id = 0
@@ -163,14 +166,6 @@ class ConnectionRow(weakref.ref[Any]):
     def is_empty(self) -> bool:
         """Whether the record's connection is closed, according to the table; the next checkout connects again."""
         return self.table[self.at] == EMPTY
-
-    def disposed(self) -> None:
-        """Count the connection against ``pool_size`` no more."""
-        # straight line: in between, the garbage collector or another thread could release the row
-        if self.state < DISPOSED:
-            self.state = DISPOSED
-            self.table[self.at + LIFECYCLE] = DISPOSED
-        # end of straight line
 
     def forget_checkout(self) -> SiteEntry | None:
         """Note that the connection came back; return the site of its checkout, if that is known."""

@@ -25,6 +25,7 @@ from sqlalchemy_pool_exporter.board.query import QueryError
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.pausing import pausing
 from sqlalchemy_pool_exporter.segment import fork
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from .answers import PLAIN, Answer, answer, wanted_by
 from .at_fork import close_in_children
@@ -78,17 +79,20 @@ class Server:
                 fork.call_in_worker(self._start_in_worker)
                 return
             self._start(directory)
-        except OSError as error:
-            self._close_sockets()
-            if isinstance(error, EndpointError):
-                raise
-            message = f"cannot listen on {self._asked}: {error.strerror or error}{_remedy(error, directory)}"
-            raise EndpointError(message) from error
-        try:
             self._start_thread()
-        except RuntimeError as error:  # the interpreter is shutting down, or the system has no thread left
-            self._close_sockets()
-            message = f"cannot serve on {self._asked}: {error}"
+        except BaseException as error:
+            # Also after a time limit of the application, which can strike when the thread has begun.
+            self.close()
+            # gaierror: the resolver's, with a class of its own. RuntimeError: the interpreter is shutting down, or the
+            # system has no thread left.
+            if not (
+                isinstance(error, socket.gaierror)
+                or (isinstance(error, OSError | RuntimeError) and is_own(error))
+            ):
+                raise
+            where, why = ("serve", error) if isinstance(error, RuntimeError) else ("listen", error.strerror)
+            remedy = _remedy(error, directory) if isinstance(error, OSError) else ""
+            message = f"cannot {where} on {self._asked}: {why or error}{remedy}"
             raise EndpointError(message) from error
 
     @property

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
-from sqlalchemy_pool_exporter.segment.ledger import View
+from sqlalchemy_pool_exporter.segment.ledger import Ledger, View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
+    from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Counts
 
 
 class Fleets:
-    """The workers of several directories. Mutable state: a reader of each. Not thread-safe."""
+    """The workers of several directories. Mutable state: a reader of each, and one ledger. Not thread-safe."""
 
     def __init__(self) -> None:
         self._readers: dict[Path, Reader] = {}
+        # One for all: pools that differ in nothing but the directory are one, and others have other labels.
+        self._ledger = Ledger()
 
     def __bool__(self) -> bool:
         return bool(self._readers)
@@ -32,25 +35,38 @@ class Fleets:
         """Read these directories, too, once they exist."""
         for directory in directories:
             if directory not in self._readers and directory.is_dir():
-                self._readers[directory] = Reader(directory)
+                self._readers[directory] = Reader(directory, ledger=self._ledger)
 
-    def read(self, *, per_worker: bool = False) -> Fleet:
+    def read(self, *, per_worker: bool = False, beside: Collection[Identity] = ()) -> Fleet:
         """Return the workers and sums of all directories now."""
-        fleets = {path: reader.read(per_worker=per_worker) for path, reader in self._readers.items()}
-        if len(fleets) == 1:
-            return next(iter(fleets.values()))
-        # The numbers of two directories are the same.
-        return joined(
-            [
-                replace(
-                    fleet,
-                    workers=tuple(
-                        replace(worker, number=f"{path.name}/{worker.number}") for worker in fleet.workers
-                    ),
-                )
-                for path, fleet in fleets.items()
-            ]
+        found = {path: reader.find() for path, reader in self._readers.items()}
+        errors: Counter[SegmentErrorKind] = Counter()
+        for one in found.values():
+            errors.update(one.errors)
+        prefixes = _prefixes(list(found))
+        return Fleet(
+            # The numbers of two directories are the same.
+            tuple(
+                replace(worker, number=prefixes[path] + worker.number) if prefixes[path] else worker
+                for path, one in found.items()
+                for worker in one.workers
+            ),
+            dict(errors),
+            self._ledger.view(
+                [worker for one in found.values() for worker in one.live],
+                [worker for one in found.values() for worker in one.resting],
+                per_worker=per_worker,
+                beside=beside,
+            ),
         )
+
+
+def _prefixes(directories: list[Path]) -> dict[Path, str]:
+    """Return what tells apart the workers of several directories."""
+    if len(directories) == 1:
+        return dict.fromkeys(directories, "")
+    names = Counter(path.name for path in directories)
+    return {path: f"{path.name if names[path.name] == 1 else path}/" for path in directories}
 
 
 def joined(fleets: Sequence[Fleet]) -> Fleet:

@@ -40,10 +40,10 @@ from .sqlalchemy_pool import (
     INVOKE_CREATOR,
     RETURN_CONNECTION,
     dialect_of,
+    engine_with_pool,
     idle_records,
     listen,
     pings,
-    records_of,
     shares_its_connection,
     unlisten,
 )
@@ -114,18 +114,13 @@ class Hooks:
 
     # -- attaching and restoring
 
-    def attach(self, *, is_new: bool = False, may_hide: bool = False) -> None:
+    def attach(self, *, is_new: bool = False) -> None:
         """Install the hooks.
 
         Args:
-            is_new: the pool has no connection record. Otherwise connections may be out, and callers may be waiting.
-            may_hide: connections may be out that the pool does not count, because it was disposed of meanwhile.
+            is_new: the pool was just made. Otherwise connections may be out, and callers may be waiting.
         """
         pool, recorder, slow_path, connections = self.pool, self.recorder, self._slow_path, self._connections
-        # Slow if connections are out. A new pool has no records yet.
-        present = [] if is_new else records_of(pool, may_hide=may_hide)
-        if not is_new and slow_path.is_in_use(present):
-            slow_path.await_latecomers(self._listen)
         self._install(CLOSE_CONNECTION, connections.close_hook)
         self._install(INVOKE_CREATOR, connections.creator_hook)
         self._install(RETURN_CONNECTION, functools.partial(return_hook, slow_path, recorder))
@@ -138,10 +133,14 @@ class Hooks:
         if pings(pool):
             PingTap.attach(self.dialect, recorder)
         StatementErrorTap.attach(self.dialect, recorder)
-        if present:
-            slow_path.adopt_present(may_hide=may_hide)
-        # Last: a checkout that is recorded needs all the other hooks.
+        # The last hook: a checkout that is recorded needs all the others.
         self._install("connect", self._connect_hook)
+        if not is_new:
+            # After the hook, so that each checkout runs through it or is seen to be under way.
+            if slow_path.is_in_use():
+                slow_path.await_latecomers(self._listen)
+            # After the listener, so that each checkout is heard or its record is found.
+            slow_path.adopt_present()
 
     def detach(self) -> None:
         """Remove the hooks and listeners."""
@@ -171,7 +170,8 @@ class Hooks:
         listen(self.pool, name, listener)
 
     def _connect_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        creator_hook = next(one.hook for one in self._installed if one.name == INVOKE_CREATOR)
+        # Not next(): a time limit that strikes while a generator that was not exhausted is closed is lost.
+        creator_hook, *_ = [one.hook for one in self._installed if one.name == INVOKE_CREATOR]
         if shares_its_connection(self.pool):
             original = self._shared_hook(original)
 
@@ -303,9 +303,9 @@ class Hooks:
 
 
 def _engine_that_calls() -> Engine | None:
-    """Return the engine whose method called the hook that calls this, or None."""
+    """Return the engine that has the pool, if its method or that of a copy called the hook that calls this; or None."""
     hook = inspect.currentframe()
     for _ in range(2):
         hook = hook and hook.f_back
     caller = hook and hook.f_locals.get("self")
-    return caller if isinstance(caller, Engine) else None
+    return engine_with_pool(caller) if isinstance(caller, Engine) else None

@@ -117,6 +117,11 @@ class HTTPServer:
         try:
             while not self._stopped:
                 self._turn()
+        except (OSError, ValueError):
+            if (
+                not self._stopped
+            ):  # closed meanwhile: a time limit struck while the application waited for this thread
+                raise
         finally:
             # Frees the port even if a forked child still has the socket; a child itself must not do this.
             with contextlib.suppress(OSError):

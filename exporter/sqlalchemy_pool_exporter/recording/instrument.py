@@ -28,7 +28,7 @@ from .hooks import Hooks
 from .instrumented import INSTRUMENTED
 from .leaks import LeakOptions
 from .recorder import Recorder
-from .sqlalchemy_pool import configuration, dialect_of, has_no_records, logging_name, may_hide_records
+from .sqlalchemy_pool import configuration, dialect_of, engine_with_pool, logging_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,15 +104,14 @@ class Handle:
 
     def _known(self, engine: Engine | None) -> None:
         if engine is not None:
-            self._engines.add(engine)
+            self._engines.add(engine_with_pool(engine))
 
     def _record(
         self,
         pool: Pool,
         recorder: Recorder,
         *,
-        is_new: bool,
-        may_hide: bool = False,
+        is_new: bool = False,
         is_alone: bool = False,
     ) -> None:
         """Attach hooks to a pool, and show it."""
@@ -122,7 +121,7 @@ class Handle:
         INSTRUMENTED.recorders[recorder] = weakref.ref(collector)
         self._hooks.add(hooks)
         try:
-            hooks.attach(is_new=is_new, may_hide=may_hide)
+            hooks.attach(is_new=is_new)
             INSTRUMENTED.attached(hooks)
             collector.add(recorder, is_alone=is_alone)
         except BaseException:
@@ -192,9 +191,6 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             has no ``register()``, or ``leak_after`` is no number of seconds.
     """
     engine = _engine_of(target)
-    # First: a variable would be one more reference to the pool.
-    is_new = engine is not None and has_no_records(engine)
-    may_hide = engine is not None and may_hide_records(engine)
     pool = _pool_of(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
@@ -217,7 +213,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         recorder = _new_recorder(pool, _name(name, pool, engine), store, prefixes, leaks)
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
-        handle._record(pool, recorder, is_new=is_new, may_hide=may_hide)  # noqa: SLF001
+        handle._record(pool, recorder)  # noqa: SLF001
         return handle
 
 

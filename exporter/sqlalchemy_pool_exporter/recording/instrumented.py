@@ -66,7 +66,8 @@ class Instrumented:
         """Remember the hooks of a pool, and end the recording when it is garbage-collected."""
         pool, recorder = hooks.pool, hooks.recorder
         self._hooks[id(pool)] = hooks
-        recorder.pool_attached(weakref.finalize(pool, self._pool_collected, recorder))
+        # Not weakref.finalize(): it adds to Python's table of finalizers, through which instrument() looks.
+        recorder.pool_attached(weakref.ref(pool, lambda _: self._pool_collected(recorder)))
 
     def detached(self, hooks: Hooks) -> None:
         """Forget the hooks of a pool."""

@@ -15,7 +15,8 @@ from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
 from sqlalchemy_pool_exporter.segment.ledger import Ledger
-from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 from sqlalchemy_pool_exporter.segment.store import BlockStore
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.families import Builder
     from sqlalchemy_pool_exporter.segment.identity import Identity
+    from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.pages import Pages, Totals
 
     from .recorder import Recorder
@@ -43,6 +45,13 @@ class Read(NamedTuple):
 
     live: list[tuple[Recorder, WorkerPool]]
     pools: list[WorkerPool]  # those that no directory has, with the totals of pools that are gone
+
+    @property
+    def identities(self) -> set[Identity]:
+        """Those of the pools that are shown."""
+        return {pool.identity for _, pool in self.live} | {
+            pool.identity for pool in self.pools if pool.ended is None or _is_shown(pool.ended)
+        }
 
 
 class OwnPools:
@@ -78,8 +87,9 @@ class OwnPools:
 
     def add(self, recorder: Recorder, *, is_alone: bool) -> None:
         """Show a pool; unless it is alone, the log says once that others have the name."""
-        if not (is_alone or recorder.text in self._said) and any(
-            pages.live(recorder.text) > 1 for pages in recorder.store.pages()
+        if not (is_alone or recorder.text in self._said) and (
+            # Not any(): a time limit that strikes while a generator that was not exhausted is closed is lost.
+            max((pages.live(recorder.text) for pages in recorder.store.pages()), default=0) > 1
         ):
             if len(self._said) >= _MOST_SAID:
                 self._said.clear()
@@ -112,7 +122,8 @@ class OwnPools:
             yield recorder.text, recorder.identity
         for store in list(self._stores):
             for totals in self._totals(store.pages()):
-                yield totals.text, read(totals.text).identity
+                if _is_shown(totals.ended):
+                    yield totals.text, read(totals.text).identity
 
     def _totals(self, several: Iterator[Pages]) -> Iterator[Totals]:
         for pages in several:
@@ -142,7 +153,10 @@ class OwnPools:
             pause()
             try:
                 pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
-            except Exception:  # noqa: BLE001 - one odd pool never fails the scrape
+            except Exception as error:
+                if not is_own(error):
+                    raise
+                # One odd pool never fails the scrape.
                 self.errors += 1
                 continue
             if pool.snapshot.is_active:
@@ -156,11 +170,12 @@ class OwnPools:
             )
         return Read(live, pools)
 
-    def fleet(self, found: Read, number: str = "") -> Fleet:
+    def fleet(self, found: Read, beside: View | None = None, number: str = "") -> Fleet:
         """Return the pools that no directory has as those of one worker.
 
         Args:
             found: what was read.
+            beside: what the directories show.
             number: of the worker.
         """
         worker = Worker(
@@ -172,15 +187,23 @@ class OwnPools:
             facts=facts.read(facts.of_this_process()) if number else facts.Facts(None, None),
             texts=texts.of_this_process(),
         )
-        return Fleet((worker,), {}, self._ledger.view([worker], []))
+        known = found.identities.union(beside.labels if beside else ())
+        return Fleet((worker,), {}, self._ledger.view([worker], [], beside=known))
 
-    def add_to(self, builder: Builder, found: Read, others: set[str], pid: int) -> None:
+    def add_to(self, builder: Builder, found: Read, beside: View | None, pid: int) -> None:
         """Add the pools of this process that are in no directory, so that no other process sees them.
 
         If a directory has a pool of that label, too, they get the label ``worker``: two such processes, asked in turn,
         must not make one series go back and forth.
+
+        Args:
+            builder: builds the scrape.
+            found: the pools of this process.
+            beside: what the directories have added.
+            pid: of this process.
         """
-        view = self.fleet(found).view
+        view = self.fleet(found, beside).view
+        others = beside.infos if beside else {}
         owners: dict[str, tuple[str, ...]] = {
             label: (label, f"pid{pid}") if label in others else (label,) for label in view.labels.values()
         }
@@ -201,11 +224,10 @@ class OwnPools:
         owners: dict[str, tuple[str, ...]],
     ) -> None:
         now, wall = time.monotonic(), time.time()
-        every = labels({pool.identity for _, pool in found.live} | set(by_identity))
         shared: dict[str, set[bool | None]] = {}
         for recorder, pool in found.live:
             is_shared = recorder.store.shares(recorder.storage.doubles)
-            shared.setdefault(every[pool.identity], set()).add(is_shared)
+            shared.setdefault(by_identity[pool.identity], set()).add(is_shared)
         for label, are_shared in shared.items():
             if are_shared != {None}:
                 builder.add((label,), [("exporter_segment_shared", float(False not in are_shared))])
@@ -217,3 +239,8 @@ class OwnPools:
             snapshots = [pool.snapshot for pool in pools]
             add_capacity(builder, owners[label], snapshots)
             add_state(builder, owners[label], snapshots, now=now, wall=wall)
+
+
+def _is_shown(ended: float) -> bool:
+    """Return whether a name is still shown whose last pool went at a Unix time."""
+    return time.time() - ended <= RETENTION_SECONDS

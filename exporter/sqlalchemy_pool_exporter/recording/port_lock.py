@@ -11,6 +11,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from sqlalchemy_pool_exporter.segment.own_errors import Suppressing, is_own
+
 from .at_fork import close_in_children
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class PortLock:
         """Whether this object holds the lock of the file that is at its path now."""
         if self._descriptor is None:
             return False
-        with contextlib.suppress(OSError):
+        with Suppressing(OSError):
             return os.path.samestat(os.fstat(self._descriptor), self.path.lstat())
         return False
 
@@ -55,6 +57,8 @@ class PortLock:
         try:
             return self._take()
         except (OSError, ImportError, AttributeError) as error:
+            if not is_own(error) and not isinstance(error, ImportError):
+                raise
             raise LockError(f"no lock {str(self.path)!r}: {error}") from error
 
     def _take(self) -> bool:

@@ -106,7 +106,6 @@ class Recorder:
         "clock",
         "configuration",
         "connections",
-        "finalizer",
         "identity",
         "info",
         "is_ended",
@@ -114,6 +113,7 @@ class Recorder:
         "leaks",
         "name",
         "origins",
+        "pool_ref",
         "reports",
         "storage",
         "store",
@@ -161,7 +161,7 @@ class Recorder:
         self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
         self.is_replaced = False
-        self.finalizer: weakref.finalize[..., Any] | None = None
+        self.pool_ref: weakref.ref[Any] | None = None
         self._size = math.nan
         self.configuration = configuration
         self.configure(configuration)
@@ -193,8 +193,7 @@ class Recorder:
 
     def disposed(self) -> None:
         """Count the connections that are open now against ``pool_size`` no more: the pool was disposed of."""
-        for row in self.connections.rows():
-            row.disposed()
+        self.connections.disposed()
 
     def replaced(self, *, is_replaced: bool = True) -> None:
         """Note that a new pool has taken the place of this one, or that this one lives on all the same."""
@@ -238,10 +237,9 @@ class Recorder:
             texts.write_into(self.storage.pages)
         self.configure(self.configuration)
 
-    def pool_attached(self, finalizer: weakref.finalize[..., Any]) -> None:
-        """Note that the pool is recorded; ``finalizer`` runs when it is garbage-collected."""
-        finalizer.atexit = False
-        self.finalizer = finalizer
+    def pool_attached(self, pool_ref: weakref.ref[Any]) -> None:
+        """Note that the pool is recorded; the callback of ``pool_ref`` runs when it is garbage-collected."""
+        self.pool_ref = pool_ref
 
     def pool_collected(self) -> bool:
         """Note that the pool was garbage-collected; return whether it was recorded until now.
@@ -263,11 +261,10 @@ class Recorder:
         self.block = memoryview(b"").cast("d")
         self._end()
         self.connections.clear()
-        if self.finalizer is not None:
-            self.finalizer.detach()
 
     def _end(self) -> None:
         self.is_ended = True
+        self.pool_ref = None  # breaks the reference cycle, and drops the callback
         self.storage.doubles[ACTIVE] = 0.0
 
     @property
@@ -360,7 +357,7 @@ class Recorder:
         row, is_overflow = row_of(record), False
         if row is None:
             row = self.add_row(record, NOT_YET, connection)
-            is_overflow = not self.is_replaced and self.connections.is_overflow(row, self._size)
+            is_overflow = not self.is_replaced and row.order > self._size  # _size is NaN without a limit
         else:
             row.close_reason = None
             self.connections.index_connection(row, connection)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
 from . import exhaustion
-from .checkout import mark_held
+from .checkout import CONNECT_CODE, mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .exhaustion import TimedOut
 from .faults import never_raises
@@ -21,10 +21,11 @@ from .sqlalchemy_pool import (
     closes_collected,
     detaches_collected,
     has_connection,
-    has_out,
     holder_of,
+    is_of,
     is_out,
     keeps,
+    may_be_connecting,
     record_of,
     records_of,
     timeout_of,
@@ -195,14 +196,15 @@ class SlowPath:
 
     # -- a pool that is in use already
 
-    def is_in_use(self, records: list[Any]) -> bool:
-        """Return whether connections are out or about to be handed out; ``records`` are all records of the pool."""
-        # The pool counts a checkout before it makes the record, so ask the pool too.
-        return has_out(self.pool) or any(record.in_use or not keeps(self.pool, record) for record in records)
+    def is_in_use(self) -> bool:
+        """Return whether connections are out or about to be handed out."""
+        # The pool counts a checkout before it makes the record, so ask the pool first.
+        # Not any(): a time limit that strikes while a generator that was not exhausted is closed is lost.
+        return may_be_connecting(self.pool) or sum([record.in_use for record in records_of(self.pool)]) > 0
 
-    def adopt_present(self, *, may_hide: bool) -> None:
-        """Give a row to each connection that the pool has now; see ``records_of()``."""
-        for record in records_of(self.pool, may_hide=may_hide):
+    def adopt_present(self) -> None:
+        """Give a row to each connection that the pool has now."""
+        for record in records_of(self.pool):
             # A record with none of these is about to be handed out or about to be garbage-collected.
             if record.in_use or has_connection(record) or keeps(self.pool, record):
                 self.adopt(record)
@@ -232,12 +234,21 @@ class SlowPath:
         listen("checkout", self._checkout_listener)
 
     @never_raises
-    def _on_checkout(self, _connection: object, record: Any, proxy: object) -> None:
+    def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
         recorder = self.recorder
         if recorder.clock() > self._latecomers_until:
             unlisten(self.pool, "checkout", self._checkout_listener)
             return
-        # Not the record's own reference to the proxy: if this checkout also runs through our hook, the hook would find
-        # that reference stored and assume that there is no new checkout.
-        row = row_of(record) or self.adopt(record)
-        mark_held(record, row, weakref.ref(proxy), recorder.clock())
+        if is_of(self.pool, record) and not self._is_hooked():
+            row = row_of(record) or self.adopt(record)
+            mark_held(record, row, holder_of(record), recorder.clock())
+
+    def _is_hooked(self) -> bool:
+        """Return whether the checkout under way runs through our hook, which records it if it succeeds."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            # The code first: f_locals copies the variables of a frame, and most frames are the application's.
+            if frame.f_code is CONNECT_CODE and frame.f_locals.get("slow_path") is self:
+                return True
+            frame = frame.f_back
+        return False

@@ -8,8 +8,8 @@ and the ping of ``ping``) use them. A test checks both, and that the installed S
 from __future__ import annotations
 
 import gc
-import sys
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from sqlalchemy.pool import (
     QueuePool,
     SingletonThreadPool,
     StaticPool,
+    base,
 )
 
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
@@ -33,6 +34,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     SIZE,
     TIMEOUT,
 )
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -54,11 +56,19 @@ UNPUBLISHED_NAMES: Final = {
     "AssertionPool": ("_conn",),
     "queue of threads": ("queue",),
     "queue of asyncio": ("_queue",),
-    "record": ("_soft_invalidate_time", "fairy_ref", "finalize_callback", "starttime"),
+    "record": (
+        "_ConnectionRecord__pool",
+        "_soft_invalidate_time",
+        "fairy_ref",
+        "finalize_callback",
+        "starttime",
+    ),
     "proxy": ("_connection_record",),
     "connection": ("_handle_dbapi_exception",),
+    "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
-    # The private one of PING_METHODS is not listed: SQLAlchemy 2.0.0 has only the public one.
+    "module of pools": ("_ConnectionFairy", "_finalize_fairy"),
+    # Not listed, because not every release has them: RECORDS_OUT, and the private one of PING_METHODS.
 }
 # The methods of a pool that are wrapped.
 CLOSE_CONNECTION: Final = "_close_connection"
@@ -71,6 +81,10 @@ PING_METHODS: Final = ("_do_ping_w_event", "do_ping")
 CONNECT_FUNCTION: Final = "__connect"
 # The method of a connection that handles the error of a statement, and asks the dialect about it.
 HANDLE_ERROR_FUNCTION: Final = "_handle_dbapi_exception"
+
+# Where the records of all pools are that are out: in a table of SQLAlchemy 2.0; in 2.1 each proxy has a finalizer, and
+# the record is among its arguments.
+RECORDS_OUT: Final = ("_strong_ref_connection_records", "_finalizer")
 
 _RECYCLED, _POOL_INVALIDATED, _SOFT_INVALIDATED, _ERROR = map(
     CLOSE_REASONS.index, ("recycle", "pool_invalidated", "soft_invalidated", "error")
@@ -114,6 +128,16 @@ def pings(pool: Pool) -> bool:
     return bool(pool._pre_ping) and "_dialect" in pool.__dict__
 
 
+def engine_with_pool(engine: Engine) -> Engine:
+    """Return the engine that has the pool: the argument, or the engine that the argument is a copy of.
+
+    A copy, made by ``execution_options()``, always has the pool of its original.
+    """
+    while "pool" not in vars(engine) and hasattr(engine, "_proxied"):
+        engine = engine._proxied
+    return engine
+
+
 def timeout_of(pool: Pool) -> float:
     """Return how many seconds a caller waits in the queue of a pool; 0 if there is no queue or no limit."""
     return getattr(pool, "_timeout", None) or 0.0
@@ -129,26 +153,27 @@ def closes_collected(pool: Pool) -> bool:
     return bool(getattr(pool._dialect, "has_terminate", False))
 
 
-def records_of(pool: Pool, *, may_hide: bool = False) -> list[Any]:
-    """Return the connection records of a pool.
+def records_of(pool: Pool) -> list[Any]:
+    """Return the connection records of a pool, except one that a caller is about to get or that is about to be closed.
 
-    If connections are out, or ``may_hide``, the garbage collector finds them, because no list has them. It looks at
+    If SQLAlchemy or the pool has no list of them that is known here, the garbage collector finds them. It looks at
     every object of the process: 112 ms for 3 million.
     """
-    listed = None if may_hide else _listed_records(pool)
-    if listed is not None:
-        return listed
+    kept, out = _records_kept(pool), _records_out(pool)
+    if kept is not None and out is not None and not _misses_any(pool, out):
+        return list({id(record): record for record in (*kept, *out)}.values())
     # Not isinstance(): it reads __class__, which runs code of the application for some objects.
     return [other for other in gc.get_referrers(pool) if issubclass(type(other), ConnectionPoolEntry)]
 
 
-def _listed_records(pool: Pool) -> list[Any] | None:
-    """Return the records of a pool if the pool itself has them all, else None."""
+def _records_kept(pool: Pool) -> list[Any] | None:
+    """Return the records that a pool itself has; None if it is not known where it has them."""
     if isinstance(pool, QueuePool):
-        return None if has_out(pool) else idle_records(pool)
+        return idle_records(pool)
+    if isinstance(pool, NullPool):
+        return []
     if isinstance(pool, SingletonThreadPool):
-        # A full pool may have dropped the record of a thread that still uses it.
-        return None if len(pool._all_conns) >= pool.size else list(pool._all_conns)
+        return list(pool._all_conns)
     if isinstance(pool, StaticPool):
         # Not the attribute itself: reading it connects.
         return [record for record in (vars(pool).get("connection"),) if record is not None]
@@ -157,34 +182,36 @@ def _listed_records(pool: Pool) -> list[Any] | None:
     return None
 
 
-class _Owner:
-    """An object with the only reference to a pool."""
+def _records_out(pool: Pool) -> list[Any] | None:
+    """Return the records of a pool that are out, also those that it has forgotten; None if they cannot be found."""
+    table, finalizer = RECORDS_OUT
+    try:
+        # Each list() is one call, so no other thread changes the table meanwhile.
+        if hasattr(base, table):
+            records = list(getattr(base, table).values())
+        elif hasattr(base._ConnectionFairy, finalizer):
+            # Python's table of all finalizers. Not their peek(), which refers to the proxy: if its caller dropped it
+            # meanwhile, this thread would return the connection.
+            finalizers: Any = weakref.finalize
+            records = [
+                one.args[1] for one in list(finalizers._registry.values()) if one.func is base._finalize_fairy
+            ]
+        else:
+            return None
+        return [record for record in records if record._ConnectionRecord__pool is pool]
+    except (AttributeError, IndexError) as error:
+        if not is_own(error):
+            raise
+        return None
 
-    def __init__(self) -> None:
-        self.pool = object()
 
+def _misses_any(pool: Pool, out: list[Any]) -> bool:
+    """Return whether a record may be missing from those that are out, because the pool counts more.
 
-_OWNER: Final = _Owner()
-
-
-def has_no_records(engine: Engine) -> bool:
-    """Return whether nothing but its engine refers to a pool, so that it has no connection record.
-
-    This is for a ``NullPool``, which knows nothing of its connections. False says nothing: an application can refer to
-    its pool.
+    SQLAlchemy 2.0 takes a record out of its table before it resets the connection, which can take long. In 2.1 only
+    those are missing that a caller is about to get, which have no holder yet.
     """
-    # The same expression twice, so that the references that CPython itself takes cancel out.
-    return isinstance(engine.pool, NullPool) and sys.getrefcount(engine.pool) == sys.getrefcount(_OWNER.pool)
-
-
-def may_hide_records(engine: Engine) -> bool:
-    """Return whether a pool may have connections out that it does not count, from before its ``dispose()``.
-
-    It has none if nothing but its engine and its idle records refers to it.
-    """
-    return isinstance(engine.pool, QueuePool) and sys.getrefcount(engine.pool) != sys.getrefcount(
-        _OWNER.pool
-    ) + len(idle_records(engine.pool))
+    return hasattr(base, RECORDS_OUT[0]) and _count_out(pool) > sum([record.in_use for record in out])
 
 
 def keeps(pool: Pool, record: Any) -> bool:
@@ -205,11 +232,19 @@ def shares_its_connection(pool: Pool) -> bool:
     return isinstance(pool, StaticPool)
 
 
-def has_out(pool: Pool) -> bool:
-    """Return whether connections are out or about to be handed out."""
+def may_be_connecting(pool: Pool) -> bool:
+    """Return whether callers may be inside ``connect()``."""
+    # A NullPool counts nothing.
+    return isinstance(pool, NullPool) or _count_out(pool) > 0
+
+
+def _count_out(pool: Pool) -> int:
+    """Return how many connections a pool counts as out or about to be handed out, if it counts them."""
+    if not isinstance(pool, QueuePool):
+        return 0
     # Not checkedout(): it takes the queue's lock. The thread that has that lock may be in a finalizer that waits for
     # our lock.
-    return isinstance(pool, QueuePool) and pool.size() - len(idle_records(pool)) + pool._overflow > 0
+    return pool.size() - len(idle_records(pool)) + pool._overflow
 
 
 def idle_records(pool: Pool) -> list[Any]:
@@ -226,6 +261,11 @@ def idle_records(pool: Pool) -> list[Any]:
 def record_of(proxy: Any) -> Any:
     """Return the record of the connection that a checkout returned."""
     return proxy._connection_record
+
+
+def is_of(pool: Pool, record: Any) -> bool:
+    """Return whether a record is one of this pool, and not of a copy of it, which has the same listeners."""
+    return getattr(record, "_ConnectionRecord__pool", pool) is pool
 
 
 def has_connection(record: Any) -> bool:
@@ -290,4 +330,7 @@ def unlisten(pool: Pool, name: str, listener: Any) -> None:
     # list() is one call, so no other thread changes the deque meanwhile. Compare by identity, because a listener can
     # define its own equality.
     present = list(collection.listeners)
-    collection.listeners = deque([other for other in present if other is not listener])
+    # It is not there if a time limit struck before it was added, and a pool without listeners has no deque.
+    kept = [other for other in present if other is not listener]
+    if len(kept) < len(present):
+        collection.listeners = deque(kept)

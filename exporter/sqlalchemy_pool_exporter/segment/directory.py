@@ -20,12 +20,13 @@ from sqlalchemy_pool_exporter.pausing import pause
 
 from .format import FILES, file_name
 from .ledger import Ledger, View
+from .own_errors import is_own
 from .pages import RETENTION_SECONDS
 from .trust import Trust
 from .worker import OtherError, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from .identity import Identity
@@ -81,6 +82,19 @@ class Fleet:
         return tuple(worker for worker in self.running if not worker.is_parent)
 
 
+class Found(NamedTuple):
+    """What is in a directory, and what was in it."""
+
+    workers: tuple[Worker, ...]  # those whose file could be read
+    errors: dict[SegmentErrorKind, int]
+    resting: list[Worker]  # all known ones that do not run
+
+    @property
+    def live(self) -> list[Worker]:
+        """Those whose process lives."""
+        return [worker for worker in self.workers if worker.is_live]
+
+
 class _Stamp(NamedTuple):
     """File attributes that change when another process takes over, replaces or truncates a file."""
 
@@ -103,7 +117,12 @@ class Reader:
     """
 
     def __init__(
-        self, directory: Path, *, retention: float = RETENTION_SECONDS, wall: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        *,
+        retention: float = RETENTION_SECONDS,
+        wall: Callable[[], float] = time.time,
+        ledger: Ledger | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -111,19 +130,27 @@ class Reader:
             directory: may be missing.
             retention: seconds for which a name is shown after its last pool.
             wall: Unix time.
+            ledger: of several directories whose pools are shown together; by default one of this directory alone.
         """
         self.directory = directory
-        self.ledger = Ledger(retention=retention, wall=wall)
+        self.ledger = ledger or Ledger(retention=retention, wall=wall)
         self._known: dict[bytes, Worker] = {}
         self._untouched: dict[str, tuple[_Stamp, Worker]] = {}
         self._complained: frozenset[tuple[str, SegmentErrorKind]] = frozenset()
 
-    def read(self, *, per_worker: bool = False) -> Fleet:
+    def read(self, *, per_worker: bool = False, beside: Collection[Identity] = ()) -> Fleet:
         """Return the workers and sums now. An unusable file never raises.
 
         Args:
             per_worker: return counts for each worker instead of sums over all workers.
+            beside: pools that something else shows in the same scrape.
         """
+        found = self.find()
+        view = self.ledger.view(found.live, found.resting, per_worker=per_worker, beside=beside)
+        return Fleet(found.workers, found.errors, view)
+
+    def find(self) -> Found:
+        """Read all files. An unusable file never raises."""
         complaints: _Complaints = {}
         present: dict[bytes, Worker] = {}
         listed = self._names(complaints)
@@ -152,14 +179,10 @@ class Reader:
             )
         self._complain(complaints)
         errors = Counter(kind for _, kind in complaints)
-        return Fleet(
+        return Found(
             tuple(present.values()),
             {kind: errors[kind] for kind in get_args(SegmentErrorKind)},
-            self.ledger.view(
-                [worker for worker in present.values() if worker.is_live],
-                [w for w in self._known.values() if w.identity not in present or not w.is_live],
-                per_worker=per_worker,
-            ),
+            [w for w in self._known.values() if w.identity not in present or not w.is_live],
         )
 
     def _read(self, name: str, trust: Trust) -> Worker | None:
@@ -181,6 +204,8 @@ class Reader:
         try:
             return sorted(_NAMES.keys() & set(os.listdir(self.directory)))  # noqa: PTH208 - the names alone
         except OSError as error:
+            if not is_own(error):
+                raise
             complaints[str(self.directory), "unreadable"] = error.strerror or str(error)
             return None
 
@@ -201,6 +226,8 @@ class Reader:
 def _stamp(path: str) -> _Stamp | None:
     try:
         status = os.stat(path, follow_symlinks=False)  # noqa: PTH116 - a path of its own for each is slower
-    except OSError:
+    except OSError as error:
+        if not is_own(error):
+            raise
         return None
     return _Stamp(status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)

@@ -10,36 +10,24 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import sys
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.about import package_version
 
+from .command import LEFT_OUT, shown_words
 from .format import FILES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from .own_errors import is_own
 
 _PROGRAM_CHARACTERS: Final = 64
 _COMMAND_CHARACTERS: Final = 120
 _COMMAND_WORDS: Final = 12
 _MOST_CHARACTERS: Final = 256  # that a reader takes of one fact
 _MOST_PID: Final = 2**22  # Linux has no larger one
-_LEFT_OUT: Final = "…"
-# Of these characters a word of a command may consist; code, JSON and connection strings have others.
-_HARMLESS: Final = re.compile(r"[\w./:%+,-]+")
-_KEY_CHARACTERS: Final = 20  # a part of a word that is as long and has letters and digits may be an API key
-# The word after such an option is not shown. The short ones are by custom those of users and passwords.
-_SECRET_OPTION: Final = re.compile(
-    r"pass|pwd|secret|token|key|auth|basic|cred|dsn|ur[il]|connect$|conn$|connection-?str|user|login|private|cookie|salt",
-    re.IGNORECASE,
-)
-_SECRET_SHORT_OPTIONS: Final = frozenset(("-a", "-p", "-u", "-P", "-U"))
 
 
 class Versions(NamedTuple):
@@ -90,7 +78,9 @@ def started() -> datetime:
         # The name of the program, in parentheses, can contain anything. Field 22 is in clock ticks since the boot.
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
+    except (OSError, ValueError, IndexError, AttributeError) as error:
+        if not is_own(error):
+            raise
         return now
     return datetime.fromtimestamp(now.timestamp() - max(age, 0.0), UTC)
 
@@ -114,42 +104,7 @@ def _program() -> str:
 
 def _command() -> str:
     text = " ".join([_program(), *shown_words(_arguments()[1 : 1 + _COMMAND_WORDS])])
-    return text if len(text) <= _COMMAND_CHARACTERS else text[: _COMMAND_CHARACTERS - 1] + _LEFT_OUT
-
-
-def shown_words(words: Sequence[str]) -> Iterator[str]:
-    """Yield the words of a command that may be shown, and … for each other word or value.
-
-    Hidden are URLs, words with an ``@``, values after ``=`` or attached to a short option, words after an option that
-    is by its name a secret or a user's name, what looks like a key, and what has unusual characters, as code has.
-    """
-    hides_next = False
-    for word in words:
-        if hides_next:
-            hides_next = False
-            yield _LEFT_OUT
-            continue
-        name, equals, _ = word.partition("=")
-        is_short = name[:1] == "-" != name[1:2]
-        if is_short:
-            name, attached = name[:2], name[2:]
-            hides_next = name in _SECRET_SHORT_OPTIONS and not attached and not equals
-            equals = equals or attached
-        elif name.startswith("--"):
-            hides_next = not equals and _SECRET_OPTION.search(name) is not None
-        if not _is_harmless(name):
-            yield _LEFT_OUT
-        else:
-            yield name + (f"{'' if is_short else '='}{_LEFT_OUT}" if equals else "")
-
-
-def _is_harmless(word: str) -> bool:
-    if not _HARMLESS.fullmatch(word) or "://" in word:
-        return False
-    return not any(
-        len(part) >= _KEY_CHARACTERS and re.search(r"\d", part) and re.search(r"[^\W\d]", part)
-        for part in re.split(r"[/.:,]", word)
-    )
+    return text if len(text) <= _COMMAND_CHARACTERS else text[: _COMMAND_CHARACTERS - 1] + LEFT_OUT
 
 
 # -- the reader

@@ -43,6 +43,7 @@ from .format import (
     is_unfinished,
     read_used,
 )
+from .own_errors import Suppressing, is_own
 from .page import TEXT_BYTES
 from .pages import Pages, Space
 from .worker import check
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .pool_block import PoolBlock
 
 _WORD: Final = struct.Struct("=Q")
+_NO_FILE: Final = (-1, -1)  # no device and inode
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -62,12 +64,13 @@ class Lease(Space):
     Mutable state: the file, and how much of it is mapped.
     """
 
-    def __init__(self, directory: Path, *, group_readable: bool = False) -> None:
+    def __init__(self, directory: Path, *, group_readable: bool = False, has_file: bool = True) -> None:
         """Take the first free file of a directory.
 
         Args:
-            directory: must exist.
+            directory: must exist, unless the lease has no file.
             group_readable: let the group of the file read it, for a sidecar that runs as another user.
+            has_file: if not, the pages are in memory until ``heal()`` puts a file under them.
 
         Raises:
             SegmentError: the directory does not exist or cannot be written, or every file in it is taken.
@@ -75,13 +78,16 @@ class Lease(Space):
         self.directory = directory
         self._mode = 0o640 if group_readable else 0o600
         self._extents: list[memoryview] = []
-        self.number, self._lock = 0, -1
+        self.number, self._lock, self._file = 0, -1, _NO_FILE
         try:
-            self.pages = self._take()
+            self.pages = self._take() if has_file else self._begin(_new_header(), [])
         except OSError as error:
+            if not is_own(error):
+                raise
             message = f"cannot use directory {str(directory)!r}: {error.strerror or error}"
             raise SegmentError(message) from error
-        self._file = _file_of(os.fstat(self._lock))
+        if has_file:
+            self._file = _file_of(os.fstat(self._lock))
         self._holders = self.pages.page(0).cast("Q")[HOLDERS_WORD]
 
     def __repr__(self) -> str:
@@ -95,7 +101,7 @@ class Lease(Space):
     @property
     def is_there(self) -> bool:
         """Whether the file still has its path, so that a sidecar finds it, and its lock is still held."""
-        with contextlib.suppress(OSError):
+        with Suppressing(OSError):
             there = self.path.lstat()
             return _file_of(there) == _file_of(os.fstat(self._lock)) == self._file
         return False
@@ -119,8 +125,10 @@ class Lease(Space):
             message = f"{file_name(self.number)} has no room for another pool: it holds {pages - 1} pages"
             raise SegmentError(message)
         try:
-            return self._map(self._lock, self.path, begin, size)
+            return self._map(self._lock, self.path, begin, size) if self.is_there else self._map_memory(size)
         except OSError as error:
+            if not is_own(error):
+                raise
             message = f"no room in directory {str(self.directory)!r}: {error.strerror or error}"
             raise SegmentError(message) from error
 
@@ -138,10 +146,15 @@ class Lease(Space):
             words[FORKED_WORD] = 1
         self.close()
 
-    # -- a file that was deleted
+    # -- a file that was deleted, or not yet made
+
+    @property
+    def had_file(self) -> bool:
+        """Whether it ever had a file."""
+        return self._file != _NO_FILE
 
     def heal(self) -> None:
-        """Go on in a new file of the same identity, with all that this one has, if this one was deleted.
+        """Go on in a new file of the same identity, with all that this one has, if this one is not in the directory.
 
         A reader then replaces what it knows of this process and adds nothing.
 
@@ -151,7 +164,7 @@ class Lease(Space):
         """
         if self.is_there:
             return
-        with contextlib.suppress(OSError):
+        with Suppressing(OSError):
             if (
                 _file_of(self.path.lstat()) == self._file
             ):  # an application that became a daemon closed all files
@@ -174,7 +187,7 @@ class Lease(Space):
                 except BaseException:
                     # Also after a time limit of the application. Another process would take a file that is not locked
                     # and truncate it, and the next store into this memory would kill this process.
-                    with contextlib.suppress(OSError):
+                    with Suppressing(OSError):
                         path.unlink()
                     raise
             return
@@ -235,18 +248,7 @@ class Lease(Space):
         """Map the file and make it ready for this process; return None if it is not a valid segment."""
         header = Header.read(descriptor)
         if is_unfinished(header, os.fstat(descriptor).st_size):
-            header = Header(
-                bytes(8),
-                LAYOUT_VERSION,
-                FIELDS,
-                HEADER_BYTES,
-                0,
-                os.urandom(16),
-                0,
-                changes=0,
-                drops=0,
-                births=0,
-            )
+            header = _new_header()
             os.ftruncate(descriptor, 0)
         else:
             try:
@@ -263,18 +265,26 @@ class Lease(Space):
                 pages += self._map(descriptor, path, begin := len(pages) * PAGE_BYTES, begin or FIRST_EXTENT)
         except FileNotFoundError:
             return None
-        words = pages[0].cast("Q")
-        if not any(header.magic):
-            HEADER.pack_into(pages[0], 0, *header)
-            words[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
-        pages[0][FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
-        words[FORKED_WORD] = 0
-        taken_over = Pages(self, pages)
-        # Last but one: this count tells a reader that what it remembers of the file was written by an earlier holder.
-        words[HOLDERS_WORD] = header.holders + 1
+        taken_over = self._begin(header, pages)
         # Last: this changes ctime, so a reader that remembers the file as a dead worker's reads it again. It may have
         # read the file since this process took it.
         os.fchmod(descriptor, self._mode)
+        return taken_over
+
+    def _begin(self, header: Header, pages: list[memoryview]) -> Pages:
+        """Take over the pages that are mapped; without any, begin in memory."""
+        is_file = bool(pages)
+        pages = pages or self._map_memory(FIRST_EXTENT)
+        words = pages[0].cast("Q")
+        if not any(header.magic):
+            HEADER.pack_into(pages[0], 0, *header)
+            if is_file:
+                words[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
+        pages[0][FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
+        words[FORKED_WORD] = 0
+        taken_over = Pages(self, pages)
+        # This count tells a reader that what it remembers of the file was written by an earlier holder.
+        words[HOLDERS_WORD] = header.holders + 1
         return taken_over
 
     def _map(self, descriptor: int, path: Path, begin: int, size: int) -> list[memoryview]:
@@ -296,8 +306,30 @@ class Lease(Space):
             mapped = memoryview(mmap.mmap(other, size, offset=begin))
         finally:
             os.close(other)
-        self._extents.append(mapped)
-        return [mapped[at : at + PAGE_BYTES] for at in range(0, size, PAGE_BYTES)]
+        return self._mapped(mapped)
+
+    def _map_memory(self, size: int) -> list[memoryview]:
+        """Map an extent of no file and return its pages; as a file's, a forked child shares it until it leaves."""
+        return self._mapped(memoryview(mmap.mmap(-1, size)))
+
+    def _mapped(self, extent: memoryview) -> list[memoryview]:
+        self._extents.append(extent)
+        return [extent[at : at + PAGE_BYTES] for at in range(0, len(extent), PAGE_BYTES)]
+
+
+def _new_header() -> Header:
+    return Header(
+        bytes(8),
+        LAYOUT_VERSION,
+        FIELDS,
+        HEADER_BYTES,
+        0,
+        os.urandom(16),
+        0,
+        changes=0,
+        drops=0,
+        births=0,
+    )
 
 
 def _open(path: Path, flags: int = 0, mode: int = 0o600) -> int | None:
@@ -306,7 +338,7 @@ def _open(path: Path, flags: int = 0, mode: int = 0o600) -> int | None:
     except OSError as error:
         # A file of another user, a link or a directory has this name: try the next number. If no file can be made here,
         # or the process has no descriptor left, the next number would fail too.
-        if error.errno not in {errno.EMFILE, errno.ENFILE} and os.path.lexists(path):
+        if error.errno not in {None, errno.EMFILE, errno.ENFILE} and os.path.lexists(path):
             return None
         raise
 
@@ -315,13 +347,13 @@ def _is_ours(descriptor: int, path: Path) -> bool:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
         return False
-    with contextlib.suppress(OSError):
+    with Suppressing(OSError):
         return _file_of(path.lstat()) == _file_of(status)
     return False
 
 
 def _is_file(descriptor: int, file: tuple[int, int]) -> bool:
-    with contextlib.suppress(OSError):
+    with Suppressing(OSError):
         return _file_of(os.fstat(descriptor)) == file
     return False
 

@@ -53,7 +53,8 @@ def written(identity: Identity, info: Mapping[str, str], *, has_overflow: bool) 
     said: dict[str, Any] = {"pool": identity.name, **info, "overflow": has_overflow}
     if identity.variant is not None:
         said["variant"] = list(identity.variant)
-    return json.dumps(said, sort_keys=True).encode()
+    # As UTF-8: an escape takes three times as much, and a description has about 1,000 bytes.
+    return json.dumps(said, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
 
 
 @lru_cache(_CACHED)

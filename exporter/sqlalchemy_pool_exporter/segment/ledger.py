@@ -19,7 +19,7 @@ from .label import labels
 from .pages import MOST_ENDED, RETENTION_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from .contents import WorkerPool
     from .identity import Identity
@@ -40,7 +40,7 @@ _Rows = dict[tuple["Identity", str, str | None], "list[Counts]"]
 class View:
     """The pools of all workers at one moment, by the label ``pool``."""
 
-    labels: dict[Identity, str]  # of the pools that are shown
+    labels: dict[Identity, str]  # of the pools that are shown, and of those beside them
     counts: CountsByLabels  # sums over all workers that ever ran
     sites: SitesByLabels  # likewise, of the sites
     infos: dict[str, Infos]  # of live pools, or the last ones known
@@ -116,13 +116,21 @@ class Ledger:
                 self._kept.setdefault(key, []).extend(rows)
         self._kept = _compacted(self._kept)
 
-    def view(self, live: Sequence[Worker], resting: list[Worker], *, per_worker: bool = False) -> View:
+    def view(
+        self,
+        live: Sequence[Worker],
+        resting: list[Worker],
+        *,
+        per_worker: bool = False,
+        beside: Collection[Identity] = (),
+    ) -> View:
         """Return the sums now.
 
         Args:
             live: workers that run.
             resting: all other workers that are known.
             per_worker: return counts for each worker instead of sums over all workers.
+            beside: pools that another ledger shows in the same scrape, so that one label never means two of them.
         """
         # Cheap: a comparison of lists treats identical objects as equal and does not compare their fields.
         if self._resting.workers != resting:
@@ -132,8 +140,9 @@ class Ledger:
             rows.setdefault(key, []).extend(some)
         _add(rows, live)
         shown = self._shown(live, {identity for identity, _, _ in rows})
-        if self._labels[0] != shown:
-            self._labels = (shown, labels(shown))
+        known = shown.union(beside)
+        if self._labels[0] != known:
+            self._labels = (known, labels(known))
         by_identity = self._labels[1]
         self._learn(live, shown)
         counts, sites = _labelled(rows, by_identity, per_worker=per_worker)

@@ -12,6 +12,8 @@ import os
 import struct
 from typing import Final
 
+from .own_errors import is_own
+
 # struct flock. Its last member, the process id, must be 0 for these locks.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 _WHOLE_FILE: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -27,6 +29,8 @@ def take(descriptor: int) -> bool:
     """Take the lock of a file and return whether it was free."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
-    except OSError:
+    except OSError as error:
+        if not is_own(error):
+            raise
         return False
     return True

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, TracebackType
 
 # What the code of this package, SQLAlchemy's attributes that it reads, and the standard library's containers can raise.
 _RECORDING_RAISES: Final = frozenset(
@@ -44,11 +45,16 @@ def is_own(error: BaseException) -> bool:
     handler of any form, and most raise a class of their own. If recording can raise that class too, then:
 
     * ``PyThreadState_SetAsyncExc()`` takes a class, so the exception has no arguments. CPython gives each error of its
-      own a message, except a ``MemoryError``.
+      own a message, except a ``MemoryError``, and each error of the system a number: a ``TimeoutError`` without one is
+      a time limit, although it is an ``OSError``.
     * The traceback of an exception from a signal handler leads into the handler.
     """
     kind = type(error)
-    if kind not in _RECORDING_RAISES or not (error.args or kind is MemoryError):
+    if isinstance(error, OSError) and error.errno is not None:
+        # Of any built-in class: where the directory was, there can be a file, for example.
+        if kind.__module__ != "builtins":
+            return False
+    elif kind not in _RECORDING_RAISES or not (error.args or kind is MemoryError):
         return False
     step = error.__traceback__
     while step:
@@ -56,6 +62,19 @@ def is_own(error: BaseException) -> bool:
             return False
         step = step.tb_next
     return True
+
+
+class Suppressing(contextlib.AbstractContextManager["Suppressing"]):
+    """Suppress errors of these classes, but only recording's own: ``TimeoutError`` is an ``OSError``."""
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Return whether the error ends here."""
+        return isinstance(error, self._kinds) and is_own(error)
 
 
 def _handles_a_signal(frame: FrameType) -> bool:

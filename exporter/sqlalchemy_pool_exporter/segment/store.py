@@ -2,59 +2,73 @@
 """The blocks of this process: in its own memory, or in a segment file of a shared directory.
 
 The application never depends on the directory. If the directory is missing, full, read-only or another user's, the
-blocks stay in memory until the process starts again. If the file is deleted while the process runs, the process goes
-on in a new one, at the next connection that it opens at the latest. A warning and the metric
-``exporter_segment_shared`` say so.
+blocks are in memory, and a warning and the metric ``exporter_segment_shared`` say so. Each connection that the
+application opens, and each scrape, tries again, once a second at most, and then a file has all that was counted. So it
+is if the file is deleted while the process runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter import environment
 
 from . import fork, texts
 from .identity import read
-from .own_errors import is_own
+from .own_errors import Suppressing, is_own
 from .pages import Pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .file import Lease
     from .pool_block import PoolBlock
 
+# Between two attempts to make a file. One takes 5 ms if all files are taken.
+_HEAL_SECONDS: Final = 1.0
+_WAIT_SECONDS: Final = 1.0  # of a scrape, for another thread that makes a file
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, whether the log has a warning already, and the pages in memory.
+    Mutable state: the lease of the file, whether the log has a warning already, when a file that is missing may be made
+    again, and the pages in memory.
     """
 
-    def __init__(self, directory: Path | None = None, *, group_readable: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        group_readable: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.directory = directory
         self._group_readable = group_readable
         self._lease: Lease | None = None
         self._has_warned = False
+        self._clock = clock
         self._healing = threading.Lock()
+        self._heals_from = 0.0
         self._memory: Pages | None = None
         self._take_lease()
 
     def shares(self, block: memoryview[float]) -> bool | None:
         """Return whether a sidecar sees this block of a pool; None if no directory was asked for.
 
-        This also replaces a file that was deleted. Each scrape calls it.
+        This also makes a file that is missing. Each scrape calls it.
         """
         if self.directory is None:
             return None
-        return self._has_file() and not isinstance(block.obj, bytearray)  # of pages in memory
+        return self._has_file(wait_seconds=_WAIT_SECONDS) and not isinstance(
+            block.obj, bytearray
+        )  # of pages in memory
 
     def block(self, text: bytes) -> PoolBlock:
         """Return a block for a pool with this description; in memory if the file cannot be used or has no room."""
@@ -81,7 +95,7 @@ class BlockStore:
 
     def unshared_pages(self) -> Iterator[Pages]:
         """Yield the pages that no other process sees."""
-        if self._lease is not None and not self._has_file():
+        if self._lease is not None and not self._has_file(wait_seconds=_WAIT_SECONDS):
             yield self._lease.pages
         if self._memory is not None:
             yield self._memory
@@ -92,6 +106,7 @@ class BlockStore:
             self._lease.leave()
             self._lease = None
         self._healing = threading.Lock()  # a thread of the parent may have held the old one
+        self._heals_from = 0.0
         self._memory = None
         self._take_lease()
 
@@ -101,40 +116,63 @@ class BlockStore:
         try:
             # Imported only when needed, because not every system has the locks that it uses.
             from .file import Lease  # noqa: PLC0415
-
+        except ImportError as error:
+            self._warn("pools of this process are", error)
+            return
+        try:
             self._lease = Lease(self.directory, group_readable=self._group_readable)
         except Exception as error:
             if not is_own(error):
                 raise
             self._warn("pools of this process are", error)
+            self._heals_from = self._clock() + _HEAL_SECONDS
+            with Suppressing(Exception):
+                self._lease = Lease(self.directory, group_readable=self._group_readable, has_file=False)
 
     def check(self) -> None:
-        """Replace the file if it was deleted. Each new connection calls this; a look at the file takes 5 µs."""
+        """Make the file if it is missing. Each new connection calls this; a look at the file takes 5 µs."""
         if self._lease is not None:
             self._has_file()
 
-    def _has_file(self) -> bool:
-        """Return whether the file is in the directory; if it was deleted, replace it."""
+    def _has_file(self, *, wait_seconds: float = 0.0) -> bool:
+        """Return whether the file is in the directory; if it is missing, make it.
+
+        Args:
+            wait_seconds: how long to wait for another thread that makes it. 0 for a thread of the application that
+                opens a connection.
+        """
         lease = self._lease
-        # Never a wait for another thread that does the same: the application opens a connection.
-        if lease is None or not self._healing.acquire(blocking=False):
+        if lease is None:
             return False
         try:
-            if not lease.is_there:
-                before = lease.path
-                lease.heal()
-                self._log(
-                    "%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path
-                )
+            # Without the lock: a scrape must not take a file for missing because another thread looks at it, too.
+            if lease.is_there:
+                return True
+            if not self._healing.acquire(timeout=wait_seconds):
+                return False
+            try:
+                return lease.is_there or self._heal(lease)
+            finally:
+                self._healing.release()
         except Exception as error:
             if not is_own(error):
                 raise
             self._warn("pools of this process are", error)
             return False
+
+    def _heal(self, lease: Lease) -> bool:
+        now = self._clock()
+        if now < self._heals_from:
+            return False
+        self._heals_from = now + _HEAL_SECONDS
+        before, had_file = lease.path, lease.had_file
+        lease.heal()
+        self._heals_from = 0.0
+        if had_file:
+            self._log("%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path)
         else:
-            return True
-        finally:
-            self._healing.release()
+            self._log("the directory can be used now; all that this process counted is in %s", lease.path)
+        return True
 
     def _warn(self, which: str, why: Exception) -> None:
         if not self._has_warned:
@@ -172,7 +210,7 @@ def chosen_directory(directory: str | os.PathLike[str] | None) -> Path | None:
 
 def _resolved(path: Path) -> Path:
     # Resolved, so that two paths to one directory share a lease. If that fails, the lease will report the reason.
-    with contextlib.suppress(OSError, RuntimeError):
+    with Suppressing(OSError, RuntimeError):
         return path.resolve()
     return path
 

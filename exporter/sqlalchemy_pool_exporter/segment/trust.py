@@ -11,6 +11,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .own_errors import is_own
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,7 +38,9 @@ class Trust(NamedTuple):
         users, groups = {os.geteuid()}, frozenset[int]()
         try:
             status = directory.stat()
-        except OSError:
+        except OSError as error:
+            if not is_own(error):
+                raise
             return cls(frozenset(users), groups)
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             groups = frozenset((os.getegid(), *os.getgroups()))

@@ -32,6 +32,7 @@ from .format import (
     read_used,
 )
 from .lock import is_held
+from .own_errors import is_own
 from .trust import is_possible
 
 if TYPE_CHECKING:
@@ -96,11 +97,15 @@ def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) ->
     except FileNotFoundError:
         return None  # deleted since the directory was listed
     except OSError as error:
+        if not is_own(error):
+            raise
         kind: SegmentErrorKind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
         raise OtherError(kind, error.strerror or str(error)) from error
     try:
         return _read_open(descriptor, number, known, trust)
     except OSError as error:
+        if not is_own(error):
+            raise
         raise OtherError("unreadable", error.strerror or str(error)) from error
     finally:
         os.close(descriptor)

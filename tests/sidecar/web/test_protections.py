@@ -81,9 +81,12 @@ def test_no_truncation_weakens_the_policy(files: Files, order: tuple[str, ...], 
     for length in range(len(whole)):
         files.path.write_bytes(whole[:length])
         assert is_as_strong(running.current(), before), whole[:length].decode()
-        files.path.write_bytes(whole)
-        assert running.current().users == before.users
-        assert running.ok
+        if running.ok:  # it asks for as much; of several users, some may be gone
+            files.path.write_bytes(whole)
+            assert running.current().users == before.users
+    files.path.write_bytes(whole)
+    assert running.current().users == before.users
+    assert running.ok
 
 
 def remove(path: Path) -> None:
