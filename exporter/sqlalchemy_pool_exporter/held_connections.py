@@ -59,7 +59,7 @@ class ProbedServer(Protocol):
         """When the server was asked, in seconds of ``time.monotonic()``."""
 
     def session_of(self, connection: Held) -> Session | None:
-        """Return the session that serves a connection; None if that is not certain, or is too long ago."""
+        """Return the session that serves a connection, whoever holds it; None if that is not certain."""
 
     def session(self, pid: int) -> Session | None:
         """Return the session of a process of the server."""
@@ -75,7 +75,7 @@ class Blocker:
     pool: str = ""
     worker: str = ""
     pid: str = ""
-    site: str = ""  # empty as well if the connection is idle in its pool
+    site: str = ""  # empty as well if the connection is idle in its pool, or was when the server was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class _Ours:
             found.label,
             found.worker.number,
             found.pid,
-            one.site if one.since else "",
+            one.site if 0.0 < one.since <= server.asked_at else "",
         )
 
     def blocker(self, server: ProbedServer, pid: int) -> Blocker:
@@ -167,28 +167,34 @@ def held_connections(
     by_pool = {pool: server for server in servers for pool in server.pools}
     out: list[tuple[_Found, Session | None]] = []
     ours = _Ours()
-    for found in _connections(fleet, by_pool):
+    for found in _connections(fleet, by_pool, pools):
         server = by_pool.get(found.pool.name)
         session = server.session_of(found.connection) if server is not None else None
         if server is not None and session is not None:
             ours.add(server, session, found)
+            if found.connection.since > server.asked_at:
+                session = None  # what the server said is about an earlier holder, or none
         if found.connection.since and (pools is None or found.label in pools):
             out.append((found, session))
     out.sort(key=lambda one: one[0].connection.since)
     return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out[:most]]
 
 
-def _connections(fleet: Fleet, by_pool: Mapping[str, ProbedServer]) -> Iterator[_Found]:
+def _connections(
+    fleet: Fleet, by_pool: Mapping[str, ProbedServer], pools: Container[str] | None
+) -> Iterator[_Found]:
     for worker in fleet.live:
         for pool in worker.pools:
-            if pool.snapshot.is_active:
+            if not pool.snapshot.is_active:
+                continue
+            label, is_probed = fleet.labels[pool.identity], pool.name in by_pool
+            if is_probed or pools is None or label in pools:
                 pause()
-                label = fleet.labels[pool.identity]
                 for connection in held(pool.snapshot):
                     yield _Found(label, worker, pool, connection)
-                if pool.name in by_pool:
-                    for connection in idle(pool.snapshot):
-                        yield _Found(label, worker, pool, connection)
+                # Those in the pool can block others: a session keeps its advisory locks.
+                for connection in idle(pool.snapshot) if is_probed else ():
+                    yield _Found(label, worker, pool, connection)
 
 
 def _record(
