@@ -7,6 +7,7 @@ its database, a connection's state in the server is unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -178,6 +179,24 @@ def held_connections(
             out.append((found, session))
     out.sort(key=lambda one: one[0].connection.since)
     return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out[:most]]
+
+
+def held_states(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, Counter[HeldState]]:
+    """Return how many connections are checked out by state, for the label of each pool of these servers that lives.
+
+    A record for each connection would take several times as long.
+    """
+    by_pool = {pool: server for server in servers for pool in server.pools}
+    counts: dict[str, Counter[HeldState]] = {}
+    for worker in fleet.live:
+        for pool in worker.pools:
+            server = by_pool.get(pool.name)
+            if server is not None and pool.snapshot.is_active:
+                states = counts.setdefault(fleet.labels[pool.identity], Counter())
+                for connection in held(pool.snapshot):
+                    session = server.session_of(connection) if connection.since <= server.asked_at else None
+                    states["unknown" if session is None else session.state] += 1
+    return counts
 
 
 def _connections(

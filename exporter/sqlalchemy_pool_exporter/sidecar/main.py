@@ -192,7 +192,7 @@ class Sidecar:
             yield from collector.collect()
             labels = collector.labels_by_name
             if collector.fleet is not None:
-                yield from pool_families(servers, collector.fleet, time.monotonic())
+                yield from pool_families(servers, collector.fleet)
         yield from probe_families(statuses, time.monotonic(), labels)
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
         builder = Builder(RELOAD_METRICS)

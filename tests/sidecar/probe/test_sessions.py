@@ -174,7 +174,7 @@ async def test_what_a_held_connection_does(server: ProbedServer, application: Ap
 def shown(application: Application, *statuses: ProbeStatus) -> dict[tuple[str, ...], float]:
     """Return the metric by its labels, as declared."""
     servers = [status.server_side(time.monotonic()) for status in statuses]
-    families = list(pool_families(servers, application.fleet, time.monotonic()))
+    families = list(pool_families(servers, application.fleet))
     (metric,) = PROBED_POOL_METRICS
     assert {metric.name} >= {family.name for family in families}
     samples = [sample for family in families for sample in family.samples]

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, get_args
 
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.held_connections import held_connections
+from sqlalchemy_pool_exporter.held_connections import held_states
 from sqlalchemy_pool_exporter.metrics import (
     DATABASE_METRICS,
     PROBED_POOL_METRICS,
@@ -50,27 +49,16 @@ def families(
     yield from builder.families(with_empty=False)
 
 
-def pool_families(servers: Sequence[ServerSide], fleet: Fleet, now: float) -> Iterator[Family]:
+def pool_families(servers: Sequence[ServerSide], fleet: Fleet) -> Iterator[Family]:
     """Yield what the probes tell of the live pools that connect to a probed database.
 
     Args:
         servers: what the probes said before the segments were read.
         fleet: what the segments said.
-        now: on the monotonic clock.
     """
-    names = {pool for server in servers for pool in server.pools}
-    labels = {
-        fleet.labels[pool.identity]
-        for worker in fleet.live
-        for pool in worker.pools
-        if pool.snapshot.is_active and pool.name in names
-    }
-    counts: dict[str, Counter[str]] = {label: Counter() for label in sorted(labels)}
-    for one in held_connections(fleet, now=now, servers=servers, pools=counts):
-        counts[one.pool][one.server_state] += 1
     builder = Builder(PROBED_POOL_METRICS, owner=("pool",))
-    for label, by_state in counts.items():
-        states: Value = {str(state): float(by_state[state]) for state in get_args(HeldState)}
+    for label, counts in sorted(held_states(fleet, servers).items()):
+        states: Value = {str(state): float(counts[state]) for state in get_args(HeldState)}
         builder.add((label,), [("held_connections_by_server_state", states)])
     yield from builder.families(with_empty=False)
 

@@ -34,7 +34,8 @@ _MOST_BLOCKERS: Final = 8
 _STATEMENT_CHARACTERS: Final = 1000
 
 # The start is null for sessions that are hidden from the role. The client's port is -1 through a Unix socket, and null
-# for a process that serves no client, such as autovacuum, which can block others, too.
+# for a process that serves no client, such as autovacuum, which can block others, too. A text and no array, because
+# asyncpg would ask the server what an array is, and change the session for that.
 _SESSIONS: Final = """
 WITH session AS (
     SELECT pid,
@@ -55,7 +56,8 @@ WITH session AS (
      ORDER BY state = 'idle', state_change
      LIMIT {most_sessions}
 ), waiting AS (
-    SELECT pid, (pg_catalog.pg_blocking_pids(pid))[1:{most_blockers}] AS blocked_by
+    SELECT pid,
+           pg_catalog.array_to_string((pg_catalog.pg_blocking_pids(pid))[1:{most_blockers}], ' ') AS blocked_by
       FROM (SELECT pid FROM session WHERE wait_event_type = 'Lock'
              ORDER BY statement_seconds DESC LIMIT {most_waiting}) AS longest
 )
@@ -194,7 +196,7 @@ def _session(row: Mapping[str, Any]) -> Session:
         statement_seconds=_age(row["statement_seconds"]),
         application=application_label(row["application"]),
         statement="",
-        blocked_by=tuple(dict.fromkeys(row["blocked_by"] or ())),
+        blocked_by=tuple(dict.fromkeys(map(int, (row["blocked_by"] or "").split()))),
     )
 
 
