@@ -15,12 +15,12 @@ from .pausing import pause
 from .segment.held import held, idle
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator
 
     from .metrics import HeldState
-    from .segment.contents import WorkerPool
     from .segment.directory import Fleet
     from .segment.held import Held
+    from .segment.snapshot import Snapshot
     from .segment.worker import Worker
 
 
@@ -49,7 +49,7 @@ class ProbedServer(Protocol):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """The names of the pools that connect to it."""
+        """The names of the pools that connect to it, or their labels."""
 
     @property
     def identity(self) -> str:
@@ -109,7 +109,7 @@ class _Ours:
     def __init__(self) -> None:
         self._by_process: dict[tuple[str, int], Blocker] = {}
 
-    def add(self, server: ProbedServer, session: Session, found: _Found) -> None:
+    def add(self, found: _Found, server: ProbedServer, session: Session) -> None:
         one = found.connection
         self._by_process[server.identity, one.server_pid] = Blocker(
             one.server_pid,
@@ -139,7 +139,7 @@ class _Found:
 
     label: str
     worker: Worker
-    pool: WorkerPool
+    server: ProbedServer | None  # to which its pool connects
     connection: Held
 
     @property
@@ -165,20 +165,19 @@ def held_connections(
         pools: the labels of the pools; None for all.
         most: how many records at most; None for all.
     """
-    by_pool = {pool: server for server in servers for pool in server.pools}
     out: list[tuple[_Found, Session | None]] = []
     ours = _Ours()
-    for found in _connections(fleet, by_pool, pools):
-        server = by_pool.get(found.pool.name)
+    for found in _connections(fleet, servers, pools):
+        server = found.server
         session = server.session_of(found.connection) if server is not None else None
         if server is not None and session is not None:
-            ours.add(server, session, found)
+            ours.add(found, server, session)
             if found.connection.since > server.asked_at:
                 session = None  # what the server said is about an earlier holder, or none
         if found.connection.since and (pools is None or found.label in pools):
             out.append((found, session))
     out.sort(key=lambda one: one[0].connection.since)
-    return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out[:most]]
+    return [_record(found, session, ours, now) for found, session in out[:most]]
 
 
 def held_states(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, Counter[HeldState]]:
@@ -186,40 +185,45 @@ def held_states(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, Coun
 
     A record for each connection would take several times as long.
     """
-    by_pool = {pool: server for server in servers for pool in server.pools}
     counts: dict[str, Counter[HeldState]] = {}
-    for worker in fleet.live:
-        for pool in worker.pools:
-            server = by_pool.get(pool.name)
-            if server is not None and pool.snapshot.is_active:
-                states = counts.setdefault(fleet.labels[pool.identity], Counter())
-                for connection in held(pool.snapshot):
-                    session = server.session_of(connection) if connection.since <= server.asked_at else None
-                    states["unknown" if session is None else session.state] += 1
+    for label, _, server, snapshot in _pools(fleet, servers):
+        if server is None:
+            continue
+        states = counts.setdefault(label, Counter())
+        for connection in held(snapshot):
+            session = server.session_of(connection) if connection.since <= server.asked_at else None
+            states["unknown" if session is None else session.state] += 1
     return counts
 
 
 def _connections(
-    fleet: Fleet, by_pool: Mapping[str, ProbedServer], pools: Container[str] | None
+    fleet: Fleet, servers: Iterable[ProbedServer], pools: Container[str] | None
 ) -> Iterator[_Found]:
+    for label, worker, server, snapshot in _pools(fleet, servers):
+        if server is not None or pools is None or label in pools:
+            pause()
+            for connection in held(snapshot):
+                yield _Found(label, worker, server, connection)
+            # Those in the pool can block others: a session keeps its advisory locks.
+            for connection in idle(snapshot) if server is not None else ():
+                yield _Found(label, worker, server, connection)
+
+
+def _pools(
+    fleet: Fleet, servers: Iterable[ProbedServer]
+) -> Iterator[tuple[str, Worker, ProbedServer | None, Snapshot]]:
+    """Yield the live pools, each with its label and the server to which it connects."""
+    by_pool = {pool: server for server in servers for pool in server.pools}
     for worker in fleet.live:
         for pool in worker.pools:
-            if not pool.snapshot.is_active:
-                continue
-            label, is_probed = fleet.labels[pool.identity], pool.name in by_pool
-            if is_probed or pools is None or label in pools:
-                pause()
-                for connection in held(pool.snapshot):
-                    yield _Found(label, worker, pool, connection)
-                # Those in the pool can block others: a session keeps its advisory locks.
-                for connection in idle(pool.snapshot) if is_probed else ():
-                    yield _Found(label, worker, pool, connection)
+            if pool.snapshot.is_active:
+                label = fleet.labels[pool.identity]
+                # The label first: pools of one default name that differ can connect to different servers.
+                yield label, worker, by_pool.get(label) or by_pool.get(pool.name), pool.snapshot
 
 
-def _record(
-    found: _Found, session: Session | None, server: ProbedServer | None, ours: _Ours, now: float
-) -> HeldConnection:
-    one, texts = found.connection, found.worker.texts
+def _record(found: _Found, session: Session | None, ours: _Ours, now: float) -> HeldConnection:
+    one, texts, server = found.connection, found.worker.texts, found.server
     bare = HeldConnection(
         pool=found.label,
         worker=found.worker.number,

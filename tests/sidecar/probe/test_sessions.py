@@ -392,20 +392,16 @@ async def test_through_a_proxy(
         await asyncio.to_thread(connection.invalidate)
 
 
+ROW = dict.fromkeys(
+    ("state_seconds", "transaction_seconds", "statement_seconds", "wait_event", "statement", "blocked_by")
+) | {"pid": 41, "state": "idle", "wait_event_type": None, "application": "", "age": 60.0, "client_port": 4000}
+ASKED: dict[str, Any] = {"asked_at": 1000.0, "answered_at": 1000.5, "keeps_ports": True}
+
+
 def served(held: Held, *, age: float = 60.0, port: int | None = 4000, keeps_ports: bool = True) -> bool:
     """Return whether a connection is taken for the one of a session of process 41, asked for from 1000 to 1000.5."""
-    row: dict[str, Any] = dict.fromkeys(
-        ("state_seconds", "transaction_seconds", "statement_seconds", "wait_event", "statement", "blocked_by")
-    )
-    row |= {
-        "pid": 41,
-        "state": "idle",
-        "wait_event_type": None,
-        "application": "",
-        "age": age,
-        "client_port": port,
-    }
-    found = Sessions.of([row], asked_at=1000.0, answered_at=1000.5, keeps_ports=keeps_ports)
+    row: dict[str, Any] = {**ROW, "age": age, "client_port": port}
+    found = Sessions.of([row], **{**ASKED, "keeps_ports": keeps_ports})
     return found.serving(held) is not None
 
 
@@ -449,6 +445,27 @@ def test_a_number_that_is_used_again(connected_at: float, age: float, expected: 
 def test_ports(ours: int, port: int | None, keeps_ports: bool, expected: bool) -> None:
     """A session with another port is not ours, where ports reach the server as they are."""
     assert expected == served(OURS._replace(client_port=ours), port=port, keeps_ports=keeps_ports)
+
+
+@pytest.mark.parametrize(
+    ("state", "wait_event_type", "expected"),
+    [
+        ("active", None, "active"),
+        ("active", "IO", "active"),
+        ("active", "Lock", "waiting_for_lock"),
+        ("fastpath function call", "Lock", "waiting_for_lock"),
+        ("idle in transaction (aborted)", "Client", "idle_in_transaction"),
+        ("disabled", None, "unknown"),  # track_activities is off
+        ("of a later version", "Client", "unknown"),
+        (None, None, "unknown"),
+    ],
+)
+def test_states(state: str | None, wait_event_type: str | None, expected: HeldState) -> None:
+    """Each of the server's states is one of ours; one that is not known is unknown."""
+    found = Sessions.of([{**ROW, "state": state, "wait_event_type": wait_event_type}], **ASKED)
+    session = found.get(41)
+    assert session is not None
+    assert expected == session.state
 
 
 def test_other_processes() -> None:
