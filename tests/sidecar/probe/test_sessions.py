@@ -367,12 +367,19 @@ async def proxy(port: int) -> AsyncIterator[int]:
                 await writer.drain()
         writer.close()
 
+    served: list[asyncio.Task[Any] | None] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(asyncio.current_task())
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+        for each in (writer, far_writer):
+            with suppress(ConnectionError):
+                await each.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         yield listener.sockets[0].getsockname()[1]
+        await asyncio.wait(filter(None, served))
 
 
 @pytest.mark.parametrize(("probe_too", "expected"), [(True, "idle_in_transaction"), (False, "unknown")])
