@@ -35,6 +35,9 @@ SECRET = "topsecret"  # noqa: S105 - stands for any literal
         ("SELECT $tag$ not closed topsecret $$", "SELECT ?"),
         ('SELECT 1, "not closed topsecret', "SELECT ?,"),
         ("SELECT x FROM t WHERE y = E'topsecret\\", "SELECT x FROM t WHERE y = ?"),
+        ("SELECT 1 -- a\r, 'it\n topsecret'", "SELECT ?, …"),  # a carriage return ends a comment
+        ("SELECT E'a'\n'b\\'topsecret'", ""),  # the second part has escapes, too
+        ("SELECT $\u0663$topsecret$\u0663$", ""),  # a digit elsewhere, but a letter to PostgreSQL
         ("BEGIN", "BEGIN"),
         ("COMMIT;", "COMMIT"),
         ("SET app.token = topsecret", "SET …"),

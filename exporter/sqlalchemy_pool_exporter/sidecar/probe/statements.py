@@ -25,14 +25,14 @@ _LITERAL_WORDS: Final = frozenset(("true", "false", "null"))
 # PostgreSQL's lexical rules. The first alternative that matches counts. A literal that is not closed ends the text.
 _TOKEN: Final = re.compile(
     r"""
-    (?P<space> (?: \s | --[^\n]* )+ )
+    (?P<space> (?: \s | --[^\n\r]* )+ )
   | (?P<comment> /\* )
   | (?P<escaped> [eE]' (?: [^'\\] | \\.? | '' )* '? )
   | (?P<string> (?: [bBxXnN] | [uU]& )?+ ' (?: [^'] | '' )* '? )
   | (?P<name> (?: [uU]& )?+ " (?: [^"] | "" )* (?: " | (?P<cut> \Z ) ) )
   | (?P<word> [^\W\d] [\w$]* )
-  | (?P<number> \.?\d [\w.]* )
-  | (?P<parameter> \$\d+ )
+  | (?P<number> \.?[0-9] [\w.]* )
+  | (?P<parameter> \$[0-9]+ )
   | \$ (?P<tag> (?: [^\W\d] \w* )? ) \$
   | (?P<other> [-()\[\],.;:*+/<>=~!@#%^&|`?] )
     """,
