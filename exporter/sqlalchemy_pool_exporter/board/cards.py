@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from .bar import bar, key
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from .query import Query
     from .schema import Board, Limits, Pool, Site, Worker
+
+_SITES: Final = 3  # of a pool, in one line
 
 
 def pools_section(board: Board, query: Query) -> Markup:
@@ -45,6 +47,7 @@ def _pool(pool: Pool, at: int, query: Query) -> Markup:
         tag("p", _configuration(pool), class_="faint"),
         bar(pool["limits"], state),
         tag("p", bar_words(pool["limits"], state)),
+        _held_by(pool),
         pairs(_numbers(pool), "numbers"),
         _processes(pool, query),
         _sites(pool) if query.names else None,
@@ -57,6 +60,23 @@ def _badges(pool: Pool) -> Iterator[Markup]:
     """Yield a word for each kind of what is wrong; what it means is said above all pools."""
     for kind, severity in {one["kind"]: one["severity"] for one in pool["conditions"]}.items():
         yield badge(kind.replace("_", " "), severity)
+
+
+def _held_by(pool: Pool) -> Markup | None:
+    """Return which places in the application hold most."""
+    holding = [one for one in pool["sites"] if one["held"]]
+    if not holding:
+        return None
+    items = [
+        joined(
+            tag("bdi", one["site"], class_="code"),
+            f" {number(one['held'])} (oldest {duration(one['longest_held_seconds'])})",
+        )
+        for one in holding[:_SITES]
+    ]
+    more = counted(len(holding[_SITES:]), "more place") if holding[_SITES:] else None
+    listed = [joined(", ", item) if at else item for at, item in enumerate([*items, more] if more else items)]
+    return tag("p", "Held by ", listed)
 
 
 def _configuration(pool: Pool) -> str:
