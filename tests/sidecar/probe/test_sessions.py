@@ -299,6 +299,8 @@ async def test_what_is_too_old_is_unknown(server: ProbedServer, application: App
         assert status.completed_at is not None
         pid_of(application.checkout(engine))  # of a connection that the probe saw idle
         assert ["idle_in_transaction", "unknown"] == states(application.held(status))
+        found = shown(application, status)
+        assert (1.0, 1.0) == (found["orders", "idle_in_transaction"], found["orders", "unknown"])
         expires = status.completed_at + 20.0 + 15.0
         assert "idle_in_transaction" == application.held(status, now=expires)[0].server_state
         late = application.held(status, now=expires + 0.1)
@@ -393,10 +395,11 @@ async def test_through_a_proxy(
         engine = application.pool(through)
         connection = await asyncio.to_thread(application.checkout, engine)
         await asyncio.to_thread(pid_of, connection)
-        dsn = server.dsn("watcher")
-        async with running(target(through.replace("//app", "//watcher") if probe_too else dsn)) as runner:
-            assert [expected] == states(application.held(runner.probe.status))
+        dsn = through.replace("//app", "//watcher") if probe_too else server.dsn("watcher")
+        async with running(target(dsn)) as runner:
+            found = states(application.held(runner.probe.status))
         await asyncio.to_thread(connection.invalidate)
+    assert [expected] == found
 
 
 ROW = dict.fromkeys(
