@@ -60,7 +60,7 @@ endef
 with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
 wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
 comma := ,
-suite := sidecar,demo,test,boards
+suite := sidecar,top,demo,test,boards
 everything := $(suite),ship,bench,lint
 
 .PHONY: help
@@ -102,8 +102,9 @@ bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 	@.venv/bench/bin/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: pictures
-pictures: environment-newest ## draw docs/images anew, from a run of two minutes on a real Prometheus and PostgreSQL
+pictures: environment-newest ## draw docs/images anew, from runs of some minutes on a real Prometheus and PostgreSQL
 	@.venv/newest/bin/python -m tools.pictures
+	@.venv/newest/bin/python -m tools.board_picture
 
 .PHONY: lint
 lint: environment-lint ## check style and format
@@ -179,7 +180,7 @@ environment-newest: wheel
 # Installs exactly the lower bounds of pyproject.toml.
 environment-oldest: wheel
 	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		lower = project["dependencies"] + project["optional-dependencies"]["sidecar"]; \
+		lower = project["dependencies"] + sum(map(project["optional-dependencies"].get, ("sidecar", "top")), []); \
 		print(*(bound.replace(">=", "==", 1) for bound in lower), sep="\n")' > .venv/oldest.txt
 	$(call environment,oldest,$(OLDEST_PYTHON),-c .venv/oldest.txt $(call wheel-with,$(suite)))
 	$(call with-wheel,oldest)

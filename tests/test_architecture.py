@@ -45,11 +45,12 @@ MAY_IMPORT = {
     "board": {"about", "held_connections", "pausing", "segment"},
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},
+    "top": {"board", "environment", "errors", "segment"},
     "bundled": {"errors"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.
     "": {"errors", "recording"},
-    "cli": SHARED | {"alerting", "bundled", "sidecar"},
+    "cli": SHARED | {"alerting", "bundled", "sidecar", "top"},
     "__main__": {"cli"},
 }
 # Functions that import a module by its name as a text, which the checks of this file do not follow.
@@ -261,6 +262,8 @@ ENTRY_POINTS: dict[str, tuple[str, set[str]]] = {
     ),
     "rules": (COMMAND.format(["rules", "--out", "."]), {"yaml"}),
     "dashboards": (COMMAND.format(["dashboards", "--out", "."]), set()),
+    "top --once": (COMMAND.format(["top", "--once", "--directory", "."]), {"logging"}),
+    "top --once of a URL": (COMMAND.format(["top", "--once", "--url", NOBODY_LISTENS]), {"logging"}),
     "check-config": (COMMAND.format(["check-config", "--config", EXAMPLE]), {"logging", "yaml", *PYDANTIC}),
     "serve": (
         "import sqlalchemy_pool_exporter.sidecar.main",

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlalchemy_pool_exporter.held_connections import Blocker, HeldConnection, Session, held_connections
+from sqlalchemy_pool_exporter.held_connections import (
+    Blocker,
+    HeldConnection,
+    Session,
+    held_connections,
+    held_states,
+)
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.identity import Variant
 from sqlalchemy_pool_exporter.segment.server_process import ServerProcess, packed, unpacked
 from tests.support.probed_sessions import Probed
-from tests.support.segments import NOW, Process, processes
+from tests.support.segments import NOW, QUEUE, Process, leasing, new_block, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,6 +123,29 @@ def test_processes_of_other_servers_are_other_processes(
     found = records(tmp_path, main, Probed({51: ACTIVE}, pools=("billing",), identity="another"))
     assert (Blocker(51, "active", "app"),) == found[1].blocked_by
     assert ["active", "active", "unknown"] == [one.server_state for one in found]
+
+
+def test_pools_of_one_default_name_that_differ(tmp_path: Path) -> None:
+    """A database can name a pool by its label; its name means all pools that have it, and no other label."""
+    variants = [Variant(kind, 5.0, 10.0, 30.0, None, pre_ping=False) for kind in ("QueuePool", "NullPool")]
+    with leasing() as lease:
+        for number, variant in enumerate(variants):
+            info = {**QUEUE, "pool_class": variant.pool_class}
+            block = new_block(lease(tmp_path), "orders@db", info, variant).doubles
+            block[layout.ACTIVE] = block[layout.CONNECTIONS_USED] = 1.0
+            at = layout.CONNECTIONS_AT
+            block[at], block[at + layout.HELD_SINCE] = 900.0, 990.0
+            block[at + layout.SERVER_PID] = packed(41 + number)
+        by_name = Probed({41: ACTIVE, 42: ACTIVE}, pools=("orders@db",))
+        labels = {one.pool: one.server_pid for one in records(tmp_path)}
+        assert {"orders@db-QueuePool": 41, "orders@db-NullPool": 42} == labels
+        assert ["main", "main"] == [one.database for one in records(tmp_path, by_name)]
+        by_label = Probed({}, pools=("orders@db-NullPool",), database="null")
+        assert {"orders@db-QueuePool": "main", "orders@db-NullPool": "null"} == {
+            one.pool: one.database for one in records(tmp_path, by_name, by_label)
+        }
+        fleet = Reader(tmp_path).read()
+        assert {"orders@db-NullPool": {"unknown": 1}} == held_states(fleet, [by_label])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
     FLEET_METRICS,
     POOL_METRICS,
+    PROBED_POOL_METRICS,
     RELOAD_METRICS,
 )
 
@@ -82,6 +83,9 @@ What the sidecar's [probes](databases.md) see. Each has the label `database`, an
 is absent, never 0.
 
 {table(DATABASE_METRICS)}
+And of each pool that connects to a probed database, with the label `pool`:
+
+{table(PROBED_POOL_METRICS)}
 ## Which pools have a name
 
 * Pools of one name are one set of series. Pools of one default name that differ in class or limits have a suffix from

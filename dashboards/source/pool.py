@@ -164,6 +164,20 @@ def problems() -> list[Builder[Panel]]:
             unit=units.Seconds,
         ),
         timeseries(
+            "What held connections do in the server",
+            "Connections in use, by what their sessions did at the last probe of the database; nothing is shown for a "
+            "pool of no probed database. Good: mostly unknown, since they were checked out after the probe. Bad: a "
+            "level of active (slow queries), waiting_for_lock (another session blocks them), idle_in_transaction or "
+            "idle (the application does something else while it holds them).",
+            Query(
+                f"sum by (server_state) ({pool('held_connections_by_server_state')})",
+                "{{server_state}}",
+            ),
+            unit=units.Short,
+            span=24,
+            stacked=True,
+        ),
+        timeseries(
             "Checkouts that failed",
             "By pool_timeout (turned away), and otherwise by reason: connect, cancelled by the caller, or other. "
             "Good: 0. Bad: anything else, each is a failed request.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | rules | dashboards``."""
+"""The command line: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | top | rules | dashboards``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import environment
-from .errors import BundleError, ConfigError, EndpointError, ThresholdError
+from .errors import BoardError, BundleError, ConfigError, EndpointError, ThresholdError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # With two statuses, a shell or an init system can distinguish a wrong call from a failure.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
+_LEAST_INTERVAL, _MOST_INTERVAL = 0.5, 3600.0  # of `top`, in seconds
 
 
 class _Version(argparse.Action):
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except ModuleNotFoundError as error:
-        return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[sidecar]'", _FAILED)
+        extra = "top" if options.command == "top" else "sidecar"
+        return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[{extra}]'", _FAILED)
     except (ConfigError, ThresholdError) as error:
         return _say(str(error), _WRONG_CONFIGURATION)
-    except (BundleError, EndpointError) as error:
+    except (BoardError, BundleError, EndpointError) as error:
         return _say(str(error), _FAILED)
 
 
@@ -53,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         "healthcheck": _check_health,
         "rules": _write_rules,
         "serve": _serve,
+        "top": _top,
     }
     return commands[options.command](options)
 
@@ -94,6 +97,13 @@ def _serve(options: argparse.Namespace) -> int:
     config = read()
     log.set_up(config.log)
     asyncio.run(Sidecar(config, read).run())
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from .top.main import run  # noqa: PLC0415 - see _run()
+
+    run(options)
     return 0
 
 
@@ -139,9 +149,55 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
+    _add_top(commands)
     _add_rules(commands)
     _add_dashboards(commands)
     return parser
+
+
+def _add_top(commands: Any) -> None:
+    what = "show in the terminal which pool hurts, and who holds its connections since when"
+    command = commands.add_parser("top", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    origin = command.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--directory",
+        metavar="DIR",
+        help=f"of the applications, on this machine (also {environment.DIRECTORY})",
+    )
+    origin.add_argument("--url", help="of a sidecar or of serve(), such as http://localhost:10079")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument(
+        "--once", action="store_true", help="print a table and exit; this needs no extra library"
+    )
+    how.add_argument("--json", action="store_true", help="print the JSON of /api/v1/pools and exit")
+    command.add_argument(
+        "--pool", action="append", default=[], metavar="NAME", help="this pool; may be given many times"
+    )
+    command.add_argument(
+        "--filter", default="", metavar="TEXT", help="pools whose name, site or process contains the text"
+    )
+    command.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two reads (2)"
+    )
+    command.add_argument(
+        "--user", metavar="NAME", help=f"for basic auth; the password is in {environment.PASSWORD}"
+    )
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password instead")
+    command.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"file with a bearer token (also {environment.TOKEN})"
+    )
+    command.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="authority of the endpoint's certificate"
+    )
+    command.add_argument("--cert-file", type=Path, metavar="FILE", help="certificate of this client")
+    command.add_argument("--key-file", type=Path, metavar="FILE", help="key of that certificate")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not _LEAST_INTERVAL <= seconds <= _MOST_INTERVAL:
+        raise argparse.ArgumentTypeError(f"{_LEAST_INTERVAL:g} to {_MOST_INTERVAL:g} seconds")
+    return seconds
 
 
 def _add_rules(commands: Any) -> None:

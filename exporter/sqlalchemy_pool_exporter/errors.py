@@ -33,3 +33,7 @@ class BundleError(PoolExporterError, OSError):
 
 class ThresholdError(PoolExporterError, ValueError):
     """A threshold of the rules has an unknown name or an invalid value; the message lists every fault."""
+
+
+class BoardError(PoolExporterError, OSError):
+    """The board of a directory or of an endpoint cannot be read."""

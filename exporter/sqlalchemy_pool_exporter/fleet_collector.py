@@ -68,7 +68,9 @@ class FleetCollector(Collector):
         self._monotonic, self._wall = monotonic, wall
         self._series: dict[Owner, OwnerSeries] = {}
         self._sites = ShownSites()
-        self.labels_by_name: Mapping[str, Sequence[str]] = {}  # of the last scrape
+        # Of the last scrape.
+        self.labels_by_name: Mapping[str, Sequence[str]] = {}
+        self.fleet: Fleet | None = None
 
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
@@ -93,7 +95,7 @@ class FleetCollector(Collector):
             What was added.
         """
         fleet = self._reader.read(per_worker=self._counters_per_worker, beside=beside)
-        self.labels_by_name = fleet.view.labels_by_name
+        self.labels_by_name, self.fleet = fleet.view.labels_by_name, fleet
         if without:
             fleet = without_names(fleet, without)
         for pool, infos in fleet.infos.items():

@@ -7,6 +7,7 @@ its database, a connection's state in the server is unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,12 +15,12 @@ from .pausing import pause
 from .segment.held import held, idle
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator
 
     from .metrics import HeldState
-    from .segment.contents import WorkerPool
     from .segment.directory import Fleet
     from .segment.held import Held
+    from .segment.snapshot import Snapshot
     from .segment.worker import Worker
 
 
@@ -48,7 +49,7 @@ class ProbedServer(Protocol):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """The names of the pools that connect to it."""
+        """The names of the pools that connect to it, or their labels."""
 
     @property
     def identity(self) -> str:
@@ -59,7 +60,7 @@ class ProbedServer(Protocol):
         """When the server was asked, in seconds of ``time.monotonic()``."""
 
     def session_of(self, connection: Held) -> Session | None:
-        """Return the session that serves a connection; None if that is not certain, or is too long ago."""
+        """Return the session that serves a connection, whoever holds it; None if that is not certain."""
 
     def session(self, pid: int) -> Session | None:
         """Return the session of a process of the server."""
@@ -75,7 +76,7 @@ class Blocker:
     pool: str = ""
     worker: str = ""
     pid: str = ""
-    site: str = ""  # empty as well if the connection is idle in its pool
+    site: str = ""  # empty as well if the connection is idle in its pool, or was when the server was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class _Ours:
     def __init__(self) -> None:
         self._by_process: dict[tuple[str, int], Blocker] = {}
 
-    def add(self, server: ProbedServer, session: Session, found: _Found) -> None:
+    def add(self, found: _Found, server: ProbedServer, session: Session) -> None:
         one = found.connection
         self._by_process[server.identity, one.server_pid] = Blocker(
             one.server_pid,
@@ -117,7 +118,7 @@ class _Ours:
             found.label,
             found.worker.number,
             found.pid,
-            one.site if one.since else "",
+            one.site if 0.0 < one.since <= server.asked_at else "",
         )
 
     def blocker(self, server: ProbedServer, pid: int) -> Blocker:
@@ -138,7 +139,7 @@ class _Found:
 
     label: str
     worker: Worker
-    pool: WorkerPool
+    server: ProbedServer | None  # to which its pool connects
     connection: Held
 
     @property
@@ -164,37 +165,65 @@ def held_connections(
         pools: the labels of the pools; None for all.
         most: how many records at most; None for all.
     """
-    by_pool = {pool: server for server in servers for pool in server.pools}
     out: list[tuple[_Found, Session | None]] = []
     ours = _Ours()
-    for found in _connections(fleet, by_pool):
-        server = by_pool.get(found.pool.name)
+    for found in _connections(fleet, servers, pools):
+        server = found.server
         session = server.session_of(found.connection) if server is not None else None
         if server is not None and session is not None:
-            ours.add(server, session, found)
+            ours.add(found, server, session)
+            if found.connection.since > server.asked_at:
+                session = None  # what the server said is about an earlier holder, or none
         if found.connection.since and (pools is None or found.label in pools):
             out.append((found, session))
     out.sort(key=lambda one: one[0].connection.since)
-    return [_record(found, session, by_pool.get(found.pool.name), ours, now) for found, session in out[:most]]
+    return [_record(found, session, ours, now) for found, session in out[:most]]
 
 
-def _connections(fleet: Fleet, by_pool: Mapping[str, ProbedServer]) -> Iterator[_Found]:
+def held_states(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, Counter[HeldState]]:
+    """Return how many connections are checked out by state, for the label of each pool of these servers that lives.
+
+    A record for each connection would take several times as long.
+    """
+    counts: dict[str, Counter[HeldState]] = {}
+    for label, _, server, snapshot in _pools(fleet, servers):
+        if server is None:
+            continue
+        states = counts.setdefault(label, Counter())
+        for connection in held(snapshot):
+            session = server.session_of(connection) if connection.since <= server.asked_at else None
+            states["unknown" if session is None else session.state] += 1
+    return counts
+
+
+def _connections(
+    fleet: Fleet, servers: Iterable[ProbedServer], pools: Container[str] | None
+) -> Iterator[_Found]:
+    for label, worker, server, snapshot in _pools(fleet, servers):
+        if server is not None or pools is None or label in pools:
+            pause()
+            for connection in held(snapshot):
+                yield _Found(label, worker, server, connection)
+            # Those in the pool can block others: a session keeps its advisory locks.
+            for connection in idle(snapshot) if server is not None else ():
+                yield _Found(label, worker, server, connection)
+
+
+def _pools(
+    fleet: Fleet, servers: Iterable[ProbedServer]
+) -> Iterator[tuple[str, Worker, ProbedServer | None, Snapshot]]:
+    """Yield the live pools, each with its label and the server to which it connects."""
+    by_pool = {pool: server for server in servers for pool in server.pools}
     for worker in fleet.live:
         for pool in worker.pools:
             if pool.snapshot.is_active:
-                pause()
                 label = fleet.labels[pool.identity]
-                for connection in held(pool.snapshot):
-                    yield _Found(label, worker, pool, connection)
-                if pool.name in by_pool:
-                    for connection in idle(pool.snapshot):
-                        yield _Found(label, worker, pool, connection)
+                # The label first: pools of one default name that differ can connect to different servers.
+                yield label, worker, by_pool.get(label) or by_pool.get(pool.name), pool.snapshot
 
 
-def _record(
-    found: _Found, session: Session | None, server: ProbedServer | None, ours: _Ours, now: float
-) -> HeldConnection:
-    one, texts = found.connection, found.worker.texts
+def _record(found: _Found, session: Session | None, ours: _Ours, now: float) -> HeldConnection:
+    one, texts, server = found.connection, found.worker.texts, found.server
     bare = HeldConnection(
         pool=found.label,
         worker=found.worker.number,

@@ -405,6 +405,22 @@ RELOAD_METRICS: Final = (
 
 # What the server says of a connection that is checked out.
 HeldState = Literal["active", "idle_in_transaction", "idle", "waiting_for_lock", "unknown"]
+
+# Of the sidecar: what its probes of databases tell of pools. With the label ``pool``.
+PROBED_POOL_METRICS: Final = (
+    _pool(
+        "held_connections_by_server_state",
+        "gauge",
+        "Connections that are checked out, by what their session in the database server did at the last probe: runs a "
+        "statement (active), waits for its application inside a transaction (idle_in_transaction) or outside (idle), "
+        "waits for a lock of another session (waiting_for_lock). unknown are those checked out since then, those "
+        "behind a connection pooler, and those whose session is hidden from the probe's role or not found for certain. "
+        "The sum is connections in use. Absent for a pool of no probed database.",
+        labels=("server_state",),
+        values=get_args(HeldState),
+    ),
+)
+
 # The states of sessions that the probe distinguishes, and the reasons for which a probe fails.
 SessionState = Literal[
     "active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "starting", "unknown"

@@ -52,6 +52,7 @@ METRICS = {
         catalogue.FLEET_METRICS,
         catalogue.RELOAD_METRICS,
         catalogue.DATABASE_METRICS,
+        catalogue.PROBED_POOL_METRICS,
     )
     for metric in metrics
 }

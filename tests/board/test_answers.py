@@ -83,10 +83,10 @@ def test_own_pools() -> None:
 
 def test_only_the_pools_of_the_registry() -> None:
     """A pool that another registry shows is not on the board, as it is not in the metrics."""
-    registry = CollectorRegistry()
+    registry, shown, other = CollectorRegistry(), a_pool(), a_pool()
     with (
-        instrument(a_pool(), name="orders", registry=registry),
-        instrument(a_pool(), name="other", registry=CollectorRegistry()),
+        instrument(shown, name="orders", registry=registry),
+        instrument(other, name="other", registry=CollectorRegistry()),
         serve(0, "127.0.0.1", registry=registry) as server,
     ):
         assert ["orders"] == [pool["name"] for pool in get(server).board["pools"]]
@@ -95,10 +95,10 @@ def test_only_the_pools_of_the_registry() -> None:
 def test_every_process(directory: Directory, tmp_path: Path) -> None:
     """With a directory the application's endpoint shows every process in it, and its own pools in no directory."""
     directory.process("billing").hold(1.0)
-    registry = CollectorRegistry()
+    registry, shared, own = CollectorRegistry(), a_pool(), a_pool()
     with (
-        instrument(a_pool(), name="billing", registry=registry, directory=tmp_path),
-        instrument(a_pool(), name="memory", registry=registry),
+        instrument(shared, name="billing", registry=registry, directory=tmp_path),
+        instrument(own, name="memory", registry=registry),
         serve(0, "127.0.0.1", registry=registry, directory=tmp_path) as server,
     ):
         found = {pool["name"]: pool for pool in get(server).board["pools"]}

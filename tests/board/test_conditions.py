@@ -57,8 +57,11 @@ def test_busy(directory: Directory) -> None:
     condition = directory.condition()
     assert ("waiting", "warning") == (condition["kind"], condition["severity"])
     assert (
-        "busy: 2 callers wait, the first for 1.2 s; all 3 connections are in use, and the last came back 200 ms ago"
+        "busy: 2 callers wait, the first for 1.2 s; all 3 connections are in use, and the last came back 200 ms ago; "
+        "likely cause: app.orders:pay:88 has 3 of 3 connections"
     ) == condition["text"]
+    process.block[layout.LAST_CHECKIN] = 0.0
+    assert "and none has come back yet" in directory.board(after=1.0)["conditions"][0]["text"]
 
 
 def test_a_moment_is_no_condition(directory: Directory) -> None:
@@ -238,6 +241,13 @@ def test_some_workers(directory: Directory) -> None:
         "2 callers wait, the first for 2.0 s; all 6 connections of 2 of 3 workers"
         in directory.condition()["text"]
     )
+
+
+def test_all_workers(directory: Directory) -> None:
+    """If all processes are full, the text says so."""
+    for _ in range(2):
+        full(directory).wait(NOW - 2)
+    assert "all 6 connections of all 2 workers are in use" in directory.condition()["text"]
 
 
 def test_the_worst_first(directory: Directory) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy_pool_exporter.metrics import (
     FLEET_METRICS,
     POOL_METRICS,
     PREFIX,
+    PROBED_POOL_METRICS,
     RELOAD_METRICS,
     Metric,
 )
@@ -43,6 +44,7 @@ ALL = (
     *FLEET_METRICS,
     *RELOAD_METRICS,
     *DATABASE_METRICS,
+    *PROBED_POOL_METRICS,
 )
 METRICS = {metric.name: metric for metric in ALL}
 SUFFIXES = ("_bucket", "_count", "_sum")
@@ -323,6 +325,8 @@ def _labels(name: str) -> set[str]:
         # The sidecar adds the label to its gauges, except for the capacity, which it sums over workers.
         if metric.kind == "gauge" and metric.key != "capacity":
             labels.add("worker")
+    if metric in PROBED_POOL_METRICS:
+        labels.add("pool")
     if name.endswith("_bucket"):
         labels.add("le")
     return labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import re
 import sqlite3
 import ssl
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
@@ -298,6 +300,37 @@ def test_a_failure_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         failure.kind = "deadlock"  # type: ignore[misc]
     assert {failure} == {Failure("other", "fatal")}
+
+
+def test_the_loop_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop in docs/errors.md tries again what is worth it, and no more."""
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    engine = create_engine("sqlite://")
+    fails: list[Exception] = []
+
+    def place_order(_session: Session, order: str) -> str:
+        if fails:
+            raise fails.pop()
+        return f"placed {order}"
+
+    names: dict[str, Any] = {
+        "Session": sessionmaker(engine),
+        "place_order": place_order,
+        "log": logging.getLogger("shop"),
+    }
+    exec(code, names)  # noqa: S102 - our own documentation
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    fails += [mysql_error(1213), mysql_error(1205)]
+    assert names["order_with_retries"]("tea") == "placed tea"
+    fails += [mysql_error(1213)] * 4
+    with pytest.raises(OperationalError):
+        names["order_with_retries"]("tea")
+    fails += [mysql_error(1054), LookupError("no tea")]
+    with pytest.raises(LookupError, match="no tea"):
+        names["order_with_retries"]("tea")
+    assert len(fails) == 1
+    engine.dispose()
 
 
 def test_all_kinds_are_known_and_documented() -> None:

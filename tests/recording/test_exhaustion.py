@@ -248,6 +248,33 @@ def test_no_thread(registry: CollectorRegistry, log: Log, monkeypatch: pytest.Mo
     engine.dispose()
 
 
+def test_a_fault_and_a_time_limit(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault while the report is made is counted and stays hidden; a time limit that strikes there is raised."""
+
+    class TimeLimitError(Exception):
+        pass
+
+    def broken(*_: object) -> bool:
+        raise AttributeError("broken")
+
+    def struck(*_: object) -> bool:
+        raise TimeLimitError
+
+    engine = Database().engine(max_overflow=0)
+    monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+    with instrument(engine, registry=registry), engine.connect():
+        monkeypatch.setattr(exhaustion, "log", broken)
+        times_out(engine)
+        monkeypatch.setattr(exhaustion, "log", struck)
+        with pytest.raises(TimeLimitError):
+            engine.connect()
+        exposition = Exposition(registry)
+        assert exposition.value("exporter_recording_faults_total", "diary") == 1
+        assert exposition.value("checkout_timeouts_total", "diary") == 2
+        assert exposition.value("pending_checkouts", "diary") == 0
+    engine.dispose()
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_other_failures_are_not_reported(registry: CollectorRegistry, log: Log, *, is_async: bool) -> None:
     """A checkout that fails otherwise is no sign of an exhausted pool."""

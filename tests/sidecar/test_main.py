@@ -12,7 +12,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
 
+from sqlalchemy_pool_exporter import instrument
 from tests.support.paths import ROOT
 from tests.support.sidecar import OPENMETRICS, Sidecar, run
 from tests.support.wait import eventually
@@ -338,3 +341,31 @@ def test_databases(server: Server, config: Path, application_name: str) -> None:
             assert sidecar.value("database_up", database="silent") in (None, 0)
             assert sidecar.end() == 0
             assert "hunter2" not in "".join(sidecar.log)
+
+
+def test_both_sides_of_a_held_connection(
+    server: Server, directory: Path, config: Path, application_name: str
+) -> None:
+    """The metric and the board's JSON say what the session of a held connection does in the server."""
+    options = {"interval_seconds": 5, "timeout_seconds": 5}
+    orders = {"name": "orders", "dsn": server.dsn(application_name), **options}
+    config.write_text(json.dumps({"segments": {"directory": str(directory)}, "databases": [orders]}))
+    engine = create_engine(server.url("postgresql+psycopg", application_name=application_name))
+    with (
+        instrument(engine, name="orders", directory=directory, registry=CollectorRegistry()),
+        Sidecar("--config", config) as sidecar,
+        engine.connect() as connection,
+    ):
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+
+        def count(state: str) -> float | None:
+            return sidecar.value("held_connections_by_server_state", pool="orders", server_state=state)
+
+        assert eventually(lambda: count("idle_in_transaction") == 1)
+        assert 0 == count("unknown")
+        status, text = sidecar.get("/api/v1/pools")
+        assert 200 == status
+        (held,) = json.loads(text)["held"]
+        assert (pid, "idle_in_transaction") == (held["server_pid"], held["server"]["state"])
+        assert sidecar.end() == 0
+    engine.dispose()

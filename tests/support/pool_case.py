@@ -23,7 +23,7 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.drivers import ASYNC, WITH_SERVER
 from tests.support.samples import Exposition
 from tests.support.wait import eventually
-from tests.support.witness import PoolLog, assert_log_agrees, metric_state, pool_state
+from tests.support.witness import PoolLog, assert_errors_agree, assert_log_agrees, metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,14 +124,7 @@ class Case:
         calls = counted["checkouts"] + counted["checkout_timeouts"] + errors
         assert calls == counted["checkout_wait_seconds_count"]
         assert counted["connects"] + counted["connect_errors"] == counted["connect_seconds_count"]
-        errors_by_layer = Counter[str]()
-        for key, number in exposition.errors(self.name).items():
-            errors_by_layer[key.partition(".")[0]] += int(number)
-        assert errors_by_layer["pool"] == counted["checkout_timeouts"]
-        assert (
-            errors_by_layer["connect"] <= counted["connect_errors"]
-        )  # those that were cancelled are no errors
-        assert errors_by_layer["ping"] >= counted["ping_failures"]
+        assert_errors_agree(exposition, self.name)
         phases = sum(exposition.value(f"{phase}_seconds_sum", self.name) for phase in ("connect", "ping"))
         assert exposition.value("checkout_wait_seconds_sum", self.name) >= phases
 

@@ -35,7 +35,7 @@ from tests.support.drivers import ASYNC, WITH_SERVER
 from tests.support.reference import Collected, Model
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
-from tests.support.witness import PoolLog
+from tests.support.witness import PoolLog, assert_errors_agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -264,6 +264,7 @@ class PoolMachine(RuleBasedStateMachine):
         _assert_equal(gauges, self.model.gauges())
         counted = exposition.counters(self.name)
         _assert_equal(counted, self.model.counted)
+        assert_errors_agree(exposition, self.name)
         assert all(counted[key] >= value for key, value in self.counted.items())
         self.counted = counted
         assert min(exposition.samples.values()) >= 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+_REPORTS = f"{PREFIX}exhaustion_reports_total"
 Key = tuple[str, frozenset[tuple[str, str]]]  # the name, and the labels with their values
 Samples = dict[Key, float]
 
@@ -58,12 +59,16 @@ class RegistrySamples:
     def counters(self, pool: str) -> dict[str, float]:
         """Return a pool's counters that are not 0, as ``name`` or ``name.label``, and the counts of its histograms.
 
-        Those by site and the errors by kind are sums of others in another order, and are tested by themselves.
+        Those by site, the errors by layer and the reports of timeouts follow from others, see ``witness``.
         """
         found = {}
         for (name, labels), value in self.samples.items():
             others = dict(labels)
-            is_own = others.pop("pool", None) == pool and not others.keys() & {"site", "layer"}
+            is_own = (
+                others.pop("pool", None) == pool
+                and not others.keys() & {"site", "layer"}
+                and name != _REPORTS
+            )
             if is_own and name.endswith(("_total", "_count")) and value:
                 label = "".join(f".{text}" for text in others.values())
                 found[name.removeprefix(PREFIX).removesuffix("_total") + label] = value

@@ -106,3 +106,19 @@ def assert_log_agrees(exposition: RegistrySamples, pool: str, log: PoolLog) -> N
     # A close by the garbage collector is not logged; a close by SQLAlchemy during a collection is.
     closed = sum(value for key, value in counters.items() if key.startswith("closes."))
     assert closed - closes("gc", "dispose") <= log.counts["closes"] <= closed
+
+
+def assert_errors_agree(exposition: RegistrySamples, pool: str) -> None:
+    """Assert that the errors by layer, and the reports of timeouts, agree with the other counters."""
+    counters, errors = exposition.counters(pool), exposition.errors(pool)
+    by_layer = {
+        layer: sum(value for key, value in errors.items() if key.startswith(f"{layer}."))
+        for layer in ("pool", "connect", "ping")
+    }
+    timeouts = counters.get("checkout_timeouts", 0)
+    assert by_layer["pool"] == timeouts
+    assert by_layer["connect"] <= counters.get("connect_errors", 0)  # what was cancelled is no error
+    assert by_layer["ping"] >= counters.get("ping_failures", 0)  # a ping that raises is one
+    reports = exposition.value("exhaustion_reports_total", pool)
+    assert bool(timeouts) == bool(reports)
+    assert reports <= timeouts

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_pool_exporter import Handle, Server, instrument, serve, uninstrument
+from sqlalchemy_pool_exporter import Failure, Handle, Server, classify, instrument, serve, uninstrument
 
 engine = create_engine("sqlite://")
 assert_type(instrument(engine), Handle)
@@ -19,6 +19,7 @@ assert_type(instrument(create_async_engine("sqlite+aiosqlite://")), Handle)
 assert_type(instrument(engine.pool), Handle)
 assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
+assert_type(instrument(engine, leak_after=60, leak_stack=True), Handle)
 
 # Wrong targets, and arguments that are keyword-only, must be errors: the checker reports an ignore comment that is not
 # needed.
@@ -37,3 +38,10 @@ with serve(port=0) as server:
     assert_type(server, Server)
     assert_type(server.port, int)
     assert_type(server.url, str)
+
+failure = classify(ValueError())
+assert_type(failure, Failure)
+assert_type(failure.is_retryable, bool)
+assert_type(failure.kind, str)
+assert_type(failure.sqlstate, str | None)
+failure.kind = "deadlock"  # type: ignore[misc]

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from .bar import bar, key
 from .bar import words as bar_words
 from .markup import Markup, joined, tag
-from .pieces import badge, more, pairs
+from .pieces import badge, more, pairs, table
 from .words import counted, duration, number, rate
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from .query import Query
     from .schema import Board, Limits, Pool, Site, Worker
+
+_SITES: Final = 3  # of a pool, in one line
 
 
 def pools_section(board: Board, query: Query) -> Markup:
@@ -45,6 +47,7 @@ def _pool(pool: Pool, at: int, query: Query) -> Markup:
         tag("p", _configuration(pool), class_="faint"),
         bar(pool["limits"], state),
         tag("p", bar_words(pool["limits"], state)),
+        _held_by(pool),
         pairs(_numbers(pool), "numbers"),
         _processes(pool, query),
         _sites(pool) if query.names else None,
@@ -57,6 +60,23 @@ def _badges(pool: Pool) -> Iterator[Markup]:
     """Yield a word for each kind of what is wrong; what it means is said above all pools."""
     for kind, severity in {one["kind"]: one["severity"] for one in pool["conditions"]}.items():
         yield badge(kind.replace("_", " "), severity)
+
+
+def _held_by(pool: Pool) -> Markup | None:
+    """Return which places in the application hold most."""
+    holding = [one for one in pool["sites"] if one["held"]]
+    if not holding:
+        return None
+    items = [
+        joined(
+            tag("bdi", one["site"], class_="code"),
+            f" {number(one['held'])} (oldest {duration(one['longest_held_seconds'])})",
+        )
+        for one in holding[:_SITES]
+    ]
+    more = counted(len(holding[_SITES:]), "more place") if holding[_SITES:] else None
+    listed = [joined(", ", item) if at else item for at, item in enumerate([*items, more] if more else items)]
+    return tag("p", "Held by ", listed)
 
 
 def _configuration(pool: Pool) -> str:
@@ -106,67 +126,43 @@ def _numbers(pool: Pool) -> Iterator[tuple[str, str | Markup]]:
 def _processes(pool: Pool, query: Query) -> Markup | None:
     if not pool["workers"] and not pool["workers_left_out"]:
         return None
-    rows = (_process(worker) for worker in pool["workers"])
+    query = query._replace(names=frozenset((pool["name"],)))
+    caption = joined("Processes with ", tag("bdi", pool["name"]))
     columns = ("Process", "Connections", "Waiting", "Longest wait", "Longest hold")
     return joined(
-        tag(
-            "table",
-            tag("caption", "Processes with ", tag("bdi", pool["name"])),
-            tag("thead", tag("tr", (tag("th", name, scope="col") for name in columns))),
-            tag("tbody", rows),
-            class_="processes",
-        ),
-        more(
-            pool["workers_left_out"],
-            query._replace(names=frozenset((pool["name"],))),
-            "workers",
-        ),
+        table(caption, columns, map(_process, pool["workers"]), class_="processes"),
+        more(pool["workers_left_out"], query, "workers"),
     )
 
 
-def _process(worker: Worker) -> Markup:
+def _process(worker: Worker) -> tuple[str, ...]:
     state = worker["state"]
     pid = "" if worker["pid"] is None else f" pid {worker['pid']}"
     waiting = number(state["waiting"])
-    return tag(
-        "tr",
-        tag(
-            "th",
-            worker["worker"],
-            tag("span", pid, " ", worker["program"] or "", class_="faint"),
-            scope="row",
-        ),
-        tag("td", bar(worker["limits"], state), bar_words(worker["limits"], {**state, "waiting": 0})),
-        tag(
-            "td",
-            tag("strong", waiting, class_="waiting") if state["waiting"] else waiting,
-            data_label="Waiting",
-        ),
-        tag("td", duration(state["longest_wait_seconds"]), data_label="Longest wait"),
-        tag("td", duration(state["longest_held_seconds"]), data_label="Longest hold"),
+    return (
+        joined(worker["worker"], tag("span", pid, " ", worker["program"] or "", class_="faint")),
+        joined(bar(worker["limits"], state), bar_words(worker["limits"], {**state, "waiting": 0})),
+        tag("strong", waiting, class_="waiting") if state["waiting"] else waiting,
+        duration(state["longest_wait_seconds"]),
+        duration(state["longest_held_seconds"]),
     )
 
 
 def _sites(pool: Pool) -> Markup | None:
     if not pool["sites"]:
         return None
+    caption = "Where the application checks connections out"
     columns = ("Where", "Held now", "Longest hold", "Checkouts", "Mean hold", "Nested")
-    return tag(
-        "table",
-        tag("caption", "Where the application checks connections out"),
-        tag("thead", tag("tr", (tag("th", name, scope="col") for name in columns))),
-        tag("tbody", map(_site, pool["sites"])),
-    )
+    return table(caption, columns, map(_site, pool["sites"]), class_="sites")
 
 
-def _site(site: Site) -> Markup:
+def _site(site: Site) -> tuple[str, ...]:
     mean = site["hold_seconds"] / site["holds"] if site["holds"] else 0.0
-    return tag(
-        "tr",
-        tag("th", tag("bdi", site["site"]), scope="row", class_="code"),
-        tag("td", number(site["held"]), data_label="Held now"),
-        tag("td", duration(site["longest_held_seconds"]), data_label="Longest hold"),
-        tag("td", number(site["checkouts"]), data_label="Checkouts"),
-        tag("td", duration(mean), data_label="Mean hold"),
-        tag("td", number(site["nested_checkouts"]), data_label="Nested"),
+    return (
+        tag("bdi", site["site"], class_="code"),
+        number(site["held"]),
+        duration(site["longest_held_seconds"]),
+        number(site["checkouts"]),
+        duration(mean),
+        number(site["nested_checkouts"]),
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
+
 from .words import counted, duration, number, rate
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found
     yield from _deadlocked(waiting.get("self_deadlock", []), now)
     yield from _all_stuck(waiting.get("stuck", []), now, wall)
     if busy := waiting.get("waiting"):
-        yield "waiting", "warning", _busy(busy, parts, wall)
+        yield "waiting", "warning", _busy(busy, parts, now, wall)
     if slow := waiting.get("slow_connect"):
         yield "slow_connect", "warning", _slow(slow)
     others = [part for kind, some in waiting.items() if kind != "self_deadlock" for part in some]
@@ -153,13 +155,23 @@ def _stuck(part: Part, now: float, wall: float) -> str:
     state = part.state
     return (
         f"stuck: {_where(part)} has all {counted(state['in_use'], 'connection')} out and returned none for "
-        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}"
+        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}{_cause(part, now, 'leak')}"
     )
 
 
-def _busy(busy: Sequence[Part], parts: Sequence[Part], wall: float) -> str:
-    since = min(_silence(part, wall) for part in busy)
-    return f"busy: {_waiting(busy)}; {_all_out(busy, parts)} in use, and the last came back {duration(since)} ago"
+def _busy(busy: Sequence[Part], parts: Sequence[Part], now: float, wall: float) -> str:
+    last = max(part.state["last_return"] or 0.0 for part in busy)
+    returned = f"the last came back {duration(wall - last)} ago" if last else "none has come back yet"
+    cause = _cause(min(busy, key=_by_wait), now, "nested_checkouts", "connecting", "leak", "one_site", "slow")
+    return f"busy: {_waiting(busy)}; {_all_out(busy, parts)} in use, and {returned}{cause}"
+
+
+def _cause(part: Part, now: float, *kinds: str) -> str:
+    """Return the likely cause as the report of an exhausted pool has it, if it is one of these kinds."""
+    since = now - part.state["longest_wait_seconds"]
+    fullest = max(part.snapshots, key=lambda snapshot: sum(map(bool, snapshot.waiters)))
+    cause = likely_cause(fullest, now=now, since=since)
+    return f"; likely cause: {cause.words}" if cause.kind in kinds else ""
 
 
 def _nested(holders: Sequence[Held]) -> str:
@@ -195,7 +207,8 @@ def _all_out(full: Sequence[Part], parts: Sequence[Part]) -> str:
     connections = counted(sum(part.state["in_use"] for part in full), "connection")
     if len(parts) == 1:
         return f"all {connections} are" if full[0].state["in_use"] > 1 else "the only connection is"
-    return f"all {connections} of {number(len(full))} of {number(len(parts))} workers are"
+    of = "all" if len(full) == len(parts) else f"{number(len(full))} of"
+    return f"all {connections} of {of} {number(len(parts))} workers are"
 
 
 def _oldest(parts: Iterable[Part], now: float) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .markup import Markup, joined, tag
+from .pieces import table
 from .words import duration
 
 if TYPE_CHECKING:
@@ -22,30 +23,25 @@ def held_table(board: Board, more: Markup | None) -> Markup:
         more: a link to what is left out.
     """
     rows = [_row(one) for one in board["held"]]
-    table = tag(
-        "table",
-        tag("caption", "Connections that are checked out, the oldest first"),
-        tag("thead", tag("tr", (tag("th", name, scope="col") for name in _COLUMNS))),
-        tag("tbody", rows),
-        class_="holders",
-    )
+    caption = "Connections that are checked out, the oldest first"
     return tag(
         "section",
         tag("h2", "Who holds what", id="held"),
-        tag("div", table, more, class_="held") if rows else tag("p", "Nothing is checked out."),
+        tag("div", table(caption, _COLUMNS, rows, class_="holders"), more, class_="held")
+        if rows
+        else tag("p", "Nothing is checked out."),
         aria_labelledby="held",
     )
 
 
-def _row(one: Held) -> Markup:
-    return tag(
-        "tr",
-        tag("th", duration(one["held_seconds"]), scope="row", data_label="Held for"),
-        tag("td", tag("bdi", one["site"], class_="code"), data_label="Where"),
-        tag("td", tag("bdi", one["pool"]), data_label="Pool"),
-        tag("td", who(one), data_label="Task or thread"),
-        tag("td", process(one), data_label="Process"),
-        tag("td", server(one), data_label="Database server"),
+def _row(one: Held) -> tuple[str, ...]:
+    return (
+        duration(one["held_seconds"]),
+        tag("bdi", one["site"], class_="code"),
+        tag("bdi", one["pool"]),
+        who(one),
+        process(one),
+        server(one),
     )
 
 

@@ -66,9 +66,10 @@ class Moments:
             return last
 
     def _new(self) -> Moment:
+        servers = self._servers()  # first: who held a connection when the server was asked still does
         read = self._read()
         now, wall = self._monotonic(), self._wall()
         if isinstance(read, str):
             return Moment(None, now, wall, {}, note=read)
         counts = {label: counts for (label, *_), counts in read.counts.items()}
-        return Moment(read, now, wall, self._rates.add(counts, now), self._servers())
+        return Moment(read, now, wall, self._rates.add(counts, now), servers)

@@ -11,7 +11,7 @@ from .query import MOST, Query
 from .words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
 DEFAULTS: Final = Query(pools=20, workers=8, held=50)  # of the page
 _LEFT_OUT: Final = {
@@ -56,6 +56,39 @@ def more(left_out: int, query: Query, field: str) -> Markup | None:
 def pairs(named: Iterable[tuple[str, str | Markup]], class_: str) -> Markup:
     """Return names with their values."""
     return tag("dl", (tag("div", tag("dt", name), tag("dd", value)) for name, value in named), class_=class_)
+
+
+def table(
+    caption: str | Iterable[str], columns: Sequence[str], rows: Iterable[Sequence[str]], *, class_: str
+) -> Markup:
+    """Return a table; the first cell of a row is its header.
+
+    On a narrow screen its style makes each row a block with the names of the columns before the values. Some browsers
+    take that for no table any more, unless the roles are said.
+
+    Args:
+        caption: what the table shows.
+        columns: their names.
+        rows: cells, which are texts or elements.
+        class_: for the style.
+    """
+    heads = (tag("th", name, scope="col", role="columnheader") for name in columns)
+    return tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", heads, role="row"), role="rowgroup"),
+        tag("tbody", (tag("tr", _cells(row, columns), role="row") for row in rows), role="rowgroup"),
+        class_=class_,
+        role="table",
+    )
+
+
+def _cells(row: Sequence[str], columns: Sequence[str]) -> Iterator[Markup]:
+    for at, (cell, column) in enumerate(zip(row, columns, strict=True)):
+        if at:
+            yield tag("td", cell, data_label=column, role="cell")
+        else:
+            yield tag("th", cell, data_label=column, scope="row", role="rowheader")
 
 
 def badge(text: str, severity: str) -> Markup:

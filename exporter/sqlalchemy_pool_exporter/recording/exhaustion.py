@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a checkout that timed out: who has the connections, since when and from where, and why.
 
-The caller copies the state of the pool, which takes some 0.1 ms, and a thread of its own logs it. So no handler of the
-application's log can make the caller wait, raise into it or swallow a time limit that strikes meanwhile.
+The caller copies the state of the pool, which takes half a millisecond, and a thread of its own logs it. So no handler
+of the application's log can make the caller wait, raise into it or swallow a time limit that strikes meanwhile.
 """
 
 from __future__ import annotations

@@ -253,6 +253,11 @@ class Database(Section):
         default=False,
         description="The pools only read, as from a replica: that the server refuses writes is no alert.",
     )
+    statements: bool = Field(
+        default=False,
+        description="Read the statements of sessions, to show those of held connections, without literals and "
+        "comments. Otherwise no text of a statement leaves the server.",
+    )
     tls: DatabaseTLS = DatabaseTLS()
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:

@@ -18,6 +18,7 @@ from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .probe.families import families as probe_families
+from .probe.families import pool_families
 from .probe.probe import Probe
 from .web import app as web
 from .web.config import WebConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.directory import Fleet
 
     from .config import Config, Database
+    from .probe.sessions import ServerSide
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -66,7 +68,8 @@ class Sidecar:
     async def _serve(self, started: Callable[[str], object]) -> None:
         settings = self._config.web
         self._web_config = web_config = WebConfig(settings.config_file) if settings.config_file else None
-        application = web.application(self, settings, reload=self.reload, moments=Moments(self.read_fleet))
+        moments = Moments(self.read_fleet, self.servers)
+        application = web.application(self, settings, reload=self.reload, moments=moments)
         listener = await web.start(application, settings, web_config=web_config)
         try:
             await self._probe_exactly(self._config.databases)
@@ -174,13 +177,22 @@ class Sidecar:
             return "no directory of applications is configured (segments.directory)"
         return self._reader.read()
 
+    def servers(self) -> list[ServerSide]:
+        """Return what the last probes said of single sessions."""
+        now = time.monotonic()
+        return [probe.status.server_side(now) for probe, _ in list(self._probes.values())]
+
     def collect(self) -> Iterator[Family]:
         """Yield all metric families; called in a thread."""
-        fleet, labels = self._fleet, None
-        if fleet is not None:
-            yield from fleet.collect()
-            labels = fleet.labels_by_name
+        collector, labels = self._fleet, None
+        # First: whoever held a connection when a server was asked holds it still, if the segments say so afterwards.
         statuses = [probe.status for probe, _ in list(self._probes.values())]
+        servers = self.servers()
+        if collector is not None:
+            yield from collector.collect()
+            labels = collector.labels_by_name
+            if collector.fleet is not None:
+                yield from pool_families(servers, collector.fleet)
         yield from probe_families(statuses, time.monotonic(), labels)
         current = self._reload_succeeded and (self._web_config is None or self._web_config.ok)
         builder = Builder(RELOAD_METRICS)

@@ -62,7 +62,7 @@ async def test_uses_one_connection_and_only_reads(server: ProbedServer) -> None:
     probe = f"{APPLICATION_NAME}|LOG:  "
     begin = "statement: BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 7500"
     select = "execute <unnamed>: "
-    assert [begin, *[select] * 4, "statement: COMMIT"] * 5 == [
+    assert [begin, *[select] * 5, "statement: COMMIT"] * 5 == [
         re.sub(f"({select}).*", r"\1", line.removeprefix(probe)) for line in said if line.startswith(probe)
     ]
 

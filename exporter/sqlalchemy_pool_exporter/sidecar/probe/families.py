@@ -6,16 +6,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from sqlalchemy_pool_exporter.families import Builder
-from sqlalchemy_pool_exporter.metrics import DATABASE_METRICS, ProbeFailure
+from sqlalchemy_pool_exporter.held_connections import held_states
+from sqlalchemy_pool_exporter.metrics import (
+    DATABASE_METRICS,
+    PROBED_POOL_METRICS,
+    HeldState,
+    ProbeFailure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.exposition import Family
+    from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.snapshot import Value
 
     from .probe import ProbeStatus
     from .queries import ServerState
+    from .sessions import ServerSide
 
 
 def families(
@@ -38,6 +46,20 @@ def families(
         if (server := status.server_at(now)) is not None:
             builder.add_info(owner, "database_server_info", {"server": server.facts.identity})
             builder.add(owner, _server_values(server))
+    yield from builder.families(with_empty=False)
+
+
+def pool_families(servers: Sequence[ServerSide], fleet: Fleet) -> Iterator[Family]:
+    """Yield what the probes tell of the live pools that connect to a probed database.
+
+    Args:
+        servers: what the probes said before the segments were read.
+        fleet: what the segments said.
+    """
+    builder = Builder(PROBED_POOL_METRICS, owner=("pool",))
+    for label, counts in sorted(held_states(fleet, servers).items()):
+        states: Value = {str(state): float(counts[state]) for state in get_args(HeldState)}
+        builder.add((label,), [("held_connections_by_server_state", states)])
     yield from builder.families(with_empty=False)
 
 

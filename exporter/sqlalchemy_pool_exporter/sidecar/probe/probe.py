@@ -22,6 +22,7 @@ import asyncpg
 
 from .errors import AdminConsoleError, Failure, classify_error
 from .queries import ServerFacts, ServerState, read_server_state
+from .sessions import ServerSide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -63,6 +64,10 @@ class DatabaseSettings(Protocol):
     def read_only(self) -> bool:
         """Whether these pools only read, so that the server may refuse writes."""
 
+    @property
+    def statements(self) -> bool:
+        """Whether the texts of statements are read."""
+
     def connect_arguments(self) -> dict[str, Any]:
         """Return the arguments for asyncpg.connect() that say where and how to connect; may read files.
 
@@ -91,10 +96,17 @@ class ProbeStatus:
     is_up: bool = False
     server: ServerState | None = None
     expires_at: float = math.inf
+    next_due_at: float = 0.0  # when the next probe should have ended, if nothing hinders it
 
     def server_at(self, now: float) -> ServerState | None:
         """Return what is known of the server at ``now``, on the monotonic clock."""
         return self.server if now < self.expires_at else None
+
+    def server_side(self, now: float) -> ServerSide:
+        """Return what is known of single sessions; nothing once the next probe is overdue, since they change fast."""
+        if self.server is None or now > self.next_due_at:
+            return ServerSide(self.database, self.pools)
+        return ServerSide(self.database, self.pools, self.server.facts.identity, self.server.sessions)
 
 
 class Probe:
@@ -184,6 +196,9 @@ class Probe:
             is_up=failure is None,
             server=server or last.server_at(ended),
             expires_at=min(last.expires_at, ended + self._database.interval_seconds) if failure else math.inf,
+            next_due_at=last.next_due_at
+            if failure
+            else ended + self._database.interval_seconds + self._database.timeout_seconds,
         )
         return failure
 
@@ -211,6 +226,8 @@ class Probe:
             self._connection,
             timeout_seconds=self._database.timeout_seconds,
             application_names_limit=self._database.application_names_limit,
+            statements=self._database.statements,
+            clock=self._clock,
         )
 
     def _log_transition(self, last: Failure | None, failure: Failure | None, delay: float) -> None:

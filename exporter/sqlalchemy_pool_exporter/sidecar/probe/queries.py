@@ -9,14 +9,19 @@ behind pgbouncer.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from .sessions import application_label, read_sessions
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.metrics import SessionState
+
+    from .sessions import Sessions
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {:d}"
 
@@ -39,6 +44,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        extract(epoch FROM pg_catalog.pg_postmaster_start_time())::numeric(20, 6)::text AS start_time,
        pg_catalog.host(pg_catalog.inet_server_addr()) AS address,
        pg_catalog.current_setting('port') AS port,
+       pg_catalog.inet_client_port() AS client_port,
        pg_catalog.has_function_privilege(
            pg_catalog.to_regprocedure('pg_catalog.pg_control_system()'), 'EXECUTE') AS shows_identifier,
        pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all_sessions,
@@ -113,6 +119,7 @@ class ServerState:
     idle_in_transaction_session_timeout_seconds: float | None
     behind_pooler: bool
     facts: ServerFacts
+    sessions: Sessions | None = None
 
     @property
     def hidden_sessions(self) -> int:
@@ -121,23 +128,43 @@ class ServerState:
 
 
 async def read_server_state(
-    connection: Any, *, timeout_seconds: float, application_names_limit: int
+    connection: Any,
+    *,
+    timeout_seconds: float,
+    application_names_limit: int,
+    statements: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> ServerState:
-    """Run the queries in one read-only transaction and summarize their rows."""
+    """Run the queries in one read-only transaction and summarize their rows.
+
+    Args:
+        connection: of asyncpg.
+        timeout_seconds: for each query.
+        application_names_limit: how many application names are kept.
+        statements: also read the texts of statements.
+        clock: seconds, for the time at which the sessions were read.
+    """
     await connection.execute(_BEGIN.format(max(1, int(timeout_seconds * 1000))))
     server = await connection.fetchrow(_SERVER)
     identifier = await connection.fetchval(_IDENTIFIER) if server["shows_identifier"] else None
     settings = await connection.fetch(_SETTINGS)
-    sessions = await connection.fetch(_SESSIONS)
+    # A pooler makes up the process id that it reports when a client connects.
+    behind_pooler = connection.get_server_pid() != server["pid"]
+    counted = await connection.fetch(_SESSIONS)
+    sessions = None
+    if not behind_pooler:  # a pool behind it has the ids that the pooler makes up, too
+        sessions = await read_sessions(
+            connection, clock=clock, client_port=server["client_port"], statements=statements
+        )
     await connection.execute("COMMIT")
-    return summarize(
+    state = summarize(
         {row["name"]: row["value"] for row in settings},
-        sessions,
+        counted,
         facts_of(server, identifier),
-        # A pooler makes up the process id that it reports when a client connects.
-        behind_pooler=connection.get_server_pid() != server["pid"],
+        behind_pooler=behind_pooler,
         application_names_limit=application_names_limit,
     )
+    return replace(state, sessions=sessions)
 
 
 def facts_of(server: Mapping[str, Any], identifier: int | None) -> ServerFacts:
@@ -205,18 +232,12 @@ def _count_by_state(sessions: Iterable[Mapping[str, Any]]) -> dict[SessionState,
 def _count_by_application(sessions: Iterable[Mapping[str, Any]], names_limit: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for row in sessions:
-        counts[_application_label(row["application_name"])] += row["sessions"]
+        counts[application_label(row["application_name"])] += row["sessions"]
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     largest = Counter(dict(ranked[:names_limit]))
     # Added instead of assigned, because an application may call itself "other".
     largest["other"] += sum(count for _, count in ranked[names_limit:])
     return dict(largest)
-
-
-def _application_label(name: str | None) -> str:
-    """Return a printable, bounded label value that is not empty, from a name that a client chose."""
-    text = "".join(c if c.isprintable() else "?" for c in (name or "")[:64]).strip()
-    return text or "unnamed"
 
 
 def _longest_idle_in_transaction(sessions: Iterable[Mapping[str, Any]], *, sees_all: bool) -> float | None:

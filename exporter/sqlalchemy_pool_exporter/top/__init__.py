@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The board in a terminal: ``sqlalchemy-pool-exporter top``."""

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the command ``top``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy_pool_exporter import environment
+from sqlalchemy_pool_exporter.board.query import Query
+from sqlalchemy_pool_exporter.errors import BoardError
+
+from .source import Credentials, DirectorySource, EndpointSource
+from .table import text
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from sqlalchemy_pool_exporter.board.schema import Board
+
+    from .source import Source
+
+# Between two reads that rates are computed from; an endpoint reads at most once in a second.
+_RATE_SECONDS: Final = 1.1
+_ONCE: Final = Query(pools=1000, workers=0, held=1000)
+_JSON: Final = Query()
+
+
+def run(options: Namespace) -> None:
+    """Show the board of a directory or an endpoint.
+
+    Raises:
+        BoardError: it cannot be read, or the options name none.
+        ModuleNotFoundError: the screen is asked for, and Textual is not installed.
+    """
+    source = _source(options)
+    chosen = {"text": options.filter, "names": frozenset(options.pool)}
+    if options.json:
+        board = source.read(_JSON._replace(**chosen))
+        sys.stdout.write(f"{json.dumps(board, indent=2, ensure_ascii=False)}\n")
+    elif options.once:
+        sys.stdout.write(text(_with_rates(source, _ONCE._replace(**chosen)), source.name))
+    else:
+        from .screen import QUERY, Top  # noqa: PLC0415 - only the screen needs Textual
+
+        Top(source, interval=options.interval, query=QUERY._replace(**chosen)).run()
+
+
+def _with_rates(source: Source, query: Query) -> Board:
+    """Return a board; ask twice if rates are not known yet."""
+    board = source.read(query)
+    if any(pool["rates"] is None and pool["workers_left_out"] for pool in board["pools"]):
+        time.sleep(_RATE_SECONDS)
+        board = source.read(query)
+    return board
+
+
+def _source(options: Namespace) -> Source:
+    if options.url is not None:
+        return EndpointSource(
+            options.url,
+            Credentials(
+                options.user or "",
+                _secret(options.password_file, environment.PASSWORD),
+                _secret(options.token_file, environment.TOKEN),
+                options.ca_file,
+                options.cert_file,
+                options.key_file,
+            ),
+        )
+    directory = options.directory or os.environ.get(environment.DIRECTORY)
+    if not directory:
+        raise BoardError(f"give --url or --directory, or set {environment.DIRECTORY}")
+    return DirectorySource(Path(directory))
+
+
+def _secret(file: Path | None, variable: str) -> str:
+    if file is None:
+        return os.environ.get(variable, "")
+    try:
+        return file.read_text("utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BoardError(f"cannot read {str(file)!r}: {error}") from error
