@@ -165,10 +165,8 @@ def test_uwsgi_mules_and_spoolers(server: DatabaseServer, tmp_path: Path) -> Non
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(shared),
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }
-    # uWSGI gives each process a minute to end, and does not always end a mule by its signal.
-    mercy = ("--worker-reload-mercy=2", "--mule-reload-mercy=2")
-    programs = ("--mule=" + str(tmp_path / "mule.py"), "--spooler", str(spool), "--module", "snippet:app")
-    with Server(*UWSGI, *mercy, *programs, **environment) as served:
+    more = ("--mule=" + str(tmp_path / "mule.py"), "--spooler", str(spool), "--module", "snippet:app")
+    with Server(*UWSGI, *more, **environment) as served:
         url = served.url()
         tally = Tally(lambda: _ask(url))
         tally.ask_until(lambda _: tally.total >= 20)
@@ -179,6 +177,8 @@ def test_uwsgi_mules_and_spoolers(server: DatabaseServer, tmp_path: Path) -> Non
         assert eventually(lambda: scrape(port).get(key("exporter_workers", state="live")) == WORKERS + 2), (
             scrape(port)
         )
+        # On a busy machine uWSGI's master does not always end in time when it has a mule and a spooler.
+        served.kill()
 
 
 @pytest.mark.newest
