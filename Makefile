@@ -80,10 +80,18 @@ test-newest test-oldest: test-%:
 		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: environment-newest ## run the tests that take minutes
-	@echo "==> the soak tests in .venv/newest"
+soak: soak-staged soak-others ## run the tests that take minutes
+
+# What is staged has times to keep, so nothing else runs beside it.
+.PHONY: soak-staged soak-others
+soak-staged: environment-newest ## ... incidents and dashboards alone, before a real Prometheus
+soak-staged: selected := tests/alerting tests/dashboards
+soak-others: environment-newest ## ... all others alone
+soak-others: selected := -n $(WORKERS) --ignore=tests/alerting --ignore=tests/dashboards
+soak-staged soak-others: soak-%:
+	@echo "==> the soak tests in .venv/newest: $*"
 	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
-		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(PYTEST_ARGS)
+		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(selected) $(PYTEST_ARGS)
 
 .PHONY: coverage
 coverage: environment-newest ## run the tests and report what they reach

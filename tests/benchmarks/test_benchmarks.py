@@ -8,12 +8,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from benchmarks import measure, names
 from benchmarks.report import Table, replace_block
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.newest  # `make bench` installs the newest dependencies
 
 ROWS = (
     "nothing",

@@ -31,19 +31,13 @@ WORKERS = 2
 
 GUNICORN = ("-m", "gunicorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0")
 WSGI, ASGI = "examples.servers.wsgi:app", "examples.servers.asgi:app"
+# A worker that gets SIGTERM while it starts loses it: until uWSGI has set the worker's own handlers, the master's run.
+# uWSGI's master would wait for it for 60 s.
 UWSGI = (
-    str(Path(sys.executable).with_name("pyuwsgi")),
-    *(
-        "--http-socket",
-        "127.0.0.1:0",
-        "--master",
-        "--die-on-term",
-        "--disable-logging",
-        "--processes",
-        str(WORKERS),
-    ),
-    *("--module", WSGI),
+    *(str(Path(sys.executable).with_name("pyuwsgi")), "--http-socket", "127.0.0.1:0", "--die-on-term"),
+    *("--disable-logging", "--master", "--worker-reload-mercy", "5"),
 )
+UWSGI_SERVER = (*UWSGI, "--processes", str(WORKERS), "--module", WSGI)
 # Arguments of Python, driver, and number of parents: with --preload, and in uWSGI, the parent has a pool, too.
 SERVERS = {
     "gunicorn sync": ((*GUNICORN, WSGI), "psycopg", 0),
@@ -68,8 +62,8 @@ SERVERS = {
         "asyncpg",
         1,
     ),
-    "uwsgi": (UWSGI, "psycopg", 1),
-    "uwsgi lazy": ((*UWSGI, "--lazy-apps"), "psycopg", 0),
+    "uwsgi": (UWSGI_SERVER, "psycopg", 1),
+    "uwsgi lazy": ((*UWSGI_SERVER, "--lazy-apps"), "psycopg", 0),
     "uvicorn": (("-m", "uvicorn", "--workers", str(WORKERS), "--port", "0", ASGI), "asyncpg", 0),
 }
 
@@ -122,6 +116,11 @@ class Server:
     def url(self) -> str:
         """Wait until the server listens, and return its URL."""
         return f"http://{self.wait_for(r'(?:Listening at|running on|TCP address).*?([0-9.]+:[0-9]+)')[1]}"
+
+    def kill(self) -> None:
+        """End it with all its processes at once."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +229,7 @@ def test_uwsgi_under_load(server: DatabaseServer, application_name: str, tmp_pat
         "DATABASE_URL": server.url("postgresql+psycopg", application_name=application_name),
         "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
     }
-    arguments = (*UWSGI, "--processes", "3", "--threads", "4")
+    arguments = (*UWSGI_SERVER, "--processes", "3", "--threads", "4")
     with Sidecar("--directory", tmp_path) as sidecar, Server(*arguments, **environment) as served:
         url = served.url()
         # As with --lazy-apps: each worker counts before it has been asked for anything.

@@ -114,7 +114,7 @@ def test_one_odd_pool_does_not_fail_the_scrape(monkeypatch: pytest.MonkeyPatch) 
 
     def snapshot(self: Recorder) -> Snapshot:
         if self is recorder:
-            raise ZeroDivisionError
+            raise ValueError("odd")
         return original(self)
 
     monkeypatch.setattr(Recorder, "snapshot", snapshot)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.programs import PROLOGUE, run
+from tests.support.programs import FORK_IN_C, run
 from tests.support.segments import counted
 
 if TYPE_CHECKING:
@@ -18,46 +19,6 @@ pytestmark = [
     pytest.mark.usefixtures("little_to_collect"),
     pytest.mark.skipif(sys.platform != "linux", reason="MADV_WIPEONFORK"),
 ]
-
-FORK = (
-    PROLOGUE
-    + """
-import ctypes
-from pathlib import Path
-from sqlalchemy import event
-from sqlalchemy_pool_exporter.segment.directory import Reader
-from sqlalchemy_pool_exporter.segment.format import FORKED_WORD
-
-def fork_in_c():
-    pid = ctypes.PyDLL(None).fork()
-    assert pid >= 0
-    return pid
-
-def in_child(act):
-    "Run act in a child that was forked in C; return once it has ended."
-    pid = fork_in_c()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(60)
-            act()
-            status = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
-
-def own():
-    "Return the values of this process's pool alone; a scrape shows those of all processes."
-    from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
-    (recorder,) = INSTRUMENTED.recorders
-    return dict(recorder.values())
-
-directory = Path(sys.argv[1])
-"""
-)
 
 # What a child does first with what it inherited: two connections that are out, one that is idle.
 ACTS = {
@@ -81,43 +42,59 @@ ACTS = {
 }
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_the_first_act_of_a_child(tmp_path: Path, act: str) -> None:
-    """Whatever a child does first, its parent's file stays as it is, to the byte that says that the parent forked."""
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """Do each act as the first of another child; return by act which bytes of its parent's file then differ."""
     result = run(
         """
-        pool = QueuePool(Connection, pool_size=4, recycle=3600)
-        handle = instrument(pool, name="p", registry=registry, directory=directory)
-        held = [pool.connect(), pool.connect()]
-        detached = pool.connect()
-        detached.detach()
-        idle = pool.connect()
-        idle.close()
-        record = held[0]._connection_record
+        import json
 
         def block():
             with (directory / "worker-000").open("rb") as file:
                 return file.read(2**16)
 
-        before = block()
-
         def act():
             global pool, handle, held, idle, record, detached
-            exec(sys.argv[2], globals())
+            exec(code, globals())
 
-        try:
-            in_child(act)
-        except AssertionError:
-            assert "_creator" in sys.argv[2]
-        after = block()
-        changed = [at for at in range(len(before)) if before[at] != after[at]]
-        print([at for at in changed if at // 8 != FORKED_WORD])
+        root = directory
+        for number, (name, code) in enumerate(json.loads(sys.argv[2]).items()):
+            # Each act has a parent of its own, which nothing has happened to: a fork, as an interpreter starts slowly.
+            if waited := os.fork():
+                os.waitpid(waited, 0)
+                continue
+            directory = root / str(number)
+            directory.mkdir()
+            pool = QueuePool(Connection, pool_size=4, recycle=3600)
+            handle = instrument(pool, name="p", registry=registry, directory=directory)
+            held = [pool.connect(), pool.connect()]
+            detached = pool.connect()
+            detached.detach()
+            idle = pool.connect()
+            idle.close()
+            record = held[0]._connection_record
+            before = block()
+            try:
+                in_child(act)
+            except AssertionError:
+                assert "_creator" in code
+            after = block()
+            changed = [at for at in range(len(before)) if before[at] != after[at] and at // 8 != FORKED_WORD]
+            print(json.dumps({name: changed}), flush=True)
+            os._exit(0)
         """,
-        str(tmp_path),
-        ACTS[act],
-        prologue=FORK,
+        str(tmp_path_factory.mktemp("acts")),
+        json.dumps(ACTS),
+        prologue=FORK_IN_C,
     )
-    assert result.stdout == "[]\n", result.stderr
+    sys.stderr.write(result.stderr)
+    return {act: at for line in result.stdout.splitlines() for act, at in json.loads(line).items()}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_the_first_act_of_a_child(act: str, changed: dict[str, list[int]]) -> None:
+    """Whatever a child does first, its parent's file stays as it is, to the byte that says that the parent forked."""
+    assert changed.get(act) == []
 
 
 def test_all_checkouts_are_counted(tmp_path: Path) -> None:
@@ -142,7 +119,7 @@ def test_all_checkouts_are_counted(tmp_path: Path) -> None:
         print([os.waitpid(child, 0)[1] for child in children])
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "[0, 0, 0]\n", result.stderr
     # A child that ends before another begins leaves its file to it.
@@ -175,7 +152,7 @@ def test_forked_inside_of_a_connect(tmp_path: Path) -> None:
         print(os.waitpid(child, 0)[1])
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "0\n", result.stderr
     assert counted(tmp_path, "p") == {"000": 2, "001": 2}
@@ -212,7 +189,7 @@ def test_forked_inside_of_a_connect_that_fails(tmp_path: Path) -> None:
         print(os.waitpid(child, 0)[1])
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "0\n", result.stderr
     assert counted(tmp_path, "p") == {"000": 1, "001": 1}
@@ -239,7 +216,7 @@ def test_forked_while_another_thread_instruments(tmp_path: Path) -> None:
         print("done")
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "done\n", result.stderr
 
@@ -270,7 +247,7 @@ def test_forked_while_another_thread_logs(tmp_path: Path) -> None:
         print("done")
         """,
         str(tmp_path / "segments"),
-        prologue=FORK + "directory.mkdir()",
+        prologue=FORK_IN_C + "directory.mkdir()",
     )
     assert result.stdout == "done\n", result.stderr
 
@@ -290,7 +267,7 @@ def test_the_hook_of_uwsgi(tmp_path: Path, before: bool) -> None:
         """,
         str(tmp_path),
         str(before),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "before\n" * before + "['worker-000', 'worker-001']\n", result.stderr
 
@@ -321,7 +298,7 @@ def test_serve_in_the_master_of_uwsgi(tmp_path: Path) -> None:
         show("closed")
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "master 0\nforked 1\nfirst 1\nclosed 0\n", result.stderr
 
@@ -345,7 +322,7 @@ def test_forks_of_forks(tmp_path: Path) -> None:
         os._exit(status)
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "0\n" * 4, result.stderr
     assert counted(tmp_path, "p") == dict.fromkeys(("000", "001", "002", "003", "004"), 1)
@@ -379,7 +356,7 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
         os._exit(0)
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "['000', '001']\n['001']\n", result.stderr
     assert counted(tmp_path, "p") == {"000": 1, "001": 1}
@@ -410,7 +387,7 @@ def test_without_the_wiped_page(tmp_path: Path, fork: str) -> None:
         print(os.wait()[1])
         """,
         str(tmp_path),
-        prologue=FORK,
+        prologue=FORK_IN_C,
     )
     assert result.stdout == "0\n", result.stderr
     assert counted(tmp_path, "p") == {"000": 0, "001": 1}

@@ -224,7 +224,7 @@ def _scrape(registry: CollectorRegistry) -> None:
 # call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11, POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in
 # Python/ceval.c and Python/bytecodes.c.
 QUIET = re.compile(
-    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|DELETE_SUBSCR|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
+    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|DELETE_(SUBSCR|ATTR)|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|IS_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
 # Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
@@ -240,7 +240,7 @@ SLOTS = {
     )
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
-} | {connection_row.HOLDER_ATTRIBUTE}
+} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE}
 CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, int | float)}
 
 
@@ -296,7 +296,9 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
     names = {each.argval for each in code if each.opname == "LOAD_GLOBAL"}
     assert all(isinstance(getattr(module, name), int | float) for name in names)
     # The marks are comments, so an edit could have moved them away from their stores.
-    assert [each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR", "DELETE_SUBSCR"}]
+    assert [
+        each for each in code if each.opname in {"STORE_SUBSCR", "STORE_ATTR", "DELETE_SUBSCR", "DELETE_ATTR"}
+    ]
 
 
 def test_there_are_straight_lines() -> None:

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
 from sqlalchemy_pool_exporter.recording.checkout import connect_hook
 from sqlalchemy_pool_exporter.recording.connection_row import row_of
+from sqlalchemy_pool_exporter.recording.connection_table import ConnectionTable
 from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     DISPOSED,
@@ -298,6 +299,36 @@ def test_one_record_has_one_row() -> None:
     again = bench.recorder.add_row(record, EMPTY, None)
     assert again.at == at
     assert bench.value("empty_slots") == 1
+
+
+def test_a_row_that_is_released_while_its_record_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record gets another row, which the release of the first leaves alone; no row of another record is written."""
+    bench = Bench(size=2)
+    row = bench.connect()
+    [record] = bench.records
+    bench.recorder.closed(row, ERROR, for_good=False)
+    index = ConnectionTable.index_connection
+
+    def index_connection(table: ConnectionTable, row: ConnectionRow, connection: object) -> None:
+        """Meanwhile, another thread releases the row, and a third one gets its place."""
+        index(table, row, connection)
+        monkeypatch.undo()
+        bench.recorder.release_row(row, if_empty=True)
+        bench.connect()
+
+    monkeypatch.setattr(ConnectionTable, "index_connection", index_connection)
+    bench.clock.now += 1
+    bench.recorder.connected(record, bench.connection(), bench.clock.now)
+    assert row.is_released
+    new = row_of(record)
+    assert new is not None
+    assert bench.value("connections", "idle") == 2
+    assert bench.recorder.connections.rows() == [row_of(bench.records[1]), new]
+    assert bench.recorder.connections.find(bench.connections[1]) is new
+    row.detach_from_record()
+    assert row_of(record) is new
+    bench.recorder.release_row(new, if_empty=True)
+    assert not new.is_released, "it has a connection"
 
 
 def test_waiters_beyond_the_table_are_counted() -> None:

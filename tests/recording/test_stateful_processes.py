@@ -38,4 +38,4 @@ def test_numbers_of_processes_are_true(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_numbers_of_processes_stay_true(tmp_path: Path) -> None:
     """The same test, with more and longer runs."""
-    _run(tmp_path, max_examples=60, stateful_step_count=50)
+    _run(tmp_path, max_examples=25, stateful_step_count=40)

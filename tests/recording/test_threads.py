@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording import slow_path, sqlalchemy_pool
 from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.pool_incidents import CANCELLED
@@ -59,6 +60,33 @@ def test_threads_lose_nothing() -> None:
     assert metric_state(exposition, handle.name) == pool_state(engine.pool)
     assert exposition.value("pending_checkouts", handle.name) == 0
     assert exposition.value("connections", handle.name, state="idle") == len(database.open)
+
+
+def test_a_record_that_another_thread_takes_as_it_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record whose connection is gone keeps its row if another thread takes it out of the queue at once."""
+    engine, registry = Database().engine(pool_size=1, max_overflow=0), CollectorRegistry()
+    handle = instrument(engine, registry=registry)
+    first, taken = engine.raw_connection(), list[Any]()
+    look = sqlalchemy_pool.keeps
+
+    def keeps(pool: Any, record: Any) -> bool:
+        """Look while another thread has the record, which then opens its connection."""
+        if taken:
+            return look(pool, record)
+        out = pool._pool.get(block=False)
+        kept = look(pool, record)
+        pool._pool.put(out, block=False)
+        taken.append(engine.raw_connection())
+        return kept
+
+    monkeypatch.setattr(slow_path, "keeps", keeps)
+    first.invalidate()
+    assert Exposition(registry).value("connections", handle.name, state="in_use") == 1
+    taken[0].close()
+    exposition = Exposition(registry)
+    counted = exposition.counters(handle.name)
+    assert (counted["checkouts"], counted["checkins"], counted["hold_seconds_count"]) == (2, 2, 2)
+    assert metric_state(exposition, handle.name) == pool_state(engine.pool)
 
 
 def test_threads_and_disposals_lose_nothing() -> None:

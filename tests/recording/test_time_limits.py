@@ -155,7 +155,7 @@ def assert_adds_up(scene: Scene, where: str) -> None:
     assert recorder.block[WAITERS_USED] <= 2, where
 
 
-@pytest.mark.parametrize("number", [150, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [150, pytest.param(1000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "pool", ["QueuePool(Connection, pool_size=1, max_overflow=-1)", "NullPool(Connection)"]
 )

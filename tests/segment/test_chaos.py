@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.support.samples import Samples
 
 WORKERS = 8
-SECONDS = 60.0
-RESTART_SECONDS = 10.0
+SECONDS = 35.0
+RESTART_SECONDS = 8.0
 PREFIX = "sqlalchemy_pool_"
 CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 
@@ -80,7 +80,7 @@ class Crew:
 
 
 class Mortal:
-    """A sidecar that is killed and started again every ten seconds."""
+    """A sidecar that is killed and started again every few seconds."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -316,3 +316,14 @@ def test_sums_are_rounded_up() -> None:
     """A sum of counts in a file is exact or rounded up, so that an exact sum over files never decreases."""
     assert list(added([0.0, 1.0, 2.0**53], [3.0, 2.0, 1.0])) == [3.0, 3.0, 2.0**53 + 2]
     assert added([0.1], [0.2])[0] >= 0.1 + 0.2
+
+
+def test_a_full_file_that_is_taken_over(directory: Path, leases: Callable[..., Lease]) -> None:
+    """A successor that needs more pages for the totals than the file has makes the file larger, and loses nothing."""
+    names = [f"pool {number}" for number in range(FIRST_EXTENT // PAGE_BYTES - 1)]
+    lease = leases(directory)
+    for name in names:
+        a_pool(lease, name)
+    lease.close()
+    leases(directory)
+    assert checkouts(Reader(directory)) == dict.fromkeys(names, 1.0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from tests.support.reference import Caller
+    from tests.support.reference_parts import Caller
 
 sqlalchemy_queue: Any = queue_module  # its `_time` is the clock of the pools
 

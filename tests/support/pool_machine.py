@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
-from tests.support import reference
 from tests.support.callers import (
     ERRORS,
     Call,
@@ -32,7 +31,8 @@ from tests.support.callers import (
     sqlalchemy_queue,
 )
 from tests.support.drivers import ASYNC, WITH_SERVER
-from tests.support.reference import Collected, Model
+from tests.support.reference import Model
+from tests.support.reference_parts import Pool
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
 from tests.support.witness import PoolLog, assert_errors_agree
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.recording.instrument import Handle
     from tests.support.pg import Server
-    from tests.support.reference import Detached, ResetFails, Slot
+    from tests.support.reference_connections import Collected, ResetFails
+    from tests.support.reference_parts import Detached, Slot
 
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split("."))
 
@@ -127,7 +128,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.runner.run(self.engine.dispose)
         self.log.counts.clear()
         self.model = Model(
-            reference.Pool(0 if keeps_none else size, max_overflow, keeps_none=keeps_none),
+            Pool(0 if keeps_none else size, max_overflow, keeps_none=keeps_none),
             lifo=lifo,
             recycle=recycle,
             pre_ping=pre_ping,

@@ -15,13 +15,13 @@ from sqlalchemy.util import await_only
 from tests.support.callers import ERRORS, Call, attempt
 from tests.support.drivers import ASYNC, WITH_SERVER
 from tests.support.pool_machine import HOUR, VERSION, PoolMachine
-from tests.support.reference import AGED, Fault
+from tests.support.reference_parts import AGED, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.pool_machine import Held
-    from tests.support.reference import Slot
+    from tests.support.reference_parts import Slot
 
 # Events whose listeners can raise, and the errors that SQLAlchemy handles. Releases before 2.0.50 lost a connection
 # whose invalidation or close was interrupted, which the model leaves out.

@@ -10,6 +10,9 @@ from typing import IO
 
 from tests.support.wait import SECONDS
 
+# Staged runs start thirty processes at the same time.
+STARTING_SECONDS = 4 * SECONDS
+
 
 class ProcessLog:
     """The lines that a process has written so far, and ``""`` as the last one once it has ended."""
@@ -31,7 +34,7 @@ class ProcessLog:
             return re.search(pattern, str(self))
 
         with self._changed:
-            self._changed.wait_for(lambda: found() or "" in self.lines, SECONDS)
+            self._changed.wait_for(lambda: found() or "" in self.lines, STARTING_SECONDS)
         match = found()
         return match and match[match.re.groups and 1]
 

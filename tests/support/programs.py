@@ -27,6 +27,47 @@ def samples():
     }
 """
 
+# The same, and forks in C, as uWSGI forks: no hook of Python runs. The first argument is the directory.
+FORK_IN_C = (
+    PROLOGUE
+    + """
+import ctypes
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.format import FORKED_WORD
+
+def fork_in_c():
+    pid = ctypes.PyDLL(None).fork()
+    assert pid >= 0
+    return pid
+
+def in_child(act):
+    "Run act in a child that was forked in C; return once it has ended."
+    pid = fork_in_c()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            act()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+def own():
+    "Return the values of this process's pool alone; a scrape shows those of all processes."
+    from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
+    (recorder,) = INSTRUMENTED.recorders
+    return dict(recorder.values())
+
+directory = Path(sys.argv[1])
+"""
+)
+
 
 def run(
     program: str, *arguments: str, prologue: str = "", seconds: float = 120

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from tests.support.runbooks import blocks, page
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,11 +44,8 @@ def _blocked(dsn: str) -> Iterator[None]:
         thread.start()
         try:
             with psycopg.connect(dsn, autocommit=True) as beside:
-                while thread.is_alive():
-                    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-                    row = beside.execute(waits).fetchone()
-                    if row and row[0]:
-                        break
+                waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                eventually(lambda: beside.execute(waits).rowcount or not thread.is_alive())
             yield
         finally:
             connection.cancel_safe()

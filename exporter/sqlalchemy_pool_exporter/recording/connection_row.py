@@ -178,7 +178,7 @@ class ConnectionRow(weakref.ref[Any]):
         """Mark the row as released."""
         self.forget_checkout()
         nowhere = private_doubles()
-        # straight line: a hook that is still running stores into no row of another record
+        # straight line: a hook that is still running stores into no row of another record, as in release()
         self.state = RELEASED
         self.table = nowhere
         self.at = 0
@@ -193,13 +193,16 @@ class ConnectionRow(weakref.ref[Any]):
         setattr(record, ROW_ATTRIBUTE, self)
 
     def detach_from_record(self) -> None:
-        """Remove our attributes from the record."""
-        record = self()
-        if record is None:
+        """Remove our attributes from the record, unless it has another row by now."""
+        record: Any = self()
+        try:
+            # straight line: in between, another thread could give the record another row
+            if record._pool_exporter_row is self:
+                del record._pool_exporter_row
+                del record._pool_exporter_holder
+            # end of straight line
+        except AttributeError:  # the record is garbage, or has no row
             return
-        for name in (ROW_ATTRIBUTE, HOLDER_ATTRIBUTE):
-            if hasattr(record, name):
-                delattr(record, name)
 
 
 def private_doubles() -> memoryview[float]:

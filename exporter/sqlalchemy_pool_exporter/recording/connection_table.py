@@ -9,6 +9,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
     DISPOSED,
+    EMPTY,
     HELD_SINCE,
     LIFECYCLE,
     ROW,
@@ -20,7 +21,7 @@ from sqlalchemy_pool_exporter.segment.block import ROWS as ROWS_IN_BLOCK
 from sqlalchemy_pool_exporter.segment.entries import LEAKED
 from sqlalchemy_pool_exporter.segment.page import ROWS_AT, ROWS_PER_PAGE, ROWS_USED
 
-from .connection_row import IN_POOL, RELEASED, BackupRef, ConnectionRow
+from .connection_row import IN_POOL, RELEASED, BackupRef, ConnectionRow, private_doubles
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
@@ -158,7 +159,12 @@ class ConnectionTable:
         return row
 
     def release(
-        self, block: memoryview[float], row: ConnectionRow, *counters: int, leaked: SiteEntry | None = None
+        self,
+        block: memoryview[float],
+        row: ConnectionRow,
+        *counters: int,
+        leaked: SiteEntry | None = None,
+        if_empty: bool = False,
     ) -> None:
         """Free the row of a record that will not be used again, and add 1 to two ``counters`` or to none.
 
@@ -167,19 +173,24 @@ class ConnectionTable:
             row: the row.
             counters: fields of the block.
             leaked: the site of the checkout that ends with the record, if one does.
+            if_empty: leave the row if its record has a connection again: another thread may have taken it.
         """
         first, second = counters or _UNCOUNTED
         counts, leaked_at = (block, SCRATCH) if leaked is None else (leaked.table, leaked.at + LEAKED)
         give_back = (row.slots or self._free).free.append
+        nowhere = private_doubles()
         # straight line: a time limit that strikes in between would leave the row in use for ever
-        if row.state == RELEASED:
+        table = row.table
+        at = row.at
+        if row.state == RELEASED or (if_empty and table[at] != EMPTY):
             return
         if row.order:
             self._in_pool -= 1
             row.order = 0
         row.state = RELEASED
-        table = row.table
-        at = row.at
+        row.table = nowhere
+        row.at = 0
+        row.held_at = HELD_SINCE
         table[at] = table[at + 1] = table[at + 2] = table[at + 3] = 0.0
         table[at + 4] = table[at + 5] = table[at + 6] = table[at + 7] = 0.0
         block[first] += 1.0
@@ -189,9 +200,9 @@ class ConnectionTable:
         # end of straight line
         if at:  # no call may come before this one
             give_back(at)
-        row.mark_released()
-        if self.by_id.get(row.record_id) is row:
-            del self.by_id[row.record_id]
+        row.forget_checkout()
+        row.backup_ref = None  # breaks the reference cycle
+        self._forget(row.record_id, row)
         self.forget_connection(row)
         row.detach_from_record()
 
@@ -233,8 +244,17 @@ class ConnectionTable:
     def forget_connection(self, row: ConnectionRow) -> None:
         """Remove the index entry of the connection that the record of a row had."""
         # A new connection can have the address of one that is gone.
-        if self.by_id.get(row.connection_id) is row:
-            del self.by_id[row.connection_id]
+        self._forget(row.connection_id, row)
+
+    def _forget(self, key: int, row: ConnectionRow) -> None:
+        by_id = self.by_id
+        try:
+            # straight line: in between, another thread could index another row by this id
+            if by_id[key] is row:
+                del by_id[key]
+            # end of straight line
+        except KeyError:
+            return
 
     def expect_close(self, connection_id: int) -> None:
         """Note that SQLAlchemy will close a connection whose close is counted already."""

@@ -373,6 +373,8 @@ class Recorder:
         block[total] += elapsed
         block[OVERFLOW_OPENED] += is_overflow
         # end of straight line
+        if row.is_released:  # by a thread that took the record for one that the pool had discarded
+            self.add_row(record, now, connection)
 
     def connect_failed(self, began: float) -> None:
         """Record that a connection could not be opened."""
@@ -428,9 +430,9 @@ class Recorder:
         if not self.connections.is_close_expected(connection):
             self.block[CLOSES + DETACHED] += 1.0
 
-    def release_row(self, row: ConnectionRow) -> None:
-        """Free the row of a record that will not be used again."""
-        self.connections.release(self.block, row)
+    def release_row(self, row: ConnectionRow, *, if_empty: bool = False) -> None:
+        """Free the row of a record that will not be used again; ``if_empty``: only if it has no connection."""
+        self.connections.release(self.block, row, if_empty=if_empty)
 
     def _record_collected(self, reference: ConnectionRow | BackupRef) -> None:
         """Free the row of a garbage-collected record; if its connection is open, count that as closed."""

@@ -192,7 +192,8 @@ class SlowPath:
         """Free the row of a record that went back without a connection, if the pool did not keep the record."""
         row = row_of(record)
         if row is not None and row.is_empty and not keeps(self.pool, record):
-            self.recorder.release_row(row)
+            # Another thread may have taken the record out of the pool just before keeps() looked.
+            self.recorder.release_row(row, if_empty=True)
 
     # -- a pool that is in use already
 

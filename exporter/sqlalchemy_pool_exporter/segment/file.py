@@ -86,8 +86,6 @@ class Lease(Space):
                 raise
             message = f"cannot use directory {str(directory)!r}: {error.strerror or error}"
             raise SegmentError(message) from error
-        if has_file:
-            self._file = _file_of(os.fstat(self._lock))
         self._holders = self.pages.page(0).cast("Q")[HOLDERS_WORD]
 
     def __repr__(self) -> str:
@@ -235,9 +233,10 @@ class Lease(Space):
                 # the file may have been deleted and made anew meanwhile.
                 if not (_is_ours(descriptor, path) and lock.take(descriptor) and _is_ours(descriptor, path)):
                     continue
-                self.number, self._lock = number, descriptor
+                self.number, self._lock, self._file = number, descriptor, _file_of(os.fstat(descriptor))
                 pages = self._prepare(descriptor, path)
                 if pages is None:
+                    self._lock, self._file = -1, _NO_FILE
                     continue
                 stack.pop_all()
                 return pages

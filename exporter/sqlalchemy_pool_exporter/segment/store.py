@@ -166,7 +166,14 @@ class BlockStore:
             return False
         self._heals_from = now + _HEAL_SECONDS
         before, had_file = lease.path, lease.had_file
-        lease.heal()
+        try:
+            lease.heal()
+        except FileNotFoundError:
+            if (
+                lease.directory.is_dir()
+            ):  # the new file was deleted at once: the next connection makes another one
+                self._heals_from = 0.0
+            raise
         self._heals_from = 0.0
         if had_file:
             self._log("%s was deleted, or its lock was closed; the counts go on in %s", before, lease.path)
