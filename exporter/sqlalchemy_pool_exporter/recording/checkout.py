@@ -15,6 +15,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import exc
+from sqlalchemy.engine import Engine
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, ERROR_REASONS
 from sqlalchemy_pool_exporter.segment import fork
@@ -87,7 +88,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
     free, clock, origins = recorder.waiters.free, recorder.clock, recorder.origins
-    find = origins.find if origins is not None else _no_site
+    find = origins.finder(Engine.connect.__code__) if origins is not None else _no_site
     give, mark, notice_fork, get_label = free.append, fork.mark, fork.notice, current_label.get
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 

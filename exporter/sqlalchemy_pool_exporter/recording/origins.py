@@ -6,8 +6,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy.engine import Engine
-
 from .frames import Kind, kind_of, stack, text_of
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ class Origins:
         # By the id() of the code and the place in it: the hash of a code is computed from all its instructions.
         self._known: dict[tuple[int, int], SiteEntry | None] = {}
         self._codes: list[CodeType] = []  # keeps these ids valid
-        self.find = self._finder()
+        self.find = self.finder()
 
     def forget(self) -> None:
         """Forget the entries, because a new block replaces the one that they are in."""
@@ -80,13 +78,18 @@ class Origins:
         self._known.clear()
         self._codes.clear()
 
-    def _finder(self) -> Callable[[], SiteEntry]:
-        """Return a function that returns the site of the caller of its caller. It runs at every checkout."""
+    def finder(self, engine_connect: CodeType | None = None) -> Callable[[], SiteEntry]:
+        """Return a function that returns the site of the caller of its caller. It runs at every checkout.
+
+        Args:
+            engine_connect: the code that most often calls the code that calls the pool's ``connect()``. The function
+                begins above it if it is four frames above.
+        """
         skipped, known, getframe, search = self._skipped, self._known, sys._getframe, self._search  # noqa: SLF001 - inspect.currentframe() has no depth
-        current_greenlet, engine_connect = _current_greenlet, Engine.connect.__code__
+        current_greenlet = _current_greenlet
 
         def find() -> SiteEntry:
-            # An engine's connect() is two frames above the pool's; a frame that is skipped costs nothing here.
+            # A frame that is skipped costs nothing here.
             try:
                 frame: Any = getframe(4)
                 frame = frame.f_back if frame.f_code is engine_connect else getframe(2)
