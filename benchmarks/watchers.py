@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,8 @@ def two_empty_listeners(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def this_project(engine: Engine) -> Iterator[None]:
-    handle = instrument(engine, name="benchmark", registry=CollectorRegistry())
+def this_project(engine: Engine, *, sites: bool | None = None) -> Iterator[None]:
+    handle = instrument(engine, name="benchmark", registry=CollectorRegistry(), sites=sites)
     yield
     handle.close()
 
@@ -117,6 +118,7 @@ WATCHERS = (
     Watcher("nothing", nothing),
     LISTENERS,
     Watcher("sqlalchemy-pool-exporter", this_project),
+    Watcher("the same without sites", partial(this_project, sites=False)),
     Watcher("three prometheus_client calls", _three_prometheus_calls),
     Watcher("sqlalchemy-collectd", _collectd, through_engine=True),
     Watcher("opentelemetry-instrumentation-sqlalchemy", _opentelemetry, through_engine=True),

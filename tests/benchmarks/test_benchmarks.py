@@ -23,6 +23,7 @@ ROWS = (
     "nothing",
     "two empty listeners",
     "sqlalchemy-pool-exporter",
+    "the same without sites",
     "three prometheus_client calls",
     "sqlalchemy-collectd",
     "opentelemetry-instrumentation-sqlalchemy",
