@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from grafana_foundation_sdk.models import units
+
+from sqlalchemy_pool_exporter.metrics import HeldState
 
 from .panels import DATABASE, TARGET_VARIABLES, Column, Query, dashboard, stat, table, timeseries
 from .promql import database, exporter, rate
@@ -28,6 +30,12 @@ def of_pools(state: str, fold: str = "sum") -> str:
     return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
 
 
+def _held(state: str) -> str:
+    """Select the connections that the pools have handed out, in a state of the server."""
+    return exporter("held_connections_by_server_state", f'server_state="{state}"')
+
+
+SITES = 20
 USERS = f"max by (database, pool) ({database('pool_info')})"
 ALLOWED = f"({of_server('max_connections')} - {of_server('reserved_connections')})"
 TAKEN = f"sum by (database) (max by (database, state) ({database('connections')}))"
@@ -152,6 +160,33 @@ def problems() -> list[Builder[Panel]]:
             Query(f"time() - {of_server('start_time_seconds')}", "{{database}}"),
             unit=units.Seconds,
             span=12,
+        ),
+        timeseries(
+            "What the pools' held connections do",
+            "Connections that the pools have handed out, by what their sessions did at the last probe. Good: mostly "
+            "unknown, since they were checked out after the probe. Bad: a level of waiting_for_lock (another session "
+            "blocks them), idle_in_transaction or idle (the applications do something else while they hold them).",
+            *(
+                Query(f"sum by (database) ({of_pools(_held(state))})", f"{{{{database}}}} {state}")
+                for state in get_args(HeldState)
+            ),
+            unit=units.Short,
+            span=12,
+            stacked=True,
+        ),
+        timeseries(
+            "Who holds connections to them, by site",
+            "Connections in use of the pools of these databases, by the place in the applications that checked them "
+            "out (module:function:line). Good: a mixture. Bad: one that grows with the panel beside. "
+            f"The {SITES} largest are shown.",
+            Query(
+                f"topk({SITES}, sum by (pool, site) ({exporter('held_connections')}) * on (pool) group_left () "
+                f"max by (pool) ({database('pool_info')}))",
+                "{{pool}} {{site}}",
+            ),
+            unit=units.Short,
+            span=12,
+            stacked=True,
         ),
         timeseries(
             "Longest idle in transaction",

@@ -29,6 +29,7 @@ UID = "sqlalchemy-pool-overview"
 # Group by job as well: pools of several services may have the same name.
 BY = "job, pool"
 NAME = "{{job}} {{pool}}"
+SITES = 10
 TO_POOL = (
     "Look at this pool",
     "/d/sqlalchemy-pool-pool?var-job=${__data.fields.job}&var-pool=${__data.fields.pool}&${datasource:queryparam}&${instance:queryparam}&${__url_time_range}",
@@ -138,13 +139,15 @@ def problems() -> list[Builder[Panel]]:
         table(
             "Pools that hurt",
             "Every pool with what can be wrong with it, the worst wait first; a click on a name opens the pool. Good: "
-            "green. Bad: red in Fullest and Waiting is starvation, in Held a slow or leaking holder, in Pings failed "
-            "a server that cuts connections, in Overflow a pool that is too small.",
+            "green. Bad: red in Fullest and Waiting is starvation, in Held a slow or leaking holder, in Self-deadlock "
+            "code that checks out twice, in Pings failed a server that cuts connections, in Overflow a pool that is "
+            "too small.",
             Query(f"{quantile(0.99, 'checkout_wait_seconds', BY)} >= 0", "Wait 99 %"),
             Query(worst(fullness(of_chosen_workers=False)), "Fullest"),
             Query(by_pool(pool("pending_checkouts")), "Waiting"),
             Query(worst(pool("longest_pending_seconds")), "Longest wait"),
             Query(worst(pool("longest_held_seconds")), "Longest held"),
+            Query(by_pool(pool("self_deadlocked")), "Self-deadlock"),
             Query(by_pool(rate(pool("checkout_timeouts_total"))), "Turned away"),
             Query(by_pool(rate(pool("connect_errors_total"))), "Connect errors"),
             Query(by_pool(rate(pool("ping_failures_total"))), "Pings failed"),
@@ -157,6 +160,7 @@ def problems() -> list[Builder[Panel]]:
                 "Waiting": Column(units.Short, 1, 10),
                 "Longest wait": Column(units.Seconds, 1, 10),
                 "Longest held": Column(units.Seconds, 10, 60),
+                "Self-deadlock": Column(units.Short, critical=1),
                 "Turned away": Column(units.CountsPerSecond, critical=1e-9),
                 "Connect errors": Column(units.CountsPerSecond, critical=1e-9),
                 "Pings failed": Column(units.CountsPerSecond, warning=1e-9),
@@ -166,12 +170,27 @@ def problems() -> list[Builder[Panel]]:
             links={"pool": TO_POOL},
             sort_by=("Wait 99 %", "desc"),
         ),
+        table(
+            "Who holds the most",
+            "The places in the applications (module:function:line) that hold the most connections now, and the "
+            "longest; a click on the pool opens it. Good: what the traffic of that place needs. Bad: most of a pool "
+            "that is full, or minutes: that is who has it.",
+            Query(f"topk({SITES}, sum by ({BY}, site) ({pool('held_connections')}))", "Held"),
+            Query(
+                f"topk({SITES}, max by ({BY}, site) ({pool('site_longest_held_seconds')}))", "Longest held"
+            ),
+            keys=("job", "pool", "site"),
+            columns={"Held": Column(), "Longest held": Column(units.Seconds, 10, 60)},
+            links={"pool": TO_POOL},
+            sort_by=("Held", "desc"),
+        ),
         timeseries(
             "Callers turned away, by pool",
             "Checkouts a second that ended with pool_timeout. Good: a line at 0. Bad: a step up: from then on "
             "requests failed, and the pool it belongs to is the one to open.",
             Query(by_pool(rate(pool("checkout_timeouts_total"))), NAME),
             unit=units.CountsPerSecond,
+            span=6,
         ),
         timeseries(
             "Checkouts that failed otherwise, by reason",
@@ -180,6 +199,16 @@ def problems() -> list[Builder[Panel]]:
             "together with the wait.",
             Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
             unit=units.CountsPerSecond,
+            span=6,
+        ),
+        timeseries(
+            "Errors, by layer",
+            "Of the wait for a connection (pool), of connecting (connect), of the pre-ping (ping) and of statements "
+            "(statement). Good: 0, and a few fatal statements that the code expects. Bad: retryable that rises, which "
+            "is the server, the network or the load; fatal that rises, which is a release.",
+            Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
+            unit=units.CountsPerSecond,
+            span=6,
         ),
         timeseries(
             "Dead, invalidated and leaked connections",
@@ -189,6 +218,7 @@ def problems() -> list[Builder[Panel]]:
             Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
             Query(f"sum({rate(pool('leaked_checkouts_total'))})", "leaked"),
             unit=units.CountsPerSecond,
+            span=6,
         ),
     ]
 

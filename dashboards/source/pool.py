@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Pool dashboard: where a checkout's time goes, which processes hold connections, and why connections close."""
+"""The Pool dashboard: who holds the connections, where a checkout's time goes, and why connections close."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
+from .holders import FEW, SHOWN, holders
 from .panels import (
     POOL,
     TARGET_VARIABLES,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 UID = "sqlalchemy-pool-pool"
 NAME = "{{instance}} {{pool}} {{worker}}"
 HELD = state("connections", IN_USE)
-SHOWN = 20
-FEW = f"The {SHOWN} largest are shown."
 
 
 def of_processes(expr: str) -> Query:
@@ -164,26 +163,22 @@ def problems() -> list[Builder[Panel]]:
             unit=units.Seconds,
         ),
         timeseries(
-            "What held connections do in the server",
-            "Connections in use, by what their sessions did at the last probe of the database; nothing is shown for a "
-            "pool of no probed database. Good: mostly unknown, since they were checked out after the probe. Bad: a "
-            "level of active (slow queries), waiting_for_lock (another session blocks them), idle_in_transaction or "
-            "idle (the application does something else while it holds them).",
-            Query(
-                f"sum by (server_state) ({pool('held_connections_by_server_state')})",
-                "{{server_state}}",
-            ),
-            unit=units.Short,
-            span=24,
-            stacked=True,
-        ),
-        timeseries(
             "Checkouts that failed",
             "By pool_timeout (turned away), and otherwise by reason: connect, cancelled by the caller, or other. "
             "Good: 0. Bad: anything else, each is a failed request.",
             Query(total("checkout_timeouts_total"), "turned away"),
             Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
             unit=units.CountsPerSecond,
+            span=6,
+        ),
+        timeseries(
+            "Errors, by layer",
+            "Waits for a connection that timed out (pool), connections that could not be made (connect), pre-pings "
+            "that failed (ping), and statements (statement). Good: 0, and a few fatal statements that the code "
+            "expects. Bad: retryable that rises points at the server, the network or the load; fatal at a release.",
+            Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
+            unit=units.CountsPerSecond,
+            span=6,
         ),
         timeseries(
             "Dead connections",
@@ -194,6 +189,7 @@ def problems() -> list[Builder[Panel]]:
             Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
             Query(total("connect_errors_total"), "connecting failed"),
             unit=units.CountsPerSecond,
+            span=6,
         ),
         timeseries(
             "Leaked and detached",
@@ -202,6 +198,7 @@ def problems() -> list[Builder[Panel]]:
             Query(total("leaked_checkouts_total"), "leaked"),
             Query(total("detaches_total"), "detached"),
             unit=units.CountsPerSecond,
+            span=6,
         ),
     ]
 
@@ -366,6 +363,7 @@ def board() -> Dashboard:
         variables=[*TARGET_VARIABLES, POOL, WORKER],
         rows={
             "Health": health(),
+            "Who holds it": holders(),
             "Problems": problems(),
             "Performance": performance(),
             "Maintenance": maintenance(),

@@ -47,7 +47,8 @@ ALL = (
     *PROBED_POOL_METRICS,
 )
 METRICS = {metric.name: metric for metric in ALL}
-SUFFIXES = ("_bucket", "_count", "_sum")
+# What the names of the series of a kind add to the metric's name.
+_SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 # Metrics that no dashboard shows and no rule uses, each with the reason.
 EXCUSED: dict[str, str] = {
     "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
@@ -55,6 +56,11 @@ EXCUSED: dict[str, str] = {
 }
 
 TIERS = ["Health", "Problems", "Performance", "Maintenance"]
+ROWS = {
+    "overview": TIERS,
+    "pool": ["Health", "Who holds it", "Problems", "Performance", "Maintenance"],
+    "database": TIERS,
+}
 GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
 VARIABLES = {
     "overview": ["datasource", "job", "instance", "pool"],
@@ -208,7 +214,7 @@ def test_numbers(name: str) -> None:
 def test_layout(name: str) -> None:
     """Row titles are the tiers in order; panels do not overlap, stay within 24 columns, and fill each line."""
     board = grafana.load(name)
-    assert TIERS == [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
+    assert ROWS[name] == [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
     boxes = [panel["gridPos"] for panel in board["panels"]]
     for box in boxes:
         assert 0 <= box["x"] < box["x"] + box["w"] <= 24
@@ -304,9 +310,9 @@ def test_drill_down() -> None:
 
 
 def _metric(name: str) -> Metric | None:
-    for suffix in ("", *SUFFIXES):
+    for suffix in ("", *_SUFFIXES["histogram"]):
         metric = METRICS.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
-        if metric is not None and (metric.kind == "histogram") == bool(suffix):
+        if metric is not None and suffix in _SUFFIXES.get(metric.kind, ("",)):
             return metric
     return None
 
@@ -369,6 +375,9 @@ def test_metrics_and_labels_exist(name: str) -> None:
         (f"{PREFIX}checkouts_total_sum", False),
         (f"{PREFIX}hold_seconds_bucket", True),
         (f"{PREFIX}hold_seconds", False),
+        (f"{PREFIX}hold_seconds_by_site_sum", True),
+        (f"{PREFIX}hold_seconds_by_site_bucket", False),
+        (f"{PREFIX}hold_seconds_by_site", False),
         (f"{PREFIX}sizes", False),
     ],
 )

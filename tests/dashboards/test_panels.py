@@ -20,8 +20,15 @@ pytestmark = [pytest.mark.newest, pytest.mark.soak, pytest.mark.requires("promet
 SECONDS = 65.0
 
 # Queries with series only from a sidecar, and those with series only from an application's own endpoint, which shows
-# every process of its directory, too: what is left is the configuration that only a sidecar reads.
-OF_SIDECAR = {"Configuration is the file's A", "Configuration read A"}
+# every process of its directory, too: what is left is the configuration that only a sidecar reads, and what its probes
+# of databases say of held connections.
+OF_SIDECAR = {
+    "Configuration is the file's A",
+    "Configuration read A",
+    "Behind a lock A",
+    "Held, idle in transaction A",
+    "What held connections do in the server A",
+}
 OF_APPLICATION = {"What the exporter could not see D", "Segments shared A"}
 
 

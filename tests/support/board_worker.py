@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROUND = 60.0  # seconds until the scenes repeat
 TIMEOUT = 1.5  # pool_timeout
+LEAK_AFTER = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Application:
 
     def _engine(self, url: str, name: str, **options: Any) -> Engine:
         engine = create_engine(url % name, **options)
-        instrument(engine, name=name)
+        instrument(engine, name=name, leak_after=LEAK_AFTER)
         return engine
 
     def _refuse(self, *_: object) -> None:
@@ -117,6 +118,8 @@ class Application:
                 self._start(self._crowd)
             for _ in range(5):
                 self._start(self._burst)
+        self._start(self._keeper)
+        self._start(self._nester)
         self._start(self._thinker)
         self._start(self._careless)
         self._start(self._cut)
@@ -144,6 +147,20 @@ class Application:
                 with _failing():
                     self._query(self.bare, 0.05)
             time.sleep(0.1)
+
+    def _keeper(self) -> None:
+        """Hold a connection nearly all the time, so that there is a holder whenever one is looked for."""
+        while True:
+            with _failing(), self.bare.connect() as connection:
+                connection.execute(text("SELECT 1"))
+                connection.rollback()
+                time.sleep(2 * LEAK_AFTER)
+
+    def _nester(self) -> None:
+        while True:
+            with _failing(), self.bare.connect() as connection, self.bare.connect():
+                connection.execute(text("SELECT 1"))
+            time.sleep(2)
 
     def _thinker(self) -> None:
         while True:

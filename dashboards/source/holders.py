@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The row "Who holds it" of the Pool dashboard: which sites have the connections, and what the server says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grafana_foundation_sdk.models import units
+
+from .panels import Column, Query, stat, table, timeseries
+from .promql import IN_USE, PROCESS, largest, pool, rate, state
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.cog.builder import Builder
+    from grafana_foundation_sdk.models.dashboard import Panel
+
+SHOWN = 20
+FEW = f"The {SHOWN} largest are shown."
+SITE = "{{site}}"
+
+
+def of_sites(expr: str) -> Query:
+    """Return a query of the sites with the largest values, one series for each site."""
+    return Query(f"topk({SHOWN}, {expr})", SITE)
+
+
+def by_site(expr: str) -> str:
+    """Return the sum over all processes of each site."""
+    return f"sum by (site) ({expr})"
+
+
+def seconds() -> str:
+    """Return for how long each site held connections, per second: how many it has on average."""
+    return by_site(rate(pool("hold_seconds_by_site_sum")))
+
+
+def mean() -> str:
+    """Return the mean time that each site held a connection; nothing where none came back."""
+    return f"{seconds()} / {by_site(rate(pool('hold_seconds_by_site_count')))} >= 0"
+
+
+def in_server(server_state: str) -> str:
+    """Return the connections that are held with a state of the server."""
+    matcher = f'server_state="{server_state}"'
+    return f"sum({pool('held_connections_by_server_state', matcher)})"
+
+
+def holders() -> list[Builder[Panel]]:
+    """Return the panels on who holds the connections."""
+    return [*_now(), *_over_time()]
+
+
+def _now() -> list[Builder[Panel]]:
+    labels = "job, pool, site"
+    held = f"sum by ({labels}) ({state('held_connections')})"
+    longest = f"max by ({labels}) ({state('site_longest_held_seconds')})"
+
+    def rates(counter: str) -> str:
+        return f"sum by ({labels}) ({rate(pool(counter))})"
+
+    return [
+        stat(
+            "Largest site's share",
+            "Of the connections that are in use, the share that one site has. Good: many sites have a few each. Bad: "
+            "near 100 % while callers wait: that place in the code is where to look.",
+            f"max({by_site(state('held_connections'))}) / scalar(sum({state('connections', IN_USE)}) > 0)",
+            unit=units.PercentUnit,
+            span=4,
+        ),
+        stat(
+            "Wait for themselves",
+            "Pools in which every holder waits for another connection of the same pool. Good: 0. Bad: any other; none "
+            "of them can go on before a checkout times out: see Nested checkouts.",
+            f"sum({state('self_deadlocked')})",
+            unit=units.Short,
+            span=4,
+            critical=1,
+        ),
+        stat(
+            "Behind a lock",
+            "Held connections whose sessions wait for a lock of another session, at the last probe of the database. "
+            "Good: 0. Bad: a number that stays; `sqlalchemy-pool-exporter top` says who has the lock.",
+            in_server("waiting_for_lock"),
+            unit=units.Short,
+            span=4,
+            warning=1,
+        ),
+        stat(
+            "Held, idle in transaction",
+            "Held connections whose sessions were in a transaction and did nothing, at the last probe of the database. "
+            "Good: few, for moments. Bad: a number that stays: the code does something else while it holds them.",
+            in_server("idle_in_transaction"),
+            unit=units.Short,
+            span=4,
+            warning=1,
+        ),
+        stat(
+            "Suspected leaks",
+            "Connections that are held for longer than leak_after. Good: 0. Bad: any other; the log of the application "
+            "names each. Nothing is shown where leak_after is off.",
+            f"sum({state('leak_suspects')})",
+            unit=units.Short,
+            span=4,
+            warning=1,
+        ),
+        stat(
+            "Exhaustion reports",
+            "Reports a second of who had the connections, in the log of the application: at most one a minute of each "
+            "pool and process. Good: 0. Bad: any other; the log says who, since when, and the likely cause.",
+            f"sum({rate(pool('exhaustion_reports_total'))})",
+            unit=units.CountsPerSecond,
+            span=4,
+            critical=1e-9,
+        ),
+        table(
+            "Who holds the connections now",
+            "The places in the application that check connections out (module:function:line), the one that holds most "
+            "first. Needed is how many connections it has on average. Good: what is held is what is needed. Bad: held "
+            "far above needed, or out for minutes: it does not give back. Which process and task: the board of the "
+            "exporter, or `sqlalchemy-pool-exporter top`.",
+            Query(held, "Held"),
+            Query(longest, "Longest held"),
+            Query(rates("hold_seconds_by_site_sum"), "Needed"),
+            Query(
+                f"{rates('hold_seconds_by_site_sum')} / {rates('hold_seconds_by_site_count')} >= 0",
+                "Held, mean",
+            ),
+            Query(rates("checkouts_by_site_total"), "Checkouts"),
+            Query(rates("nested_checkouts_total"), "Nested"),
+            Query(rates("leaked_checkouts_by_site_total"), "Leaked"),
+            keys=("site", "job", "pool"),
+            columns={
+                "Held": Column(),
+                "Longest held": Column(units.Seconds, 10, 60),
+                "Needed": Column(),
+                "Held, mean": Column(units.Seconds),
+                "Checkouts": Column(units.CountsPerSecond),
+                "Nested": Column(units.CountsPerSecond, warning=1e-9),
+                "Leaked": Column(units.CountsPerSecond, critical=1e-9),
+            },
+            sort_by=("Held", "desc"),
+        ),
+    ]
+
+
+def _over_time() -> list[Builder[Panel]]:
+    return [
+        timeseries(
+            "Held connections, by site",
+            "Connections in use, by the place in the application that checked them out. Good: a mixture that follows "
+            f"the traffic. Bad: one colour that grows until the pool is full: it is that site's. {FEW}",
+            of_sites(by_site(state("held_connections"))),
+            unit=units.Short,
+            span=12,
+            stacked=True,
+        ),
+        timeseries(
+            "Longest held, by site",
+            "Age of the oldest checkout that each site has not returned. Good: as your longest request. Bad: a line "
+            f"that climbs without end: that site lost a connection, or waits for something else. {FEW}",
+            of_sites(f"max by (site) ({state('site_longest_held_seconds')})"),
+            unit=units.Seconds,
+            span=12,
+        ),
+        timeseries(
+            "What held connections do in the server",
+            "Connections in use, by what their sessions did at the last probe of the database; nothing is shown for a "
+            "pool of no probed database. Good: mostly unknown, since they were checked out after the probe. Bad: a "
+            "level of active (slow queries), waiting_for_lock (another session blocks them), idle_in_transaction or "
+            "idle (the application does something else while it holds them).",
+            Query(
+                f"sum by (server_state) ({pool('held_connections_by_server_state')})",
+                "{{server_state}}",
+            ),
+            unit=units.Short,
+            span=12,
+            stacked=True,
+        ),
+        timeseries(
+            "Connections needed, by site",
+            "Mean number of connections that each site has, from how long those that came back were held. Good: as "
+            "before the last release. Bad: a site that needs far more than it did: it holds longer, or is called more; "
+            f"the next two tell which. {FEW}",
+            of_sites(seconds()),
+            unit=units.Short,
+            span=12,
+            stacked=True,
+        ),
+        timeseries(
+            "Time held, mean by site",
+            "From checkout to return. Good: a little more than the queries of that place take. Bad: a step up, without "
+            f"a slower database: that code does something else while it holds a connection. {FEW}",
+            of_sites(mean()),
+            unit=units.Seconds,
+        ),
+        timeseries(
+            "Checkouts, by site",
+            "Connections handed out a second. Good: follows the requests. Bad: a site that multiplies, which is a "
+            f"connection taken in a loop. {FEW}",
+            of_sites(by_site(rate(pool("checkouts_by_site_total")))),
+            unit=units.CountsPerSecond,
+        ),
+        timeseries(
+            "Nested checkouts, by site",
+            "Checkouts a second by a thread or task that held a connection of the same pool already. Good: 0. Bad: "
+            f"any: as many at once as the pool has connections wait for each other. {FEW}",
+            of_sites(by_site(rate(pool("nested_checkouts_total")))),
+            unit=units.CountsPerSecond,
+        ),
+        timeseries(
+            "Pools that wait for themselves, by process",
+            "Pools in which every holder waits for another connection of the same pool. Good: 0. Bad: 1 in a process: "
+            f"that one serves nobody until a checkout times out, and then begins anew. {FEW}",
+            Query(largest(PROCESS, SHOWN, state("self_deadlocked")), "{{instance}} {{pool}} {{worker}}"),
+            unit=units.Short,
+            span=12,
+        ),
+        timeseries(
+            "Leaks, by site",
+            "Leaked: nobody returned the connection and the garbage collector found it. Suspected: held for longer "
+            "than leak_after, also those that came back. Good: 0. Bad: any; the site is where it was checked out.",
+            Query(
+                f"topk({SHOWN}, {by_site(rate(pool('leaked_checkouts_by_site_total')))})", f"leaked {SITE}"
+            ),
+            Query(f"topk({SHOWN}, {by_site(rate(pool('suspected_leaks_total')))})", f"suspected {SITE}"),
+            unit=units.CountsPerSecond,
+            span=12,
+        ),
+    ]
