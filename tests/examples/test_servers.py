@@ -234,7 +234,8 @@ def test_uwsgi_under_load(server: DatabaseServer, application_name: str, tmp_pat
         url = served.url()
         # As with --lazy-apps: each worker counts before it has been asked for anything.
         assert eventually(lambda: sidecar.value("exporter_workers", state="live") == 3)
-        assert sidecar.value("capacity", pool="orders") == 9
+        # A worker has a file a moment before it has its pools.
+        assert eventually(lambda: sidecar.value("capacity", pool="orders") == 9)
         tally = Tally(lambda: _ask(url))
 
         def load() -> None:

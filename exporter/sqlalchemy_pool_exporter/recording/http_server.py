@@ -23,6 +23,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
+from sqlalchemy_pool_exporter.segment.descriptors import apart
+
 from .answers import PLAIN, Answer
 from .at_fork import close_in_children
 
@@ -94,10 +96,11 @@ class HTTPServer:
         *,
         housekeeping: Callable[[], object] = lambda: None,
     ) -> None:
-        self._listener, self._answer, self._housekeeping = listener, answer, housekeeping
+        self._listener = listener = _apart(listener)
+        self._answer, self._housekeeping = answer, housekeeping
         listener.listen(_BACKLOG)
         listener.settimeout(0.0)
-        self._waker, self._wake_up = socket.socketpair()
+        self._waker, self._wake_up = map(_apart, socket.socketpair())
         self._waker.settimeout(0.0)
         self._wake_up.settimeout(0.0)
         self._selector = _Selector()
@@ -310,6 +313,10 @@ class HTTPServer:
             with contextlib.suppress(BlockingIOError):
                 connection.socket.recv(_REQUEST_BYTES)
             self._close(connection)
+
+
+def _apart(one: socket.socket) -> socket.socket:
+    return socket.socket(fileno=apart(one.detach()))
 
 
 def _parsed(head: bytes) -> Request:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from sqlalchemy_pool_exporter.segment.descriptors import apart
 from sqlalchemy_pool_exporter.segment.own_errors import Suppressing, is_own
 
 from .at_fork import close_in_children
@@ -67,7 +68,7 @@ class PortLock:
 
         self.close()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(self.path, flags, 0o600)
+        descriptor = apart(os.open(self.path, flags, 0o600))
         if not lock.take(descriptor):
             os.close(descriptor)
             return False

@@ -26,6 +26,7 @@ from sqlalchemy_pool_exporter.errors import SegmentError
 
 from . import facts, lock, remap
 from .block import FIELDS, PAGE_BYTES
+from .descriptors import apart
 from .format import (
     FACTS_AT,
     FILE_BYTES,
@@ -172,7 +173,7 @@ class Lease(Space):
             path = self.directory / file_name(number)
             with contextlib.ExitStack() as stack:
                 try:
-                    descriptor = os.open(path, _NEW_FILE, self._mode)
+                    descriptor = apart(os.open(path, _NEW_FILE, self._mode))
                 except FileExistsError:
                     continue
                 stack.callback(os.close, descriptor)
@@ -193,7 +194,7 @@ class Lease(Space):
         raise SegmentError(message)
 
     def _lock_again(self) -> None:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = apart(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
         if not lock.take(descriptor):
             os.close(descriptor)
             message = f"the lock of {str(self.path)!r} was closed, and another process has taken the file"
@@ -333,7 +334,7 @@ def _new_header() -> Header:
 
 def _open(path: Path, flags: int = 0, mode: int = 0o600) -> int | None:
     try:
-        return os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        return apart(os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode))
     except OSError as error:
         # A file of another user, a link or a directory has this name: try the next number. If no file can be made here,
         # or the process has no descriptor left, the next number would fail too.
