@@ -25,7 +25,8 @@ _UNNAMED: Final = "Task-"  # what asyncio calls a task that has no name of its o
 _DIGITS: Final = 15  # that a double holds exactly
 
 
-_of_thread: Final = threading.local()
+# Its attribute ``holder`` is the running thread's, if the thread has checked out before. The hot path reads it itself.
+of_thread: Final = threading.local()
 
 
 def current_holder() -> Holder:
@@ -36,9 +37,9 @@ def current_holder() -> Holder:
         if task is not None:
             return getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
     try:
-        holder: Holder = _of_thread.holder
+        holder: Holder = of_thread.holder
     except AttributeError:
-        holder = _of_thread.holder = Holder(number_of(HOLDERS, threading.current_thread().name))
+        holder = of_thread.holder = Holder(number_of(HOLDERS, threading.current_thread().name))
     return holder
 
 

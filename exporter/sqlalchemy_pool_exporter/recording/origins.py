@@ -22,7 +22,6 @@ except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio ext
 # If none of so many checkouts comes from the application's own code, the application is installed like a library.
 _ENOUGH: Final = 64
 _MOST_KNOWN: Final = 4096
-_UNKNOWN: Final[Any] = object()
 
 
 class HasStorage(Protocol):
@@ -37,19 +36,20 @@ class Origins:
     """Finds the sites of one pool's checkouts.
 
     Mutable state: what is known of the stack. ``skipped`` has the files whose frames say nothing, ``_libraries`` those
-    of them that are libraries. ``_known`` has the entry of each place in a code, or None if that code says nothing.
+    of them that are libraries. ``known`` has the entry of each place in a code; ``_silent`` has those that say nothing.
     """
 
     __slots__ = (
         "_by_text",
         "_codes",
         "_has_application",
-        "_known",
         "_libraries",
         "_misses",
         "_recorder",
+        "_silent",
         "_skipped",
         "find",
+        "known",
         "prefixes",
     )
 
@@ -67,44 +67,42 @@ class Origins:
         self._misses = 0
         self._has_application = False
         self._by_text: dict[str, SiteEntry] = {}
-        # By the id() of the code and the place in it: the hash of a code is computed from all its instructions.
-        self._known: dict[tuple[int, int], SiteEntry | None] = {}
-        self._codes: list[CodeType] = []  # keeps these ids valid
-        self.find = self.finder()
+        # By the address of the place in the code: id(code) + f_lasti. A code contains its instructions, so no other has
+        # that address. The hash of a code is computed from all its instructions.
+        self.known: dict[int, SiteEntry] = {}
+        self._silent: set[int] = set()
+        self._codes: list[CodeType] = []  # keeps these addresses valid
+        self.find = self._finder()
 
     def forget(self) -> None:
         """Forget the entries, because a new block replaces the one that they are in."""
         self._by_text.clear()
-        self._known.clear()
-        self._codes.clear()
+        self._forget_places()
 
-    def finder(self, engine_connect: CodeType | None = None) -> Callable[[], SiteEntry]:
-        """Return a function that returns the site of the caller of its caller. It runs at every checkout.
-
-        Args:
-            engine_connect: the code that most often calls the code that calls the pool's ``connect()``. The function
-                begins above it if it is four frames above.
-        """
-        skipped, known, getframe, search = self._skipped, self._known, sys._getframe, self._search  # noqa: SLF001 - inspect.currentframe() has no depth
+    def _finder(self) -> Callable[[], SiteEntry]:
+        """Return a function that returns the site of the caller of its caller. It runs at every checkout."""
+        skipped, known, silent, getframe, search = (
+            self._skipped,
+            self.known,
+            self._silent,
+            sys._getframe,  # noqa: SLF001 - inspect.currentframe() has no depth
+            self._search,
+        )
         current_greenlet = _current_greenlet
 
         def find() -> SiteEntry:
-            # A frame that is skipped costs nothing here.
-            try:
-                frame: Any = getframe(4)
-                frame = frame.f_back if frame.f_code is engine_connect else getframe(2)
-            except ValueError:  # the stack is not as deep
-                frame = getframe(2)
+            frame: Any = getframe(2)
             greenlet = None
             while True:
                 while frame is not None:
                     code = frame.f_code
                     if code.co_filename not in skipped:
-                        entry = known.get((id(code), frame.f_lasti), _UNKNOWN)
-                        if entry is _UNKNOWN:
-                            return search(getframe(2))
+                        place = id(code) + frame.f_lasti
+                        entry = known.get(place)
                         if entry is not None:
-                            return entry  # type: ignore[no-any-return]
+                            return entry
+                        if place not in silent:
+                            return search(getframe(2))
                     frame = frame.f_back
                 # An asyncio engine checks out in a greenlet of its own; its caller is the frame of the parent.
                 if current_greenlet is None:
@@ -126,11 +124,12 @@ class Origins:
                 if library is None and path in self._libraries:
                     library = frame
                 continue
-            known = self._known.get((id(code), frame.f_lasti), _UNKNOWN)
-            if known is None:
+            place = id(code) + frame.f_lasti
+            if place in self._silent:
                 continue
-            if known is not _UNKNOWN:
-                return known  # type: ignore[no-any-return]
+            known = self.known.get(place)
+            if known is not None:
+                return known
             kind = kind_of(frame, self.prefixes)
             if kind is Kind.APPLICATION:
                 self._has_application = True
@@ -172,8 +171,16 @@ class Origins:
 
     def _remember(self, frame: FrameType, entry: SiteEntry | None) -> None:
         if len(self._codes) >= _MOST_KNOWN:  # an application that makes code again and again
-            self._known.clear()
-            self._codes.clear()
+            self._forget_places()
         code = frame.f_code
         self._codes.append(code)
-        self._known[id(code), frame.f_lasti] = entry
+        place = id(code) + frame.f_lasti
+        if entry is None:
+            self._silent.add(place)
+        else:
+            self.known[place] = entry
+
+    def _forget_places(self) -> None:
+        self.known.clear()
+        self._silent.clear()
+        self._codes.clear()
