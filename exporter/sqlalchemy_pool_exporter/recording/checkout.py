@@ -10,14 +10,12 @@ the application's call is raised again unchanged.
 from __future__ import annotations
 
 import functools
-import sys
 from asyncio.events import _get_running_loop as get_running_loop
 from bisect import bisect_left
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import exc
-from sqlalchemy.engine import Engine
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, ERROR_REASONS
 from sqlalchemy_pool_exporter.segment import fork
@@ -90,8 +88,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
     free, clock, origins = recorder.waiters.free, recorder.clock, recorder.origins
-    find, known = (_no_site, _no_sites) if origins is None else (origins.find, origins.known)
-    getframe, engine_connect = sys._getframe, Engine.connect.__code__
+    find = origins.find if origins is not None else _no_site
     give, mark, notice_fork, get_label = free.append, fork.mark, fork.notice, current_label.get
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
@@ -177,17 +174,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    # Most callers are the callers of an engine's connect(), which is three frames above.
-                    site = None
-                    try:
-                        frame: Any = getframe(3)
-                        if frame.f_code is engine_connect:
-                            frame = frame.f_back
-                            site = known.get(id(frame.f_code) + frame.f_lasti)
-                    except (ValueError, AttributeError):  # the stack is not as deep
-                        pass
-                    if site is None:
-                        site = find()
+                    site = find()
                     counts, at = site.table, site.at
                     label, table, held_at = get_label(), row.table, row.held_at
                     who.rows[row.record_id] = row
@@ -325,9 +312,6 @@ def mark_held(record: Any, row: ConnectionRow, holder: weakref.ref[Any] | None, 
         table[held_at + 1] = table[held_at + 2] = table[held_at + 3] = 0.0
         table[held_at] = since
     # end of straight line
-
-
-_no_sites: Final[dict[int, Any]] = {}
 
 
 def _no_site() -> Any:
