@@ -12,7 +12,14 @@ from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_sites, add_state
-from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, WORKER_STATES
+from sqlalchemy_pool_exporter.metrics import (
+    EXPORTER_METRICS,
+    FLEET_METRICS,
+    POOL_METRICS,
+    PROCESS_METRICS,
+    WORKER_STATES,
+)
+from sqlalchemy_pool_exporter.segment import event_loop
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot, Value
 
-_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *FLEET_METRICS)
+_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *PROCESS_METRICS, *FLEET_METRICS)
 OWNER: Final = ("pool", "worker")
 
 # Always one series for each pool, never one for each worker.
@@ -103,6 +110,7 @@ class FleetCollector(Collector):
                 scrape.add_info((pool,), "info", info)
         self._add_states(scrape, fleet)
         self._add_counters(scrape, fleet)
+        self._add_lags(scrape, fleet)
         live, running = len(fleet.live), len(fleet.running)
         counts = (live, running - live, len(fleet.workers) - running)
         workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))
@@ -134,6 +142,16 @@ class FleetCollector(Collector):
 
     def _add_state(self, scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
         add_state(scrape, owner, snapshots, now=self._monotonic(), wall=self._wall())
+
+    def _add_lags(self, scrape: Builder, fleet: Fleet) -> None:
+        now = self._monotonic()
+        lags: dict[str, float] = {}
+        for worker in fleet.running:
+            lag = event_loop.lag((pool.snapshot for pool in worker.pools if pool.snapshot.is_active), now)
+            if lag is not None:
+                lags[worker.number] = lag
+        if lags:
+            scrape.add((), [("event_loop_lag_seconds", lags)])
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
         faults: Counter[str] = Counter()

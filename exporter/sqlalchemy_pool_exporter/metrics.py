@@ -335,6 +335,17 @@ EXPORTER_METRICS: Final = (
     _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
 )
 
+# Of each process of the application that has a pool.
+PROCESS_METRICS: Final = (
+    _pool(
+        "event_loop_lag_seconds",
+        "gauge",
+        "How late the event loop of an asyncio engine is: the most of the last minute, and of now, so it grows while a "
+        "loop is blocked. The largest, if a process has several. Absent where no loop runs.",
+        labels=("worker",),
+    ),
+)
+
 # Of the exporter in the application only.
 APPLICATION_METRICS: Final = (
     _pool(

@@ -48,6 +48,7 @@ METRICS = {
     for metrics in (
         catalogue.POOL_METRICS,
         catalogue.EXPORTER_METRICS,
+        catalogue.PROCESS_METRICS,
         catalogue.APPLICATION_METRICS,
         catalogue.FLEET_METRICS,
         catalogue.RELOAD_METRICS,

@@ -36,6 +36,7 @@ from sqlalchemy_pool_exporter.recording import (
     checkout,
     connection_row,
     connection_table,
+    event_loops,
     ping,
     recorder,
     slots,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
-MODULES = (checkout, connection_row, connection_table, ping, recorder, slots)
+MODULES = (checkout, connection_row, connection_table, event_loops, ping, recorder, slots)
 
 
 class Link(sqlite3.Connection):

@@ -156,6 +156,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     application: Sequence[str] | None = None,
     leak_after: float | None = None,
     leak_stack: bool = False,
+    loop_lag: bool | None = None,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
 
@@ -182,6 +183,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             default is ``SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER``; if that is not set, or 0, there are no suspects. 60 is a
             good start for an application that answers requests.
         leak_stack: log what the thread or task that checked a suspect out does now.
+        loop_lag: record how late the event loops are that an asyncio engine runs in, by a timer in each. The default
+            is ``SQLALCHEMY_POOL_EXPORTER_LOOP_LAG``; if that is not set, yes.
 
     Returns:
         A handle; ``close()`` undoes everything. The application need not keep it.
@@ -210,7 +213,14 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
         prefixes = _prefixes(sites=sites, application=application)
-        recorder = _new_recorder(pool, _name(name, pool, engine), store, prefixes, leaks)
+        recorder = _new_recorder(
+            pool,
+            _name(name, pool, engine),
+            store,
+            prefixes,
+            leaks,
+            watches_loops=_watches_loops(given=loop_lag),
+        )
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder)  # noqa: SLF001
@@ -289,6 +299,11 @@ def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Seque
     return environment.words(environment.APPLICATION) if application is None else tuple(application)
 
 
+def _watches_loops(*, given: bool | None) -> bool:
+    """Return whether the lag of event loops is to be recorded."""
+    return not environment.is_off(environment.LOOP_LAG) if given is None else given
+
+
 def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
     """Return when a connection is suspected of a leak; None for never."""
     if after is None:
@@ -314,12 +329,14 @@ def _seconds(value: float) -> float:
     return float(value)
 
 
-def _new_recorder(
+def _new_recorder(  # noqa: PLR0913 - what was asked for
     pool: Pool,
     name: tuple[str, bool],
     store: BlockStore,
     prefixes: Sequence[str] | None,
     leaks: LeakOptions | None,
+    *,
+    watches_loops: bool,
 ) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
@@ -330,7 +347,15 @@ def _new_recorder(
     }
     text, is_given = name
     identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
-    return Recorder(identity, info=info, configuration=limits, store=store, prefixes=prefixes, leaks=leaks)
+    return Recorder(
+        identity,
+        info=info,
+        configuration=limits,
+        store=store,
+        prefixes=prefixes,
+        leaks=leaks,
+        watches_loops=watches_loops,
+    )
 
 
 def _variant(pool_class: str, limits: dict[int, float]) -> Variant:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.families import add_capacity, add_sites, add_state
 from sqlalchemy_pool_exporter.pausing import pause
-from sqlalchemy_pool_exporter.segment import facts, texts
+from sqlalchemy_pool_exporter.segment import event_loop, facts, texts
 from sqlalchemy_pool_exporter.segment.contents import WorkerPool
 from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
@@ -215,6 +215,11 @@ class OwnPools:
             add_sites(builder, owners[series[0]], by_site)
         for (label, *_), counts in view.counts.items():
             builder.add(owners[label], counters(counts, has_overflow=label in view.with_overflow))
+        lag = event_loop.lag(
+            (pool.snapshot for pool in found.pools if pool.snapshot.is_active), time.monotonic()
+        )
+        if lag is not None:
+            builder.add((), [("event_loop_lag_seconds", {f"pid{pid}": lag} if beside else lag)])
 
     def _add_states(
         self,

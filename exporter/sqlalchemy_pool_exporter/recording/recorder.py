@@ -119,6 +119,7 @@ class Recorder:
         "store",
         "text",
         "waiters",
+        "watches_loops",
     )
 
     def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and two options
@@ -130,6 +131,7 @@ class Recorder:
         store: BlockStore,
         prefixes: Sequence[str] | None = (),
         leaks: LeakOptions | None = None,
+        watches_loops: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Record nothing yet.
@@ -141,6 +143,7 @@ class Recorder:
             store: the blocks of this process.
             prefixes: of the modules that are the application's, if it named any; None to record no sites.
             leaks: when a connection that is held is suspected of a leak; None for never.
+            watches_loops: whether the lag of the event loops that use the pool is recorded.
             clock: seconds.
         """
         self.identity = identity
@@ -157,6 +160,7 @@ class Recorder:
             texts.write_into(self.storage.pages)
         self.reports = Schedule()
         self.leaks = None if leaks is None else Suspects(leaks)
+        self.watches_loops = watches_loops
         # Of the pool, as it is shown, which can change.
         self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
@@ -210,6 +214,7 @@ class Recorder:
             store=self.store,
             prefixes=None if self.origins is None else self.origins.prefixes,
             leaks=None if self.leaks is None else self.leaks.options,
+            watches_loops=self.watches_loops,
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]

@@ -63,6 +63,11 @@ UNTRACKED_CONNECTIONS: Final = _take(1)
 LEAK_AFTER: Final = _take(
     1
 )  # seconds after which a connection that is held is suspected of a leak; 0 if never
+# Event loops that use the pool; see ``event_loop``.
+LOOPS: Final = 4  # that are watched while they are blocked; all are watched afterwards
+LOOP_DUE: Final = _take(LOOPS)  # when a timer of the loop should run next; 0 if the loop does not run
+LOOP_PEAK: Final = _take(1)  # how late a timer was at most of late, in seconds, and when that was
+LOOP_PEAK_AT: Final = _take(1)
 # From here on every field only grows.
 FIRST_COUNTER: Final = _take(0)
 CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out when the pool was instrumented
