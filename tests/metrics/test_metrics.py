@@ -42,7 +42,7 @@ METRICS = {
 
 @pytest.fixture
 def registry() -> Iterator[CollectorRegistry]:
-    """A registry that shows a QueuePool and a NullPool, each used once."""
+    """A registry that shows a QueuePool and a NullPool, each used once, and one connection held."""
     registry = CollectorRegistry()
     pools = [QueuePool(connect, recycle=900), NullPool(connect)]
     handles = [
@@ -50,7 +50,9 @@ def registry() -> Iterator[CollectorRegistry]:
     ]
     for pool in pools:
         pool.connect().close()
+    held = pools[0].connect()
     yield registry
+    held.close()
     for handle in handles:
         handle.close()
 
