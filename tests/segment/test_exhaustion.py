@@ -33,6 +33,7 @@ def cause(
     came_back: float = 1.0,
     of_caller: int = 0,
     leak_after: float = math.inf,
+    blocked: float = 0.0,
 ) -> Cause:
     """Return the likely cause.
 
@@ -45,10 +46,12 @@ def cause(
         came_back: how many seconds ago the last connection came back.
         of_caller: how many of them the caller that timed out holds.
         leak_after: seconds.
+        blocked: for how many seconds the event loop was blocked, until a second ago.
     """
     fields = [0.0] * FIRST_COUNTER
     fields[block.SIZE] = len(ages) if capacity is None else capacity
     fields[block.LAST_CHECKIN] = NOW - came_back
+    fields[block.LOOP_PEAK], fields[block.LOOP_PEAK_AT] = blocked, NOW - 1.0
     counts = [0.0] * COUNTS
     if usual is not None:
         counts[HOLD - FIRST_COUNTER], counts[HOLD + SUM - FIRST_COUNTER] = 100.0, 100 * usual
@@ -69,6 +72,9 @@ def cause(
     [
         ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"])),
         ("busy", cause([0.1, 0.02], usual=None)),
+        ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"], blocked=5.0)),
+        ("loop_blocked", cause([31.0, 32.0], came_back=31.0, blocked=20.0)),
+        ("loop_blocked", cause([], capacity=4, blocked=20.0)),
         ("slow", cause([1.0, 2.0, 3.0, 4.0], sites=["a", "b", "c", "d"])),
         ("slow", cause([31.0, 100.0, 300.0, 400.0], sites=["a", "b", "c", "d"])),
         ("one_site", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"])),

@@ -152,17 +152,18 @@ def _deadlock(part: Part, now: float) -> str:
 
 
 def _stuck(part: Part, now: float, wall: float) -> str:
-    state = part.state
+    state, cause = part.state, _cause(part, now, "loop_blocked", "leak")
     return (
         f"stuck: {_where(part)} has all {counted(state['in_use'], 'connection')} out and returned none for "
-        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}{_cause(part, now, 'leak')}"
+        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}{cause}"
     )
 
 
 def _busy(busy: Sequence[Part], parts: Sequence[Part], now: float, wall: float) -> str:
     last = max(part.state["last_return"] or 0.0 for part in busy)
     returned = f"the last came back {duration(wall - last)} ago" if last else "none has come back yet"
-    cause = _cause(min(busy, key=_by_wait), now, "nested_checkouts", "connecting", "leak", "one_site", "slow")
+    kinds = ("loop_blocked", "nested_checkouts", "connecting", "leak", "one_site", "slow")
+    cause = _cause(min(busy, key=_by_wait), now, *kinds)
     return f"busy: {_waiting(busy)}; {_all_out(busy, parts)} in use, and {returned}{cause}"
 
 

@@ -13,6 +13,7 @@ VERSION: Final = 1
 
 Severity = Literal["critical", "warning", "info"]
 ConditionKind = Literal[
+    "loop_blocked",
     "self_deadlock",
     "stuck",
     "waiting",
@@ -110,6 +111,7 @@ class Worker(TypedDict):
     limits: Limits
     state: State
     self_deadlocked: bool
+    event_loop_lag_seconds: float | None  # the most of the last minute; null if no event loop uses the pools
     checkouts: float
     checkout_timeouts: float
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.held_connections import held_connections
 from sqlalchemy_pool_exporter.pausing import pause
-from sqlalchemy_pool_exporter.segment import sums
+from sqlalchemy_pool_exporter.segment import event_loop, sums
 from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
 from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, HOLDS, NESTED
 
 from .conditions import conditions, rank
+from .loops import blocked_loops
 from .parts import joined_state, limits_of, parts_of, state_of
 from .query import Query
 from .rates import counters_of
@@ -58,7 +59,7 @@ def board(
     chosen = [one for one in found if one.is_asked_for(query)]
     shown = chosen[: query.pools]
     every = sorted((one for pool in chosen for one in pool.conditions), key=lambda one: rank(one["severity"]))
-    every = [*_of_all(fleet), *every]
+    every = [*_of_all(fleet, moment.now), *every]
     held, held_left_out = _held(shown, query.held, moment)
     return {
         "version": VERSION,
@@ -153,7 +154,7 @@ class _Pool:
             "counters": counters_of(counts, nested),
             "rates": self.rates,
             "conditions": self.conditions,
-            "workers": [_worker(part) for part in parts[: query.workers]],
+            "workers": [_worker(part, moment.now) for part in parts[: query.workers]],
             "workers_left_out": len(parts[query.workers :]),
             "sites": self._sites(moment.now),
         }
@@ -191,7 +192,7 @@ def _fill(part: Part) -> float:
     return part.state["in_use"] / capacity if capacity else 0.0
 
 
-def _worker(part: Part) -> Worker:
+def _worker(part: Part, now: float) -> Worker:
     process = part.process
     counts = [snapshot.counts for snapshot in part.snapshots]
     return {
@@ -202,6 +203,7 @@ def _worker(part: Part) -> Worker:
         "limits": part.limits,
         "state": part.state,
         "self_deadlocked": bool(part.state["waiting"]) and part.is_deadlocked,
+        "event_loop_lag_seconds": event_loop.lag(part.snapshots, now),
         "checkouts": sum(map(_checkouts, counts)),
         "checkout_timeouts": sum(one[CHECKOUT_TIMEOUTS - FIRST_COUNTER] for one in counts),
     }
@@ -263,10 +265,11 @@ def _blocker(one: KnownBlocker) -> Blocker:
     }
 
 
-def _of_all(fleet: Fleet | None) -> Iterator[Condition]:
+def _of_all(fleet: Fleet | None, now: float) -> Iterator[Condition]:
     """Yield what is wrong and concerns no single pool."""
     if fleet is None:
         return
+    yield from blocked_loops(fleet, now)
     unreadable = {kind: count for kind, count in fleet.errors.items() if count}
     if unreadable:
         files = counted(sum(unreadable.values()), "file")

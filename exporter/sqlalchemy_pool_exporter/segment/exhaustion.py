@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .block import FIRST_COUNTER, HOLD, LAST_CHECKIN, SUM, UNTRACKED_CONNECTIONS
 from .entries import HELD_SECONDS, HOLDS, OTHER
+from .event_loop import lag_now, peak_since
 from .held import held
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ _LEAK_FACTOR: Final = 10.0
 _LEAK_SPREAD: Final = 3.0
 _SLOW_FACTOR: Final = 3.0
 _MOST: Final = 0.8  # of the connections: one site has most of them
+_BLOCKED_SECONDS: Final = 0.5  # a loop that is late by less is only busy
 _ENOUGH_HOLDS: Final = 10  # for what is usual
 _ENOUGH_OUT: Final = 3  # to say that one site has most of them
 
 
 CAUSES: Final = (
+    "loop_blocked",
     "self_deadlock",
     "nested_checkouts",
     "connecting",
@@ -64,6 +67,8 @@ def likely_cause(
         leak_after: seconds; connections that are held for longer are suspected of a leak, if the application says so.
     """
     out = list(held(snapshot))
+    if blocked := _loop_blocked(snapshot, now, since):
+        return blocked
     if not out:
         return _connecting(snapshot, 0) or Cause("unknown", "no connection is held now")
     return (
@@ -73,6 +78,18 @@ def likely_cause(
         or _stuck(snapshot, out, now, since)
         or _one_site(out)
         or _slow_or_busy(snapshot, out, now)
+    )
+
+
+def _loop_blocked(snapshot: Snapshot, now: float, since: float) -> Cause | None:
+    """Return the cause if the event loop ran nothing for at least half of the wait."""
+    seconds = max(peak_since(snapshot, since), lag_now((snapshot,), now))
+    if seconds < max(_BLOCKED_SECONDS, (now - since) / 2):
+        return None
+    return Cause(
+        "loop_blocked",
+        f"the event loop was blocked for {seconds:.3g} s, so no task could return a connection: look for calls that "
+        "block, such as time.sleep(), synchronous clients and long computations",
     )
 
 
