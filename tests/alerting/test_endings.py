@@ -57,6 +57,10 @@ STUCK = {
     "last_checkin_timestamp_seconds{pool='p'}": ("now", "-"),
     "longest_held_seconds{pool='p'}": ("0", "since"),
 }
+DEADLOCKED = {
+    "self_deadlocked{pool='p',worker='0'}": ("0", "1"),
+    "checkout_timeouts_total{pool='p'}": ("0", "+2"),
+}
 FAILING = {"connects_total{pool='p'}": ("0", "+1"), "connect_errors_total{pool='p'}": ("0", "+9")}
 RECYCLED = {
     "recycle_seconds{pool='p'}": ("3600", "60"),
@@ -90,6 +94,8 @@ ENDINGS = {
     ),
     ("Stuck", "warning"): Ending(1, STUCK),
     ("Stuck", "critical"): Ending(1, STUCK),
+    ("SelfDeadlock", "warning"): Ending(15, DEADLOCKED),
+    ("SelfDeadlock", "critical"): Ending(2, DEADLOCKED),
     ("WorkerStalled", "warning"): Ending(
         1,
         {

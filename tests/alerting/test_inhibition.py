@@ -65,6 +65,18 @@ INCIDENTS: dict[str, tuple[list[tuple[str, str, Labels]], str]] = {
         ],
         "Stuck",
     ),
+    "a pool waits for itself": (
+        [
+            ("SelfDeadlock", "critical", WORKER),
+            ("SelfDeadlock", "warning", WORKER),
+            ("Stuck", "critical", WORKER),
+            ("Starvation", "critical", INSTANCE),
+            ("Starvation", "warning", WORKER),
+            ("WaitBudgetBurn", "critical", FLEET),
+            ("NearCapacity", "info", WORKER),
+        ],
+        "SelfDeadlock",
+    ),
     "the database is away": (
         [
             ("ConnectErrors", "critical", INSTANCE),
@@ -93,7 +105,7 @@ INCIDENTS: dict[str, tuple[list[tuple[str, str, Labels]], str]] = {
 # The page of each incident that is staged; those that are not here have none.
 PAGES = {
     "slow": "Starvation",
-    "nested": "Starvation",
+    "nested": "SelfDeadlock",
     "kept": "Stuck",
     "restart": "ConnectErrors",
     "ceiling": "FleetCeiling",

@@ -78,11 +78,20 @@ class Callers:
             connection.execute(SLEEP, {"seconds": seconds})
 
     def forget(self, seconds: float) -> None:
-        """Do one query, and forget to close; the garbage collector will find the connection."""
+        """Do one query, and forget to close; the garbage collector finds the connection so much later."""
         connection = self._engine.connect()
-        connection.execute(SLEEP, {"seconds": seconds})
-        del connection
+        connection.execute(SLEEP, {"seconds": 0})
+        cycle: list[object] = [connection]
+        cycle.append(cycle)
+        del connection, cycle
+        time.sleep(seconds)
         gc.collect()
+
+    def write(self, seconds: float) -> None:
+        """Do one query that only a server that takes writes allows."""
+        with self._engine.begin() as connection:
+            connection.execute(SLEEP, {"seconds": seconds})
+            connection.execute(text("CREATE TABLE IF NOT EXISTS written ()"))
 
     def keep(self, seconds: float) -> None:
         """Do one query, and keep the connection for ever in a cache."""
