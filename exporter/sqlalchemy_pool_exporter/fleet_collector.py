@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
-from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_sites, add_state
+from sqlalchemy_pool_exporter.audit.rules import audit
+from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_findings, add_sites, add_state
 from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
     FLEET_METRICS,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.held_connections import ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.ledger import View
@@ -58,9 +60,10 @@ class FleetCollector(Collector):
         counters_per_worker: show counters and histograms of each worker; otherwise the sum of all workers.
         monotonic: the clock of the segments, in seconds.
         wall: Unix time, in seconds.
+        servers: returns what the last probes of databases said.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only options
         self,
         reader: Reads,
         *,
@@ -68,11 +71,12 @@ class FleetCollector(Collector):
         counters_per_worker: bool,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        servers: Callable[[], Sequence[ProbedServer]] = tuple,
     ) -> None:
         self._reader = reader
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
-        self._monotonic, self._wall = monotonic, wall
+        self._monotonic, self._wall, self._servers = monotonic, wall, servers
         self._series: dict[Owner, OwnerSeries] = {}
         self._sites = ShownSites()
         # Of the last scrape.
@@ -111,6 +115,8 @@ class FleetCollector(Collector):
         self._add_states(scrape, fleet)
         self._add_counters(scrape, fleet)
         self._add_lags(scrape, fleet)
+        found = audit(fleet, self._servers(), now=self._monotonic(), wall=self._wall())
+        add_findings(scrape, found)
         live, running = len(fleet.live), len(fleet.running)
         counts = (live, running - live, len(fleet.workers) - running)
         workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .pausing import pause
 from .segment.held import held, idle
@@ -40,6 +40,14 @@ class Session:
     ]  # processes that have the lock it waits for, or wait for it before; 0 is a prepared one
 
 
+class ServerLimits(NamedTuple):
+    """What a database server allows its clients."""
+
+    connections: int  # that ordinary roles can have at once
+    idle_session_timeout_seconds: float | None  # None if it is off or not known
+    is_behind_pooler: bool
+
+
 class ProbedServer(Protocol):
     """What the last probe of a database read from its server."""
 
@@ -58,6 +66,10 @@ class ProbedServer(Protocol):
     @property
     def asked_at(self) -> float:
         """When the server was asked, in seconds of ``time.monotonic()``."""
+
+    @property
+    def limits(self) -> ServerLimits | None:
+        """What the server allows; None if that is not known now."""
 
     def session_of(self, connection: Held) -> Session | None:
         """Return the session that serves a connection, whoever holds it; None if that is not certain."""

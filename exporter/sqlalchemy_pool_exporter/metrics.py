@@ -191,6 +191,12 @@ POOL_METRICS: Final = (
         "gauge",
         "Connections that are held for longer than leak_after. Absent where leak_after is off.",
     ),
+    _pool(
+        "finding",
+        "gauge",
+        "1 for each rule of the audit that finds a mistake in how the pool is configured or used. Absent if none does.",
+        labels=("rule",),
+    ),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
     _pool(
         "last_checkin_timestamp_seconds",

@@ -162,6 +162,17 @@ def test_held_for_long(directory: Directory) -> None:
     ) == condition["text"]
 
 
+def test_held_for_longer_than_the_pool_says(directory: Directory) -> None:
+    """Where the pool has a leak_after, that is too long and a minute is not."""
+    process = directory.process()
+    process.block[layout.LEAK_AFTER] = 300.0
+    process.hold(NOW - 310, 0, site="app.report:make:7")
+    process.hold(NOW - 61, 1, site="app.orders:pay:88")
+    assert directory.condition()["text"].startswith("held: 1 connection is out for over 5 min; ")
+    process.block[layout.LEAK_AFTER] = 400.0
+    assert directory.board(after=1.0)["conditions"] == []
+
+
 @pytest.mark.parametrize(
     ("field", "kind", "severity"),
     [

@@ -44,7 +44,7 @@ METRICS = {
 def registry() -> Iterator[CollectorRegistry]:
     """A registry that shows a QueuePool and a NullPool, each used once, and one connection held."""
     registry = CollectorRegistry()
-    pools = [QueuePool(connect, recycle=900), NullPool(connect)]
+    pools = [QueuePool(connect, recycle=200), NullPool(connect)]
     handles = [
         instrument(pool, name=f'odd "name"\\{at}\n', registry=registry) for at, pool in enumerate(pools)
     ]

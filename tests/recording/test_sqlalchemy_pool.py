@@ -30,7 +30,18 @@ HOME = "sqlalchemy_pool"
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
-OTHERS = {"_collector_to_names", "_names_to_collectors", "_", "_transport", "_current_frames", "_getframe"}
+# And asyncio's: which loop runs, for other implementations of loops; and for what a task waits.
+OTHERS = {
+    "_collector_to_names",
+    "_names_to_collectors",
+    "_",
+    "_transport",
+    "_current_frames",
+    "_getframe",
+    "_get_running_loop",
+    "_callbacks",
+    "_fut_waiter",
+}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -28,7 +28,7 @@ STUCK_SECONDS: Final = 30.0
 WAIT_SECONDS: Final = 0.1
 # So long a caller waits for a pool that is not full only if connecting or a ping takes that long.
 CONNECT_SECONDS: Final = 1.0
-# A connection that is held for longer is worth a look.
+# A connection that is held for longer is worth a look, unless the pool has a ``leak_after`` of its own.
 HELD_SECONDS: Final = 60.0
 # A transaction that does nothing for so long while its connection is held waits for something else than the database.
 IDLE_SECONDS: Final = 10.0
@@ -83,7 +83,7 @@ def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found
     others = [part for kind, some in waiting.items() if kind != "self_deadlock" for part in some]
     if nested := [one for part in others for one in part.held() if one.waits_since]:
         yield "nested", "warning", _nested(nested)
-    if held_long := [part for part in parts if part.state["longest_held_seconds"] > HELD_SECONDS]:
+    if held_long := [part for part in parts if part.state["longest_held_seconds"] > _too_long(part)]:
         yield "held_long", "warning", _held_long(held_long, now)
     full = [part for part in parts if part.is_full and not part.state["waiting"] and part.state["in_use"]]
     if full:
@@ -189,9 +189,17 @@ def _slow(slow: Sequence[Part]) -> str:
 
 
 def _held_long(parts: Sequence[Part], now: float) -> str:
-    count = sum(now - one.since > HELD_SECONDS for part in parts for one in part.held())
+    count = sum(now - one.since > _too_long(part) for part in parts for one in part.held())
     are = "is" if count == 1 else "are"
-    return f"held: {counted(count, 'connection')} {are} out for over {duration(HELD_SECONDS)}; {_oldest(parts, now)}"
+    seconds = min(map(_too_long, parts))
+    return (
+        f"held: {counted(count, 'connection')} {are} out for over {duration(seconds)}; {_oldest(parts, now)}"
+    )
+
+
+def _too_long(part: Part) -> float:
+    """Return for how many seconds a connection may be held: the pool's ``leak_after``, if it has one."""
+    return part.leak_after or HELD_SECONDS
 
 
 def _waiting(parts: Sequence[Part]) -> str:

@@ -188,9 +188,10 @@ class Held(TypedDict):
 
 
 class Finding(TypedDict):
-    """A mistake in the configuration, found by a rule of the audit."""
+    """A mistake in how a pool is configured or used, found by a rule of the audit."""
 
     rule: str
+    severity: Severity
     pool: str | None
     text: str
     remedy: str
@@ -229,7 +230,8 @@ class Board(TypedDict):
     totals: Totals
     conditions: list[Condition]  # of all pools, the worst first
     conditions_left_out: int
-    findings: list[Finding]
+    findings: list[Finding]  # of all pools that are asked for
+    findings_left_out: int
     pools: list[Pool]  # the worst first
     pools_left_out: int
     held: list[Held]  # the oldest first

@@ -8,6 +8,7 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.audit.rules import audit
 from sqlalchemy_pool_exporter.held_connections import held_connections
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import event_loop, sums
@@ -23,7 +24,7 @@ from .schema import VERSION
 from .words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.held_connections import Blocker as KnownBlocker
     from sqlalchemy_pool_exporter.held_connections import HeldConnection
@@ -37,21 +38,19 @@ if TYPE_CHECKING:
 
 
 MOST_CONDITIONS: Final = 200
+MOST_FINDINGS: Final = 1000
 MOST_SITES: Final = 20  # of a pool
 
 
 def board(
     moment: Moment,
     query: Query = Query(),  # noqa: B008 - it is immutable
-    *,
-    findings: Sequence[Finding] = (),
 ) -> Board:
     """Return what is asked for of a moment.
 
     Args:
         moment: what was read.
         query: which pools, and how many of each thing.
-        findings: mistakes in the configuration, of any pool.
     """
     fleet = moment.fleet
     found = [] if fleet is None else [*_pools(fleet, moment)]
@@ -60,6 +59,7 @@ def board(
     shown = chosen[: query.pools]
     every = sorted((one for pool in chosen for one in pool.conditions), key=lambda one: rank(one["severity"]))
     every = [*_of_all(fleet, moment.now), *every]
+    findings = _findings(moment, {pool.label for pool in chosen})
     held, held_left_out = _held(shown, query.held, moment)
     return {
         "version": VERSION,
@@ -75,12 +75,34 @@ def board(
         "totals": _totals(found),
         "conditions": every[:MOST_CONDITIONS],
         "conditions_left_out": len(every[MOST_CONDITIONS:]),
-        "findings": [one for one in findings if one["pool"] in {None, *(pool.label for pool in shown)}],
+        "findings": findings[:MOST_FINDINGS],
+        "findings_left_out": len(findings[MOST_FINDINGS:]),
         "pools": [pool.written(query, moment) for pool in shown],
         "pools_left_out": len(chosen) - len(shown),
         "held": held,
         "held_left_out": held_left_out,
     }
+
+
+def _findings(moment: Moment, pools: Container[str]) -> list[Finding]:
+    if moment.fleet is None:
+        return []
+    found = [
+        one
+        for one in audit(moment.fleet, moment.servers, now=moment.now, wall=moment.wall)
+        if one.pool in pools
+    ]
+    found.sort(key=lambda one: (rank(one.rule.severity), one.pool))
+    return [
+        {
+            "rule": one.rule.name,
+            "severity": one.rule.severity,
+            "pool": one.pool,
+            "text": one.text,
+            "remedy": one.rule.remedy.replace("`", ""),
+        }
+        for one in found
+    ]
 
 
 def _pools(fleet: Fleet, moment: Moment) -> Iterator[_Pool]:

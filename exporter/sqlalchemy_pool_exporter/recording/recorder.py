@@ -44,10 +44,12 @@ from sqlalchemy_pool_exporter.segment.block import (
     LEAK_AFTER,
     LEAKED_CHECKOUTS,
     LIVE,
+    MADE_AT,
     OVERFLOW_OPENED,
     PING,
     PING_FAILURES,
     REPLACED,
+    REQUEST_DEADLINE,
     SCRATCH,
     SERVER_PID,
     SITE,
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
 _TIMED_OUT, _PING_FAILED = (ERROR_COUNTS + ERRORS.index((layer, "retryable")) for layer in ("pool", "ping"))
+_FEW_CHECKOUTS = 10
 # One field for each of INVALIDATION_KINDS.
 _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
@@ -101,6 +104,7 @@ class Recorder:
 
     __slots__ = (
         "__weakref__",
+        "_earlier_checkouts",
         "_size",
         "block",
         "clock",
@@ -108,6 +112,7 @@ class Recorder:
         "connections",
         "identity",
         "info",
+        "is_brief",
         "is_ended",
         "is_replaced",
         "leaks",
@@ -115,6 +120,7 @@ class Recorder:
         "origins",
         "pool_ref",
         "reports",
+        "request_deadline",
         "storage",
         "store",
         "text",
@@ -122,7 +128,7 @@ class Recorder:
         "watches_loops",
     )
 
-    def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and two options
+    def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and options
         self,
         identity: Identity,
         *,
@@ -132,6 +138,7 @@ class Recorder:
         prefixes: Sequence[str] | None = (),
         leaks: LeakOptions | None = None,
         watches_loops: bool = True,
+        request_deadline: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Record nothing yet.
@@ -144,6 +151,7 @@ class Recorder:
             prefixes: of the modules that are the application's, if it named any; None to record no sites.
             leaks: when a connection that is held is suspected of a leak; None for never.
             watches_loops: whether the lag of the event loops that use the pool is recorded.
+            request_deadline: seconds that a request has, as the application says; 0 if it does not.
             clock: seconds.
         """
         self.identity = identity
@@ -161,9 +169,12 @@ class Recorder:
         self.reports = Schedule()
         self.leaks = None if leaks is None else Suspects(leaks)
         self.watches_loops = watches_loops
+        self.request_deadline = request_deadline
         # Of the pool, as it is shown, which can change.
         self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
+        self.is_brief = False  # it went with its engine after a few checkouts
+        self._earlier_checkouts = 0.0  # of the pools that this one has replaced
         self.is_replaced = False
         self.pool_ref: weakref.ref[Any] | None = None
         self._size = math.nan
@@ -179,6 +190,8 @@ class Recorder:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
         self.block[ACTIVE] = REPLACED if self.is_replaced else LIVE
+        self.block[MADE_AT] = self.clock()
+        self.block[REQUEST_DEADLINE] = self.request_deadline
         self.block[LEAK_AFTER] = 0.0 if self.leaks is None else self.leaks.options.after
         for field, value in configuration.items():
             self.block[field] = value
@@ -215,11 +228,18 @@ class Recorder:
             prefixes=None if self.origins is None else self.origins.prefixes,
             leaks=None if self.leaks is None else self.leaks.options,
             watches_loops=self.watches_loops,
+            request_deadline=self.request_deadline,
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
         new.reports = self.reports
+        new._earlier_checkouts = self._checkouts
         return new
+
+    @property
+    def _checkouts(self) -> float:
+        """How many checkouts the engine has made."""
+        return self._earlier_checkouts + sum(self.block[WAIT : WAIT + SUM])
 
     def leave(self) -> None:
         """In a forked child, write to the parent's block no more."""
@@ -256,6 +276,8 @@ class Recorder:
         # Its records are garbage, too, but the collector calls back in any order.
         for row in self.connections.rows():
             self._record_collected(row)
+        # A pool that was replaced went without its engine.
+        self.is_brief = not self.is_replaced and self._checkouts < _FEW_CHECKOUTS
         self._end()
         return True
 

@@ -8,6 +8,7 @@ and the ping of ``ping``) use them. A test checks both, and that the installed S
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import weakref
 from collections import deque
@@ -27,6 +28,7 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 from sqlalchemy_pool_exporter.segment.block import (
     HAS_OVERFLOW,
+    IS_ASYNC,
     MAX_OVERFLOW,
     NOT_APPLICABLE,
     PRE_PING,
@@ -100,6 +102,7 @@ def configuration(pool: Pool) -> dict[int, float]:
     values[HAS_OVERFLOW] = float(isinstance(pool, QueuePool))
     # engine_from_config() leaves the string of the configuration here, and SQLAlchemy takes any string for true.
     values[PRE_PING] = float(bool(pool._pre_ping))
+    values[IS_ASYNC] = _is_async(pool)
     if pool._recycle > -1:
         values[RECYCLE] = float(pool._recycle)
     # pool_size=0 means no limit. SQLAlchemy then sets max_overflow to -1, which also means no limit.
@@ -110,6 +113,14 @@ def configuration(pool: Pool) -> dict[int, float]:
             if pool._timeout is not None:  # None: a caller waits for ever
                 values[TIMEOUT] = float(pool._timeout)
     return values
+
+
+def _is_async(pool: Pool) -> float:
+    """Return 1 if a pool is for asyncio, -1 if it is for threads, and 0 if that is not known."""
+    is_async = getattr(pool._dialect, "is_async", None)  # as the pool is, if it was made without an engine
+    if is_async is None or "gevent.monkey" in sys.modules or "eventlet.patcher" in sys.modules:
+        return 0.0
+    return 1.0 if is_async else -1.0
 
 
 def dialect_of(pool: Pool) -> Any:

@@ -21,6 +21,7 @@ from .entries import EntryWriter, SiteCounts, sites_of
 from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
 from .page import (
     BIRTH,
+    BRIEF,
     COMMIT,
     COPIES_AT,
     COUNTS,
@@ -75,6 +76,7 @@ class Totals(NamedTuple):
     counts: list[float]
     ended: float  # Unix time
     sites: list[SiteCounts]
+    brief: int = 0
 
 
 class Pages:
@@ -192,10 +194,14 @@ class Pages:
             written.append(text)
             writer.add(text)
 
-    def fold(self, block: PoolBlock) -> bool:
+    def fold(self, block: PoolBlock, *, is_brief: bool = False) -> bool:
         """Add the counts of a pool that is gone to its totals and free its pages; False if there is no room.
 
         After a kill at any store, the counts are in the totals or in the block: the commit word says which.
+
+        Args:
+            block: of the pool.
+            is_brief: the pool went with its engine after a few checkouts.
         """
         now = self._wall()
         try:
@@ -204,6 +210,7 @@ class Pages:
             return False
         with self.changing():
             self._add(totals, block, now)
+            self._views(totals)[0][BRIEF] += is_brief
             self._release(*block.own_pages)
         self._live[block.text] -= 1
         if self._live[block.text] <= 0:
@@ -242,7 +249,7 @@ class Pages:
             copy = words[COMMIT] & 1
             first = COPIES_AT[copy]
             sites = sites_of(self.page(self._sites[number]), copy) if number in self._sites else []
-            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED], sites)
+            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED], sites, words[BRIEF])
 
     # -- inside
 
@@ -374,6 +381,7 @@ class Pages:
             text = bytes(self.page(number)[TEXT_AT:DOUBLES_AT]).rstrip(b"\0")
             if kind == TOTALS and text not in self._totals:
                 self._totals[text] = number
+                words[BRIEF] = 0
                 (self._resting if words[RESTING] else ended)[text] = doubles[ENDED]
             elif kind == POOL:
                 pools.append((number, text))

@@ -48,7 +48,7 @@ class Pages(Protocol):
     def changing(self) -> AbstractContextManager[None]:
         """Let readers wait."""
 
-    def fold(self, block: PoolBlock) -> bool:
+    def fold(self, block: PoolBlock, *, is_brief: bool = ...) -> bool:
         """Add the counts of a block to the totals."""
 
 

@@ -104,9 +104,11 @@ class ProbeStatus:
 
     def server_side(self, now: float) -> ServerSide:
         """Return what is known of single sessions; nothing once the next probe is overdue, since they change fast."""
-        if self.server is None or now > self.next_due_at:
-            return ServerSide(self.database, self.pools)
-        return ServerSide(self.database, self.pools, self.server.facts.identity, self.server.sessions)
+        server = self.server_at(now)
+        limits = None if server is None else server.limits
+        identity = "" if self.server is None else self.server.facts.identity
+        sessions = None if self.server is None or now > self.next_due_at else self.server.sessions
+        return ServerSide(self.database, self.pools, identity, sessions, limits)
 
 
 class Probe:
