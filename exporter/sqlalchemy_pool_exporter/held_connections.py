@@ -48,6 +48,17 @@ class ServerLimits(NamedTuple):
     is_behind_pooler: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ServerHealth:
+    """What the last probes say of a server as a whole."""
+
+    failure: str = ""  # why the last probe failed; empty if it did not
+    failing_since: float = 0.0  # since when all have failed, in seconds of ``time.monotonic()``
+    started_at: float = 0.0  # Unix time of the server's start; 0 if that is not known
+    refuses_writes: bool = False  # although the pools are not said to only read
+    is_in_recovery: bool = False
+
+
 class ProbedServer(Protocol):
     """What the last probe of a database read from its server."""
 
@@ -70,6 +81,10 @@ class ProbedServer(Protocol):
     @property
     def limits(self) -> ServerLimits | None:
         """What the server allows; None if that is not known now."""
+
+    @property
+    def health(self) -> ServerHealth | None:
+        """What is known of the server as a whole; None if nothing is."""
 
     def session_of(self, connection: Held) -> Session | None:
         """Return the session that serves a connection, whoever holds it; None if that is not certain."""
@@ -219,6 +234,11 @@ def _connections(
             # Those in the pool can block others: a session keeps its advisory locks.
             for connection in idle(snapshot) if server is not None else ():
                 yield _Found(label, worker, server, connection)
+
+
+def servers_by_label(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, ProbedServer]:
+    """Return the server to which each live pool connects, by the label of the pool."""
+    return {label: server for label, _, server, _ in _pools(fleet, servers) if server is not None}
 
 
 def _pools(

@@ -27,6 +27,16 @@ def test_a_loop_that_is_blocked(directory: Directory) -> None:
     assert board["pools"][0]["workers"][0]["event_loop_lag_seconds"] == 4.25
 
 
+def test_the_last_checkout(directory: Directory) -> None:
+    """What blocks a loop is likely to come after the last checkout that is still out: its place is named."""
+    process = directory.process()
+    process.hold(NOW - 90, 0, site="app:list:3", holder=-7)
+    process.hold(NOW - 5, 1, site="app:thumbnail:88", holder=-9)
+    process.block[LOOP_DUE] = NOW - 4.25
+    text = directory.board()["conditions"][0]["text"]
+    assert "; the last checkout was 5.0 s ago, at app:thumbnail:88 (Task-9); py-spy" in text
+
+
 def test_a_loop_that_was_blocked(directory: Directory) -> None:
     """A block that is over stays for a minute, as a warning."""
     process = directory.process()

@@ -11,7 +11,7 @@ from tests.support.segments import NOW
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy_pool_exporter.held_connections import ServerLimits, Session
+    from sqlalchemy_pool_exporter.held_connections import ServerHealth, ServerLimits, Session
     from sqlalchemy_pool_exporter.segment.held import Held
 
 
@@ -26,6 +26,7 @@ class Probed:
     asked_at: float = NOW - 2.0
     limits: ServerLimits | None = None
     uncertain: set[int] = field(default_factory=set)
+    health: ServerHealth | None = None
 
     def session(self, pid: int) -> Session | None:
         return self.sessions.get(pid)

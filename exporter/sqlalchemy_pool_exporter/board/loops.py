@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.segment import event_loop
+from sqlalchemy_pool_exporter.segment.held import held
 
 from .words import counted, duration
 
@@ -43,7 +44,7 @@ def blocked_loops(fleet: Fleet, now: float) -> Iterator[Condition]:
         pid = "" if worker.facts.process is None else worker.facts.process.pid
         text = (
             f"event loop blocked: {_where(worker)} has run no task for {duration(late)}; none can return a connection"
-            f"{f'; py-spy dump --pid {pid} says what it does' if pid else ''}"
+            f"{_last_checkout(worker, now)}{f'; py-spy dump --pid {pid} says what it does' if pid else ''}"
         )
         yield {"kind": "loop_blocked", "severity": "critical", "pool": None, "text": text}
     if others := len(blocked[NAMED:]):
@@ -56,6 +57,17 @@ def blocked_loops(fleet: Fleet, now: float) -> Iterator[Condition]:
             f"event loop: that of {_where(worker)} was blocked for {duration(most)} in the last minute{more}"
         )
         yield {"kind": "loop_blocked", "severity": "warning", "pool": None, "text": text}
+
+
+def _last_checkout(worker: Worker, now: float) -> str:
+    """Return where the last checkout was made that is still out: what blocks the loop is likely to be after it."""
+    out = [one for pool in worker.pools if pool.snapshot.is_active for one in held(pool.snapshot)]
+    if not out:
+        return ""
+    last = max(out, key=lambda one: one.since)
+    known = ", ".join(filter(None, (worker.texts.holder(last.holder), worker.texts.label(last.label))))
+    by = f" ({known})" if known else ""
+    return f"; the last checkout was {duration(max(0.0, now - last.since))} ago, at {last.site}{by}"
 
 
 def _longest(found: list[tuple[float, Worker]]) -> list[tuple[float, Worker]]:

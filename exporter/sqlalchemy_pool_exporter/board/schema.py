@@ -25,6 +25,10 @@ ConditionKind = Literal[
     "blocked",
     "idle_in_transaction",
     "leaked",
+    "dead_connections",
+    "database_down",
+    "database_restarted",
+    "read_only",
     "full",
     "unreadable",
     "no_process",
@@ -72,6 +76,7 @@ class Counters(TypedDict):
     connects: float
     connect_errors: float
     closes: dict[str, float]  # by reason
+    errors: dict[str, float]  # by layer: pool, connect, ping or statement
     overflow_opened: float
     nested_checkouts: float
     leaked_checkouts: float
@@ -87,6 +92,8 @@ class Rates(TypedDict):
     connects: float
     connect_errors: float
     closes: float
+    closes_by_reason: dict[str, float]
+    errors: dict[str, float]  # by layer: pool, connect, ping or statement
     leaked_checkouts: float
     mean_wait_seconds: float | None  # null if no checkout ended
     mean_hold_seconds: float | None  # null if none was returned

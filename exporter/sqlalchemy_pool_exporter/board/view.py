@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.audit.rules import audit
-from sqlalchemy_pool_exporter.held_connections import held_connections
+from sqlalchemy_pool_exporter.held_connections import held_connections, servers_by_label
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import event_loop, sums
 from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.held_connections import Blocker as KnownBlocker
-    from sqlalchemy_pool_exporter.held_connections import HeldConnection
+    from sqlalchemy_pool_exporter.held_connections import HeldConnection, ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.facts import Process
     from sqlalchemy_pool_exporter.segment.snapshot import Counts
@@ -107,29 +107,33 @@ def _findings(moment: Moment, pools: Container[str]) -> list[Finding]:
 
 def _pools(fleet: Fleet, moment: Moment) -> Iterator[_Pool]:
     records: dict[str, list[HeldConnection]] = {}
+    servers: dict[str, ProbedServer] = {}
     if moment.servers:  # without, all that the records say is in the parts
+        servers = servers_by_label(fleet, moment.servers)
         for one in held_connections(fleet, now=moment.now, servers=moment.servers):
             records.setdefault(one.pool, []).append(one)
     for label, parts in parts_of(fleet, now=moment.now, wall=moment.wall).items():
         pause()
-        yield _Pool(label, parts, fleet, moment, records.get(label, []))
+        yield _Pool(label, parts, fleet, moment, records=records.get(label, []), server=servers.get(label))
 
 
 class _Pool:
     """One pool, before it is known whether it is shown."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is known of a pool
         self,
         label: str,
         parts: list[Part],
         fleet: Fleet,
         moment: Moment,
+        *,
         records: Sequence[HeldConnection],
+        server: ProbedServer | None,
     ) -> None:
         self.label, self.parts, self._fleet = label, parts, fleet
         self.state = state_of(parts)
         self.rates: Rates | None = moment.rates.get(label)
-        self.conditions = conditions(label, parts, moment, records)
+        self.conditions = conditions(label, parts, moment, records, server)
         self.severity = self.conditions[0]["severity"] if self.conditions else None
 
     @property

@@ -72,6 +72,7 @@ from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
 from .exhaustion import Schedule
+from .failure_reports import FailureReports
 from .leaks import WATCH, Suspects
 from .origins import Origins
 from .slots import FreeSlots
@@ -110,6 +111,7 @@ class Recorder:
         "clock",
         "configuration",
         "connections",
+        "failures",
         "identity",
         "info",
         "is_brief",
@@ -167,6 +169,7 @@ class Recorder:
         if self.origins is not None:
             texts.write_into(self.storage.pages)
         self.reports = Schedule()
+        self.failures = FailureReports()
         self.leaks = None if leaks is None else Suspects(leaks)
         self.watches_loops = watches_loops
         self.request_deadline = request_deadline
@@ -232,7 +235,7 @@ class Recorder:
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
-        new.reports = self.reports
+        new.reports, new.failures = self.reports, self.failures
         new._earlier_checkouts = self._checkouts
         return new
 
@@ -246,6 +249,7 @@ class Recorder:
         self.connections.clear()
         self.waiters.clear()
         self.reports = Schedule()
+        self.failures = FailureReports()
         if self.leaks is not None:
             self.leaks = Suspects(self.leaks.options)
         if self.origins is not None:
@@ -351,9 +355,10 @@ class Recorder:
         # end of straight line
 
     def failed(self, failure: Failure) -> None:
-        """Count an error of the driver."""
+        """Count an error of the driver, and report it if it comes from the server or the network."""
         field = ERROR_COUNTS + ERRORS.index((str(failure.layer), failure.disposition))
         self.block[field] += 1.0
+        self.failures.failed(self, failure, self)
 
     def _observe(self, histogram: int, began: float, counter: int = SCRATCH, other: int = SCRATCH) -> None:
         elapsed = self.clock() - began

@@ -102,6 +102,7 @@ class SlowPath:
         if suppressed is None:
             return
         snapshot = recorder.snapshot()
+        oldest = recorder.connections.oldest_holder()
         timed_out = TimedOut(
             snapshot,
             began,
@@ -112,6 +113,8 @@ class SlowPath:
             holds=holds,
             suppressed=suppressed,
             leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,
+            oldest=oldest if oldest is not holder else None,  # else it is the caller, who goes on
+            prefixes=() if recorder.origins is None else recorder.origins.prefixes,
         )
         if exhaustion.log(recorder.name, timed_out, recorder):
             recorder.block[EXHAUSTION_REPORTS] += 1.0
