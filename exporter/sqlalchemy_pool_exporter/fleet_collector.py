@@ -78,7 +78,7 @@ class FleetCollector(Collector):
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall, self._servers = monotonic, wall, servers
         self._series: dict[Owner, OwnerSeries] = {}
-        self._sites = ShownSites()
+        self._sites = ShownSites(monotonic=monotonic)
         # Of the last scrape.
         self.labels_by_name: Mapping[str, Sequence[str]] = {}
         self.fleet: Fleet | None = None
