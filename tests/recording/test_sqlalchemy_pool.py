@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool, base
 
 import sqlalchemy_pool_exporter
@@ -132,7 +132,9 @@ def test_the_installed_release_has_them() -> None:
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,
         "proxy": proxy,
-        "connection": Connection,
+        "connection": engine.connect(),
+        "dialect": engine.dialect,
+        "events of a dialect": engine.dialect.dispatch,
         "copy of an engine": engine.execution_options(),
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
         "module of pools": base,
@@ -149,5 +151,6 @@ def test_the_installed_release_has_them() -> None:
     table, finalizer = RECORDS_OUT
     assert hasattr(base, table) or hasattr(base._ConnectionFairy, finalizer)
     assert hasattr(weakref.finalize, "_registry")
+    owners["connection"].close()
     proxy.close()
     engine.dispose()

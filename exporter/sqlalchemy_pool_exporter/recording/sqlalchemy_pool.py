@@ -39,7 +39,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
 # By the object that has the name. The queue of a pool is one of two kinds, for threads or for asyncio.
 UNPUBLISHED_NAMES: Final = {
@@ -66,7 +66,9 @@ UNPUBLISHED_NAMES: Final = {
         "starttime",
     ),
     "proxy": ("_connection_record",),
-    "connection": ("_handle_dbapi_exception",),
+    "connection": ("_dbapi_connection", "_handle_dbapi_exception"),
+    "dialect": ("_has_events",),
+    "events of a dialect": ("_event_names",),
     "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
     "module of pools": ("_ConnectionFairy", "_finalize_fairy"),
@@ -327,8 +329,34 @@ def why_terminated(pool: Pool, record: Any) -> int:
 # -- listeners
 
 
+def passes_on_timeouts(dialect: Any) -> bool:
+    """Return whether a timeout of the driver itself is none of the driver's errors, so that SQLAlchemy passes it on."""
+    return getattr(dialect, "driver", "") == "asyncpg"
+
+
+def proxy_of(connection: Connection | None) -> Any:
+    """Return the pool's proxy that an engine's connection has; None if it has none any more."""
+    return getattr(connection, "_dbapi_connection", None)
+
+
+def listen_to_errors(dialect: Any, listener: Any) -> bool:
+    """Add a listener of ``handle_error`` to a dialect that may be in use; return whether it has had listeners."""
+    had_listeners = "_has_events" in dialect.__dict__
+    listen(dialect, "handle_error", listener)
+    dialect._has_events = True
+    return had_listeners
+
+
+def unlisten_to_errors(dialect: Any, listener: Any, *, had_listeners: bool) -> None:
+    """Undo ``listen_to_errors()``."""
+    unlisten(dialect, "handle_error", listener)
+    dispatch = dialect.dispatch
+    if not had_listeners and not any(list(getattr(dispatch, name)) for name in dispatch._event_names):
+        dialect.__dict__.pop("_has_events", None)
+
+
 def listen(pool: Pool, name: str, listener: Any) -> None:
-    """Add a listener to a pool that may be in use."""
+    """Add a listener to a pool (or a dialect) that may be in use."""
     # Not event.listen(): it appends to a deque. If another thread is iterating that deque to call the application's
     # listeners, the append makes the iteration raise in the application.
     collection = getattr(pool.dispatch, name).for_modify(pool.dispatch)
@@ -336,7 +364,7 @@ def listen(pool: Pool, name: str, listener: Any) -> None:
 
 
 def unlisten(pool: Pool, name: str, listener: Any) -> None:
-    """Remove a listener from a pool that may be in use."""
+    """Remove a listener from a pool (or a dialect) that may be in use."""
     collection = getattr(pool.dispatch, name)
     # list() is one call, so no other thread changes the deque meanwhile. Compare by identity, because a listener can
     # define its own equality.
