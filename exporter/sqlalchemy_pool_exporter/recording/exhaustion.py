@@ -43,19 +43,23 @@ _COMPLETE: Final = frozenset(
 
 
 class Schedule:
-    """When the next report of a pool is due. Mutable state: the time of the last one, and what was not reported."""
+    """When the next report of a pool is due.
 
-    __slots__ = ("last", "suppressed")
+    Mutable state: the time of the last one, whether it is still being logged, and what was not reported.
+    """
+
+    __slots__ = ("is_logging", "last", "suppressed")
 
     def __init__(self) -> None:
         self.last = _NEVER
         self.suppressed = 0
+        self.is_logging = False  # a handler that never returns must not get one thread more each minute
 
     def due(self, now: float) -> int | None:
         """Return how many timeouts were not reported since the last report; None if this one is not, either."""
         # straight line: of two callers that time out at once, one reports
         suppressed = self.suppressed
-        if now - self.last < SECONDS:
+        if now - self.last < SECONDS or self.is_logging:
             self.suppressed = suppressed + 1
             return None
         self.last = now
@@ -80,23 +84,37 @@ class TimedOut(NamedTuple):
     prefixes: Sequence[str] = ()  # of the modules that are the application's, if it named any
 
 
-def log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> bool:
+def log(name: Callable[[], str], timed_out: TimedOut, schedule: Schedule, faults: CountsFaults) -> bool:
     """Log a report from a thread of its own; return False if there can be none.
 
     Args:
         name: returns the name of the pool.
         timed_out: what happened.
+        schedule: of the reports of the pool.
         faults: counts what goes wrong in that thread.
     """
     if fork.forks_workers_in_c():
         return False
     # In the context of the caller, because filters of a log add what is in it, such as the id of a request.
-    return fork.start_thread(
-        copy_context().run, _log, name, timed_out, faults, name="sqlalchemy-pool-exporter report"
-    )
+    is_started = False
+    schedule.is_logging = True
+    try:
+        is_started = fork.start_thread(
+            copy_context().run,
+            _log,
+            name,
+            timed_out,
+            schedule,
+            faults,
+            name="sqlalchemy-pool-exporter report",
+        )
+    finally:
+        if not is_started:
+            schedule.is_logging = False
+    return is_started
 
 
-def _log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> None:
+def _log(name: Callable[[], str], timed_out: TimedOut, schedule: Schedule, faults: CountsFaults) -> None:
     try:
         # At once: what the holder does is to be what it did when the checkout timed out.
         holder = timed_out.oldest
@@ -105,6 +123,8 @@ def _log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> 
         _logger.warning("%s", message_of(report), extra={"pool_exhaustion": report})
     except Exception as error:  # noqa: BLE001 - nobody would see it in this thread
         faults.fault(error)
+    finally:
+        schedule.is_logging = False
 
 
 def report_of(name: str, timed_out: TimedOut, names: Texts, oldest: Activity | None = None) -> dict[str, Any]:

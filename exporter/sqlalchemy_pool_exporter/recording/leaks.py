@@ -229,8 +229,12 @@ class _Watch:
         return was_running
 
     def _run(self) -> None:
-        while (seconds := self._look()) is not None or not self._ends():
-            time.sleep(seconds or _SECONDS[0])
+        try:
+            while (seconds := self._look()) is not None or not self._ends():
+                time.sleep(seconds or _SECONDS[0])
+        except BaseException:  # of a handler of the log, which can raise SystemExit
+            self.is_running = False  # the next connection that opens begins another thread
+            raise
 
     def _ends(self) -> bool:
         self.is_running = False

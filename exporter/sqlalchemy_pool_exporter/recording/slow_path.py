@@ -116,7 +116,7 @@ class SlowPath:
             oldest=oldest if oldest is not holder else None,  # else it is the caller, who goes on
             prefixes=() if recorder.origins is None else recorder.origins.prefixes,
         )
-        if exhaustion.log(recorder.name, timed_out, recorder):
+        if exhaustion.log(recorder.name, timed_out, recorder.reports, recorder):
             recorder.block[EXHAUSTION_REPORTS] += 1.0
         else:
             recorder.reports.suppressed += suppressed + 1
