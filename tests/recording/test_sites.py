@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
 from tests.support import site_app
-from tests.support.samples import RegistrySamples
+from tests.support.samples import Exposition, RegistrySamples
+from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,6 +132,67 @@ def test_sums_over_sites_are_the_totals(
     assert sum(holds.values()) == samples.value("hold_seconds_count", POOL)
     seconds = sum(by_site(registry, "hold_seconds_by_site_sum").values())
     assert seconds == pytest.approx(samples.value("hold_seconds_sum", POOL))
+
+
+def test_code_that_is_made_again_and_again(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """What is known of a code goes with it: an application that makes code for ever does not grow."""
+    engine = an_engine(registry)
+    codes = []
+    for at in range(200):
+        names: dict[str, Any] = {"__name__": "made"}
+        exec(f"def use(engine): engine.connect().close()  # {at}", names)  # noqa: S102 - as many codes
+        names["use"](engine)
+        codes.append(weakref.ref(names["use"].__code__))
+    del names
+    gc.collect()
+    assert [code for code in codes if code() is not None] == []
+    assert by_site(registry, "checkouts_by_site_total") == {"made:use": 200.0}
+
+
+class Loud(dict[str, Any]):
+    """A namespace whose methods raise."""
+
+    def get(self, *_: object) -> Any:
+        raise ZeroDivisionError
+
+
+class Name:
+    """A name that raises."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("names", "site"),
+    [
+        ({"__name__": "shop\nforged"}, "other"),
+        ({"__name__": 'shop"} 1\\'}, 'shop"} 1\\:use'),
+        ({"__name__": "läden"}, "läden:use"),
+        ({"__name__": "m" * 10_000}, "…" + "m" * 103 + ":use"),
+        (Loud({"__name__": "shop"}), "shop:use"),
+        ({"__name__": Name()}, "tests.recording.test_sites:test_names_of_any_kind"),
+        ({"__name__": 7}, "tests.recording.test_sites:test_names_of_any_kind"),
+        ({}, "tests.recording.test_sites:test_names_of_any_kind"),
+    ],
+    ids=["newline", "quotes", "letters", "long", "namespace", "raises", "number", "none"],
+)
+def test_names_of_any_kind(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, names: dict[str, Any], site: str
+) -> None:
+    """Whatever code calls itself, the checkout goes on and is counted, and the exposition can be read."""
+    engine = an_engine(registry)
+    exec("def use(engine): engine.connect().close()", names)  # noqa: S102 - a function of any module
+    use = dict.__getitem__(names, "use")
+    for _ in range(3):
+        use(engine)
+    samples = Exposition(registry)
+    assert samples.value("checkouts_total", POOL) == 3.0
+    assert samples.value("exporter_recording_faults_total", POOL) == 0.0
+    assert_sites_add_up(samples, POOL)
+    assert by_site(registry, "checkouts_by_site_total") == {site: 3.0}
 
 
 def test_counts_outlive_their_pools(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .frames import Kind, kind_of, stack, text_of
@@ -22,7 +23,6 @@ except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio ext
 # If none of so many checkouts comes from the application's own code, the application is installed like a library.
 _ENOUGH: Final = 64
 _MOST_KNOWN: Final = 4096
-_UNKNOWN: Final[Any] = object()
 
 
 class HasStorage(Protocol):
@@ -42,7 +42,6 @@ class Origins:
 
     __slots__ = (
         "_by_text",
-        "_codes",
         "_has_application",
         "_known",
         "_libraries",
@@ -67,16 +66,15 @@ class Origins:
         self._misses = 0
         self._has_application = False
         self._by_text: dict[str, SiteEntry] = {}
-        # By the id() of the code and the place in it: the hash of a code is computed from all its instructions.
-        self._known: dict[tuple[int, int], SiteEntry | None] = {}
-        self._codes: list[CodeType] = []  # keeps these ids valid
+        # By the id() of the code and the place in it: the hash of a code is computed from all its instructions. The
+        # reference removes what is known of a code that is freed: an application can make and drop codes for ever.
+        self._known: dict[tuple[int, int], tuple[SiteEntry | None, weakref.ref[CodeType]]] = {}
         self.find = self.finder()
 
     def forget(self) -> None:
         """Forget the entries, because a new block replaces the one that they are in."""
         self._by_text.clear()
         self._known.clear()
-        self._codes.clear()
 
     def finder(self, engine_connect: CodeType | None = None) -> Callable[[], SiteEntry]:
         """Return a function that returns the site of the caller of its caller. It runs at every checkout.
@@ -100,11 +98,12 @@ class Origins:
                 while frame is not None:
                     code = frame.f_code
                     if code.co_filename not in skipped:
-                        entry = known.get((id(code), frame.f_lasti), _UNKNOWN)
-                        if entry is _UNKNOWN:
+                        found = known.get((id(code), frame.f_lasti))
+                        if found is None:
                             return search(getframe(2))
+                        entry, _ = found
                         if entry is not None:
-                            return entry  # type: ignore[no-any-return]
+                            return entry
                     frame = frame.f_back
                 # An asyncio engine checks out in a greenlet of its own; its caller is the frame of the parent.
                 if current_greenlet is None:
@@ -126,11 +125,11 @@ class Origins:
                 if library is None and path in self._libraries:
                     library = frame
                 continue
-            known = self._known.get((id(code), frame.f_lasti), _UNKNOWN)
-            if known is None:
+            known = self._known.get((id(code), frame.f_lasti))
+            if known is not None:
+                if known[0] is not None:
+                    return known[0]
                 continue
-            if known is not _UNKNOWN:
-                return known  # type: ignore[no-any-return]
             kind = kind_of(frame, self.prefixes)
             if kind is Kind.APPLICATION:
                 self._has_application = True
@@ -159,7 +158,7 @@ class Origins:
         return self._recorder.storage.other_sites if library is None else self._entry(library)
 
     def _entry(self, frame: FrameType) -> SiteEntry:
-        storage, text = self._recorder.storage, text_of(frame)
+        text, storage = text_of(frame), self._recorder.storage
         entry = self._by_text.get(text)
         if entry is None:
             entry = storage.site(text)
@@ -168,12 +167,14 @@ class Origins:
             if entry.number:  # else there is no room, and texts without an entry are without number
                 self._by_text[text] = entry
         self._remember(frame, entry)
+        if self._recorder.storage is not storage:
+            self.forget()  # the process forked meanwhile: the entry is the parent's
         return entry
 
     def _remember(self, frame: FrameType, entry: SiteEntry | None) -> None:
-        if len(self._codes) >= _MOST_KNOWN:  # an application that makes code again and again
-            self._known.clear()
-            self._codes.clear()
-        code = frame.f_code
-        self._codes.append(code)
-        self._known[id(code), frame.f_lasti] = entry
+        known = self._known
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        key = (id(frame.f_code), frame.f_lasti)
+        forget = known.pop
+        known[key] = entry, weakref.ref(frame.f_code, lambda _: forget(key, None))

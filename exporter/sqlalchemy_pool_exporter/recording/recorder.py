@@ -336,13 +336,15 @@ class Recorder:
 
     def checked_out(self, row: ConnectionRow, began: float) -> None:
         """Record a checkout off the hot path."""
-        now = self.clock()
+        now, storage = self.clock(), self.storage
         bucket = WAIT + bisect_left(BUCKETS, now - began)
+        site = None if self.origins is None else self.origins.find()
         block = self.block
-        if self.origins is None:
-            site, number, counts, at = None, 0, block, SCRATCH
+        if site is None:
+            number, counts, at = 0, block, SCRATCH
         else:
-            site = self.origins.find()
+            if self.storage is not storage:  # the process forked meanwhile: the site is the parent's
+                site = self.storage.other_sites
             number, counts, at = site.number, site.table, site.at
         # straight line
         row.table[row.held_at] = now

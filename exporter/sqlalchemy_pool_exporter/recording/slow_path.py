@@ -78,6 +78,28 @@ class SlowPath:
             return
         recorder.checked_out(self.adopt(record), began)
 
+    def record_late(self, connection: Any, began: float) -> Any:
+        """Record a checkout that the hot path could not; return the connection.
+
+        1. A fault struck when it began, and is counted already. If it is not known when that was, the checkout is not
+           counted, but the connection is out.
+        2. The process forked while it was recorded. The record gets a row of the child.
+        3. The pool is no longer instrumented: nothing is recorded.
+        """
+        self._record_late(connection, began)
+        return connection
+
+    @never_raises
+    def _record_late(self, connection: Any, began: float) -> None:
+        recorder, record = self.recorder, record_of(connection)
+        if recorder.stopped:
+            return
+        row = row_of(record) or self.adopt(record)
+        if began:
+            recorder.checked_out(row, began)
+        elif not row.table[row.held_at]:
+            mark_held(record, row, holder_of(record), recorder.clock())
+
     @never_raises
     def shared(self, connection: Any) -> None:
         """Let the checkout of a connection that is out already count as part of the first: it is returned only once."""

@@ -153,7 +153,9 @@ class _Found(NamedTuple):
             elif kind == TOTALS:
                 found.totals.append(begin)
             elif kind == SITES:
-                found.sites[first, second] = begin
+                # A time limit of the application can leave an empty page beside the one that is used.
+                if (first, second) not in found.sites or used:
+                    found.sites[first, second] = begin
             elif kind == ROWS:
                 found.rows.setdefault((first, second), []).append(_more_rows(data, begin, used))
             elif kind not in {FREE, TEXTS}:
@@ -178,7 +180,10 @@ def texts_in(data: bytes) -> Texts:
     for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
         kind, purpose, _, _ = _HEAD.unpack_from(data, begin)
         if kind == TEXTS:
-            found.setdefault(purpose, texts_of(data[begin : begin + PAGE_BYTES]))
+            texts = texts_of(data[begin : begin + PAGE_BYTES])
+            # As with sites.
+            if len(texts) > len(found.get(purpose, ())):
+                found[purpose] = texts
     return Texts(*(found.get(purpose, []) for purpose in (HOLDERS, LABELS)))
 
 

@@ -106,12 +106,12 @@ class Pages:
             self._header[USED_WORD] = HEADER_BYTES
         self._wall = wall
         self._growing = threading.Lock()
-        self.adding = threading.Lock()  # of a thread that adds a site or a text; the others do without
+        self.is_adding = False  # a thread adds a site; the others do without
         self._changing = 0
         self._free: list[int] = []
         self._totals: dict[bytes, int] = {}
         self._sites: dict[int, int] = {}  # the page of the sites of a totals page
-        self._texts: dict[int, tuple[EntryWriter, list[str]]] = {}  # by purpose, with those that are written
+        self._texts: dict[int, EntryWriter] = {}  # by purpose
         self._live: Counter[bytes] = Counter()
         self._ended: dict[bytes, float] = {}
         self._resting: dict[bytes, float] = {}
@@ -188,10 +188,10 @@ class Pages:
             page = self.entries(TEXTS, purpose)
             if not page:
                 return
-            self._texts[purpose] = EntryWriter.of_texts(self.page(page)), []
-        writer, written = self._texts[purpose]
-        for text in texts[len(written) :]:
-            written.append(text)
+            self._texts[purpose] = EntryWriter.of_texts(self.page(page))
+        writer = self._texts[purpose]
+        # Where a time limit struck while a text was added, its entry stays empty: all others keep their numbers.
+        for text in texts[writer.taken :]:
             writer.add(text)
 
     def fold(self, block: PoolBlock, *, is_brief: bool = False) -> bool:
@@ -203,6 +203,8 @@ class Pages:
             block: of the pool.
             is_brief: the pool went with its engine after a few checkouts.
         """
+        if self.is_adding:  # a thread is about to write into pages that would be another pool's by then
+            return False
         now = self._wall()
         try:
             totals = self._totals_of(block.text)
