@@ -104,6 +104,7 @@ ENDINGS = {
             "checkouts_total{pool='p'}": ("+600", "+300"),
         },
     ),
+    ("EventLoopBlocked", "warning"): Ending(1, {"event_loop_lag_seconds{worker='0'}": ("0.02", "since")}),
     ("WaitBudgetBurn", "critical"): Ending(5, SLOW),
     ("WaitBudgetBurn", "warning"): Ending(30, SLOW),
     ("NearCapacity", "info"): Ending(5, FULL),

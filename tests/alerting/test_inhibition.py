@@ -206,6 +206,23 @@ def test_nothing_inhibits_itself(alertmanager: Alertmanager) -> None:
     assert {"active"} == {one.state for one in _fire(alertmanager, *alone)}
 
 
+@alertmanager_needed
+def test_a_blocked_loop_is_told_once(alertmanager: Alertmanager) -> None:
+    """Why a worker stands still hides that it does, and not that another one does."""
+    worker = {name: value for name, value in WORKER.items() if name != "pool"}
+    stalled = _alert("WorkerStalled", "warning", worker)
+    other = _alert("WorkerStalled", "warning", {**worker, "worker": "002"})
+    blocked = _alert("EventLoopBlocked", "warning", worker)
+    seen = _fire(alertmanager, stalled, other, blocked)
+    (cause,) = [one.fingerprint for one in seen if one.labels == blocked]
+
+    def hidden() -> list[Labels]:
+        return [one.labels for one in alertmanager.alerts() if cause in one.inhibited_by]
+
+    assert eventually(hidden)
+    assert [stalled] == hidden()
+
+
 def test_connect_errors_wait_for_a_full_database() -> None:
     """Errors of connecting wait until a probe has seen that the database is full, a scrape has, and rules have."""
     routes = yaml.safe_load(CONFIG.read_text("utf-8"))["route"]["routes"]

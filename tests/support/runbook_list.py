@@ -226,6 +226,16 @@ CASES: Final = [
             rf"<stopped_pid> +T .*incident_worker(.|\n)*{DUMP}(.|\n)*_call \(",
         ),
     ),
+    Case(
+        "EventLoopBlocked",
+        "blockedone",
+        (
+            r"event loop blocked: worker \d+ \(pid (<worker_pids>)\)(.|\n)*"
+            + HOLDER.format(r"Handlers\.block", "idle in transaction"),
+            PROCESS,
+            rf"{DUMP}(.|\n)*block \(",
+        ),
+    ),
     Case("ExporterDown", "down", (r'instance="<instance>".*\} 0\n', r"(refused|connect)(.|\n)*listening on")),
     Case(
         "ExporterFailing",
