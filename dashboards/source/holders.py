@@ -66,7 +66,7 @@ def _now() -> list[Builder[Panel]]:
             "near 100 % while callers wait: that place in the code is where to look.",
             f"max({by_site(state('held_connections'))}) / scalar(sum({state('connections', IN_USE)}) > 0)",
             unit=units.PercentUnit,
-            span=6,
+            span=3,
         ),
         stat(
             "Wait for themselves",
@@ -110,6 +110,15 @@ def _now() -> list[Builder[Panel]]:
             "Connections that are held for longer than leak_after. Good: 0. Bad: any other; the log of the application "
             "names each. Nothing is shown where leak_after is off.",
             f"sum({state('leak_suspects')})",
+            unit=units.Short,
+            span=3,
+            warning=1,
+        ),
+        stat(
+            "Findings",
+            "Common mistakes in how the pools are configured or used, each once. Good: 0, or nothing. Bad: any: "
+            "`sqlalchemy-pool-exporter audit` says which, why, and what to do.",
+            f"count(max by (job, pool, rule) ({pool('finding')}))",
             unit=units.Short,
             span=3,
             warning=1,

@@ -137,6 +137,7 @@ ENDINGS = {
     ("NeedlessRecycling", "warning"): Ending(15, RECYCLED),
     ("HeldTooLong", "warning"): Ending(1, {"longest_held_seconds{pool='p'}": ("0", "since")}),
     ("LeakedCheckouts", "warning"): Ending(30, {"leaked_checkouts_total{pool='p'}": ("0", "+1")}),
+    ("Finding", "info"): Ending(1, {"finding{pool='p',rule='sync_engine_in_loop'}": ("0", "1")}),
     ("ConnectErrors", "warning"): Ending(2, FAILING),
     ("ConnectErrors", "critical"): Ending(1, FAILING),
     ("OldConnections", "info"): Ending(1, {"oldest_connection_seconds{pool='p'}": ("9", "90000")}),

@@ -223,6 +223,24 @@ def test_a_blocked_loop_is_told_once(alertmanager: Alertmanager) -> None:
     assert [stalled] == hidden()
 
 
+@alertmanager_needed
+def test_a_mistake_is_told_once(alertmanager: Alertmanager) -> None:
+    """What an alert tells of a pool's configuration hides the finding that says the same, and no other finding."""
+    same, other = (
+        {**_alert("Finding", "info", FLEET), "rule": rule}
+        for rule in ("no_liveness_check", "pool_below_threads")
+    )
+    told = _alert("NoPrePing", "warning", FLEET)
+    seen = _fire(alertmanager, same, other, told)
+    (cause,) = [one.fingerprint for one in seen if one.labels == told]
+
+    def hidden() -> list[Labels]:
+        return [one.labels for one in alertmanager.alerts() if cause in one.inhibited_by]
+
+    assert eventually(hidden)
+    assert [same] == hidden()
+
+
 def test_connect_errors_wait_for_a_full_database() -> None:
     """Errors of connecting wait until a probe has seen that the database is full, a scrape has, and rules have."""
     routes = yaml.safe_load(CONFIG.read_text("utf-8"))["route"]["routes"]

@@ -53,7 +53,6 @@ METRICS = {metric.name: metric for metric in ALL}
 _SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 # Metrics that no dashboard shows and no rule uses, each with the reason.
 EXCUSED: dict[str, str] = {
-    "sqlalchemy_pool_finding": "shown on the board",
     "sqlalchemy_pool_exporter_worker_info": "for people who look for the process of a worker",
     "sqlalchemy_pool_exporter_forked_processes": "for an application without a directory; a warning says the same",
 }

@@ -207,6 +207,7 @@ INCIDENTS: Final = [
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
             ("NearCapacity", "info"): ("capacity_window", "capacity_for"),
             ("WaitBudgetBurn", "critical"): ("wait_fast_window", "wait_fast_for"),
+            ("Finding", "info"): ("finding_for",),
         },
         allowed=_FULL,
         pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 2.5, "pool_pre_ping": True},
@@ -407,6 +408,9 @@ INCIDENTS: Final = [
     ),
     *WORKER_INCIDENTS,
 ]
+
+# Alerts that may fire in any incident, and why.
+ANYWHERE: Final = {("Finding", "info"): "what is staged is configured badly on purpose"}
 
 # Tiers that no incident stages, and why.
 UNSTAGED: Final = {

@@ -254,5 +254,10 @@ CASES: Final = [
         ),
     ),
     Case("ProbeFailing", "restart", (r'database="<name>".*reason="\w+"', r"database")),
+    Case(
+        "Finding",
+        "slow",
+        (r"<name>: pool_below_threads: ", r'job="<name>", pool="<name>", rule="pool_below_threads"\} 1\n'),
+    ),
     Case("ReloadFailed", "broken", (r"\} [\d.]*[1-9]", r"databases: .*\n(.|\n)*not reloaded")),
 ]
