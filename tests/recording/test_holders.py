@@ -466,6 +466,14 @@ def test_a_new_thread_is_not_an_old_one(engine: Engine, registry: CollectorRegis
     assert nested(registry) == 0.0
 
 
+def test_a_nested_checkout_of_dead_connections(engine: Engine, registry: CollectorRegistry) -> None:
+    """A nested checkout counts, too, if its connections are found dead when they come back."""
+    with engine.connect() as outer, engine.connect() as inner:
+        for connection in (inner, outer):
+            connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+    assert nested(registry) == 1.0
+
+
 @pytest.mark.parametrize("ends", ["detach", "invalidate", "collect"])
 def test_what_a_holder_no_longer_holds(engine: Engine, registry: CollectorRegistry, ends: str) -> None:
     """After a detach, an invalidation or a collection the thread holds nothing."""

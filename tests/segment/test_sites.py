@@ -41,6 +41,13 @@ def test_a_site_that_moves_to_the_others() -> None:
     assert shown(sites, a=507, b=11, other=500) == {"a": 507, "b": 11, OTHER: 500}
 
 
+def test_counts_that_begin_anew() -> None:
+    """If a pool is instrumented again, nothing is left of what was shown before."""
+    sites = ShownSites(2)
+    assert shown(sites, a=500, b=10) == {"a": 500, "b": 10, OTHER: 0}
+    assert shown(sites, b=3) == {"b": 3, OTHER: 0}
+
+
 def test_a_release() -> None:
     """Sites that are not used for an hour make room for those of the next release, and stay; there is an end to it."""
     now = 0.0

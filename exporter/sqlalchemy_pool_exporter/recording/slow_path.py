@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
-from . import exhaustion
+from . import exhaustion, nesting
 from .checkout import CONNECT_CODE, mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .exhaustion import TimedOut
@@ -191,6 +191,8 @@ class SlowPath:
         if is_detached:
             self._detached(row, was_out=True, collected=collected)
         else:
+            if row.nesting is not None and not collected:
+                nesting.returned(row, row.nesting)
             self.recorder.returned(row, since, collected=collected)
 
     def _detached(self, row: ConnectionRow, *, was_out: bool, collected: bool) -> None:

@@ -27,12 +27,13 @@ _IDLE_SECONDS: Final = 3600.0
 class _Series:
     """The sites of one series. Mutable state: what is shown of each, and of all others; and which the others are."""
 
-    __slots__ = ("other", "others", "shown")
+    __slots__ = ("other", "others", "shown", "total")
 
     def __init__(self) -> None:
         self.shown: dict[str, _Shown] = {}
         self.others = {OTHER}
         self.other: Counts = [0.0] * SITE_COUNTS
+        self.total = 0.0  # checkouts
 
 
 class _Shown(NamedTuple):
@@ -72,8 +73,16 @@ class ShownSites:
         self, by_series: Mapping[tuple[str, ...], Mapping[str, Counts]]
     ) -> dict[tuple[str, ...], dict[str, Counts]]:
         """Return the counts by series and site."""
-        self._series = {series: self._series.get(series) or _Series() for series in by_series}
+        self._series = {series: self._known(series, by_site) for series, by_site in by_series.items()}
         return {series: self._reduced(self._series[series], by_site) for series, by_site in by_series.items()}
+
+    def _known(self, series: tuple[str, ...], by_site: Mapping[str, Counts]) -> _Series:
+        """Return what is known of a series; nothing if its counts began anew, as if a pool is instrumented again."""
+        known, total = self._series.get(series), sum(counts[CHECKOUTS] for counts in by_site.values())
+        if known is None or total < known.total:
+            known = _Series()
+        known.total = total
+        return known
 
     def _reduced(self, series: _Series, by_site: Mapping[str, Counts]) -> dict[str, Counts]:
         now, shown = self._monotonic(), series.shown
