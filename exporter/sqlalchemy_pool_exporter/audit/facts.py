@@ -159,7 +159,9 @@ def facts_of(
         for label in of_worker:
             found[label].processes += 1
     _find_servers(found, names, servers)
-    yield from found.values()
+    for facts in found.values():
+        pause()
+        yield facts
 
 
 def _find_servers(
