@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the metrics only by scraping them over HTTP, as Prometheus does, never from the pools themselves."""
+"""Read the metrics and the board only over HTTP, as Prometheus and a browser do, never from the pools themselves."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from .errors import DemoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PREFIX = "sqlalchemy_pool_"
+METRICS, BOARD = "/metrics", "/api/v1/pools"
 
 
 class Snapshot:
@@ -25,8 +27,9 @@ class Snapshot:
     one process exposes a pool or the sidecar exposes it once for each worker.
     """
 
-    def __init__(self, text: str, *, at: float) -> None:
+    def __init__(self, text: str, *, at: float, held: Sequence[Mapping[str, Any]] = ()) -> None:
         self.at = at
+        self.held = held  # the connections that are checked out, as the board has them
         self._samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -55,11 +58,17 @@ class Snapshot:
 
 
 async def scrape(client: aiohttp.ClientSession, url: str, *, at: float) -> Snapshot:
-    """Scrape `url`; `at` is the time of the scrape in seconds."""
+    """Scrape the endpoint at `url`, and read its board; `at` is the time of that in seconds."""
+    text = await _get(client, url + METRICS)
+    board = json.loads(await _get(client, url + BOARD))
+    return Snapshot(text, at=at, held=board["held"])
+
+
+async def _get(client: aiohttp.ClientSession, url: str) -> str:
     try:
         async with client.get(url, headers={"Accept": "text/plain"}) as response:
             response.raise_for_status()
-            return Snapshot(await response.text(), at=at)
+            return await response.text()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise DemoError(f"cannot scrape {url}: {error or type(error).__name__}") from error
 
@@ -118,6 +127,50 @@ class Evidence:
         if math.isnan(value):
             return "not exposed"
         return self.wording.format(f"{value:.0f}" if value.is_integer() else f"{value:.2f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """Who must be named on the board in a scene.
+
+    Args:
+        pool: name of the pool whose connections are held.
+        function: name of the function that holds them.
+        state: what the database server must say of the connection.
+    """
+
+    pool: str
+    function: str
+    state: str
+
+    def holds(self, window: Window) -> bool:
+        """Return whether it was named."""
+        return self._found(window) is not None
+
+    def reading(self, window: Window) -> str:
+        """Return one line: what is held by which place, task or thread and process, and what the server does."""
+        found = self._found(window)
+        if found is None:
+            return f"{self.pool}: {self.function}() was not named"
+        site, holder, pid = found["site"], found["holder"] or "unknown", found["pid"]
+        state, seconds = found["server"]["state"].replace("_", " "), found["server"]["state_seconds"]
+        return (
+            f"{self.pool}: held for {found['held_seconds']:.1f} s by {site} ({holder}) in process {pid}, "
+            f"{state} in the server for {seconds or 0.0:.1f} s"
+        )
+
+    def _found(self, window: Window) -> Mapping[str, Any] | None:
+        """Return what was held for longest in any scrape."""
+        found = [
+            one
+            for snapshot in window.snapshots
+            for one in snapshot.held
+            if one["pool"] == self.pool
+            and one["site"].split(":")[1].rpartition(".")[2] == self.function
+            and one["server"] is not None
+            and one["server"]["state"] == self.state
+        ]
+        return max(found, key=lambda one: one["held_seconds"], default=None)
 
 
 def rose(pool: str, name: str, *, absent: bool = False, **labels: str) -> Evidence:

@@ -52,7 +52,7 @@ async def worker(database: Database, segments: Path) -> AsyncIterator[dict[App, 
 
 @asynccontextmanager
 async def sidecar(database: Database, segments: Path, port: int) -> AsyncIterator[str]:
-    """Run the sidecar for the duration of the block and yield the URL of its metrics.
+    """Run the sidecar for the duration of the block and yield its URL.
 
     Raises:
         DemoError: the sidecar does not start.
@@ -70,7 +70,7 @@ async def sidecar(database: Database, segments: Path, port: int) -> AsyncIterato
     async with _running(
         ("-m", "demo.sidecar", "serve", *arguments), r"listening on (\S+)", "the sidecar", segments
     ) as said:
-        yield f"{said[1]}/metrics"
+        yield said[1]
 
 
 @asynccontextmanager

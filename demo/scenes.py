@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .observe import peaked, rose, slower_than
+from .observe import Culprit, peaked, rose, slower_than
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +31,7 @@ class Scene:
         metrics: which metrics show it, without their prefix.
         play: runs the scene until ``stage.over``.
         evidence: what the metrics must show when the scene is over.
+        culprits: whom the board must have named.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Scene:
     metrics: tuple[str, ...]
     play: Callable[[Stage], Awaitable[None]]
     evidence: tuple[Evidence, ...]
+    culprits: tuple[Culprit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,9 @@ class Result:
 
     @property
     def visible(self) -> bool:
-        """Whether all of the scene's evidence was found."""
-        return all(evidence.holds(self.window) for evidence in self.scene.evidence)
+        """Whether all of the scene's evidence was found, and its culprits were named."""
+        wanted: list[Evidence | Culprit] = [*self.scene.evidence, *self.scene.culprits]
+        return all(one.holds(self.window) for one in wanted)
 
 
 async def healthy(stage: Stage) -> None:
@@ -118,7 +121,7 @@ SCENES = (
     Scene(
         name="starvation",
         story="Slow queries hold every connection: callers pile up as pending, and wait until pool_timeout turns "
-        "them away.",
+        "them away. The board names the function whose sessions are active in the server.",
         metrics=("pending_checkouts", "checkout_timeouts_total", "checkout_wait_seconds"),
         play=starvation,
         evidence=tuple(
@@ -130,6 +133,7 @@ SCENES = (
                 slower_than(OBJECTIVE, pool, "checkout_wait_seconds"),
             )
         ),
+        culprits=(Culprit("orders", "query", "active"), Culprit("billing", "query", "active")),
     ),
     Scene(
         name="stale",
@@ -158,7 +162,7 @@ SCENES = (
     Scene(
         name="leak",
         story="A handler keeps connections and never closes them: the longest hold grows and grows, until the garbage "
-        "collector finds them.",
+        "collector finds them. The board names the handler, whose sessions are idle in the server.",
         metrics=("longest_held_seconds", "leaked_checkouts_total"),
         play=leak,
         evidence=tuple(
@@ -169,5 +173,6 @@ SCENES = (
                 rose(pool, "leaked_checkouts_total"),
             )
         ),
+        culprits=(Culprit("orders", "leak", "idle"), Culprit("billing", "leak", "idle")),
     ),
 )

@@ -53,7 +53,7 @@ async def run(options: Options, screen: Screen) -> int:
         )
         stage = Stage(client, workers, database)
         stack.enter_context(screen)
-        where = f"metrics: open {url} in a browser or scrape it; Ctrl-C stops the demo"
+        where = f"metrics: open {url}/metrics in a browser or scrape it, and {url}/ is the board; Ctrl-C stops the demo"
         screen.say(where)
         theatre = _Theatre(client, url, stage, screen)
         if options.duration is None:

@@ -161,7 +161,9 @@ class PlainScreen:
         self.say(f"  {around(window)}")
 
     def close(self, result: Result) -> None:
-        self.say(f"  {verdict(result)}\n  {answers(result)}")
+        self.say(
+            "".join(f"  {line}\n" for line in [verdict(result), *culprits(result)]) + f"  {answers(result)}"
+        )
 
     def end(self, results: Sequence[Result]) -> None:
         self.say("")
@@ -208,7 +210,8 @@ class LiveScreen:
                 (verdict(result), "green" if result.visible else "bold red"),
             )
         )
-        self.say(answers(result))
+        for line in (*culprits(result), answers(result)):
+            self.say(line)
 
     def end(self, results: Sequence[Result]) -> None:
         self._live.update(Text(), refresh=True)
@@ -235,6 +238,11 @@ def verdict(result: Result) -> str:
         if result.visible or not evidence.holds(result.window)
     ]
     return f"{'seen' if result.visible else 'not visible'}: {'; '.join(shown)}"
+
+
+def culprits(result: Result) -> list[str]:
+    """Return a line for each culprit of the scene: the place in the application, who, and what the server does."""
+    return [culprit.reading(result.window) for culprit in result.scene.culprits]
 
 
 def answers(result: Result) -> str:

@@ -23,10 +23,11 @@ NAME = "sqlalchemy_pool_exporter"
 PACKAGE = ROOT / "exporter" / NAME
 Imports = dict[str, set[str]]  # module → the modules it imports, both relative to NAME
 
-# What no process owns: modules at the top of the package that every process may import.
+# What no process owns: modules and a package at the top of the package that every process may import.
 SHARED = {
     "about",
     "address",
+    "audit",
     "environment",
     "errors",
     "exposition",
@@ -42,10 +43,10 @@ SHARED = {
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
     "segment": {"about", "environment", "errors", "metrics", "pausing"},
-    "board": {"about", "held_connections", "pausing", "segment"},
+    "board": {"about", "audit", "held_connections", "pausing", "segment"},
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},
-    "top": {"board", "environment", "errors", "segment"},
+    "top": {"audit", "board", "environment", "errors", "segment"},
     "bundled": {"errors"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.

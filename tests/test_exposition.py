@@ -22,7 +22,7 @@ from prometheus_client.utils import floatToGoString
 
 from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
-from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS
+from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, PROCESS_METRICS
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
@@ -181,7 +181,9 @@ def test_the_fleets_families(collector: FleetCollector) -> None:
 
 def test_the_fleets_families_are_the_catalogues(collector: FleetCollector) -> None:
     """Both formats show every family of the catalogue, with its name, type, unit and help text."""
-    metrics = {metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *FLEET_METRICS)}
+    metrics = {
+        metric.name: metric for metric in (*POOL_METRICS, *EXPORTER_METRICS, *PROCESS_METRICS, *FLEET_METRICS)
+    }
     suffixes = {"counter": "_total", "info": "_info"}
     parsed = list(parse_openmetrics(exposition.openmetrics(collector.collect()).decode()))
     assert {family.name + suffixes.get(family.type, "") for family in parsed} == set(metrics)

@@ -21,6 +21,7 @@ from sqlalchemy_pool_exporter.metrics import (
     FLEET_METRICS,
     POOL_METRICS,
     PROBED_POOL_METRICS,
+    PROCESS_METRICS,
     RELOAD_METRICS,
 )
 
@@ -66,6 +67,13 @@ instrumented. What does not apply to a pool is absent: a limit it does not have,
 The histograms' buckets end at {buckets} seconds and +Inf.
 
 {table(POOL_METRICS)}
+## Of each process
+
+In the application and in the sidecar. `worker` is the number of the process's file, which
+`sqlalchemy_pool_exporter_worker_info` explains; an application without a directory shows its own process, without that
+label. See [event loops](holders.md#event-loops).
+
+{table(PROCESS_METRICS)}
 ## Of the exporter
 
 In the application and in the sidecar:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from grafana_foundation_sdk.models import units
 
 from .panels import Column, Query, stat, table, timeseries
-from .promql import IN_USE, PROCESS, largest, pool, rate, state
+from .promql import IN_USE, PROCESS, exporter, largest, pool, rate, state
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.cog.builder import Builder
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 FEW = f"The {SHOWN} largest are shown."
 SITE = "{{site}}"
+WORKER = 'worker=~"$worker"'
 
 
 def of_sites(expr: str) -> Query:
@@ -65,7 +66,7 @@ def _now() -> list[Builder[Panel]]:
             "near 100 % while callers wait: that place in the code is where to look.",
             f"max({by_site(state('held_connections'))}) / scalar(sum({state('connections', IN_USE)}) > 0)",
             unit=units.PercentUnit,
-            span=4,
+            span=3,
         ),
         stat(
             "Wait for themselves",
@@ -73,7 +74,17 @@ def _now() -> list[Builder[Panel]]:
             "of them can go on before a checkout times out: see Nested checkouts.",
             f"sum({state('self_deadlocked')})",
             unit=units.Short,
-            span=4,
+            span=3,
+            critical=1,
+        ),
+        stat(
+            "Event loop lag",
+            "How late the event loop of an asyncio application is, in the process that is latest. Good: under 0.1 s. "
+            "Bad: seconds: a call that is not asynchronous blocks it, and no task returns its connection meanwhile.",
+            f"max({exporter('event_loop_lag_seconds', WORKER)})",
+            unit=units.Seconds,
+            span=3,
+            warning=0.5,
             critical=1,
         ),
         stat(
@@ -82,7 +93,7 @@ def _now() -> list[Builder[Panel]]:
             "Good: 0. Bad: a number that stays; `sqlalchemy-pool-exporter top` says who has the lock.",
             in_server("waiting_for_lock"),
             unit=units.Short,
-            span=4,
+            span=3,
             warning=1,
         ),
         stat(
@@ -91,7 +102,7 @@ def _now() -> list[Builder[Panel]]:
             "Good: few, for moments. Bad: a number that stays: the code does something else while it holds them.",
             in_server("idle_in_transaction"),
             unit=units.Short,
-            span=4,
+            span=3,
             warning=1,
         ),
         stat(
@@ -100,7 +111,16 @@ def _now() -> list[Builder[Panel]]:
             "names each. Nothing is shown where leak_after is off.",
             f"sum({state('leak_suspects')})",
             unit=units.Short,
-            span=4,
+            span=3,
+            warning=1,
+        ),
+        stat(
+            "Findings",
+            "Common mistakes in how the pools are configured or used, each once. Good: 0, or nothing. Bad: any: "
+            "`sqlalchemy-pool-exporter audit` says which, why, and what to do.",
+            f"count(max by (job, pool, rule) ({pool('finding')}))",
+            unit=units.Short,
+            span=3,
             warning=1,
         ),
         stat(
@@ -109,7 +129,7 @@ def _now() -> list[Builder[Panel]]:
             "pool and process. Good: 0. Bad: any other; the log says who, since when, and the likely cause.",
             f"sum({rate(pool('exhaustion_reports_total'))})",
             unit=units.CountsPerSecond,
-            span=4,
+            span=3,
             critical=1e-9,
         ),
         table(
@@ -213,7 +233,16 @@ def _over_time() -> list[Builder[Panel]]:
             f"that one serves nobody until a checkout times out, and then begins anew. {FEW}",
             Query(largest(PROCESS, SHOWN, state("self_deadlocked")), "{{instance}} {{pool}} {{worker}}"),
             unit=units.Short,
-            span=12,
+        ),
+        timeseries(
+            "Event loop lag, by process",
+            "How late the event loop of each process is, now or within the last minute. Good: under 0.1 s. Bad: a line "
+            f"that climbs: that loop is blocked, and nothing in it returns a connection. {FEW}",
+            Query(
+                largest("job, instance, worker", SHOWN, exporter("event_loop_lag_seconds", WORKER)),
+                "{{instance}} {{worker}}",
+            ),
+            unit=units.Seconds,
         ),
         timeseries(
             "Leaks, by site",
@@ -224,6 +253,5 @@ def _over_time() -> list[Builder[Panel]]:
             ),
             Query(f"topk({SHOWN}, {by_site(rate(pool('suspected_leaks_total')))})", f"suspected {SITE}"),
             unit=units.CountsPerSecond,
-            span=12,
         ),
     ]

@@ -350,6 +350,16 @@ def maintenance() -> list[Builder[Panel]]:
             span=12,
             height=4,
         ),
+        table(
+            "Findings of the audit",
+            "Common mistakes in how pools are configured or used, and in how many targets each is found. Good: empty. "
+            "Bad: any: `sqlalchemy-pool-exporter audit` says why it is one, and what to do.",
+            Query(f"count by (job, pool, rule) ({pool('finding')})", "Targets"),
+            keys=("job", "pool", "rule"),
+            columns={"Targets": Column()},
+            links={"pool": TO_POOL},
+            height=6,
+        ),
     ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | top | rules | dashboards``."""
+"""The commands: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | top | audit | rules | dashboards``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # With two statuses, a shell or an init system can distinguish a wrong call from a failure.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
+_COULD_NOT_LOOK = 2  # of `audit`, where 1 says that something was found
 _LEAST_INTERVAL, _MOST_INTERVAL = 0.5, 3600.0  # of `top`, in seconds
 
 
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[{extra}]'", _FAILED)
     except (ConfigError, ThresholdError) as error:
         return _say(str(error), _WRONG_CONFIGURATION)
-    except (BoardError, BundleError, EndpointError) as error:
+    except BoardError as error:
+        return _say(str(error), _COULD_NOT_LOOK if options.command == "audit" else _FAILED)
+    except (BundleError, EndpointError) as error:
         return _say(str(error), _FAILED)
 
 
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # works without the sidecar's libraries.
 def _run(options: argparse.Namespace) -> int:
     commands = {
+        "audit": _audit,
         "check-config": _check_config,
         "dashboards": _write_dashboards,
         "healthcheck": _check_health,
@@ -107,6 +111,12 @@ def _top(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from .top.main import run_audit  # noqa: PLC0415 - see _run()
+
+    return run_audit(options)
+
+
 def _write_rules(options: argparse.Namespace) -> int:
     from . import bundled  # noqa: PLC0415 - see _run()
     from .alerting import rules  # noqa: PLC0415 - see _run()
@@ -150,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
     _add_top(commands)
+    _add_audit(commands)
     _add_rules(commands)
     _add_dashboards(commands)
     return parser
@@ -179,6 +190,29 @@ def _add_top(commands: Any) -> None:
     command.add_argument(
         "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two reads (2)"
     )
+    _add_credentials(command)
+
+
+def _add_audit(commands: Any) -> None:
+    what = "print common mistakes in how pools are configured and used"
+    command = commands.add_parser(
+        "audit",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}. The exit status is 0 if none is found, 1 if any is, and 2 if the "
+        "audit could not look.",
+    )
+    command.add_argument(
+        "where",
+        nargs="?",
+        metavar="DIR_OR_URL",
+        help=f"directory of the applications, on this machine (also {environment.DIRECTORY}), or URL of a sidecar or "
+        "of serve(), such as http://localhost:10079",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_credentials(command)
+
+
+def _add_credentials(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--user", metavar="NAME", help=f"for basic auth; the password is in {environment.PASSWORD}"
     )

@@ -22,6 +22,7 @@ from .segment.snapshot import Histogram, Summary
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from .audit.rules import Found
     from .metrics import Metric
     from .segment.snapshot import Counts, Snapshot, Value
 
@@ -155,6 +156,23 @@ def add_state(
     scrape.add(owner, [("instances", float(len(sums.current(snapshots))))])
     scrape.add(owner, sums.state(snapshots, now=now, wall=wall).items())
     scrape.add(owner, sites.state(snapshots, now=now).items())
+
+
+def add_findings(
+    scrape: Builder, findings: Iterable[Found], owners: Mapping[str, Owner] | None = None
+) -> None:
+    """Add what the audit found.
+
+    Args:
+        scrape: the builder.
+        findings: of the audit.
+        owners: label values by the label of the pool, where these are more than that.
+    """
+    by_pool: dict[str, dict[str, float]] = {}
+    for found in findings:
+        by_pool.setdefault(found.pool, {})[found.rule.name] = 1.0
+    for pool, rules in by_pool.items():
+        scrape.add((pool,) if owners is None else owners[pool], [("finding", rules)])
 
 
 def add_sites(scrape: Builder, owner: Owner, by_site: Mapping[str, Counts]) -> None:

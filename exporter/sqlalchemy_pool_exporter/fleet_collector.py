@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
-from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_sites, add_state
-from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, WORKER_STATES
+from sqlalchemy_pool_exporter.audit.rules import audit
+from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_findings, add_sites, add_state
+from sqlalchemy_pool_exporter.metrics import (
+    EXPORTER_METRICS,
+    FLEET_METRICS,
+    POOL_METRICS,
+    PROCESS_METRICS,
+    WORKER_STATES,
+)
+from sqlalchemy_pool_exporter.segment import event_loop
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
@@ -23,12 +31,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.held_connections import ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot, Value
 
-_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *FLEET_METRICS)
+_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *PROCESS_METRICS, *FLEET_METRICS)
 OWNER: Final = ("pool", "worker")
 
 # Always one series for each pool, never one for each worker.
@@ -51,9 +60,10 @@ class FleetCollector(Collector):
         counters_per_worker: show counters and histograms of each worker; otherwise the sum of all workers.
         monotonic: the clock of the segments, in seconds.
         wall: Unix time, in seconds.
+        servers: returns what the last probes of databases said.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only options
         self,
         reader: Reads,
         *,
@@ -61,13 +71,14 @@ class FleetCollector(Collector):
         counters_per_worker: bool,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        servers: Callable[[], Sequence[ProbedServer]] = tuple,
     ) -> None:
         self._reader = reader
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
-        self._monotonic, self._wall = monotonic, wall
+        self._monotonic, self._wall, self._servers = monotonic, wall, servers
         self._series: dict[Owner, OwnerSeries] = {}
-        self._sites = ShownSites()
+        self._sites = ShownSites(monotonic=monotonic)
         # Of the last scrape.
         self.labels_by_name: Mapping[str, Sequence[str]] = {}
         self.fleet: Fleet | None = None
@@ -103,6 +114,9 @@ class FleetCollector(Collector):
                 scrape.add_info((pool,), "info", info)
         self._add_states(scrape, fleet)
         self._add_counters(scrape, fleet)
+        self._add_lags(scrape, fleet)
+        found = audit(fleet, self._servers(), now=self._monotonic(), wall=self._wall())
+        add_findings(scrape, found)
         live, running = len(fleet.live), len(fleet.running)
         counts = (live, running - live, len(fleet.workers) - running)
         workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))
@@ -134,6 +148,16 @@ class FleetCollector(Collector):
 
     def _add_state(self, scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
         add_state(scrape, owner, snapshots, now=self._monotonic(), wall=self._wall())
+
+    def _add_lags(self, scrape: Builder, fleet: Fleet) -> None:
+        now = self._monotonic()
+        lags: dict[str, float] = {}
+        for worker in fleet.running:
+            lag = event_loop.lag((pool.snapshot for pool in worker.pools if pool.snapshot.is_active), now)
+            if lag is not None:
+                lags[worker.number] = lag
+        if lags:
+            scrape.add((), [("event_loop_lag_seconds", lags)])
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
         faults: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .pausing import pause
 from .segment.held import held, idle
@@ -40,6 +40,25 @@ class Session:
     ]  # processes that have the lock it waits for, or wait for it before; 0 is a prepared one
 
 
+class ServerLimits(NamedTuple):
+    """What a database server allows its clients."""
+
+    connections: int  # that ordinary roles can have at once
+    idle_session_timeout_seconds: float | None  # None if it is off or not known
+    is_behind_pooler: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerHealth:
+    """What the last probes say of a server as a whole."""
+
+    failure: str = ""  # why the last probe failed; empty if it did not
+    failing_since: float = 0.0  # since when all have failed, in seconds of ``time.monotonic()``
+    started_at: float = 0.0  # Unix time of the server's start; 0 if that is not known
+    refuses_writes: bool = False  # although the pools are not said to only read
+    is_in_recovery: bool = False
+
+
 class ProbedServer(Protocol):
     """What the last probe of a database read from its server."""
 
@@ -58,6 +77,14 @@ class ProbedServer(Protocol):
     @property
     def asked_at(self) -> float:
         """When the server was asked, in seconds of ``time.monotonic()``."""
+
+    @property
+    def limits(self) -> ServerLimits | None:
+        """What the server allows; None if that is not known now."""
+
+    @property
+    def health(self) -> ServerHealth | None:
+        """What is known of the server as a whole; None if nothing is."""
 
     def session_of(self, connection: Held) -> Session | None:
         """Return the session that serves a connection, whoever holds it; None if that is not certain."""
@@ -207,6 +234,11 @@ def _connections(
             # Those in the pool can block others: a session keeps its advisory locks.
             for connection in idle(snapshot) if server is not None else ():
                 yield _Found(label, worker, server, connection)
+
+
+def servers_by_label(fleet: Fleet, servers: Iterable[ProbedServer]) -> dict[str, ProbedServer]:
+    """Return the server to which each live pool connects, by the label of the pool."""
+    return {label: server for label, _, server, _ in _pools(fleet, servers) if server is not None}
 
 
 def _pools(

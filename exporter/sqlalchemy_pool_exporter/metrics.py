@@ -191,6 +191,12 @@ POOL_METRICS: Final = (
         "gauge",
         "Connections that are held for longer than leak_after. Absent where leak_after is off.",
     ),
+    _pool(
+        "finding",
+        "gauge",
+        "1 for each rule of the audit that finds a mistake in how the pool is configured or used. Absent if none does.",
+        labels=("rule",),
+    ),
     _pool("oldest_connection_seconds", "gauge", "Age of the oldest open connection; 0 when none is open."),
     _pool(
         "last_checkin_timestamp_seconds",
@@ -333,6 +339,17 @@ EXPORTER_METRICS: Final = (
         labels=("pool",),
     ),
     _pool("exporter_scrape_duration_seconds", "gauge", "Time this collection took."),
+)
+
+# Of each process of the application that has a pool.
+PROCESS_METRICS: Final = (
+    _pool(
+        "event_loop_lag_seconds",
+        "gauge",
+        "How late the event loop of an asyncio engine is: the most of the last minute, and of now, so it grows while a "
+        "loop is blocked. The largest, if a process has several. Absent where no loop runs.",
+        labels=("worker",),
+    ),
 )
 
 # Of the exporter in the application only.

@@ -57,6 +57,10 @@ STUCK = {
     "last_checkin_timestamp_seconds{pool='p'}": ("now", "-"),
     "longest_held_seconds{pool='p'}": ("0", "since"),
 }
+DEADLOCKED = {
+    "self_deadlocked{pool='p',worker='0'}": ("0", "1"),
+    "checkout_timeouts_total{pool='p'}": ("0", "+2"),
+}
 FAILING = {"connects_total{pool='p'}": ("0", "+1"), "connect_errors_total{pool='p'}": ("0", "+9")}
 RECYCLED = {
     "recycle_seconds{pool='p'}": ("3600", "60"),
@@ -90,6 +94,8 @@ ENDINGS = {
     ),
     ("Stuck", "warning"): Ending(1, STUCK),
     ("Stuck", "critical"): Ending(1, STUCK),
+    ("SelfDeadlock", "warning"): Ending(15, DEADLOCKED),
+    ("SelfDeadlock", "critical"): Ending(2, DEADLOCKED),
     ("WorkerStalled", "warning"): Ending(
         1,
         {
@@ -98,6 +104,7 @@ ENDINGS = {
             "checkouts_total{pool='p'}": ("+600", "+300"),
         },
     ),
+    ("EventLoopBlocked", "warning"): Ending(1, {"event_loop_lag_seconds{worker='0'}": ("0.02", "since")}),
     ("WaitBudgetBurn", "critical"): Ending(5, SLOW),
     ("WaitBudgetBurn", "warning"): Ending(30, SLOW),
     ("NearCapacity", "info"): Ending(5, FULL),
@@ -130,6 +137,7 @@ ENDINGS = {
     ("NeedlessRecycling", "warning"): Ending(15, RECYCLED),
     ("HeldTooLong", "warning"): Ending(1, {"longest_held_seconds{pool='p'}": ("0", "since")}),
     ("LeakedCheckouts", "warning"): Ending(30, {"leaked_checkouts_total{pool='p'}": ("0", "+1")}),
+    ("Finding", "info"): Ending(1, {"finding{pool='p',rule='sync_engine_in_loop'}": ("0", "1")}),
     ("ConnectErrors", "warning"): Ending(2, FAILING),
     ("ConnectErrors", "critical"): Ending(1, FAILING),
     ("OldConnections", "info"): Ending(1, {"oldest_connection_seconds{pool='p'}": ("9", "90000")}),

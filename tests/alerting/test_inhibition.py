@@ -65,6 +65,18 @@ INCIDENTS: dict[str, tuple[list[tuple[str, str, Labels]], str]] = {
         ],
         "Stuck",
     ),
+    "a pool waits for itself": (
+        [
+            ("SelfDeadlock", "critical", WORKER),
+            ("SelfDeadlock", "warning", WORKER),
+            ("Stuck", "critical", WORKER),
+            ("Starvation", "critical", INSTANCE),
+            ("Starvation", "warning", WORKER),
+            ("WaitBudgetBurn", "critical", FLEET),
+            ("NearCapacity", "info", WORKER),
+        ],
+        "SelfDeadlock",
+    ),
     "the database is away": (
         [
             ("ConnectErrors", "critical", INSTANCE),
@@ -93,7 +105,7 @@ INCIDENTS: dict[str, tuple[list[tuple[str, str, Labels]], str]] = {
 # The page of each incident that is staged; those that are not here have none.
 PAGES = {
     "slow": "Starvation",
-    "nested": "Starvation",
+    "nested": "SelfDeadlock",
     "kept": "Stuck",
     "restart": "ConnectErrors",
     "ceiling": "FleetCeiling",
@@ -192,6 +204,41 @@ def test_nothing_inhibits_itself(alertmanager: Alertmanager) -> None:
         own = {"alertname": name, "severity": severity, "job": of_its_own, "database": of_its_own}
         alone.append({**WORKER, **own})
     assert {"active"} == {one.state for one in _fire(alertmanager, *alone)}
+
+
+@alertmanager_needed
+def test_a_blocked_loop_is_told_once(alertmanager: Alertmanager) -> None:
+    """Why a worker stands still hides that it does, and not that another one does."""
+    worker = {name: value for name, value in WORKER.items() if name != "pool"}
+    stalled = _alert("WorkerStalled", "warning", worker)
+    other = _alert("WorkerStalled", "warning", {**worker, "worker": "002"})
+    blocked = _alert("EventLoopBlocked", "warning", worker)
+    seen = _fire(alertmanager, stalled, other, blocked)
+    (cause,) = [one.fingerprint for one in seen if one.labels == blocked]
+
+    def hidden() -> list[Labels]:
+        return [one.labels for one in alertmanager.alerts() if cause in one.inhibited_by]
+
+    assert eventually(hidden)
+    assert [stalled] == hidden()
+
+
+@alertmanager_needed
+def test_a_mistake_is_told_once(alertmanager: Alertmanager) -> None:
+    """What an alert tells of a pool's configuration hides the finding that says the same, and no other finding."""
+    same, other = (
+        {**_alert("Finding", "info", FLEET), "rule": rule}
+        for rule in ("no_liveness_check", "pool_below_threads")
+    )
+    told = _alert("NoPrePing", "warning", FLEET)
+    seen = _fire(alertmanager, same, other, told)
+    (cause,) = [one.fingerprint for one in seen if one.labels == told]
+
+    def hidden() -> list[Labels]:
+        return [one.labels for one in alertmanager.alerts() if cause in one.inhibited_by]
+
+    assert eventually(hidden)
+    assert [same] == hidden()
 
 
 def test_connect_errors_wait_for_a_full_database() -> None:

@@ -48,6 +48,7 @@ METRICS = {
     for metrics in (
         catalogue.POOL_METRICS,
         catalogue.EXPORTER_METRICS,
+        catalogue.PROCESS_METRICS,
         catalogue.APPLICATION_METRICS,
         catalogue.FLEET_METRICS,
         catalogue.RELOAD_METRICS,
@@ -216,7 +217,13 @@ def names_in(expr: str) -> set[str]:
     """Return the metrics in an expression, by their names in the catalogue."""
     bare = re.sub(r'"[^"]*"', '""', expr)
     names = set(re.findall(r"(?<![\w:])(?:sqlalchemy_pool_\w+|up)\b(?!:)", bare))
-    return {re.sub(r"_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
+    return {_family(name) for name in names}
+
+
+def _family(name: str) -> str:
+    """Return the name in the catalogue of the metric that has the series of this name."""
+    base = re.sub(r"_(bucket|count|sum)$", "", name)
+    return base if base in METRICS and METRICS[base].kind in {"histogram", "summary"} else name
 
 
 def queries_of(page: Path) -> list[str]:
@@ -253,7 +260,7 @@ def _check_query(expr: str) -> None:
     assert set(re.findall(r"\w+:sqlalchemy_pool_\w+:\w+", expr)) <= recorded
     assert names_in(expr) <= set(METRICS) | OF_TARGETS, expr
     for name, matchers in re.findall(r"(sqlalchemy_pool_\w+)(?::\w+)?\{([^}]*)\}", expr):
-        metric = METRICS.get(re.sub(r"_seconds_(bucket|count|sum)$", "_seconds", name))
+        metric = METRICS.get(_family(name))
         for label, operator, value in re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', matchers):
             own = set(metric.labels) if metric else {"state"}
             assert label in own | ADDED, expr

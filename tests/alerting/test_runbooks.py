@@ -51,6 +51,22 @@ def test_every_block_of_every_runbook_is_run() -> None:
         assert len(blocks(page(case.alert))) == len(case.patterns), str(case)
 
 
+# Alerts about connections that somebody has.
+OF_HOLDERS = ["Starvation", "SelfDeadlock", "Stuck", "HeldTooLong", "LeakedCheckouts"]
+
+
+@newest
+@pytest.mark.parametrize("alert", OF_HOLDERS)
+def test_the_first_step_says_who_has_it(alert: str) -> None:
+    """The first step is one command; its output has the place in the code, the process and the server's state."""
+    first = blocks(page(alert))[0]
+    assert re.fullmatch(r"kubectl exec .* sqlalchemy-pool-exporter top --once .*\n", first.text)
+    patterns = [case.patterns[0] for case in CASES if case.alert == alert]
+    assert patterns
+    for pattern in patterns:
+        assert re.search(r"__main__:.*<worker_pids>.*(active|idle)", str(pattern))
+
+
 # What holds for all runbooks.
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.support.boards import Directory
     from tests.support.segments import Process
 
+HERE = f"(pid {os.getpid()})"  # all simulated processes are this one
 SESSION = Session("active", "", 3.0, 4.0, 3.0, "app", "", ())
 
 
@@ -45,7 +46,7 @@ def test_full(directory: Directory) -> None:
         "kind": "full",
         "severity": "info",
         "pool": "orders",
-        "text": "full: all 3 connections are in use, and nobody waits",
+        "text": f"full: all 3 connections of worker 000 {HERE} are in use, and nobody waits",
     } == directory.condition()
 
 
@@ -57,11 +58,14 @@ def test_busy(directory: Directory) -> None:
     condition = directory.condition()
     assert ("waiting", "warning") == (condition["kind"], condition["severity"])
     assert (
-        "busy: 2 callers wait, the first for 1.2 s; all 3 connections are in use, and the last came back 200 ms ago; "
+        f"busy: 2 callers wait, the first for 1.2 s; all 3 connections of worker 000 {HERE} are in use, and the last "
+        "came back 200 ms ago; "
         "likely cause: app.orders:pay:88 has 3 of 3 connections"
     ) == condition["text"]
     process.block[layout.LAST_CHECKIN] = 0.0
-    assert "and none has come back yet" in directory.board(after=1.0)["conditions"][0]["text"]
+    text = directory.board(after=1.0)["conditions"][0]["text"]
+    assert text.startswith("slow: ")
+    assert "and none has come back yet" in text
 
 
 def test_a_moment_is_no_condition(directory: Directory) -> None:
@@ -127,7 +131,8 @@ def test_many_stuck(directory: Directory) -> None:
     found = directory.board()["conditions"]
     assert ["stuck"] * 4 == [one["kind"] for one in found]
     assert (
-        "stuck: 2 more workers; 2 callers wait, the first for 41 s; the oldest is held for 1 min, by app.orders:pay:88"
+        "stuck: 2 more workers; 2 callers wait, the first for 41 s; the oldest is held for 1 min, by app.orders:pay:88 "
+        f"in worker 000 {HERE}"
     ) == found[3]["text"]
 
 
@@ -139,7 +144,10 @@ def test_nested(directory: Directory) -> None:
     process.wait(NOW - 0.2)
     condition = directory.condition()
     assert ("nested", "warning") == (condition["kind"], condition["severity"])
-    assert "a holder waits for another connection of this pool, from app.orders:pay:88" in condition["text"]
+    assert (
+        "a holder waits for another connection of this pool, from app.orders:pay:88 in worker 000"
+        in condition["text"]
+    )
 
 
 def test_slow_to_connect(directory: Directory) -> None:
@@ -147,7 +155,9 @@ def test_slow_to_connect(directory: Directory) -> None:
     directory.process().wait(NOW - 3)
     condition = directory.condition()
     assert ("slow_connect", "warning") == (condition["kind"], condition["severity"])
-    assert "1 caller waits, for 3.0 s, although the pool is not full" in condition["text"]
+    assert (
+        f"1 caller waits, for 3.0 s in worker 000 {HERE}, although the pool is not full" in condition["text"]
+    )
 
 
 def test_held_for_long(directory: Directory) -> None:
@@ -158,8 +168,20 @@ def test_held_for_long(directory: Directory) -> None:
     condition = directory.condition()
     assert ("held_long", "warning") == (condition["kind"], condition["severity"])
     assert (
-        "held: 2 connections are out for over 1 min; the oldest is held for 5 min 10 s, by app.report:make:7"
+        "held: 2 connections are out for over 1 min; the oldest is held for 5 min 10 s, by app.report:make:7 "
+        f"in worker 000 {HERE}"
     ) == condition["text"]
+
+
+def test_held_for_longer_than_the_pool_says(directory: Directory) -> None:
+    """Where the pool has a leak_after, that is too long and a minute is not."""
+    process = directory.process()
+    process.block[layout.LEAK_AFTER] = 300.0
+    process.hold(NOW - 310, 0, site="app.report:make:7")
+    process.hold(NOW - 61, 1, site="app.orders:pay:88")
+    assert directory.condition()["text"].startswith("held: 1 connection is out for over 5 min (leak_after); ")
+    process.block[layout.LEAK_AFTER] = 400.0
+    assert directory.board(after=1.0)["conditions"] == []
 
 
 @pytest.mark.parametrize(
@@ -196,8 +218,8 @@ def test_blocked(directory: Directory) -> None:
     condition = directory.condition()
     assert ("blocked", "warning", "orders") == (condition["kind"], condition["severity"], condition["pool"])
     assert (
-        f"blocked: 1 connection waits for a lock, app.orders:pay:88 for 12 s; app.bill:run:7 in worker 001 "
-        f"(pid {os.getpid()}) has it, idle in transaction, as session 51"
+        f"blocked: 1 connection waits for a lock, app.orders:pay:88 in worker 000 {HERE} for 12 s; app.bill:run:7 in "
+        f"worker 001 {HERE} has it, idle in transaction, as session 51"
     ) == condition["text"]
 
 
@@ -228,7 +250,7 @@ def test_idle_in_transaction(directory: Directory) -> None:
     assert "idle_in_transaction" == condition["kind"]
     assert (
         "idle in transaction: 1 connection is held with a transaction that does nothing, the first for 44 s, "
-        "by app.orders:pay:88"
+        f"by app.orders:pay:88 in worker 000 {HERE}"
     ) == condition["text"]
 
 

@@ -193,7 +193,7 @@ def test_many(directory: Directory) -> None:
     for at in range(23):
         directory.process(f"pool-{at}", size=0.0).hold(NOW - 1)
     found = page(directory)
-    assert 20 == found.text.count("full: the only connection is in use")
+    assert 20 == found.text.count("full: the only connection of worker")
     assert "3 more, of other pools" in found.text
     assert "3 more pools" in found.text
 

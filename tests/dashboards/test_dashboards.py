@@ -23,6 +23,7 @@ from sqlalchemy_pool_exporter.metrics import (
     POOL_METRICS,
     PREFIX,
     PROBED_POOL_METRICS,
+    PROCESS_METRICS,
     RELOAD_METRICS,
     Metric,
 )
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.newest
 ALL = (
     *POOL_METRICS,
     *EXPORTER_METRICS,
+    *PROCESS_METRICS,
     *APPLICATION_METRICS,
     *FLEET_METRICS,
     *RELOAD_METRICS,

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from demo.observe import Evidence, Snapshot, Window, peaked, rose, slower_than
+from demo.observe import Culprit, Evidence, Snapshot, Window, peaked, rose, slower_than
 from demo.scenes import SCENES, Result
-from demo.table import readings, verdict
+from demo.table import culprits, readings, verdict
 
 pytestmark = pytest.mark.newest
 
@@ -73,3 +75,33 @@ def test_a_verdict_names_what_is_missing(window: Window) -> None:
     result = Result(SCENES[1], window, {})
     assert not result.visible
     assert verdict(result).startswith("not visible: orders pending_checkouts not exposed; ")
+
+
+def held(seconds: float, **changed: object) -> dict[str, object]:
+    """Return a held connection as the board has it."""
+    server = {"state": "idle", "state_seconds": seconds - 0.1}
+    known = {"pool": "orders", "site": "demo.orders:app.<locals>.leak:61", "holder": "Task-7", "pid": "41"}
+    return {**known, "held_seconds": seconds, "server": server, **changed}
+
+
+def test_a_culprit_is_named() -> None:
+    """The connection that was held for longest is shown, with place, task, process and the state of its session."""
+    window = Window(Snapshot("", at=0.0, held=[held(0.5)]))
+    window.add(Snapshot("", at=1.0, held=[held(1.5), held(9.0, server=None), held(9.0, pool="billing")]))
+    window.add(Snapshot("", at=2.0))
+    leak = SCENES[-1]
+    (line, missing) = culprits(Result(leak, window, {}))
+    who = "demo.orders:app.<locals>.leak:61 (Task-7) in process 41"
+    assert f"orders: held for 1.5 s by {who}, idle in the server for 1.4 s" == line
+    assert missing.startswith("billing: held for 9.0 s by ")
+    assert not Culprit("orders", "leak", "active").holds(window)
+    assert not Culprit("orders", "query", "idle").holds(window)
+
+
+def test_a_scene_without_its_culprit_is_not_visible() -> None:
+    """The starvation and the leak scene are visible only if the board names who has the connections."""
+    for scene in SCENES:
+        assert bool(scene.culprits) == (scene.name in {"starvation", "leak"})
+    window = Window(Snapshot("", at=0.0, held=[held(1.0), held(2.0, pool="billing")]))
+    assert Result(replace(SCENES[-1], evidence=()), window, {}).visible
+    assert not Result(replace(SCENES[1], evidence=()), window, {}).visible

@@ -60,6 +60,11 @@ def test_every_scene_is_visible_and_the_demo_ends_by_itself(
         assert f"scene {number} of 5: {scene.name}\n  {scene.story}\n" in output
         for evidence in scene.evidence:
             assert evidence.series in output
+    for played, function, state in (("starvation", "query", "active"), ("leak", "leak", "idle")):
+        shown = output.split(f": {played}\n")[1].partition("users got")[0]
+        for pool, holder in (("orders", r"Task-\d+"), ("billing", r"Thread-\d+.*")):
+            who = rf"demo\.{pool}:create_app\.<locals>\.{function}:\d+ \({holder}\) in process \d+"
+            assert re.search(rf"{pool}: held for [\d.]+ s by {who}, {state} in the server for", shown), shown
     assert output.endswith("every scene was visible in the metrics\n")
 
 

@@ -11,22 +11,25 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, event, exc, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
+from tests.support.pool_case import Case
 from tests.support.pool_incidents import attributes
 from tests.support.samples import Exposition
 from tests.support.segments import FORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from prometheus_client import CollectorRegistry
     from sqlalchemy.engine import Connection, Engine
 
-    from tests.support.pool_case import Case
+    from tests.support.pg import Server
 
 
 def errors(registry: CollectorRegistry, name: str = "diary") -> dict[str, float]:
@@ -70,6 +73,56 @@ def test_a_commit(server_case: Case) -> None:
         assert errors(case.registry, case.name) == {"statement.fatal": 1}
 
     server_case.run(scenario)
+
+
+def test_a_timeout_of_the_driver(server: Server, tmp_path: Path) -> None:
+    """Asyncpg's command_timeout, which is no error of the driver, counts once for each statement, and as it was.
+
+    The application's own time limit of the same class does not count; nor does what SQLAlchemy does afterwards.
+    """
+    case = Case("asyncpg", server, tmp_path)
+    seen: list[str] = []
+
+    def scenario(case: Case) -> None:
+        engine = case.start(connect_args={"command_timeout": 0.1}, pool_pre_ping=True)
+        event.listen(
+            engine, "handle_error", lambda context: seen.append(type(context.original_exception).__name__)
+        )
+        for _ in range(2):
+            with engine.connect() as connection, pytest.raises(TimeoutError):
+                connection.execute(text("SELECT pg_sleep(30)"))
+        assert errors(case.registry, case.name) == {"statement.retryable": 2}
+        assert seen == ["TimeoutError"] * 2
+        fails(engine)
+        assert errors(case.registry, case.name) == {"statement.retryable": 2, "statement.fatal": 1}
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def limit(*_: object) -> None:
+            raise TimeoutError
+
+        with engine.connect() as connection, pytest.raises(TimeoutError):
+            connection.execute(text("SELECT 1"))
+        assert errors(case.registry, case.name) == {"statement.retryable": 2, "statement.fatal": 1}
+
+    case.run(scenario)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_closing_restores_the_listeners(server: Server, listens: bool) -> None:
+    """close() leaves the dialect of asyncpg with the application's listeners alone, or with none."""
+    engine = create_async_engine(server.url("postgresql+asyncpg", application_name="listeners")).sync_engine
+    if listens:
+        event.listen(engine, "handle_error", lambda _: None)
+    number = len(list(engine.dialect.dispatch.handle_error))
+    before = attributes(engine.dialect)
+    for _ in range(2):
+        handle = instrument(engine, registry=CollectorRegistry())
+        assert len(list(engine.dialect.dispatch.handle_error)) == number + 1
+        handle.close()
+        assert (attributes(engine.dialect), len(list(engine.dialect.dispatch.handle_error))) == (
+            before,
+            number,
+        )
 
 
 def test_a_connection_that_died(server_case: Case) -> None:

@@ -201,6 +201,72 @@ def test_the_log_cannot_make_the_caller_wait(registry: CollectorRegistry) -> Non
     engine.dispose()
 
 
+def test_a_log_that_never_returns(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a handler of the log hangs with one report, no other one gets a thread, or one more each minute."""
+    engine = Database().engine(max_overflow=0)
+    entered, let_go = threading.Event(), threading.Event()
+
+    class Hangs(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            entered.set()
+            let_go.wait()
+
+    handler = Hangs()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    logger.addHandler(handler)
+    monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+    try:
+        with instrument(engine, registry=registry), engine.connect():
+            times_out(engine)
+            assert entered.wait(60.0)
+            before = threading.active_count()
+            for _ in range(3):
+                times_out(engine)
+            assert threading.active_count() == before
+            assert Exposition(registry).value("exhaustion_reports_total", "diary") == 1
+            let_go.set()
+
+            def reported() -> bool:
+                times_out(engine)
+                return Exposition(registry).value("exhaustion_reports_total", "diary") == 2
+
+            assert eventually(reported)
+    finally:
+        let_go.set()
+        logger.removeHandler(handler)
+    engine.dispose()
+
+
+def test_a_log_in_the_database(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of the log that checks out of the exhausted pool itself fails alone, and makes no second report."""
+    engine = Database().engine(max_overflow=0)
+    failed: list[BaseException] = []
+
+    class Stores(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            try:
+                engine.connect()
+            except exc.TimeoutError as error:
+                failed.append(error)
+                raise
+
+    handler = Stores()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    logger.addHandler(handler)
+    monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+    try:
+        with instrument(engine, registry=registry), engine.connect():
+            times_out(engine)
+            assert eventually(lambda: len(failed) == 1)
+            exposition = Exposition(registry)
+            assert exposition.value("exhaustion_reports_total", "diary") == 1
+            assert exposition.value("checkout_timeouts_total", "diary") == 2
+            assert exposition.value("pending_checkouts", "diary") == 0
+    finally:
+        logger.removeHandler(handler)
+    engine.dispose()
+
+
 def test_filters_see_the_context_of_the_caller(registry: CollectorRegistry, log: Log) -> None:
     """A filter of the log that adds what a context variable has, such as the id of a request, finds it."""
     request = ContextVar("request", default="none")

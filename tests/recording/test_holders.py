@@ -7,6 +7,7 @@ import asyncio
 import queue
 import threading
 from contextlib import ExitStack, asynccontextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +16,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.recording import holders as recorded
+from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.held import held
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
+from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
@@ -31,6 +35,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("leave_nothing")
 
 POOL = "orders"
+
+
+@pytest.fixture
+def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin without texts: those of a process are never removed."""
+    monkeypatch.setattr(texts, "_texts", texts._Texts())
+    monkeypatch.delattr(recorded.of_thread, "holder", raising=False)
 
 
 @pytest.fixture
@@ -149,16 +160,162 @@ def test_labels_nest(engine: Engine, tmp_path: Path) -> None:
             assert holders(tmp_path) == [("MainThread", "outer")]
 
 
-def test_more_texts_than_there_is_room_for(engine: Engine, tmp_path: Path) -> None:
+def test_more_texts_than_there_is_room_for(own_texts: None, engine: Engine, tmp_path: Path) -> None:
     """Further labels are not shown, and harm nothing."""
     for number in range(1000):
-        with label(f"request {number} " + "é" * 100), engine.connect():
+        with label("é" * 100 + f" request {number}"), engine.connect():
             pass
     with label("one more"), engine.connect():
         assert holders(tmp_path) == [("MainThread", "")]
 
 
+class Odd:
+    """An object that is no text and says nothing."""
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (404, "404"),
+        (None, ""),
+        ("", ""),
+        (Odd(), ""),
+        (["GET"], "['GET']"),
+        ("GET /a\n2026-01-01 ERROR forged", "GET /a\ufffd2026-01-01 ERROR forged"),
+        ("\ud800<b>\u202e", "\ufffd<b>\ufffd"),
+        ("é" * 100_000, "…" + "é" * 30),
+    ],
+    ids=["int", "none", "empty", "raises", "list", "newline", "surrogate", "long"],
+)
+def test_labels_of_any_kind(own_texts: None, engine: Engine, tmp_path: Path, text: Any, shown: str) -> None:
+    """What is no text is shown as one, without characters that could forge a line of a log; none is kept whole."""
+    for _ in range(2):
+        with label(text), engine.connect():
+            assert holders(tmp_path) == [("MainThread", shown)]
+    assert all(len(one) <= 64 for one in texts.own().labels)
+
+
+def test_a_label_that_is_left_in_another_context(engine: Engine) -> None:
+    """A framework may enter and leave a generator in different contexts; the label ends with the first."""
+
+    def dependency() -> Generator[None]:
+        with label("dependency"):
+            yield
+
+    generator = dependency()
+    copy_context().run(next, generator)
+    copy_context().run(next, generator, None)
+    with label("outer"):
+        generator = dependency()
+        copy_context().run(next, generator)
+        with pytest.raises(LookupError, match="the application's"):
+            copy_context().run(generator.throw, LookupError("the application's"))
+
+
+class OddThread(threading.Thread):
+    """A thread whose name raises what recording never raises."""
+
+    @property
+    def name(self) -> str:
+        raise ZeroDivisionError
+
+    @name.setter
+    def name(self, _name: str) -> None:
+        pass
+
+
+class OddTask(asyncio.Task[Any]):
+    """A task whose name is no text."""
+
+    def get_name(self) -> Any:
+        return 42 if self.get_loop().get_debug() else 1 / 0
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_names_that_raise(registry: CollectorRegistry, tmp_path: Path, debug: bool) -> None:
+    """A task whose name raises or is no text checks out as ever; each number is right, and its name is empty."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_debug(debug)
+        engine = an_async_engine(registry, tmp_path)
+
+        async def work() -> None:
+            async with engine.connect(), engine.connect():
+                assert holders(tmp_path) == [("", ""), ("", "")]
+
+        for _ in range(2):
+            await OddTask(work(), loop=loop)
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert nested(registry) == 2.0
+    assert_sums(registry, checkouts=4.0)
+
+
+def test_a_thread_whose_name_raises(engine: Engine, registry: CollectorRegistry, tmp_path: Path) -> None:
+    """So does a thread."""
+    seen: list[object] = []
+
+    def work() -> None:
+        for _ in range(2):
+            with engine.connect():
+                seen.append(holders(tmp_path))
+
+    thread = OddThread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [[("", "")]] * 2
+    assert_sums(registry, checkouts=2.0)
+
+
+def assert_sums(registry: CollectorRegistry, *, checkouts: float) -> None:
+    """Assert that so many checkouts were recorded, with sites, without faults, and that none waited for long."""
+    samples = RegistrySamples(registry)
+    assert samples.value("checkouts_total", POOL) == checkouts
+    assert samples.value("exporter_recording_faults_total", POOL) == 0.0
+    assert samples.value("checkout_wait_seconds_sum", POOL) < 60
+    assert_sites_add_up(samples, POOL)
+
+
 # -- nested checkouts
+
+
+def test_nested_checkouts_cost_no_memory(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread that holds one connection for ever, and checks out others meanwhile, grows by nothing."""
+    with engine.connect() as connection:
+        engine.connect().close()
+        row = connection.connection._connection_record._pool_exporter_row
+        before = len(row.nesting.inner)
+        for _ in range(100):
+            engine.connect().close()
+        assert len(row.nesting.inner) <= before + 1
+    assert nested(registry) == 101.0
+
+
+def test_a_holder_of_many_that_waits_for_itself(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A thread that holds all 40 connections of a pool, and waits for another one, is a deadlock."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=40, max_overflow=0, pool_timeout=1)
+    instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+    seen = threading.Event()
+
+    def look() -> None:
+        if eventually(lambda: deadlocked(registry) == 1.0):
+            seen.set()
+
+    looks = threading.Thread(target=look)
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(engine.connect())
+        looks.start()
+        with pytest.raises(exc.TimeoutError):
+            engine.connect()
+    looks.join()
+    assert seen.is_set()
+    engine.dispose()
 
 
 def test_a_nested_checkout(engine: Engine, registry: CollectorRegistry) -> None:
@@ -307,6 +464,14 @@ def test_a_new_thread_is_not_an_old_one(engine: Engine, registry: CollectorRegis
     left.pop().close()
     engine.dispose()
     assert nested(registry) == 0.0
+
+
+def test_a_nested_checkout_of_dead_connections(engine: Engine, registry: CollectorRegistry) -> None:
+    """A nested checkout counts, too, if its connections are found dead when they come back."""
+    with engine.connect() as outer, engine.connect() as inner:
+        for connection in (inner, outer):
+            connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+    assert nested(registry) == 1.0
 
 
 @pytest.mark.parametrize("ends", ["detach", "invalidate", "collect"])

@@ -36,11 +36,12 @@ from sqlalchemy_pool_exporter.recording import (
     checkout,
     connection_row,
     connection_table,
+    event_loops,
     ping,
     recorder,
     slots,
 )
-from sqlalchemy_pool_exporter.segment import block
+from sqlalchemy_pool_exporter.segment import block, pool_block, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
@@ -52,7 +53,17 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
-MODULES = (checkout, connection_row, connection_table, ping, recorder, slots)
+MODULES = (
+    checkout,
+    connection_row,
+    connection_table,
+    event_loops,
+    ping,
+    pool_block,
+    recorder,
+    slots,
+    texts,
+)
 
 
 class Link(sqlite3.Connection):
@@ -240,7 +251,7 @@ SLOTS = {
     )
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
-} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE}
+} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE, "is_adding"}
 CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, int | float)}
 
 

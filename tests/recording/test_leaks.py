@@ -422,3 +422,26 @@ def test_a_wrong_argument(value: Any) -> None:
     """An argument that is no number of seconds is an error, before anything is instrumented."""
     with pytest.raises(TargetError, match="leak_after must be a number of seconds"):
         instrument(QueuePool(connect), leak_after=value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_log_that_ends_the_thread(registry: CollectorRegistry, log: Log) -> None:
+    """If a handler of the log raises SystemExit, which ends the thread, the next connection begins another one."""
+
+    class Exits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "pool_leak"):
+                raise SystemExit  # of which Python says nothing if a thread raises it
+
+    engine, exits = Database().engine(), Exits()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    logger.addHandler(exits)
+    try:
+        with instrument(engine, registry=registry, leak_after=AFTER), engine.connect():
+            assert eventually(lambda: len(log.suspects) == 1 and not WATCH.is_running)
+            logger.removeHandler(exits)
+            with engine.connect():
+                assert eventually(lambda: len(log.suspects) == 2)
+    finally:
+        logger.removeHandler(exits)
+    engine.dispose()

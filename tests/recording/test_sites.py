@@ -4,24 +4,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
 from tests.support import site_app
-from tests.support.samples import RegistrySamples
+from tests.support.samples import Exposition, RegistrySamples
+from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,6 +116,92 @@ def test_lines(an_engine: Callable[..., Engine], registry: CollectorRegistry) ->
     assert sites == {str(line + 1): 2.0, str(line + 2): 2.0}
 
 
+def test_one_place_that_calls_different_functions(  # noqa: C901 - one function for each way
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """What is known of a place names no function that the place did not reach this time, however alike the stacks."""
+    engine = an_engine(registry)
+
+    class OwnSession(Session):
+        """A session of the application."""
+
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            """Check out in a function of the application's own."""
+            return super().execute(*args, **kwargs)
+
+    def engine_connect() -> None:
+        engine.connect().close()
+
+    def pool_connect() -> None:
+        engine.pool.connect().close()
+
+    def raw() -> None:
+        engine.raw_connection().close()
+
+    def as_deep_as_the_engine() -> None:
+        raw()
+
+    def session(kind: type[Session]) -> None:
+        with kind(engine) as one:
+            one.execute(text("SELECT 1"))
+
+    def nested(turn: int) -> None:
+        def handler(_state: Any) -> None:
+            engine.connect().close()
+
+        with Session(engine) as one:
+            if turn % 2:
+                event.listen(one, "do_orm_execute", handler)
+            one.execute(text("SELECT 1"))
+
+    def call(function: Callable[[], Any]) -> Any:
+        return function()
+
+    turns = 6
+    for turn in range(turns):
+        call(lambda: call(engine.connect)).close()
+        call(engine.connect).close()
+        call(engine.raw_connection).close()
+        call(engine.pool.connect).close()
+        for function in (engine_connect, pool_connect, raw, as_deep_as_the_engine):
+            call(function)
+        session(Session)
+        session(OwnSession)
+        nested(turn)
+    prefix = f"{__name__}:{test_one_place_that_calls_different_functions.__qualname__}.<locals>."
+    assert {
+        site.removeprefix(prefix): count
+        for site, count in by_site(registry, "checkouts_by_site_total").items()
+    } == {
+        "call": 4 * turns,
+        "engine_connect": turns,
+        "pool_connect": turns,
+        "raw": 2 * turns,
+        "session": turns,
+        "OwnSession.execute": turns,
+        "nested": turns,
+        "nested.<locals>.handler": turns / 2,
+    }
+
+
+def test_codes_that_come_and_go(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:
+    """An application that makes functions for ever has its sites right, and nothing is kept of those that are gone."""
+    engine = an_engine(registry)
+    for turn in range(300):
+        names: dict[str, Any] = {"engine": engine, "__name__": "made"}
+        exec(f"\n\ndef use_{turn % 3}(): engine.connect().close()", names)  # noqa: S102 - as many functions
+        for _ in range(3):
+            names[f"use_{turn % 3}"]()
+        del names
+    assert by_site(registry, "checkouts_by_site_total") == {f"made:use_{at}": 300.0 for at in range(3)}
+    gc.collect()
+    [recorder] = [one for one in INSTRUMENTED.recorders if one.identity.name == POOL]
+    assert recorder.origins is not None
+    places = recorder.origins._places
+    assert len(places.entries) == 0
+    assert sum(len(sites) for _, by_callee in places.shortcuts for sites in by_callee.values()) == 0
+
+
 def test_sums_over_sites_are_the_totals(
     an_engine: Callable[..., Engine], registry: CollectorRegistry
 ) -> None:
@@ -129,6 +220,67 @@ def test_sums_over_sites_are_the_totals(
     assert sum(holds.values()) == samples.value("hold_seconds_count", POOL)
     seconds = sum(by_site(registry, "hold_seconds_by_site_sum").values())
     assert seconds == pytest.approx(samples.value("hold_seconds_sum", POOL))
+
+
+def test_code_that_is_made_again_and_again(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """What is known of a code goes with it: an application that makes code for ever does not grow."""
+    engine = an_engine(registry)
+    codes = []
+    for at in range(200):
+        names: dict[str, Any] = {"__name__": "made"}
+        exec(f"def use(engine): engine.connect().close()  # {at}", names)  # noqa: S102 - as many codes
+        names["use"](engine)
+        codes.append(weakref.ref(names["use"].__code__))
+    del names
+    gc.collect()
+    assert [code for code in codes if code() is not None] == []
+    assert by_site(registry, "checkouts_by_site_total") == {"made:use": 200.0}
+
+
+class Loud(dict[str, Any]):
+    """A namespace whose methods raise."""
+
+    def get(self, *_: object) -> Any:
+        raise ZeroDivisionError
+
+
+class Name:
+    """A name that raises."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("names", "site"),
+    [
+        ({"__name__": "shop\nforged"}, "other"),
+        ({"__name__": 'shop"} 1\\'}, 'shop"} 1\\:use'),
+        ({"__name__": "läden"}, "läden:use"),
+        ({"__name__": "m" * 10_000}, "…" + "m" * 103 + ":use"),
+        (Loud({"__name__": "shop"}), "shop:use"),
+        ({"__name__": Name()}, "tests.recording.test_sites:test_names_of_any_kind"),
+        ({"__name__": 7}, "tests.recording.test_sites:test_names_of_any_kind"),
+        ({}, "tests.recording.test_sites:test_names_of_any_kind"),
+    ],
+    ids=["newline", "quotes", "letters", "long", "namespace", "raises", "number", "none"],
+)
+def test_names_of_any_kind(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, names: dict[str, Any], site: str
+) -> None:
+    """Whatever code calls itself, the checkout goes on and is counted, and the exposition can be read."""
+    engine = an_engine(registry)
+    exec("def use(engine): engine.connect().close()", names)  # noqa: S102 - a function of any module
+    use = dict.__getitem__(names, "use")
+    for _ in range(3):
+        use(engine)
+    samples = Exposition(registry)
+    assert samples.value("checkouts_total", POOL) == 3.0
+    assert samples.value("exporter_recording_faults_total", POOL) == 0.0
+    assert_sites_add_up(samples, POOL)
+    assert by_site(registry, "checkouts_by_site_total") == {site: 3.0}
 
 
 def test_counts_outlive_their_pools(
@@ -160,7 +312,7 @@ def test_off(
 
 INSTALLED = """
 import sys
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import QueuePool
 from prometheus_client import REGISTRY
 from sqlalchemy_pool_exporter import instrument

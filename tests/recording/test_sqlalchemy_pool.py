@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, QueuePool, SingletonThreadPool, base
 
 import sqlalchemy_pool_exporter
@@ -30,7 +30,18 @@ HOME = "sqlalchemy_pool"
 HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
-OTHERS = {"_collector_to_names", "_names_to_collectors", "_", "_transport", "_current_frames", "_getframe"}
+# And asyncio's: which loop runs, for other implementations of loops; and for what a task waits.
+OTHERS = {
+    "_collector_to_names",
+    "_names_to_collectors",
+    "_",
+    "_transport",
+    "_current_frames",
+    "_getframe",
+    "_get_running_loop",
+    "_callbacks",
+    "_fut_waiter",
+}
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
@@ -121,7 +132,9 @@ def test_the_installed_release_has_them() -> None:
         "queue of asyncio": asyncio_pool._pool,
         "record": proxy._connection_record,
         "proxy": proxy,
-        "connection": Connection,
+        "connection": engine.connect(),
+        "dialect": engine.dialect,
+        "events of a dialect": engine.dialect.dispatch,
         "copy of an engine": engine.execution_options(),
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
         "module of pools": base,
@@ -138,5 +151,6 @@ def test_the_installed_release_has_them() -> None:
     table, finalizer = RECORDS_OUT
     assert hasattr(base, table) or hasattr(base._ConnectionFairy, finalizer)
     assert hasattr(weakref.finalize, "_registry")
+    owners["connection"].close()
     proxy.close()
     engine.dispose()

@@ -20,7 +20,7 @@ from tests.support.diary import PACKAGE
 from tests.support.pool_incidents import CANCELLED
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import Exposition
-from tests.support.witness import metric_state, pool_state
+from tests.support.witness import assert_sites_add_up, metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,7 @@ def test_threads_lose_nothing() -> None:
     assert counted["connects"] == next(database.serials) - 1
     assert counted["checkout_wait_seconds_count"] == counted["hold_seconds_count"] == 1200
     assert metric_state(exposition, handle.name) == pool_state(engine.pool)
+    assert_sites_add_up(exposition, handle.name)
     assert exposition.value("pending_checkouts", handle.name) == 0
     assert exposition.value("connections", handle.name, state="idle") == len(database.open)
 
@@ -123,6 +124,7 @@ def test_threads_and_disposals_lose_nothing() -> None:
     counted = exposition.counters(handle.name)
     assert counted["connects"] == sum(value for key, value in counted.items() if key.startswith("closes."))
     assert counted["checkouts"] == counted["checkins"] == 50 + 400 + 5
+    assert_sites_add_up(exposition, handle.name)
     assert exposition.value("pending_checkouts", handle.name) == 0
     assert "exporter_recording_faults" not in counted
 
@@ -188,6 +190,7 @@ def test_threads_under_a_debugger_lose_nothing() -> None:
     counted = exposition.counters(handle.name)
     assert (264, 264) == (counted["checkouts"], counted["checkins"])
     assert metric_state(exposition, handle.name) == pool_state(engine.pool)
+    assert_sites_add_up(exposition, handle.name)
     assert exposition.value("pending_checkouts", handle.name) == 0
     assert "exporter_recording_faults" not in counted
 

@@ -16,8 +16,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
-from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
+from sqlalchemy_pool_exporter.segment.held import held
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from tests.support.fakes import FakeConnection
 from tests.support.moments import Intruder, Scene, each_moment
@@ -98,6 +100,29 @@ def test_a_pre_ping() -> None:
     ):
         assert type(raised) is OutOfTime, where
         assert_adds_up(scene, where)
+
+
+def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time limit anywhere in the first checkout of a place, later places and labels are recorded."""
+
+    def act(scene: Scene) -> None:
+        monkeypatch.setattr(texts, "_texts", texts._Texts())
+        texts.write_into(scene.handle._recorders[0].storage.pages)
+        with label("first"):
+            scene.pool.connect().close()
+
+    monkeypatch.setattr(Scene, "first", act, raising=False)
+    for scene, where, raised in each_moment("first", lambda _: raise_async(OutOfTime)):
+        assert type(raised) is OutOfTime, where
+        assert_adds_up(scene, where)
+        (recorder,) = scene.handle._recorders
+        exec("def late(pool): return pool.connect()", globals())  # noqa: S102 - another place
+        with label("late"):
+            connection = late(scene.pool)  # type: ignore[name-defined]  # noqa: F821
+        (out,) = held(recorder.snapshot())
+        assert out.site == f"{__name__}:late:1", where
+        assert texts.own().label(out.label) == "late", where
+        connection.close()
 
 
 @pytest.mark.parametrize("kind", [TimeoutError, OSError], ids=lambda kind: kind.__name__)

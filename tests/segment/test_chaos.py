@@ -183,6 +183,9 @@ def test_kill_everything(tmp_path: Path, server: Server, application_name: str) 
         f"returns: {checkins:.0f}, tallied {back} and {closing - back} in flight; "
         f"descriptors and KiB of the sidecar that stayed: {before} and then {after}\n"
     )
+    # In each kill a store to the one was made and that to the other was not.
+    by_site = sum(count for (name, _), count in samples.items() if name == f"{PREFIX}checkouts_by_site_total")
+    assert checkouts <= by_site <= checkouts + THREADS * len(counted)
     assert out <= checkouts <= asked <= out + THREADS * len(counted)
     assert back <= checkins <= closing <= back + THREADS * len(counted)
     assert len(files) == WORKERS

@@ -10,7 +10,7 @@ import pytest
 
 from sqlalchemy_pool_exporter.segment import block
 from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, HELD_SINCE, HOLD, ROW, SUM, WAITS_SINCE
-from sqlalchemy_pool_exporter.segment.entries import SiteCounts
+from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, SiteCounts
 from sqlalchemy_pool_exporter.segment.exhaustion import CAUSES, Cause, likely_cause
 from sqlalchemy_pool_exporter.segment.page import COUNTS
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
@@ -33,6 +33,9 @@ def cause(
     came_back: float = 1.0,
     of_caller: int = 0,
     leak_after: float = math.inf,
+    blocked: float = 0.0,
+    held_before: Sequence[float] = (),
+    oldest_is_used: bool = False,
 ) -> Cause:
     """Return the likely cause.
 
@@ -45,10 +48,14 @@ def cause(
         came_back: how many seconds ago the last connection came back.
         of_caller: how many of them the caller that timed out holds.
         leak_after: seconds.
+        blocked: for how many seconds the event loop was blocked, until a second ago.
+        held_before: for how many seconds the sites, in alphabetical order, have held connections that came back.
+        oldest_is_used: whether the holder of the oldest is known to work with it.
     """
     fields = [0.0] * FIRST_COUNTER
     fields[block.SIZE] = len(ages) if capacity is None else capacity
     fields[block.LAST_CHECKIN] = NOW - came_back
+    fields[block.LOOP_PEAK], fields[block.LOOP_PEAK_AT] = blocked, NOW - 1.0
     counts = [0.0] * COUNTS
     if usual is not None:
         counts[HOLD - FIRST_COUNTER], counts[HOLD + SUM - FIRST_COUNTER] = 100.0, 100 * usual
@@ -60,8 +67,20 @@ def cause(
         row[WAITS_SINCE] = SINCE if at < waits else 0.0
         row[block.SITE] = texts.index(sites[at]) + 1.0 if sites else 0.0
         rows += row
-    snapshot = Snapshot(fields, [], rows, counts, [SiteCounts(text, [0.0] * 6) for text in texts])
-    return likely_cause(snapshot, now=NOW, since=SINCE, of_caller=of_caller, leak_after=leak_after)
+    known = []
+    for at, text in enumerate(texts):
+        counts_of_site = [0.0] * 6
+        counts_of_site[HELD_SECONDS] = held_before[at] if held_before else 0.0
+        known.append(SiteCounts(text, counts_of_site))
+    snapshot = Snapshot(fields, [], rows, counts, known)
+    return likely_cause(
+        snapshot,
+        now=NOW,
+        since=SINCE,
+        of_caller=of_caller,
+        leak_after=leak_after,
+        oldest_is_used=oldest_is_used,
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,16 +88,24 @@ def cause(
     [
         ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"])),
         ("busy", cause([0.1, 0.02], usual=None)),
+        ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"], blocked=5.0)),
+        ("loop_blocked", cause([31.0, 32.0], came_back=31.0, blocked=20.0)),
+        ("loop_blocked", cause([], capacity=4, blocked=20.0)),
         ("slow", cause([1.0, 2.0, 3.0, 4.0], sites=["a", "b", "c", "d"])),
         ("slow", cause([31.0, 100.0, 300.0, 400.0], sites=["a", "b", "c", "d"])),
         ("one_site", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"])),
+        ("one_site", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"], held_before=[50.0, 50.0])),
+        ("busy", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"], held_before=[90.0, 10.0])),
         ("stuck", cause([31.0, 32.0, 33.0, 34.0], came_back=31.0)),
         ("stuck", cause([31.0, 32.0, 33.0, 34.0], came_back=31.0, usual=None)),
         ("stuck", cause([600.0], came_back=600.0, usual=None)),
         ("leak", cause([600.0], came_back=600.0)),
+        ("stuck", cause([600.0], came_back=600.0, oldest_is_used=True)),
+        ("stuck", cause([30.2, 30.1, 29.9], came_back=31.0)),
         ("leak", cause([100.0, 400.0, 700.0, 900.0], came_back=100.0)),
         ("leak", cause([0.1, 400.0, 700.0, 900.0])),
         ("leak", cause([10.0, 20.0, 0.1], leak_after=5.0)),
+        ("leak", cause([33.0, 32.0, 31.0], leak_after=5.0, came_back=31.0)),
         ("busy", cause([10.0, 0.1, 0.1], usual=5.0, leak_after=5.0)),
         ("self_deadlock", cause([31.0, 32.0], waits=2, came_back=40.0)),
         ("self_deadlock", cause([31.0, 32.0], waits=1, of_caller=1, came_back=40.0)),

@@ -343,6 +343,32 @@ def test_databases(server: Server, config: Path, application_name: str) -> None:
             assert "hunter2" not in "".join(sidecar.log)
 
 
+def test_findings_of_a_probed_server(
+    server: Server, directory: Path, config: Path, application_name: str
+) -> None:
+    """A sidecar that probes the server holds the pools against its limits; the audit asks it for that."""
+    options = {"interval_seconds": 5, "timeout_seconds": 5}
+    orders = {"name": "orders", "dsn": server.dsn(application_name), "pools": ["orders", "fine"], **options}
+    config.write_text(json.dumps({"segments": {"directory": str(directory)}, "databases": [orders]}))
+    url = server.url("postgresql+psycopg", application_name=application_name)
+    registry = CollectorRegistry()
+    fine, orders_ = create_engine(url, pool_size=2), create_engine(url, pool_size=1000)
+    with Sidecar("--config", config) as sidecar:
+        with instrument(fine, name="fine", directory=directory, registry=registry):
+            assert eventually(lambda: sidecar.value("database_up", database="orders") == 1)
+            assert sidecar.value("finding", pool="fine", rule="too_many_connections") is None
+            done = run("audit", sidecar.url)
+            assert (done.returncode, done.stdout) == (0, "nothing found in 1 pool in 1 process\n")
+        with instrument(orders_, name="orders", directory=directory, registry=registry):
+            assert sidecar.value("finding", pool="orders", rule="too_many_connections") == 1
+            assert eventually(lambda: run("audit", sidecar.url).returncode == 1)
+            done = run("audit", "--json", sidecar.url)
+            (finding,) = json.loads(done.stdout)["findings"]
+            assert ("orders", "too_many_connections") == (finding["pool"], finding["rule"])
+            assert "can open 1010 connections in all processes" in finding["text"]
+        assert sidecar.end() == 0
+
+
 def test_both_sides_of_a_held_connection(
     server: Server, directory: Path, config: Path, application_name: str
 ) -> None:

@@ -61,8 +61,9 @@ class Clock:
 class Call:
     """A call of ``connect()`` in a thread or a task of its own."""
 
-    def __init__(self, caller: Caller, expires: float) -> None:
+    def __init__(self, caller: Caller, expires: float, connect: Callable[[Engine], Connection]) -> None:
         self.caller = caller
+        self.connect = connect
         self.expires = expires
         self.is_done = threading.Event()
         self.fault = ""
@@ -74,7 +75,7 @@ class Call:
 
     def run(self, engine: Engine) -> None:
         current_call.set(self)
-        self.fault, self.connection = attempt(engine.connect)
+        self.fault, self.connection = attempt(lambda: self.connect(engine))
         self.is_done.set()
 
 
@@ -105,7 +106,9 @@ class Threads:
         self._clock = clock
 
     def start(self, call: Call, engine: Engine) -> None:
-        threading.Thread(target=copy_context().run, args=[call.run, engine], daemon=True).start()
+        threading.Thread(
+            target=copy_context().run, args=[call.run, engine], name=call.caller.holder, daemon=True
+        ).start()
 
     def run(self, function: Callable[[], Any]) -> Any:
         return self._pool.submit(function).result(30)
@@ -157,7 +160,7 @@ class Tasks:
 
     def start(self, call: Call, engine: Engine) -> None:
         def create() -> None:
-            call.task = self._loop.create_task(greenlet_spawn(call.run, engine))
+            call.task = self._loop.create_task(greenlet_spawn(call.run, engine), name=call.caller.holder)
 
         self._loop.call_soon_threadsafe(create)
 

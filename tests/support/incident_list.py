@@ -51,11 +51,11 @@ def _slow(stage: Stage, begin: Callable[[], object]) -> None:
 
 
 def _leak(stage: Stage, begin: Callable[[], object]) -> None:
-    """Each caller forgets to close, every two seconds."""
+    """Each caller forgets to close, every five seconds."""
     stage.load(2)
     stage.last(QUIET)
     begin()
-    stage.load(1, "forget", pause=2.0)
+    stage.load(1, "forget", seconds=4.0, pause=1.0)
     stage.last(LONG / 2)
 
 
@@ -97,7 +97,7 @@ def _restart(stage: Stage, begin: Callable[[], object]) -> None:
 
 def _refuse_writes(stage: Stage, begin: Callable[[], object]) -> None:
     """The server refuses writes from one moment to the next, as after a failover to a replica."""
-    stage.load(2)
+    stage.load(2, "write")
     stage.last(QUIET)
     begin()
     stage.database.ask("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -207,6 +207,7 @@ INCIDENTS: Final = [
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
             ("NearCapacity", "info"): ("capacity_window", "capacity_for"),
             ("WaitBudgetBurn", "critical"): ("wait_fast_window", "wait_fast_for"),
+            ("Finding", "info"): ("finding_for",),
         },
         allowed=_FULL,
         pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 2.5, "pool_pre_ping": True},
@@ -229,7 +230,13 @@ INCIDENTS: Final = [
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
             ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
         },
-        allowed=_FULL,
+        allowed={
+            **_FULL,
+            (
+                "SelfDeadlock",
+                "warning",
+            ): "a thread that lost a connection asks for another: at first it looks the same",
+        },
         pool={"pool_size": 2, "max_overflow": 1, "pool_timeout": 4.0, "pool_pre_ping": True},
     ),
     Incident(
@@ -237,6 +244,8 @@ INCIDENTS: Final = [
         "callers wait for a second connection while they hold their first",
         _nested,
         expected={
+            ("SelfDeadlock", "warning"): ("deadlock_for",),
+            ("SelfDeadlock", "critical"): ("deadlock_critical_window", "deadlock_critical_for"),
             ("Starvation", "warning"): ("starvation_window", "starvation_for"),
             ("Starvation", "critical"): ("starvation_window", "starvation_timeout_for"),
         },
@@ -399,6 +408,9 @@ INCIDENTS: Final = [
     ),
     *WORKER_INCIDENTS,
 ]
+
+# Alerts that may fire in any incident, and why.
+ANYWHERE: Final = {("Finding", "info"): "what is staged is configured badly on purpose"}
 
 # Tiers that no incident stages, and why.
 UNSTAGED: Final = {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker process for an incident: callers use one pool in a loop, with the load that standard input gives.
 
-Its only argument is JSON: the URL, the pool's options and the pool's name. Each line of standard input is JSON, too,
+Its only argument is JSON: the URL, the pool's options and the pool's name, and the module of an application, if its
+functions are to be called instead of those here. Each line of standard input is JSON, too,
 and replaces the load: ``{"callers": 3, "act": "query", "seconds": 0.05, "pause": 0.1}``.
 """
 
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, pool, text
@@ -27,11 +29,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy_pool_exporter import instrument
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sqlalchemy import Connection, Engine
 
 SLEEP = text("SELECT pg_sleep(:seconds)")
 # Locks what a session can wait for that has no row in common with the caller.
 SHARE = text("SELECT pg_advisory_xact_lock_shared(1)")
+LEAK_AFTER = 30.0
 # Errors that a caller ignores, as an application that answers 500 or 503 and goes on.
 SURVIVED = (DBAPIError, PoolTimeoutError, OSError)
 
@@ -49,8 +54,8 @@ class Load:
 class Callers:
     """Runs the load's callers in threads; the mutable state is the load and the number of threads."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, acts: ModuleType | None = None) -> None:
+        self._engine, self._acts = engine, acts
         self._load = Load(0)
         self._started = 0
         self._kept: list[Connection] = []
@@ -59,7 +64,8 @@ class Callers:
         """Replace the load."""
         self._load = load
         while self._started < load.callers:
-            threading.Thread(target=self._call, args=[self._started], daemon=True).start()
+            name = f"caller-{self._started}"
+            threading.Thread(target=self._call, args=[self._started], name=name, daemon=True).start()
             self._started += 1
 
     def _call(self, number: int) -> None:
@@ -69,7 +75,10 @@ class Callers:
             load = self._load
             if number < load.callers:
                 with contextlib.suppress(*SURVIVED):
-                    getattr(self, load.act)(load.seconds)
+                    if self._acts is None:
+                        getattr(self, load.act)(load.seconds)
+                    else:
+                        getattr(self._acts, load.act)(self._engine, load.seconds)
             time.sleep(load.pause)
 
     def query(self, seconds: float) -> None:
@@ -78,11 +87,20 @@ class Callers:
             connection.execute(SLEEP, {"seconds": seconds})
 
     def forget(self, seconds: float) -> None:
-        """Do one query, and forget to close; the garbage collector will find the connection."""
+        """Do one query, and forget to close; the garbage collector finds the connection so much later."""
         connection = self._engine.connect()
-        connection.execute(SLEEP, {"seconds": seconds})
-        del connection
+        connection.execute(SLEEP, {"seconds": 0})
+        cycle: list[object] = [connection]
+        cycle.append(cycle)
+        del connection, cycle
+        time.sleep(seconds)
         gc.collect()
+
+    def write(self, seconds: float) -> None:
+        """Do one query that only a server that takes writes allows."""
+        with self._engine.begin() as connection:
+            connection.execute(SLEEP, {"seconds": seconds})
+            connection.execute(text("CREATE TABLE IF NOT EXISTS written ()"))
 
     def keep(self, seconds: float) -> None:
         """Do one query, and keep the connection for ever in a cache."""
@@ -102,8 +120,8 @@ class Callers:
 class Handlers:
     """Runs the load's callers as asyncio tasks, which can await something slow while they hold a connection."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: AsyncEngine, acts: ModuleType | None = None) -> None:
+        self._engine, self._acts = engine, acts
         self._load = Load(0)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -118,7 +136,10 @@ class Handlers:
             load = self._load
             if number < load.callers:
                 with contextlib.suppress(*SURVIVED):
-                    await getattr(self, load.act)(load.seconds)
+                    if self._acts is None:
+                        await getattr(self, load.act)(load.seconds)
+                    else:
+                        await getattr(self._acts, load.act)(self._engine, load.seconds)
             await asyncio.sleep(load.pause)
 
     async def query(self, seconds: float) -> None:
@@ -145,8 +166,8 @@ def _loads() -> Any:
         yield Load(**json.loads(line))
 
 
-async def _asyncio(engine: AsyncEngine) -> None:
-    handlers = Handlers(engine)
+async def _asyncio(engine: AsyncEngine, acts: ModuleType | None) -> None:
+    handlers = Handlers(engine, acts)
     loads = _loads()
     while (load := await asyncio.to_thread(next, loads, None)) is not None:
         handlers.take(load)
@@ -155,16 +176,17 @@ async def _asyncio(engine: AsyncEngine) -> None:
 def main(options: dict[str, Any]) -> None:
     """Put load on a pool until standard input ends."""
     url, name, arguments = options["url"], options["name"], options["pool"]
+    acts = import_module(options["acts"]) if options.get("acts") else None
     if "poolclass" in arguments:
         arguments["poolclass"] = getattr(pool, arguments["poolclass"])
     if "+asyncpg" in url:
         async_engine = create_async_engine(url, **arguments)
-        instrument(async_engine, name=name)
-        asyncio.run(_asyncio(async_engine))
+        instrument(async_engine, name=name, leak_after=LEAK_AFTER)
+        asyncio.run(_asyncio(async_engine, acts))
         return
     engine = create_engine(url, **arguments)
-    instrument(engine, name=name)
-    callers = Callers(engine)
+    instrument(engine, name=name, leak_after=LEAK_AFTER)
+    callers = Callers(engine, acts)
     for load in _loads():
         callers.take(load)
 

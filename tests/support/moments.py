@@ -16,7 +16,7 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.samples import RegistrySamples
-from tests.support.witness import metric_state, pool_state
+from tests.support.witness import assert_sites_add_up, metric_state, pool_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,6 +166,7 @@ class Scene:
             "checked out": 0,
         }
         assert {key: expected[key] for key in state} == state, where
+        assert_sites_add_up(exposition, name)
         for _ in range(4):  # new records may reuse the addresses of freed ones
             self.held += [self.pool.connect(), self.pool.connect()]
             assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where

@@ -23,7 +23,14 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.drivers import ASYNC, WITH_SERVER
 from tests.support.samples import Exposition
 from tests.support.wait import eventually
-from tests.support.witness import PoolLog, assert_errors_agree, assert_log_agrees, metric_state, pool_state
+from tests.support.witness import (
+    PoolLog,
+    assert_errors_agree,
+    assert_log_agrees,
+    assert_sites_add_up,
+    metric_state,
+    pool_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +132,7 @@ class Case:
         assert calls == counted["checkout_wait_seconds_count"]
         assert counted["connects"] + counted["connect_errors"] == counted["connect_seconds_count"]
         assert_errors_agree(exposition, self.name)
+        assert_sites_add_up(exposition, self.name)
         phases = sum(exposition.value(f"{phase}_seconds_sum", self.name) for phase in ("connect", "ping"))
         assert exposition.value("checkout_wait_seconds_sum", self.name) >= phases
 

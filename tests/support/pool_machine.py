@@ -19,6 +19,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.metrics import PREFIX
+from sqlalchemy_pool_exporter.segment import texts
+from sqlalchemy_pool_exporter.segment.held import held
 from tests.support.callers import (
     ERRORS,
     Call,
@@ -35,7 +38,7 @@ from tests.support.reference import Model
 from tests.support.reference_parts import Pool
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
-from tests.support.witness import PoolLog, assert_errors_agree
+from tests.support.witness import PoolLog, assert_errors_agree, assert_sites_add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,6 +54,12 @@ if TYPE_CHECKING:
 VERSION = tuple(int(part) for part in sqlalchemy.__version__.split("."))
 
 HOUR = 3600.0
+_BY_SITE = {
+    f"{PREFIX}checkouts_by_site_total": "checkouts",
+    f"{PREFIX}hold_seconds_by_site_count": "holds",
+    f"{PREFIX}leaked_checkouts_by_site_total": "leaked",
+}
+_TOTALS = (f"{PREFIX}nested_checkouts_total", f"{PREFIX}self_deadlocked")
 PATIENCE = 10.0  # seconds to wait for an expected event
 
 
@@ -216,12 +225,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.reap()
 
     def _hold(self, slot: Slot, connection: Connection) -> None:
-        held = Held(connection, slot)
-        record = held.proxy._connection_record
+        self._bind(slot, connection)
+        self.held.append(Held(connection, slot))
+
+    @staticmethod
+    def _bind(slot: Slot, connection: Any) -> None:
+        record = connection.connection._connection_record
         if slot.record is None:
             slot.record = weakref.ref(record)
         assert slot.record() is record
-        self.held.append(held)
 
     def _end(self, held: Held, function: Callable[[], Any]) -> str:
         """Make the last call for a connection, in another thread or task."""
@@ -266,9 +278,30 @@ class PoolMachine(RuleBasedStateMachine):
         counted = exposition.counters(self.name)
         _assert_equal(counted, self.model.counted)
         assert_errors_agree(exposition, self.name)
+        assert_sites_add_up(exposition, self.name)
+        self._assert_sites_are(exposition)
         assert all(counted[key] >= value for key, value in self.counted.items())
         self.counted = counted
         assert min(exposition.samples.values()) >= 0
+
+    def _assert_sites_are(self, exposition: RegistrySamples) -> None:
+        """Compare what is counted by site, and who holds what, with the model."""
+        assert self.handle
+        shown = {
+            (metric, dict(labels)["site"]): value
+            for (name, labels), value in exposition.samples.items()
+            if (metric := _BY_SITE.get(name)) and value
+        }
+        if self.model.counted["checkouts"]:
+            assert shown == {key: count for key, count in self.model.by_site.items() if count}
+        named = texts.own()
+        out = [one for recorder in self.handle._recorders for one in held(recorder.snapshot())]
+        assert self.model.held() == sorted((one.site, named.holder(one.holder)) for one in out)
+        totals = dict.fromkeys(_TOTALS, 0.0)
+        for (name, _), value in exposition.samples.items():
+            if name in totals:
+                totals[name] += value
+        assert [float(self.model.nested), 0.0] == list(totals.values())
 
     def _assert_model_is_the_pool(self) -> None:
         model, pool = self.model.pool, self.engine.pool

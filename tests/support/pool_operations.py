@@ -20,6 +20,8 @@ from tests.support.reference_parts import AGED, Fault
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.engine import Connection, Engine
+
     from tests.support.pool_machine import Held
     from tests.support.reference_parts import Slot
 
@@ -38,6 +40,17 @@ if VERSION > (2, 0, 50):
 # collection fails in turn, without end.
 if (2, 0, 50) < VERSION < (2, 1):
     RAISES += [("invalidate", "listener"), ("close", "listener")]
+
+
+def _made(site: int) -> Callable[[Engine], Connection]:
+    """Return a function of its own that checks a connection out."""
+    names: dict[str, Any] = {"__name__": "made.for.tests"}
+    exec(f"def site_{site}(engine): return engine.connect()", names)  # noqa: S102 - as many functions
+    function: Callable[[Engine], Connection] = names[f"site_{site}"]
+    return function
+
+
+SITES = [_made(site) for site in range(5)]
 
 
 class Incidents(PoolMachine):
@@ -73,14 +86,45 @@ class Incidents(PoolMachine):
 
     # -- checkouts
 
-    @rule()
-    def connect(self) -> None:
+    @rule(site=st.integers(0, len(SITES) - 1), holder=st.integers(0, 4))
+    def connect(self, site: int, holder: int) -> None:
         self.expires = max(self.expires, self.clock.passed) + HOUR
         self.engine.pool._timeout = self.expires - self.clock.passed
-        call = Call(self.model.connect(), self.expires)
+        call = Call(
+            self.model.connect(f"made.for.tests:site_{site}:1", f"caller-{holder}"), self.expires, SITES[site]
+        )
         self.calls.append(call)
         self.runner.start(call, self.engine)
         self._settle()
+
+    @precondition(lambda self: self._can_nest())
+    @rule()
+    def nest(self) -> None:
+        """A caller checks out a second connection while it holds one."""
+        slots = []
+        for site in range(2):
+            caller = self.model.connect(f"made.for.tests:site_{site}:1", "")
+            assert caller.at is None
+            assert caller.slot is not None
+            slots.append(caller.slot)
+        raised = [self.model.give_back(slot) for slot in reversed(slots)]
+
+        def act() -> list[str]:
+            connections = [SITES[site](self.engine) for site in range(2)]
+            for slot, connection in zip(slots, connections, strict=True):
+                self._bind(slot, connection)
+            del connection
+            return [attempt(connections.pop().close)[0] for _ in range(2)]
+
+        assert self.runner.run(act) == raised
+        self.model.nested += bool(self.handle)
+        self._settle()
+
+    def _can_nest(self) -> bool:
+        model = self.model
+        room = 2 if model.pool.has_room and (model.pool.max_overflow < 0 or model.pool.keeps_none) else 0
+        room = room or len(model.pool.queue) + max(0, model.pool.max_overflow - model.pool.overflow)
+        return room >= 2 and not (model.callers or model.raises or model.refuses or model.holds_connects)
 
     def _waiting(self, at: str) -> list[Call]:
         return [call for call in self.calls if call.caller.at == at]

@@ -11,7 +11,7 @@ from tests.support.segments import NOW
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy_pool_exporter.held_connections import Session
+    from sqlalchemy_pool_exporter.held_connections import ServerHealth, ServerLimits, Session
     from sqlalchemy_pool_exporter.segment.held import Held
 
 
@@ -24,7 +24,9 @@ class Probed:
     database: str = "main"
     identity: str = "server"
     asked_at: float = NOW - 2.0
+    limits: ServerLimits | None = None
     uncertain: set[int] = field(default_factory=set)
+    health: ServerHealth | None = None
 
     def session(self, pid: int) -> Session | None:
         return self.sessions.get(pid)

@@ -40,6 +40,11 @@ class Model(Connections):
             gauges["overflow"] = max(0, beyond) if self.pool.size else 0
         return gauges
 
+    def held(self) -> list[tuple[str, str]]:
+        """Return the site and the holder of each connection that is checked out."""
+        out = [slot for slot in self.slots if slot.known_to == self.instrumentation and slot.handed_out]
+        return sorted((slot.site, slot.holder) if slot.timed else ("other", "") for slot in out)
+
     @property
     def on_server(self) -> int:
         """How many connections the server has."""
@@ -48,9 +53,9 @@ class Model(Connections):
 
     # -- checkout
 
-    def connect(self) -> Caller:
+    def connect(self, site: str, holder: str) -> Caller:
         """Begin a checkout; it ends at once or waits."""
-        caller = Caller(self.pool, self.pool.instrumentation)
+        caller = Caller(self.pool, self.pool.instrumentation, site, holder)
         caller.steps = self._connect(caller)
         self.callers.append(caller)
         self.resume(caller)
@@ -95,6 +100,8 @@ class Model(Connections):
         self._count("checkout_wait_seconds_count", caller.instrumentation)
         slot.handed_out = True
         slot.timed = bool(caller.instrumentation) and caller.instrumentation == caller.pool.instrumentation
+        slot.site, slot.holder = caller.site, caller.holder
+        self._count_at("checkouts", slot, caller.instrumentation)
         slot.known_to = caller.pool.instrumentation
         return slot
 
@@ -257,6 +264,8 @@ class Model(Connections):
     def uninstrument(self) -> None:
         self.instrumentation = 0
         self.counted.clear()
+        self.by_site.clear()
+        self.nested = 0
         for slot in self.slots:
             slot.known_to = 0
         for pool in self.pools:
@@ -277,6 +286,7 @@ class Model(Connections):
             if slot.open:
                 if slot.handed_out:
                     self._count("leaked_checkouts", slot.known_to)
+                    self._count_at("leaked", slot, slot.known_to)
                 self._closed(slot, "dispose" if slot.retired else "gc")
 
     def _is_in_use(self, pool: Pool) -> bool:

@@ -37,6 +37,8 @@ class Connections:
         self.detached: list[Detached] = []
         self.instrumentation = 0
         self.counted: Counter[str] = Counter()  # while instrumented, by the names of the metrics
+        self.by_site: Counter[tuple[str, str]] = Counter()  # likewise, with the site
+        self.nested = 0
         self.logged: Counter[str] = Counter()  # always, by the names in PoolLog
         self.raises: dict[str, str] = {}  # the error that an event's listener raises, by event
         self.refuses = ""  # the error that the driver's connect() raises
@@ -57,6 +59,11 @@ class Connections:
     def _count(self, key: str, instrumentation: int) -> None:
         if instrumentation and instrumentation == self.instrumentation:
             self.counted[key] += 1
+
+    def _count_at(self, key: str, slot: Slot, instrumentation: int) -> None:
+        """Count with the site of a checkout; it is not known if the checkout was not seen."""
+        if instrumentation and instrumentation == self.instrumentation:
+            self.by_site[key, slot.site if slot.timed else "other"] += 1
 
     def _tick(self) -> int:
         return next(self._ticks)
@@ -143,8 +150,10 @@ class Connections:
             self._count("checkins", instrumentation)
             if slot.timed:
                 self._count("hold_seconds_count", instrumentation)
+                self._count_at("holds", slot, instrumentation)
             if collected:
                 self._count("leaked_checkouts", instrumentation)
+                self._count_at("leaked", slot, instrumentation)
         slot.handed_out = False
 
     def _put(self, slot: Slot) -> None:
@@ -243,6 +252,7 @@ class Connections:
             self._count("detaches", instrumentation)
             if collected:
                 self._count("leaked_checkouts", instrumentation)
+                self._count_at("leaked", slot, instrumentation)
         if collected:
             self._count("closes.gc", instrumentation)
         slot.handed_out = False

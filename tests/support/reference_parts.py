@@ -52,6 +52,8 @@ class Slot:
     out: bool = False  # it has a proxy, also before connect() returns
     handed_out: bool = False  # connect() has returned it
     timed: bool = False  # the instrumentation saw its checkout
+    site: str = ""  # where it was checked out last
+    holder: str = ""  # the thread or task that did
     retired: bool = False  # its pool was disposed of
     interrupted: bool = False
     known_to: int = 0  # the instrumentation that knows of it
@@ -89,6 +91,8 @@ class Caller:
 
     pool: Pool
     instrumentation: int
+    site: str = ""
+    holder: str = ""
     at: Waiting | None = None
     steps: Generator[Waiting, bool, Slot] = field(init=False)
     slot: Slot | None = None

@@ -24,6 +24,8 @@ SOME: Final = r"\} [\d.e+-]+\n"
 PROCESS: Final = r'pid="(<worker_pids>)".* worker="\d+"'
 # A psql row with a session and its age, which is not negative.
 AGE: Final = r"\| (\d+ days? )?\d\d:\d\d:\d\d"
+# A row of `top`: the place in the code, the process, and the state of the session in the server.
+HOLDER: Final = r"__main__:{}:\d+ .* pid (<worker_pids>)\b.*{}"
 # The dump of a worker has the script that it runs.
 DUMP: Final = r"Process (<worker_pids>): .*incident_worker"
 
@@ -88,41 +90,38 @@ CASES: Final = [
         "Starvation",
         "slow",
         (
-            r'worker="\d+"',
+            HOLDER.format(r"Callers\.query", "active"),
+            PROCESS,
             r'worker="\d+"',
             NOTHING,
-            SOME,
             r'instance="<instance>"',
             r"\} (0\.[4-9]|[1-9])",  # twenty times as long as before
+            r'site="__main__:Callers\.query:\d+"\} [1-9]',
+            r'site="__main__:Callers\.query:\d+"\} (0\.[4-9]|[1-9])',
             r"active .*pg_sleep.*(<active_pids>)",
-            PROCESS,
             rf"{DUMP}(.|\n)*_do_get(.|\n)*query \(",
             r'database="<name>"',
         ),
     ),
     Case(
-        "Starvation",
+        "SelfDeadlock",
         "nested",
         (
-            r'worker="\d+"',
-            SOME,
-            r'worker="\d+"',
-            r"\} (0\.[89]|[1-9])",
-            SOME,
-            SOME,
-            r"idle in transaction .*(<idle_in_transaction_pids>)",
+            r"self-deadlock in worker \d+ \(pid (<worker_pids>)\)(.|\n)*"
+            + HOLDER.format(r"Callers\.nest", "idle in transaction"),
             PROCESS,
+            r'job="<name>", site="__main__:Callers\.nest:\d+"\} [\d.]*[1-9]',
+            r"idle in transaction .*(<idle_in_transaction_pids>)",
             rf"{DUMP}(.|\n)*_do_get(.|\n)*nest \(",
-            r'database="<name>"',
         ),
     ),
     Case(
         "Stuck",
         "kept",
         (
+            HOLDER.format(r"Callers\.keep", "idle"),
+            r'pid="(<worker_pids>)".* site="__main__:Callers\.keep:\d+", worker="\d+"\} [1-9]',
             r'worker="\d+"\} [4-9.\d]+',
-            r'worker="\d+"\} [4-9.\d]+',
-            PROCESS,
             rf"\b(<idle_pids>)\b.*\| idle +{AGE}",
             rf"{DUMP}(.|\n)*_do_get(.|\n)*keep \(",
         ),
@@ -145,15 +144,26 @@ CASES: Final = [
         "HeldTooLong",
         "handler",
         (
-            r'worker="\d+"\} [\d.]*[1-9]',
-            PROCESS,
+            HOLDER.format(r"Handlers\.wait", "idle in transaction"),
+            r'pid="(<worker_pids>)".* site="__main__:Handlers\.wait:\d+", worker="\d+"\} [\d.]*[1-9]',
+            r'server_state="idle_in_transaction"\} [1-9]',
             r"\{\} [\d.]+\n",
             rf"\b(<idle_in_transaction_pids>)\b.*idle in transaction +{AGE}.*advisory",
             rf"{DUMP}",
         ),
     ),
     # The code of the last block is run by a test of its own.
-    Case("LeakedCheckouts", "leak", (r'job="<name>"\} [\d.]*[1-9]', r'reason="cancelled"\} 0\n', None)),
+    Case(
+        "LeakedCheckouts",
+        "leak",
+        (
+            HOLDER.format(r"Callers\.forget", "idle in transaction"),
+            r'job="<name>", site="__main__:Callers\.forget:\d+"\} [\d.]*[1-9]',
+            r'job="<name>"\} [\d.]*[1-9]',
+            r'reason="cancelled"\} 0\n',
+            None,
+        ),
+    ),
     Case(
         "ConnectErrors",
         "refused",
@@ -200,8 +210,8 @@ CASES: Final = [
         (
             rf"\b(<idle_in_transaction_pids>)\b.*{AGE}.*{AGE}.*advisory",
             r"\{.*\b(<idle_in_transaction_pids>)\b.*\}.*pg_advisory_lock\(1\)",
-            r'worker="\d+"\} [\d.]*[1-9]',
-            PROCESS,
+            HOLDER.format(r"Handlers\.wait", "idle in transaction"),
+            r'pid="(<worker_pids>)".* site="__main__:Handlers\.wait:\d+"',
         ),
         beside=_blocked,
     ),
@@ -216,6 +226,16 @@ CASES: Final = [
             rf"<stopped_pid> +T .*incident_worker(.|\n)*{DUMP}(.|\n)*_call \(",
         ),
     ),
+    Case(
+        "EventLoopBlocked",
+        "blockedone",
+        (
+            r"event loop blocked: worker \d+ \(pid (<worker_pids>)\)(.|\n)*"
+            + HOLDER.format(r"Handlers\.block", "idle in transaction"),
+            PROCESS,
+            rf"{DUMP}(.|\n)*block \(",
+        ),
+    ),
     Case("ExporterDown", "down", (r'instance="<instance>".*\} 0\n', r"(refused|connect)(.|\n)*listening on")),
     Case(
         "ExporterFailing",
@@ -225,8 +245,19 @@ CASES: Final = [
     Case(
         "ReadOnlyServer",
         "readonly",
-        (r'database="<name>".*\} 0', r"f +\| on", r"on +\| configuration file", r'pool="<name>"'),
+        (
+            r'database="<name>".*\} 0',
+            r"f +\| on",
+            r"on +\| configuration file",
+            r'pool="<name>"\} [\d.]*[1-9]',
+            r'pool="<name>"',
+        ),
     ),
     Case("ProbeFailing", "restart", (r'database="<name>".*reason="\w+"', r"database")),
+    Case(
+        "Finding",
+        "slow",
+        (r"<name>: pool_below_threads: ", r'job="<name>", pool="<name>", rule="pool_below_threads"\} 1\n'),
+    ),
     Case("ReloadFailed", "broken", (r"\} [\d.]*[1-9]", r"databases: .*\n(.|\n)*not reloaded")),
 ]

@@ -8,6 +8,8 @@ durations are as much shorter as those of the rules. Nothing else is changed.
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +38,10 @@ case "$1" in
 esac
 echo "no kubectl $*" >&2
 exit 1
+"""
+# The package of this interpreter, whose command need not be on the PATH.
+EXPORTER = f"""#!/bin/sh
+exec {shlex.quote(sys.executable)} -m sqlalchemy_pool_exporter "$@"
 """
 
 
@@ -101,8 +107,9 @@ class Reader:
         self._at: float | None = time.time()
         programs = directory / str(case)
         programs.mkdir()
-        (programs / "kubectl").write_text(KUBECTL)
-        (programs / "kubectl").chmod(0o755)
+        for name, script in {"kubectl": KUBECTL, "sqlalchemy-pool-exporter": EXPORTER}.items():
+            (programs / name).write_text(script)
+            (programs / name).chmod(0o755)
         log = programs / "sidecar.log"
         log.write_text("".join(stage.sidecar.log))
         self._path = str(programs)
@@ -188,6 +195,8 @@ class Reader:
         stage = self._stage
         for old, new in {
             "orders-abc:10079": stage.sidecar.url.removeprefix("http://"),
+            "localhost:10079": stage.sidecar.url.removeprefix("http://"),
+            "--pool orders": f"--pool {self._case.incident}",
             "/etc/sqlalchemy-pool-exporter/exporter.yaml": str(stage.directory / "exporter.yaml"),
             "/var/run/sqlalchemy-pools": str(stage.directory / "pools"),
         }.items():

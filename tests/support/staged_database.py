@@ -85,6 +85,15 @@ class Database:
         """Start the server and wait until it is ready."""
         assert self._starts(), self._log.read_text()
 
+    def fail_over(self) -> None:
+        """Put a replica in the place of the server: the same data, and no writes."""
+        self.stop()
+        signal_file = self._directory / "data" / "standby.signal"
+        signal_file.touch()
+        if self._account:
+            os.chown(signal_file, self._account["user"], self._account["group"])
+        self.start()
+
     def _starts(self) -> bool:
         """Start the server; return whether it is ready, which it is not if its port is taken."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
@@ -92,7 +101,8 @@ class Database:
         state = self._directory / "data" / "postmaster.pid"
 
         def is_ready() -> bool:
-            return state.exists() and "ready" in state.read_text()
+            said = state.read_text() if state.exists() else ""
+            return "ready" in said or "standby" in said
 
         eventually(lambda: is_ready() or process.poll() is not None, seconds=MAKING_SECONDS)
         return process.poll() is None and is_ready()

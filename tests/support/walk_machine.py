@@ -29,6 +29,7 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from tests.support.paths import ROOT
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
+from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -311,6 +312,10 @@ class Walk(RuleBasedStateMachine):
         for name in NAMES:
             shown, true = self._shown(samples, name), +self.tally[name]
             wrong |= {f"{name} {k}": (shown[k], true[k]) for k in {*shown, *true} if shown[k] != true[k]}
+            try:
+                assert_sites_add_up(samples, name)
+            except AssertionError as error:
+                wrong[f"{name} sites"] = str(error)
             for key, value in self._state(name).items():
                 has = samples.get(key[0], name, **dict(key[1:]))
                 if (has or 0.0) != value:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from sqlalchemy.pool import QueuePool
 
+from sqlalchemy_pool_exporter.metrics import PREFIX
+
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
@@ -106,6 +108,35 @@ def assert_log_agrees(exposition: RegistrySamples, pool: str, log: PoolLog) -> N
     # A close by the garbage collector is not logged; a close by SQLAlchemy during a collection is.
     closed = sum(value for key, value in counters.items() if key.startswith("closes."))
     assert closed - closes("gc", "dispose") <= log.counts["closes"] <= closed
+
+
+def assert_sites_add_up(exposition: RegistrySamples, pool: str) -> None:
+    """Assert that the sums over the sites of a pool are its totals, and that each state has as many sites as it has."""
+
+    def total(name: str, *labels: tuple[str, str]) -> float:
+        wanted = {("pool", pool), *labels}
+        return sum(
+            value
+            for (metric, pairs), value in exposition.samples.items()
+            if metric == PREFIX + name and wanted <= pairs
+        )
+
+    sums = {
+        "checkouts": total("checkouts_by_site_total"),
+        "holds": total("hold_seconds_by_site_count"),
+        "leaked": total("leaked_checkouts_by_site_total"),
+        "held": total("held_connections"),
+    }
+    totals = {
+        "checkouts": total("checkouts_total"),
+        "holds": total("hold_seconds_count"),
+        "leaked": total("leaked_checkouts_total"),
+        "held": total("connections", ("state", "in_use")),
+    }
+    # A pool of which no checkout was recorded has no sites.
+    assert sums == totals or not (sums["checkouts"] or totals["checkouts"])
+    seconds = (total("hold_seconds_by_site_sum"), total("hold_seconds_sum"))
+    assert abs(seconds[0] - seconds[1]) <= 1e-6 * (1 + seconds[1]) or not totals["checkouts"]
 
 
 def assert_errors_agree(exposition: RegistrySamples, pool: str) -> None:

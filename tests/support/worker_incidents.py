@@ -24,6 +24,11 @@ _IN_HAND: Final = {
     ("IdleInTransaction", "warning"): "a caller was in a transaction when its process stopped",
 }
 _STALLED: Final = {("WorkerStalled", "warning"): ("stall_seconds", "stall_for")}
+_BLOCKED: Final = {
+    **_STALLED,
+    ("EventLoopBlocked", "warning"): ("loop_lag_seconds", "loop_lag_for"),
+    ("HeldTooLong", "warning"): ("held_seconds", "held_for"),
+}
 
 
 def _stop(stage: Stage, begin: Callable[[], object]) -> None:
@@ -68,7 +73,7 @@ WORKER_INCIDENTS: Final = [
         "blocked",
         "the event loop of the only worker is blocked",
         _block,
-        expected={**_STALLED, ("HeldTooLong", "warning"): ("held_seconds", "held_for")},
+        expected=_BLOCKED,
         allowed=_IN_HAND,
         pool={"pool_size": 5, "pool_pre_ping": True},
         driver="asyncpg",
@@ -78,7 +83,7 @@ WORKER_INCIDENTS: Final = [
         "blockedone",
         "the event loop of one of two workers is blocked",
         _block,
-        expected={**_STALLED, ("HeldTooLong", "warning"): ("held_seconds", "held_for")},
+        expected=_BLOCKED,
         allowed=_IN_HAND,
         pool={"pool_size": 5, "pool_pre_ping": True},
         driver="asyncpg",

@@ -92,7 +92,7 @@ def test_tables(tmp_path: Path, process: Callable[..., Process]) -> None:
         await until(lambda: len(rows(app, "held")) == 3)
         assert "████████████████████▶▶▶▶"[:18] == rows(app, "pools")[0][2][:18]
         assert "▶" * 6 == rows(app, "pools")[0][2][18:]
-        assert "warning orders: busy: 1 caller waits, for 5.0 s" in words(app, "conditions")
+        assert "warning orders: slow: 1 caller waits, for 5.0 s" in words(app, "conditions")
 
     run(tmp_path, scenario)
 

@@ -6,16 +6,19 @@ An alert looks at minutes and this looks at a moment, so a condition can be ther
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
-
-from .words import counted, duration, number, rate
+from .causes import cause_of, where
+from .failures import of_database
+from .parts import limits_of
+from .server_conditions import of_sessions
+from .words import counted, duration, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy_pool_exporter.held_connections import HeldConnection
+    from sqlalchemy_pool_exporter.held_connections import HeldConnection, ProbedServer
     from sqlalchemy_pool_exporter.segment.held import Held
 
     from .moment import Moment
@@ -28,10 +31,10 @@ STUCK_SECONDS: Final = 30.0
 WAIT_SECONDS: Final = 0.1
 # So long a caller waits for a pool that is not full only if connecting or a ping takes that long.
 CONNECT_SECONDS: Final = 1.0
-# A connection that is held for longer is worth a look.
+# A connection that is held for longer is worth a look, unless the pool has a ``leak_after`` of its own.
 HELD_SECONDS: Final = 60.0
-# A transaction that does nothing for so long while its connection is held waits for something else than the database.
-IDLE_SECONDS: Final = 10.0
+# So many connections of a process that are opened anew are said to be so together.
+_TOGETHER: Final = 2
 
 # So many processes of a pool are named in a condition of their own.
 NAMED: Final = 3
@@ -45,7 +48,11 @@ def rank(severity: Severity | None) -> int:
 
 
 def conditions(
-    pool: str, parts: Sequence[Part], moment: Moment, records: Sequence[HeldConnection] = ()
+    pool: str,
+    parts: Sequence[Part],
+    moment: Moment,
+    records: Sequence[HeldConnection] = (),
+    server: ProbedServer | None = None,
 ) -> list[Condition]:
     """Return what is wrong with a pool, the worst first.
 
@@ -54,11 +61,13 @@ def conditions(
         parts: the pools of that name in each process.
         moment: when that was read.
         records: of its held connections, if a server is probed.
+        server: to which it connects, if that is probed.
     """
+    rates = moment.rates.get(pool)
     found = [
-        *_of_parts(parts, moment.now, moment.wall),
-        *_of_server(records),
-        *_of_rates(moment.rates.get(pool)),
+        *_of_parts(_Pool(parts, records, rates, moment.now, moment.wall)),
+        *of_sessions(records),
+        *of_database(server, limits_of(parts), rates, moment),
     ]
     found.sort(key=lambda one: rank(one[1]))
     return [
@@ -69,25 +78,60 @@ def conditions(
 _Found = tuple["ConditionKind", "Severity", str]
 
 
-def _of_parts(parts: Sequence[Part], now: float, wall: float) -> Iterator[_Found]:
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """All that is known of a pool at a moment."""
+
+    parts: Sequence[Part]
+    records: Sequence[HeldConnection]
+    rates: Rates | None
+    now: float
+    wall: float
+
+    def cause(self, part: Part, *kinds: str) -> str:
+        """Return the likely cause, if the pool's numbers tell one of these kinds, or the server tells one."""
+        records = [one for one in self.records if one.worker == part.worker.number]
+        return cause_of(part, records, self.now, *kinds)
+
+    def silence(self, part: Part) -> float:
+        """Return for how long a part has returned nothing; if it never has, since its oldest checkout."""
+        last = part.state["last_return"]
+        held = part.state["longest_held_seconds"]
+        return held if last is None else min(held, self.wall - last)
+
+    def oldest(self, parts: Iterable[Part], *, names_worker: bool = False) -> str:
+        """Return who has held a connection for longest."""
+        part, first = min(
+            ((part, one) for part in parts for one in part.held()), key=lambda pair: pair[1].since
+        )
+        texts = part.worker.texts
+        known = ", ".join(filter(None, (texts.holder(first.holder), texts.label(first.label))))
+        by = f"{first.site} ({known})" if known else first.site
+        worker = f" in {_where(part)}" if names_worker else ""
+        return f"the oldest is held for {duration(self.now - first.since)}, by {by}{worker}"
+
+
+def _of_parts(pool: _Pool) -> Iterator[_Found]:
     waiting: dict[ConditionKind | None, list[Part]] = {}
-    for part in parts:
+    for part in pool.parts:
         if part.state["waiting"]:
-            waiting.setdefault(_kind(part, wall), []).append(part)
-    yield from _deadlocked(waiting.get("self_deadlock", []), now)
-    yield from _all_stuck(waiting.get("stuck", []), now, wall)
+            waiting.setdefault(_kind(part, pool), []).append(part)
+    yield from _deadlocked(waiting.get("self_deadlock", []), pool.now)
+    yield from _all_stuck(waiting.get("stuck", []), pool)
     if busy := waiting.get("waiting"):
-        yield "waiting", "warning", _busy(busy, parts, now, wall)
+        yield "waiting", "warning", _busy(busy, pool)
     if slow := waiting.get("slow_connect"):
-        yield "slow_connect", "warning", _slow(slow)
+        yield "slow_connect", "warning", _slow(slow, pool)
     others = [part for kind, some in waiting.items() if kind != "self_deadlock" for part in some]
-    if nested := [one for part in others for one in part.held() if one.waits_since]:
+    if nested := [(part, one) for part in others for one in part.held() if one.waits_since]:
         yield "nested", "warning", _nested(nested)
-    if held_long := [part for part in parts if part.state["longest_held_seconds"] > HELD_SECONDS]:
-        yield "held_long", "warning", _held_long(held_long, now)
-    full = [part for part in parts if part.is_full and not part.state["waiting"] and part.state["in_use"]]
+    if held_long := [part for part in pool.parts if part.state["longest_held_seconds"] > _too_long(part)]:
+        yield "held_long", "warning", _held_long(held_long, pool)
+    full = [
+        part for part in pool.parts if part.is_full and not part.state["waiting"] and part.state["in_use"]
+    ]
     if full:
-        yield "full", "info", f"full: {_all_out(full, parts)} in use, and nobody waits"
+        yield "full", "info", f"full: {_all_out(full, pool.parts)} in use, and nobody waits"
 
 
 def _deadlocked(parts: list[Part], now: float) -> Iterator[_Found]:
@@ -99,20 +143,21 @@ def _deadlocked(parts: list[Part], now: float) -> Iterator[_Found]:
         yield "self_deadlock", "critical", f"self-deadlock in {more}: {_waiting(others)}"
 
 
-def _all_stuck(parts: list[Part], now: float, wall: float) -> Iterator[_Found]:
+def _all_stuck(parts: list[Part], pool: _Pool) -> Iterator[_Found]:
     parts.sort(key=_by_wait)
     for part in parts[:NAMED]:
-        yield "stuck", "critical", _stuck(part, now, wall)
+        yield "stuck", "critical", _stuck(part, pool)
     if others := parts[NAMED:]:
         more = counted(len(others), "more worker")
-        yield "stuck", "critical", f"stuck: {more}; {_waiting(others)}; {_oldest(others, now)}"
+        oldest = pool.oldest(others, names_worker=True)
+        yield "stuck", "critical", f"stuck: {more}; {_waiting(others)}; {oldest}"
 
 
 def _by_wait(part: Part) -> float:
     return -part.state["longest_wait_seconds"]
 
 
-def _kind(part: Part, wall: float) -> ConditionKind | None:
+def _kind(part: Part, pool: _Pool) -> ConditionKind | None:
     """Return why callers wait; None if they only just began to."""
     if part.is_deadlocked:
         return "self_deadlock"
@@ -121,19 +166,11 @@ def _kind(part: Part, wall: float) -> ConditionKind | None:
         return "slow_connect" if seconds >= CONNECT_SECONDS else None
     if seconds < WAIT_SECONDS:
         return None
-    return "stuck" if _silence(part, wall) >= STUCK_SECONDS else "waiting"
-
-
-def _silence(part: Part, wall: float) -> float:
-    """Return for how long the pool has returned nothing; if it never has, since its oldest checkout."""
-    last = part.state["last_return"]
-    held = part.state["longest_held_seconds"]
-    return held if last is None else min(held, wall - last)
+    return "stuck" if pool.silence(part) >= STUCK_SECONDS else "waiting"
 
 
 def _where(part: Part) -> str:
-    pid = "" if part.process is None else f" (pid {part.process.pid})"
-    return f"worker {part.worker.number}{pid}"
+    return where(part.worker.number, "" if part.process is None else part.process.pid)
 
 
 def _deadlock(part: Part, now: float) -> str:
@@ -151,46 +188,79 @@ def _deadlock(part: Part, now: float) -> str:
     )
 
 
-def _stuck(part: Part, now: float, wall: float) -> str:
-    state = part.state
+def _stuck(part: Part, pool: _Pool) -> str:
+    cause = pool.cause(part, "loop_blocked", "leak")
     return (
-        f"stuck: {_where(part)} has all {counted(state['in_use'], 'connection')} out and returned none for "
-        f"{duration(_silence(part, wall))}; {_waiting([part])}; {_oldest([part], now)}{_cause(part, now, 'leak')}"
+        f"stuck: {_where(part)} has all {counted(part.state['in_use'], 'connection')} out and returned none for "
+        f"{duration(pool.silence(part))}; {_waiting([part])}; {pool.oldest([part])}{cause}"
     )
 
 
-def _busy(busy: Sequence[Part], parts: Sequence[Part], now: float, wall: float) -> str:
+def _busy(busy: Sequence[Part], pool: _Pool) -> str:
+    first = min(busy, key=_by_wait)
     last = max(part.state["last_return"] or 0.0 for part in busy)
-    returned = f"the last came back {duration(wall - last)} ago" if last else "none has come back yet"
-    cause = _cause(min(busy, key=_by_wait), now, "nested_checkouts", "connecting", "leak", "one_site", "slow")
-    return f"busy: {_waiting(busy)}; {_all_out(busy, parts)} in use, and {returned}{cause}"
+    silence = pool.wall - last
+    returned = f"the last came back {duration(silence)} ago" if last else "none has come back yet"
+    kinds = ("loop_blocked", "nested_checkouts", "connecting", "leak", "one_site", "slow", "busy")
+    cause = pool.cause(first, *kinds)
+    is_busy = last and silence < max(WAIT_SECONDS, first.state["longest_wait_seconds"])
+    head = "busy" if is_busy else "slow"
+    return f"{head}: {_waiting(busy)}; {_all_out(busy, pool.parts)} in use, and {returned}{cause}"
 
 
-def _cause(part: Part, now: float, *kinds: str) -> str:
-    """Return the likely cause as the report of an exhausted pool has it, if it is one of these kinds."""
-    since = now - part.state["longest_wait_seconds"]
-    fullest = max(part.snapshots, key=lambda snapshot: sum(map(bool, snapshot.waiters)))
-    cause = likely_cause(fullest, now=now, since=since)
-    return f"; likely cause: {cause.words}" if cause.kind in kinds else ""
-
-
-def _nested(holders: Sequence[Held]) -> str:
-    first = min(holders, key=lambda one: one.waits_since)
-    who = "a holder waits" if len(holders) == 1 else f"{number(len(holders))} holders wait"
-    return f"nested: {who} for another connection of this pool, from {first.site}; when all holders do, none can go on"
-
-
-def _slow(slow: Sequence[Part]) -> str:
+def _nested(holders: Sequence[tuple[Part, Held]]) -> str:
+    part, first = min(holders, key=lambda pair: pair[1].waits_since)
+    waits = "a holder waits" if len(holders) == 1 else f"{number(len(holders))} holders wait"
     return (
-        f"slow to connect: {_waiting(slow)}, although the pool is not full: "
-        "opening or testing a connection takes that long"
+        f"nested: {waits} for another connection of this pool, from {first.site} in {_where(part)}; when all holders "
+        "do, none can go on"
     )
 
 
-def _held_long(parts: Sequence[Part], now: float) -> str:
-    count = sum(now - one.since > HELD_SECONDS for part in parts for one in part.held())
+def _slow(slow: Sequence[Part], pool: _Pool) -> str:
+    of = f" in {_where(slow[0])}" if len(slow) == 1 else ""
+    return (
+        f"slow to connect: {_waiting(slow)}{of}, although the pool is not full: "
+        f"opening or testing a connection takes that long{_reopened(slow, pool)}"
+    )
+
+
+def _reopened(slow: Sequence[Part], pool: _Pool) -> str:
+    """Return why several connections are opened anew at once, if they are."""
+    empty = sum(part.state["empty_slots"] for part in slow)
+    closes = {} if pool.rates is None else pool.rates["closes_by_reason"]
+    reason = max(closes, key=lambda one: closes[one], default="")
+    if empty < _TOGETHER or not reason or not closes[reason]:
+        return ""
+    recycle = slow[0].limits["recycle_seconds"]
+    why = {
+        "recycle": "they were opened together, and pool_recycle"
+        + (f"={number(recycle)} s" if recycle is not None else "")
+        + " ended them together",
+        "ping_failed": "pre-ping found them dead",
+        "error": "statements found them dead",
+    }
+    return (
+        f"; likely cause: {number(empty)} connections are opened anew at once: {why[reason]}"
+        if reason in why
+        else ""
+    )
+
+
+def _held_long(parts: Sequence[Part], pool: _Pool) -> str:
+    count = sum(pool.now - one.since > _too_long(part) for part in parts for one in part.held())
     are = "is" if count == 1 else "are"
-    return f"held: {counted(count, 'connection')} {are} out for over {duration(HELD_SECONDS)}; {_oldest(parts, now)}"
+    long = duration(min(map(_too_long, parts)))
+    by_pool = " (leak_after)" if any(part.leak_after for part in parts) else ""
+    return (
+        f"held: {counted(count, 'connection')} {are} out for over {long}{by_pool}; "
+        f"{pool.oldest(parts, names_worker=True)}"
+    )
+
+
+def _too_long(part: Part) -> float:
+    """Return for how many seconds a connection may be held: the pool's ``leak_after``, if it has one."""
+    return part.leak_after or HELD_SECONDS
 
 
 def _waiting(parts: Sequence[Part]) -> str:
@@ -204,66 +274,10 @@ def _waiting(parts: Sequence[Part]) -> str:
 
 
 def _all_out(full: Sequence[Part], parts: Sequence[Part]) -> str:
-    connections = counted(sum(part.state["in_use"] for part in full), "connection")
-    if len(parts) == 1:
-        return f"all {connections} are" if full[0].state["in_use"] > 1 else "the only connection is"
+    in_use = sum(part.state["in_use"] for part in full)
+    if len(full) == 1:
+        one_of = f", one of {number(len(parts))}," if len(parts) > 1 else ""
+        connections = f"all {counted(in_use, 'connection')}" if in_use > 1 else "the only connection"
+        return f"{connections} of {_where(full[0])}{one_of} {'are' if in_use > 1 else 'is'}"
     of = "all" if len(full) == len(parts) else f"{number(len(full))} of"
-    return f"all {connections} of {of} {number(len(parts))} workers are"
-
-
-def _oldest(parts: Iterable[Part], now: float) -> str:
-    first = min((one for part in parts for one in part.held()), key=lambda one: one.since)
-    return f"the oldest is held for {duration(now - first.since)}, by {first.site}"
-
-
-def _of_server(records: Sequence[HeldConnection]) -> Iterator[_Found]:
-    blocked = [one for one in records if one.server_state == "waiting_for_lock"]
-    if blocked:
-        first = max(blocked, key=lambda one: one.state_seconds or 0.0)
-        wait = "connection waits" if len(blocked) == 1 else "connections wait"
-        seconds = "" if first.state_seconds is None else f" for {duration(first.state_seconds)}"
-        text = f"blocked: {number(len(blocked))} {wait} for a lock, {first.site}{seconds}{_blocker(first)}"
-        yield "blocked", "warning", text
-    idle = [
-        one
-        for one in records
-        if one.server_state == "idle_in_transaction" and (one.state_seconds or 0.0) >= IDLE_SECONDS
-    ]
-    if idle:
-        first = max(idle, key=lambda one: one.state_seconds or 0.0)
-        text = (
-            f"idle in transaction: {counted(len(idle), 'connection')} {'is' if len(idle) == 1 else 'are'} held with a "
-            f"transaction that does nothing, the first for {duration(first.state_seconds or 0.0)}, by {first.site}"
-        )
-        yield "idle_in_transaction", "warning", text
-
-
-def _blocker(one: HeldConnection) -> str:
-    if not one.blocked_by:
-        return ""
-    first = one.blocked_by[0]
-    if not first.server_pid:
-        return "; a prepared transaction has it"
-    state = "" if first.state == "unknown" else f", {first.state.replace('_', ' ')}"
-    if not first.pool:
-        application = f" of {first.application!r}" if first.application else ""
-        return f"; session {first.server_pid}{application} has it{state}"
-    site = first.site or "idle in its pool"
-    return f"; {site} in worker {first.worker} (pid {first.pid}) has it{state}, as session {first.server_pid}"
-
-
-def _of_rates(rates: Rates | None) -> Iterator[_Found]:
-    if rates is None:
-        return
-    if rates["checkout_timeouts"]:
-        text = f"timeouts: {rate(rates['checkout_timeouts'])} checkouts fail because pool_timeout passed"
-        yield "timeouts", "critical", text
-    if rates["connect_errors"]:
-        yield (
-            "connect_errors",
-            "critical",
-            f"no connection: {rate(rates['connect_errors'])} attempts to connect fail",
-        )
-    if rates["leaked_checkouts"]:
-        text = f"leaked: {rate(rates['leaked_checkouts'])} checkouts are not returned; the garbage collector finds them"
-        yield "leaked", "warning", text
+    return f"all {counted(in_use, 'connection')} of {of} {number(len(parts))} workers are"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .query import Query
-    from .schema import Board, Condition, Finding
+    from .schema import Board, Condition
 
 _CONDITIONS: Final = 20
 
@@ -117,7 +117,7 @@ def _board(board: Board, query: Query) -> Markup:
         _totals(board),
         None if board["note"] is None else tag("p", f"No pools: {board['note']}."),
         _conditions(board, query),
-        _findings(board["findings"]),
+        _findings(board, query),
         pools_section(board, query),
         held_table(board, _more_held(board, query)),
     )
@@ -171,16 +171,29 @@ def _conditions(board: Board, query: Query) -> Markup:
     )
 
 
-def _findings(findings: Sequence[Finding]) -> Markup | None:
-    if not findings:
+def _findings(board: Board, query: Query) -> Markup | None:
+    found = board["findings"]
+    if not found:
         return None
+    shown = found if query.names else found[:_CONDITIONS]
+    left_out = len(found) - len(shown) + board["findings_left_out"]
     items = (
-        tag("li", pool_link(one["pool"]), one["text"], " ", tag("span", one["remedy"], class_="faint"))
-        for one in findings
+        tag(
+            "li",
+            badge(one["severity"], one["severity"]),
+            " ",
+            pool_link(one["pool"]),
+            one["text"],
+            ". ",
+            tag("span", one["remedy"], class_="faint"),
+            class_=one["severity"],
+        )
+        for one in shown
     )
     return tag(
         "section",
-        tag("h2", "Findings in the configuration", id="findings"),
+        tag("h2", "What the audit finds", id="findings"),
         tag("ul", items, class_="conditions"),
+        tag("p", f"{number(left_out)} more") if left_out else None,
         aria_labelledby="findings",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import sums
-from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, ROW
+from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, LEAK_AFTER, ROW
 from sqlalchemy_pool_exporter.segment.held import held, is_deadlocked
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ class Part:
     def is_deadlocked(self) -> bool:
         """Whether the holders of a pool all wait for another connection of it."""
         return any(map(is_deadlocked, self.snapshots))
+
+    @property
+    def leak_after(self) -> float:
+        """After how many seconds a connection that is held is suspected of a leak; 0 if never."""
+        after = (snapshot.fields[LEAK_AFTER] for snapshot in sums.current(self.snapshots))
+        return min(filter(None, after), default=0.0)
 
     @property
     def held_number(self) -> int:

@@ -70,6 +70,8 @@ def _rates(before: _Sample, counts: Mapping[str, Counts], now: float) -> Iterabl
                     "connects": grown["connects"] / seconds,
                     "connect_errors": grown["connect_errors"] / seconds,
                     "closes": sum(grown["closes"].values()) / seconds,
+                    "closes_by_reason": {kind: one / seconds for kind, one in grown["closes"].items()},
+                    "errors": {layer: one / seconds for layer, one in grown["errors"].items()},
                     "leaked_checkouts": grown["leaked_checkouts"] / seconds,
                     "mean_wait_seconds": _mean(grown["wait_seconds"], grown["waits"]),
                     "mean_hold_seconds": _mean(grown["hold_seconds"], grown["holds"]),
@@ -79,6 +81,13 @@ def _rates(before: _Sample, counts: Mapping[str, Counts], now: float) -> Iterabl
 
 def _mean(seconds: float, number: float) -> float | None:
     return seconds / number if number > 0.0 else None
+
+
+def _by_layer(errors: Mapping[tuple[str, ...], float]) -> dict[str, float]:
+    by_layer: dict[str, float] = {}
+    for (layer, *_), number in errors.items():
+        by_layer[layer] = by_layer.get(layer, 0.0) + number
+    return by_layer
 
 
 def counters_of(counts: Counts, nested: float = 0.0) -> Counters:
@@ -102,6 +111,7 @@ def counters_of(counts: Counts, nested: float = 0.0) -> Counters:
         "connects": values["connects_total"],
         "connect_errors": values["connect_errors_total"],
         "closes": values["closes_total"],
+        "errors": _by_layer(values["errors_total"]),
         "overflow_opened": values["overflow_opened_total"],
         "nested_checkouts": nested,
         "leaked_checkouts": values["leaked_checkouts_total"],

@@ -13,6 +13,7 @@ VERSION: Final = 1
 
 Severity = Literal["critical", "warning", "info"]
 ConditionKind = Literal[
+    "loop_blocked",
     "self_deadlock",
     "stuck",
     "waiting",
@@ -24,6 +25,10 @@ ConditionKind = Literal[
     "blocked",
     "idle_in_transaction",
     "leaked",
+    "dead_connections",
+    "database_down",
+    "database_restarted",
+    "read_only",
     "full",
     "unreadable",
     "no_process",
@@ -71,6 +76,7 @@ class Counters(TypedDict):
     connects: float
     connect_errors: float
     closes: dict[str, float]  # by reason
+    errors: dict[str, float]  # by layer: pool, connect, ping or statement
     overflow_opened: float
     nested_checkouts: float
     leaked_checkouts: float
@@ -86,6 +92,8 @@ class Rates(TypedDict):
     connects: float
     connect_errors: float
     closes: float
+    closes_by_reason: dict[str, float]
+    errors: dict[str, float]  # by layer: pool, connect, ping or statement
     leaked_checkouts: float
     mean_wait_seconds: float | None  # null if no checkout ended
     mean_hold_seconds: float | None  # null if none was returned
@@ -110,6 +118,7 @@ class Worker(TypedDict):
     limits: Limits
     state: State
     self_deadlocked: bool
+    event_loop_lag_seconds: float | None  # the most of the last minute; null if no event loop uses the pools
     checkouts: float
     checkout_timeouts: float
 
@@ -186,9 +195,10 @@ class Held(TypedDict):
 
 
 class Finding(TypedDict):
-    """A mistake in the configuration, found by a rule of the audit."""
+    """A mistake in how a pool is configured or used, found by a rule of the audit."""
 
     rule: str
+    severity: Severity
     pool: str | None
     text: str
     remedy: str
@@ -227,7 +237,8 @@ class Board(TypedDict):
     totals: Totals
     conditions: list[Condition]  # of all pools, the worst first
     conditions_left_out: int
-    findings: list[Finding]
+    findings: list[Finding]  # of all pools that are asked for
+    findings_left_out: int
     pools: list[Pool]  # the worst first
     pools_left_out: int
     held: list[Held]  # the oldest first

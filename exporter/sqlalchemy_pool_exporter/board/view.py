@@ -8,13 +8,15 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.about import package_version
-from sqlalchemy_pool_exporter.held_connections import held_connections
+from sqlalchemy_pool_exporter.audit.rules import audit
+from sqlalchemy_pool_exporter.held_connections import held_connections, servers_by_label
 from sqlalchemy_pool_exporter.pausing import pause
-from sqlalchemy_pool_exporter.segment import sums
+from sqlalchemy_pool_exporter.segment import event_loop, sums
 from sqlalchemy_pool_exporter.segment.block import CHECKOUT_TIMEOUTS, FIRST_COUNTER, WAIT, WAIT_FAILED
 from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, HOLDS, NESTED
 
 from .conditions import conditions, rank
+from .loops import blocked_loops
 from .parts import joined_state, limits_of, parts_of, state_of
 from .query import Query
 from .rates import counters_of
@@ -22,10 +24,10 @@ from .schema import VERSION
 from .words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.held_connections import Blocker as KnownBlocker
-    from sqlalchemy_pool_exporter.held_connections import HeldConnection
+    from sqlalchemy_pool_exporter.held_connections import HeldConnection, ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.facts import Process
     from sqlalchemy_pool_exporter.segment.snapshot import Counts
@@ -36,21 +38,19 @@ if TYPE_CHECKING:
 
 
 MOST_CONDITIONS: Final = 200
+MOST_FINDINGS: Final = 1000
 MOST_SITES: Final = 20  # of a pool
 
 
 def board(
     moment: Moment,
     query: Query = Query(),  # noqa: B008 - it is immutable
-    *,
-    findings: Sequence[Finding] = (),
 ) -> Board:
     """Return what is asked for of a moment.
 
     Args:
         moment: what was read.
         query: which pools, and how many of each thing.
-        findings: mistakes in the configuration, of any pool.
     """
     fleet = moment.fleet
     found = [] if fleet is None else [*_pools(fleet, moment)]
@@ -58,7 +58,8 @@ def board(
     chosen = [one for one in found if one.is_asked_for(query)]
     shown = chosen[: query.pools]
     every = sorted((one for pool in chosen for one in pool.conditions), key=lambda one: rank(one["severity"]))
-    every = [*_of_all(fleet), *every]
+    every = [*_of_all(fleet, moment.now), *every]
+    findings = _findings(moment, {pool.label for pool in chosen})
     held, held_left_out = _held(shown, query.held, moment)
     return {
         "version": VERSION,
@@ -74,7 +75,8 @@ def board(
         "totals": _totals(found),
         "conditions": every[:MOST_CONDITIONS],
         "conditions_left_out": len(every[MOST_CONDITIONS:]),
-        "findings": [one for one in findings if one["pool"] in {None, *(pool.label for pool in shown)}],
+        "findings": findings[:MOST_FINDINGS],
+        "findings_left_out": len(findings[MOST_FINDINGS:]),
         "pools": [pool.written(query, moment) for pool in shown],
         "pools_left_out": len(chosen) - len(shown),
         "held": held,
@@ -82,31 +84,56 @@ def board(
     }
 
 
+def _findings(moment: Moment, pools: Container[str]) -> list[Finding]:
+    if moment.fleet is None:
+        return []
+    found = [
+        one
+        for one in audit(moment.fleet, moment.servers, now=moment.now, wall=moment.wall)
+        if one.pool in pools
+    ]
+    found.sort(key=lambda one: (rank(one.rule.severity), one.pool))
+    return [
+        {
+            "rule": one.rule.name,
+            "severity": one.rule.severity,
+            "pool": one.pool,
+            "text": one.text,
+            "remedy": one.rule.remedy.replace("`", ""),
+        }
+        for one in found
+    ]
+
+
 def _pools(fleet: Fleet, moment: Moment) -> Iterator[_Pool]:
     records: dict[str, list[HeldConnection]] = {}
+    servers: dict[str, ProbedServer] = {}
     if moment.servers:  # without, all that the records say is in the parts
+        servers = servers_by_label(fleet, moment.servers)
         for one in held_connections(fleet, now=moment.now, servers=moment.servers):
             records.setdefault(one.pool, []).append(one)
     for label, parts in parts_of(fleet, now=moment.now, wall=moment.wall).items():
         pause()
-        yield _Pool(label, parts, fleet, moment, records.get(label, []))
+        yield _Pool(label, parts, fleet, moment, records=records.get(label, []), server=servers.get(label))
 
 
 class _Pool:
     """One pool, before it is known whether it is shown."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is known of a pool
         self,
         label: str,
         parts: list[Part],
         fleet: Fleet,
         moment: Moment,
+        *,
         records: Sequence[HeldConnection],
+        server: ProbedServer | None,
     ) -> None:
         self.label, self.parts, self._fleet = label, parts, fleet
         self.state = state_of(parts)
         self.rates: Rates | None = moment.rates.get(label)
-        self.conditions = conditions(label, parts, moment, records)
+        self.conditions = conditions(label, parts, moment, records, server)
         self.severity = self.conditions[0]["severity"] if self.conditions else None
 
     @property
@@ -153,7 +180,7 @@ class _Pool:
             "counters": counters_of(counts, nested),
             "rates": self.rates,
             "conditions": self.conditions,
-            "workers": [_worker(part) for part in parts[: query.workers]],
+            "workers": [_worker(part, moment.now) for part in parts[: query.workers]],
             "workers_left_out": len(parts[query.workers :]),
             "sites": self._sites(moment.now),
         }
@@ -191,7 +218,7 @@ def _fill(part: Part) -> float:
     return part.state["in_use"] / capacity if capacity else 0.0
 
 
-def _worker(part: Part) -> Worker:
+def _worker(part: Part, now: float) -> Worker:
     process = part.process
     counts = [snapshot.counts for snapshot in part.snapshots]
     return {
@@ -202,6 +229,7 @@ def _worker(part: Part) -> Worker:
         "limits": part.limits,
         "state": part.state,
         "self_deadlocked": bool(part.state["waiting"]) and part.is_deadlocked,
+        "event_loop_lag_seconds": event_loop.lag(part.snapshots, now),
         "checkouts": sum(map(_checkouts, counts)),
         "checkout_timeouts": sum(one[CHECKOUT_TIMEOUTS - FIRST_COUNTER] for one in counts),
     }
@@ -263,10 +291,11 @@ def _blocker(one: KnownBlocker) -> Blocker:
     }
 
 
-def _of_all(fleet: Fleet | None) -> Iterator[Condition]:
+def _of_all(fleet: Fleet | None, now: float) -> Iterator[Condition]:
     """Yield what is wrong and concerns no single pool."""
     if fleet is None:
         return
+    yield from blocked_loops(fleet, now)
     unreadable = {kind: count for kind, count in fleet.errors.items() if count}
     if unreadable:
         files = counted(sum(unreadable.values()), "file")

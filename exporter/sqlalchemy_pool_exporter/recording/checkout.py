@@ -60,6 +60,9 @@ class SlowPath(Protocol):
     def checked_out(self, connection: Any, began: float, error: BaseException) -> object:
         """Record a checkout that raised ``error`` on the hot path."""
 
+    def record_late(self, connection: Any, began: float) -> Any:
+        """Record a checkout that the hot path could not; return the connection."""
+
     def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None, holds: int) -> object:
         """Report who has the connections, after a checkout timed out."""
 
@@ -99,12 +102,6 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
             try:
                 if not here:  # a forked child
                     here = notice_fork()
-                if origins is not None:
-                    # A call less than current_holder() for a thread that is known.
-                    try:
-                        who = of_thread.holder if get_running_loop() is None else current_holder()
-                    except AttributeError:
-                        who = current_holder()
                 try:
                     # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
                     waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
@@ -112,8 +109,14 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     waiter, began = recorder.acquire_waiter()
                 else:
                     recorder.block[waiter] = began = clock()
-                if who is not None and who.rows:
-                    outer = nesting.began(recorder, who, began)
+                if origins is not None:
+                    # A call less than current_holder() for a thread that is known.
+                    try:
+                        who = of_thread.holder if get_running_loop() is None else current_holder()
+                    except AttributeError:
+                        who = current_holder()
+                    if who.rows:
+                        outer = nesting.began(recorder, who, began)
             except Exception as error:
                 if not recorder.fault(error):
                     raise
@@ -146,7 +149,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         # 1. SingletonThreadPool gives a thread the proxy that it already holds: no new checkout.
         # 2. The record has a row, and the checkout is stored in it.
         # 3. The record has no row, because it connected before its pool was instrumented.
-        # 4. Recording failed, or the pool is no longer instrumented, or a time limit of the application struck.
+        # 4. Recording failed, or the pool is no longer instrumented, or the process forked meanwhile, or a time limit
+        #    of the application struck.
         try:
             if mark[0] != here:
                 waiter = _no_waiter()
@@ -168,19 +172,26 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
                 block = recorder.block
                 if who is None:
+                    if not began or origins is not None:
+                        return slow_path.record_late(connection, began)
                     # straight line
                     row.table[row.held_at] = now
                     block[bucket] += 1.0
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    site = find()
-                    counts, at = site.table, site.at
-                    label, table, held_at = get_label(), row.table, row.held_at
-                    who.rows[row.record_id] = row
+                    site, label = find(), get_label()
                     if outer:
                         nesting.checked_out(row, outer)
-                    # straight line
+                    if recorder.block is not block:
+                        # The process forked, or the recorder was stopped: another pool may have the site's place now.
+                        return slow_path.record_late(connection, began)
+                    # straight line, with the comparison above
+                    counts = site.table
+                    at = site.at
+                    table = row.table
+                    held_at = row.held_at
+                    who.rows[row.record_id] = row
                     table[held_at] = now
                     # A comparison costs a tenth of a store, and most callers are those of the last checkout.
                     if row.site is not site:
@@ -236,7 +247,8 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                 notice_fork()
             vacant = record.dbapi_connection is None
             row = record._pool_exporter_row
-            since = row.table[row.held_at]
+            table = row.table
+            since = table[row.held_at]
             if since > 0.0 and not vacant:
                 now = clock()
                 held = now - since
@@ -251,19 +263,22 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                 # reference's callback would run at each return.
                 record._pool_exporter_holder = None
                 block = recorder.block
+                # If the process forked meanwhile, the checkout was the parent's. If the recorder was stopped, another
+                # pool may have the place.
                 # straight line: a return that is stored is counted, also if a time limit strikes
-                row.table[row.held_at] = 0.0
-                block[bucket] += 1.0
-                block[hold_sum] += held
-                block[LAST_CHECKIN] = now
-                if site is not None:
-                    counts, at = site.table, site.at
-                    counts[at + HOLDS] += 1.0
-                    counts[at + HELD_SECONDS] += held
+                if row.table is table:
+                    table[row.held_at] = 0.0
+                    block[bucket] += 1.0
+                    block[hold_sum] += held
+                    block[LAST_CHECKIN] = now
+                    if site is not None:
+                        counts, at = site.table, site.at
+                        counts[at + HOLDS] += 1.0
+                        counts[at + HELD_SECONDS] += held
+                        if collected:
+                            counts[at + LEAKED] += 1.0
                     if collected:
-                        counts[at + LEAKED] += 1.0
-                if collected:
-                    block[LEAKED_CHECKOUTS] += 1.0
+                        block[LEAKED_CHECKOUTS] += 1.0
                 # end of straight line
             else:
                 slow_path.returned(record, row, since)

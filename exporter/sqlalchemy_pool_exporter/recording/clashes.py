@@ -10,6 +10,7 @@ from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
     FLEET_METRICS,
     POOL_METRICS,
+    PROCESS_METRICS,
     Kind,
 )
 
@@ -24,7 +25,13 @@ _SUFFIXES: Final[dict[Kind, tuple[str, ...]]] = {
     "info": ("info",),
     "summary": ("sum", "count", "created"),
 }
-_METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *FLEET_METRICS)
+_METRICS: Final = (
+    *POOL_METRICS,
+    *EXPORTER_METRICS,
+    *PROCESS_METRICS,
+    *APPLICATION_METRICS,
+    *FLEET_METRICS,
+)
 _FAMILIES: Final = {metric.family: metric.family for metric in _METRICS} | {
     f"{metric.family}_{suffix}": metric.family for metric in _METRICS for suffix in _SUFFIXES[metric.kind]
 }

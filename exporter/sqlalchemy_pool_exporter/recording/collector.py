@@ -28,6 +28,7 @@ from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
     FLEET_METRICS,
     POOL_METRICS,
+    PROCESS_METRICS,
 )
 from sqlalchemy_pool_exporter.pausing import pausing
 from sqlalchemy_pool_exporter.segment import fork
@@ -169,7 +170,13 @@ class PoolCollector(Collector):
         if not self.own and not (fleets and self._directories):
             return
         is_silent = environment.is_on(environment.SIDECAR)
-        metrics = (*POOL_METRICS, *EXPORTER_METRICS, *APPLICATION_METRICS, *(FLEET_METRICS if fleets else ()))
+        metrics = (
+            *POOL_METRICS,
+            *EXPORTER_METRICS,
+            *PROCESS_METRICS,
+            *APPLICATION_METRICS,
+            *(FLEET_METRICS if fleets else ()),
+        )
         builder = Builder(metrics, owner=OWNER, known=self._series)
         beside: View | None = None
         if fleets and not is_silent:

@@ -54,7 +54,8 @@ class Nesting:
 
     def __init__(self) -> None:
         self.outer: ConnectionRow | None = None  # what its holder held at the checkout
-        self.inner: list[SiteEntry] = []  # sites of checkouts that its holder made and returned meanwhile
+        # How many checkouts its holder made and returned meanwhile, by their sites.
+        self.inner: dict[SiteEntry, float] = {}
 
 
 class BackupRef(weakref.ref[Any]):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
+    from .connection_row import Holder
+
 _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 
 
@@ -68,6 +70,11 @@ class ConnectionTable:
         """Return each row once, in the order in which they were added."""
         # list() is one call, so no other thread changes the dictionary meanwhile.
         return [row for key, row in list(self.by_id.items()) if row is not None and key == row.record_id]
+
+    def oldest_holder(self) -> Holder | None:
+        """Return who has held a connection for longest, if that is known."""
+        held = [(abs(since), row.holder) for row in self.rows() if (since := row.table[row.held_at])]
+        return min(held, key=lambda one: one[0])[1] if held else None
 
     def has(self, record: object) -> bool:
         """Return whether a record has a row here."""

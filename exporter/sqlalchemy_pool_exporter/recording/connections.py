@@ -7,10 +7,12 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.pool import QueuePool, SingletonThreadPool
 
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 
+from . import event_loops
 from .classification import classified
 from .connection_row import row_of, was_collected
 from .faults import never_raises
@@ -96,6 +98,8 @@ class ConnectionHooks:
     @never_raises
     def _connected(self, record: Any, connection: object, began: float) -> None:
         self.recorder.connected(record, connection, began, server=self._server_of(connection) or 0.0)
+        if self.recorder.watches_loops and isinstance(connection, AdaptedConnection):
+            event_loops.watch(self.recorder)
 
     @never_raises
     def _server_of(self, connection: object) -> float:

@@ -18,6 +18,8 @@ from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, TIMEOUT, 
 from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
 from sqlalchemy_pool_exporter.segment.held import held
 
+from .stacks import activity_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.held import Held
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
+    from .connection_row import Holder
     from .faults import CountsFaults
+    from .stacks import Activity
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -33,22 +37,29 @@ SECONDS: Final = 60.0  # between two reports of one pool
 _NEVER: Final = -math.inf
 _MOST_IN_MESSAGE: Final = 5  # sites
 _MOST_IN_EXTRA: Final = 20
+_COMPLETE: Final = frozenset(
+    ("loop_blocked", "self_deadlock", "nested_checkouts")
+)  # causes that say what the holders do
 
 
 class Schedule:
-    """When the next report of a pool is due. Mutable state: the time of the last one, and what was not reported."""
+    """When the next report of a pool is due.
 
-    __slots__ = ("last", "suppressed")
+    Mutable state: the time of the last one, whether it is still being logged, and what was not reported.
+    """
+
+    __slots__ = ("is_logging", "last", "suppressed")
 
     def __init__(self) -> None:
         self.last = _NEVER
         self.suppressed = 0
+        self.is_logging = False  # a handler that never returns must not get one thread more each minute
 
     def due(self, now: float) -> int | None:
         """Return how many timeouts were not reported since the last report; None if this one is not, either."""
         # straight line: of two callers that time out at once, one reports
         suppressed = self.suppressed
-        if now - self.last < SECONDS:
+        if now - self.last < SECONDS or self.is_logging:
             self.suppressed = suppressed + 1
             return None
         self.last = now
@@ -69,38 +80,64 @@ class TimedOut(NamedTuple):
     holds: int  # how many connections of the pool the caller holds itself
     suppressed: int
     leak_after: float
+    oldest: Holder | None = None  # who has held a connection for longest, if that is known
+    prefixes: Sequence[str] = ()  # of the modules that are the application's, if it named any
 
 
-def log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> bool:
+def log(name: Callable[[], str], timed_out: TimedOut, schedule: Schedule, faults: CountsFaults) -> bool:
     """Log a report from a thread of its own; return False if there can be none.
 
     Args:
         name: returns the name of the pool.
         timed_out: what happened.
+        schedule: of the reports of the pool.
         faults: counts what goes wrong in that thread.
     """
     if fork.forks_workers_in_c():
         return False
     # In the context of the caller, because filters of a log add what is in it, such as the id of a request.
-    return fork.start_thread(
-        copy_context().run, _log, name, timed_out, faults, name="sqlalchemy-pool-exporter report"
-    )
-
-
-def _log(name: Callable[[], str], timed_out: TimedOut, faults: CountsFaults) -> None:
+    is_started = False
+    schedule.is_logging = True
     try:
-        report = report_of(name(), timed_out, texts.own())
+        is_started = fork.start_thread(
+            copy_context().run,
+            _log,
+            name,
+            timed_out,
+            schedule,
+            faults,
+            name="sqlalchemy-pool-exporter report",
+        )
+    finally:
+        if not is_started:
+            schedule.is_logging = False
+    return is_started
+
+
+def _log(name: Callable[[], str], timed_out: TimedOut, schedule: Schedule, faults: CountsFaults) -> None:
+    try:
+        # At once: what the holder does is to be what it did when the checkout timed out.
+        holder = timed_out.oldest
+        oldest = None if holder is None else activity_of(holder, timed_out.prefixes)
+        report = report_of(name(), timed_out, texts.own(), oldest)
         _logger.warning("%s", message_of(report), extra={"pool_exhaustion": report})
     except Exception as error:  # noqa: BLE001 - nobody would see it in this thread
         faults.fault(error)
+    finally:
+        schedule.is_logging = False
 
 
-def report_of(name: str, timed_out: TimedOut, names: Texts) -> dict[str, Any]:
+def report_of(name: str, timed_out: TimedOut, names: Texts, oldest: Activity | None = None) -> dict[str, Any]:
     """Return the report as plain values that JSON has."""
     snapshot, now = timed_out.snapshot, timed_out.now
     out = sorted(held(snapshot), key=lambda one: one.since)
     cause = likely_cause(
-        snapshot, now=now, since=timed_out.began, of_caller=timed_out.holds, leak_after=timed_out.leak_after
+        snapshot,
+        now=now,
+        since=timed_out.began,
+        of_caller=timed_out.holds,
+        leak_after=timed_out.leak_after,
+        oldest_is_used=oldest is not None and oldest.kind in {"database", "queue"},
     )
     waiting = [now - since for since in snapshot.waiters if since]
     by_site: dict[str, list[Held]] = {}
@@ -122,8 +159,11 @@ def report_of(name: str, timed_out: TimedOut, names: Texts) -> dict[str, Any]:
         "longest_waiting_seconds": round(max(waiting, default=0.0), 3),
         "held": [_group(site, some, now, names) for site, some in groups[:_MOST_IN_EXTRA]],
         "held_elsewhere": sum(len(some) for _, some in groups[_MOST_IN_EXTRA:]),
+        "oldest_does": None if oldest is None else oldest.kind,
+        "oldest_at": None if oldest is None else oldest.at,
         "cause": cause.kind,
         "reason": cause.words,
+        "advice": cause.advice,
         "suppressed": timed_out.suppressed,
     }
 
@@ -146,7 +186,8 @@ def _number(limit: float) -> float | None:
 
 def message_of(report: dict[str, Any]) -> str:
     """Return the report as one line."""
-    limits = [f"{name}={report[name]:g}" for name in ("size", "max_overflow") if report[name] is not None]
+    limits = [f"pid {report['pid']}"]
+    limits += [f"{name}={report[name]:g}" for name in ("size", "max_overflow") if report[name] is not None]
     caller = f" at {report['site']}" if report["site"] else ""
     groups = [_words(group) for group in report["held"][:_MOST_IN_MESSAGE]]
     more = report["in_use"] - sum(group["connections"] for group in report["held"][:_MOST_IN_MESSAGE])
@@ -158,9 +199,22 @@ def message_of(report: dict[str, Any]) -> str:
         f"{'; '.join(groups)}. {report['waiting']} more callers wait. "
         f"Likely cause: {report['cause']}: {report['reason']}"
     )
+    if report["cause"] not in _COMPLETE and (more_said := does(report) or report["advice"]):
+        said += f". {more_said}"
     if report["suppressed"]:
         said += f". {report['suppressed']} more checkouts timed out since the last report"
     return said
+
+
+def does(report: dict[str, Any]) -> str:
+    """Return what the holder of the oldest connection does, as a sentence; an empty text if that is not known."""
+    at = f", in {report['oldest_at']}" if report["oldest_at"] else ""
+    return {
+        "database": f"The oldest waits for the database now{at}",
+        "queue": f"The oldest waits for another connection{at}",
+        "elsewhere": f"The oldest is not in the database now, but{at.removeprefix(',')}" if at else "",
+        "ended": "The thread or task of the oldest has ended and did not return it",
+    }.get(report["oldest_does"] or "", "")
 
 
 def _words(group: dict[str, Any]) -> str:

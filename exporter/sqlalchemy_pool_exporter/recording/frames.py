@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from enum import Enum
+from functools import lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,7 +72,7 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
         frame: the frame.
         prefixes: of the modules that are the application's, if it named any.
     """
-    module = str(frame.f_globals.get("__name__", ""))
+    module = module_of(frame)
     package = module.partition(".")[0]
     if prefixes and any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes):
         return Kind.APPLICATION
@@ -79,16 +80,28 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
     # Code that SQLAlchemy and others generate has no module.
     if package in _PLUMBING or not module or path.startswith("<frozen "):
         return Kind.PLUMBING
-    if not _INSTALLED.isdisjoint(PurePath(path).parts):
+    if _is_installed(path):
         return Kind.LIBRARY
     if path.startswith(_STANDARD):
         return Kind.PLUMBING
     return Kind.LIBRARY if prefixes else Kind.APPLICATION
 
 
+@lru_cache(maxsize=1024)  # each new pool asks for the same files
+def _is_installed(path: str) -> bool:
+    return not _INSTALLED.isdisjoint(PurePath(path).parts)
+
+
+def module_of(frame: FrameType) -> str:
+    """Return the name of the module whose code a frame runs; an empty one if it has none."""
+    # No method of the application is called: its code may run in any dictionary, and call itself anything.
+    name = dict.get(frame.f_globals, "__name__")
+    return name if type(name) is str else ""
+
+
 def text_of(frame: FrameType) -> str:
     """Return the text of a site: ``module:function:line``."""
-    return f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}:{frame.f_lineno}"
+    return f"{module_of(frame)}:{frame.f_code.co_qualname}:{frame.f_lineno}"
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy_pool_exporter.segment.own_errors import Suppressing, handles_a_signal, is_own
 from sqlalchemy_pool_exporter.segment.page import HOLDERS, LABELS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
@@ -17,7 +18,7 @@ from .connection_row import Holder
 
 if TYPE_CHECKING:
     from asyncio import Task
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # The attribute of an asyncio task for its holder.
 _ATTRIBUTE: Final = "_pool_exporter_holder"
@@ -39,12 +40,30 @@ def current_holder() -> Holder:
     try:
         holder: Holder = of_thread.holder
     except AttributeError:
-        holder = of_thread.holder = Holder(number_of(HOLDERS, threading.current_thread().name))
+        holder = of_thread.holder = Holder(number_of(HOLDERS, _said(_name_of_thread)))
     return holder
 
 
+def _name_of_thread() -> str:
+    return threading.current_thread().name
+
+
+def _said(ask: Callable[[], object]) -> str:
+    """Return what an object of the application says of itself; nothing if its method raises, or says no text."""
+    try:
+        text = ask()
+    except Exception as error:
+        # If the error is of that method, the checkout goes on. A time limit reaches the application.
+        step = error.__traceback__
+        is_inside = step is not None and step.tb_next is not None
+        if not is_own(error) and (handles_a_signal(error) or not is_inside):
+            raise
+        return ""
+    return text if type(text) is str else ""
+
+
 def _new_for_task(task: Task[Any]) -> Holder:
-    name = task.get_name()
+    name = _said(task.get_name)
     digits = name.removeprefix(_UNNAMED)
     is_unnamed = len(digits) < len(name) and digits.isascii() and digits.isdigit()
     holder = Holder(-float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name), task)
@@ -82,6 +101,12 @@ def _references(callback: Any) -> Iterator[object]:
     yield from getattr(callback, "args", ())  # of a functools.partial, as in wait_for()
 
 
+def _shown(text: Any) -> str:
+    if type(text) is str:
+        return text
+    return "" if text is None else _said(text.__str__)
+
+
 # The number of the label, see ``LABEL``.
 current_label: Final[ContextVar[int]] = ContextVar("sqlalchemy_pool_exporter_label", default=0)
 
@@ -94,10 +119,13 @@ def label(text: str) -> Iterator[None]:
 
     Args:
         text: a route or the name of a job, without identifiers: there is room for 127 texts in a process, of 64 bytes
-            each, and further ones are not shown.
+            each, and further ones are not shown. Anything else than a text is shown as ``str()`` does, None as nothing.
     """
-    token = current_label.set(number_of(LABELS, text))
+    token = current_label.set(number_of(LABELS, _shown(text)))
     try:
         yield
     finally:
-        current_label.reset(token)
+        # A framework may enter and leave a generator in different contexts, as FastAPI does with a dependency that is
+        # not asynchronous. Then the context in which the label was set is gone, and the label with it.
+        with Suppressing(ValueError):
+            current_label.reset(token)

@@ -11,7 +11,7 @@ import sys
 import warnings
 import weakref
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
-_MOST_SECONDS: Final = 1e9  # of leak_after
+_MOST_SECONDS: Final = 1e9  # of an argument
 
 
 class Handle:
@@ -156,6 +156,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     application: Sequence[str] | None = None,
     leak_after: float | None = None,
     leak_stack: bool = False,
+    loop_lag: bool | None = None,
+    request_deadline: float | None = None,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
 
@@ -182,13 +184,17 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             default is ``SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER``; if that is not set, or 0, there are no suspects. 60 is a
             good start for an application that answers requests.
         leak_stack: log what the thread or task that checked a suspect out does now.
+        loop_lag: record how late the event loops are that an asyncio engine runs in, by a timer in each. The default
+            is ``SQLALCHEMY_POOL_EXPORTER_LOOP_LAG``; if that is not set, yes.
+        request_deadline: seconds that a request of the application has; then a ``pool_timeout`` that is not shorter is
+            a finding of the audit. The default is ``SQLALCHEMY_POOL_EXPORTER_REQUEST_DEADLINE``.
 
     Returns:
         A handle; ``close()`` undoes everything. The application need not keep it.
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
-            has no ``register()``, or ``leak_after`` is no number of seconds.
+            has no ``register()``, or ``leak_after`` or ``request_deadline`` is no number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
@@ -199,6 +205,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
     leaks = _leaks(leak_after, with_stack=leak_stack)
+    deadline = _given_seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
@@ -209,8 +216,15 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         _warn_without_gil()
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
-        prefixes = _prefixes(sites=sites, application=application)
-        recorder = _new_recorder(pool, _name(name, pool, engine), store, prefixes, leaks)
+        recorder = _new_recorder(
+            pool,
+            _name(name, pool, engine),
+            store,
+            prefixes=_prefixes(sites=sites, application=application),
+            leaks=leaks,
+            watches_loops=_watches_loops(given=loop_lag),
+            request_deadline=deadline,
+        )
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder)  # noqa: SLF001
@@ -289,23 +303,32 @@ def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Seque
     return environment.words(environment.APPLICATION) if application is None else tuple(application)
 
 
+def _watches_loops(*, given: bool | None) -> bool:
+    """Return whether the lag of event loops is to be recorded."""
+    return not environment.is_off(environment.LOOP_LAG) if given is None else given
+
+
 def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
     """Return when a connection is suspected of a leak; None for never."""
-    if after is None:
-        given = os.environ.get(environment.LEAK_AFTER) or "0"
-        try:
-            seconds = _seconds(float(given))
-        except (TypeError, ValueError):
-            # An operator's mistake, for which the application must not fail.
-            _logger.warning("%s is no number of seconds: %r", environment.LEAK_AFTER, given)
-            return None
-    else:
-        try:
-            seconds = _seconds(after)
-        except (TypeError, ValueError) as error:
-            message = f"leak_after must be a number of seconds, 0 for never, got {after!r}"
-            raise TargetError(message) from error
+    seconds = _given_seconds(after, "leak_after", environment.LEAK_AFTER)
     return LeakOptions(seconds, with_stack) if seconds else None
+
+
+def _given_seconds(value: float | None, argument: str, variable: str) -> float:
+    """Return the seconds of an argument, or else of the environment, or else 0."""
+    if value is not None:
+        try:
+            return _seconds(value)
+        except (TypeError, ValueError) as error:
+            message = f"{argument} must be a number of seconds, 0 for never, got {value!r}"
+            raise TargetError(message) from error
+    given = os.environ.get(variable) or "0"
+    try:
+        return _seconds(float(given))
+    except (TypeError, ValueError):
+        # An operator's mistake, for which the application must not fail.
+        _logger.warning("%s is no number of seconds: %r", variable, given)
+        return 0.0
 
 
 def _seconds(value: float) -> float:
@@ -314,13 +337,7 @@ def _seconds(value: float) -> float:
     return float(value)
 
 
-def _new_recorder(
-    pool: Pool,
-    name: tuple[str, bool],
-    store: BlockStore,
-    prefixes: Sequence[str] | None,
-    leaks: LeakOptions | None,
-) -> Recorder:
+def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore, **options: Any) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
     info = {
@@ -330,7 +347,7 @@ def _new_recorder(
     }
     text, is_given = name
     identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
-    return Recorder(identity, info=info, configuration=limits, store=store, prefixes=prefixes, leaks=leaks)
+    return Recorder(identity, info=info, configuration=limits, store=store, **options)
 
 
 def _variant(pool_class: str, limits: dict[int, float]) -> Variant:

@@ -122,7 +122,7 @@ class Instrumented:
             recorder = self._ended.popleft()
             collector = self.recorders.get(recorder, _nothing)()
             with recorder.storage.pages.changing():
-                if not recorder.storage.pages.fold(recorder.storage):
+                if not recorder.storage.pages.fold(recorder.storage, is_brief=recorder.is_brief):
                     self._ended.append(recorder)
                     return
                 self.recorders.pop(recorder, None)

@@ -19,7 +19,7 @@ from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, LABEL, SERVER_PID
 from sqlalchemy_pool_exporter.segment.entries import OTHER, SUSPECTED
 from sqlalchemy_pool_exporter.segment.server_process import unpacked
 
-from .stacks import stack_of
+from .stacks import activity_of, stack_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,7 +125,11 @@ class Suspects:
             "holder": names.holder(holder.number) if holder is not None else "",
             "label": names.label(row.table[first + LABEL]),
             "server_pid": unpacked(row.table[first + SERVER_PID]).pid or None,
+            "does": None,
+            "at": None,
         }
+        if holder is not None:
+            report["does"], report["at"] = activity_of(holder)
         if self.options.with_stack:
             report["stack"] = stack_of(holder) if holder is not None else []
         return report
@@ -145,12 +149,14 @@ def _counted(recorder: Watched, row: ConnectionRow, since: float, site: SiteEntr
 def _log_suspect(suspect: _Suspect) -> None:
     report = suspect.report
     _logger.warning(
-        "a connection of pool %r is held for %.3g s, longer than leak_after=%g: from %s%s%s",
+        "a connection of pool %r (pid %d) is held for %.3g s, longer than leak_after=%g: from %s%s%s%s",
         report["pool"],
+        report["pid"],
         report["held_seconds"],
         report["leak_after_seconds"],
         report["site"],
         _by(report),
+        _does(report),
         "".join(f"\n    {line}" for line in report.get("stack", [])),
         extra={"pool_leak": report},
     )
@@ -158,15 +164,32 @@ def _log_suspect(suspect: _Suspect) -> None:
 
 def _log_return(suspect: _Suspect, now: float) -> None:
     report = suspect.report | {"held_seconds": round(now - abs(suspect.since), 3)}
-    report.pop("stack", None)
+    for name in ("stack", "does", "at"):
+        report.pop(name, None)
     _logger.info(
-        "the connection of pool %r from %s%s that was suspected of a leak is no longer held, after about %.3g s",
+        "the connection of pool %r (pid %d) from %s%s that was suspected of a leak is no longer held, after about "
+        "%.3g s",
         report["pool"],
+        report["pid"],
         report["site"],
         _by(report),
         report["held_seconds"],
         extra={"pool_leak_ended": report},
     )
+
+
+def _does(report: dict[str, Any]) -> str:
+    """Return what the holder does, and which process of the server serves the connection, as far as it is known."""
+    at = f" in {report['at']}" if report["at"] else ""
+    does = {
+        "database": f"it waits for the database{at}",
+        "queue": f"it waits for another connection{at}",
+        "elsewhere": f"it is{at}, not in the database" if at else "",
+        "ended": "that has ended and did not return it",
+    }.get(report["does"] or "", "")
+    session = f"session {report['server_pid']} of the server" if report["server_pid"] else ""
+    known = "; ".join(filter(None, (does, session)))
+    return f"; {known}" if known else ""
 
 
 def _by(report: dict[str, Any]) -> str:
@@ -206,8 +229,12 @@ class _Watch:
         return was_running
 
     def _run(self) -> None:
-        while (seconds := self._look()) is not None or not self._ends():
-            time.sleep(seconds or _SECONDS[0])
+        try:
+            while (seconds := self._look()) is not None or not self._ends():
+                time.sleep(seconds or _SECONDS[0])
+        except BaseException:  # of a handler of the log, which can raise SystemExit
+            self.is_running = False  # the next connection that opens begins another thread
+            raise
 
     def _ends(self) -> bool:
         self.is_running = False

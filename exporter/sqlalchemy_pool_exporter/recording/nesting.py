@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 _WAITS: Final = WAITS_SINCE - HELD_SINCE
-# Of the connections of a holder, so that a checkout takes no longer if its holder has thousands.
-_MOST: Final = 16
+# Of the connections of a holder, so that a checkout takes no longer if its holder has thousands. A holder of more than
+# these that waits for itself is not seen.
+_MOST: Final = 64
 
 
 def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
@@ -37,8 +38,13 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
         latest = list(islice(reversed(holder.rows.items()), _MOST))
     except RuntimeError:  # another thread returned one of them in between
         return []
-    rows = [row for key, row in latest if by_id.get(key) is row]
-    rows.reverse()
+    rows = []
+    for key, row in reversed(latest):
+        if row.holder is not holder or not row.table[row.held_at]:
+            # A time limit of the application struck while a checkout was recorded, or another thread returns it now.
+            holder.rows.pop(key, None)
+        elif by_id.get(key) is row:
+            rows.append(row)
     for row in rows:
         row.table[row.held_at + _WAITS] = at
     return rows
@@ -76,6 +82,8 @@ def returned(row: ConnectionRow, nesting: Nesting) -> None:
         and outer.nesting is not None
         and row.site is not None
     ):
-        outer.nesting.inner.append(row.site)
-    for site in nesting.inner:
-        site.table[site.at + NESTED] += 1.0
+        # By the site: a thread may hold one connection for ever, and check out others meanwhile.
+        inner = outer.nesting.inner
+        inner[row.site] = inner.get(row.site, 0.0) + 1.0
+    for site, number in nesting.inner.items():
+        site.table[site.at + NESTED] += number

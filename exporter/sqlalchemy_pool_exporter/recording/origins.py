@@ -7,10 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .frames import Kind, kind_of, stack, text_of
+from .places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import CodeType, FrameType
+    from types import FrameType
 
     from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock, SiteEntry
 
@@ -21,8 +22,6 @@ except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio ext
 
 # If none of so many checkouts comes from the application's own code, the application is installed like a library.
 _ENOUGH: Final = 64
-_MOST_KNOWN: Final = 4096
-_MOST_DEPTHS: Final = 4
 
 
 class HasStorage(Protocol):
@@ -36,20 +35,17 @@ class HasStorage(Protocol):
 class Origins:
     """Finds the sites of one pool's checkouts.
 
-    Mutable state: what is known of the stack. ``skipped`` has the files whose frames say nothing, ``_libraries`` those
-    of them that are libraries. ``_known`` has the entry of each place in a code, ``_silent`` those that say nothing.
+    Mutable state: what is known of the stack. ``_skipped`` has the files whose frames say nothing, ``_libraries`` those
+    of them that are libraries, and ``_places`` what is known of places in other files.
     """
 
     __slots__ = (
         "_by_text",
-        "_codes",
         "_has_application",
-        "_known",
         "_libraries",
         "_misses",
+        "_places",
         "_recorder",
-        "_shortcuts",
-        "_silent",
         "_skipped",
         "find",
         "prefixes",
@@ -69,37 +65,32 @@ class Origins:
         self._misses = 0
         self._has_application = False
         self._by_text: dict[str, SiteEntry] = {}
-        # By the address of the place in the code: id(code) + f_lasti. A code contains its instructions, so no other has
-        # that address. The hash of a code is computed from all its instructions.
-        self._known: dict[int, SiteEntry] = {}
-        self._silent: set[int] = set()
-        # By the depth of the function that the application called, by that function, and by the place of the call.
-        self._shortcuts: list[tuple[int, dict[int, dict[int, SiteEntry]]]] = []
-        self._codes: list[CodeType] = []  # keeps these addresses valid
+        self._places = Places()
         self.find = self._finder()
 
     def forget(self) -> None:
         """Forget the entries, because a new block replaces the one that they are in."""
         self._by_text.clear()
-        self._forget_places()
+        self._places.clear()
 
     def _finder(self) -> Callable[[], SiteEntry]:  # noqa: C901 - a call would cost
         """Return a function that returns the site of the caller of its caller. It runs at every checkout."""
-        skipped, known, silent, shortcuts = self._skipped, self._known, self._silent, self._shortcuts
-        search, learn, getframe = self._search, self._learn, sys._getframe  # noqa: SLF001 - inspect.currentframe() has no depth
+        places, skipped = self._places, self._skipped
+        entries, silent, shortcuts, learn = places.entries, places.silent, places.shortcuts, places.learn
+        search, getframe = self._search, sys._getframe  # noqa: SLF001 - inspect.currentframe() has no depth
         current_greenlet = _current_greenlet
 
         def find() -> SiteEntry:  # noqa: C901 - as above
             frame: Any
             callee: Any
-            for depth, places_by_callee in shortcuts:
+            for depth, by_callee in shortcuts:
                 try:
                     callee = getframe(depth)
                 except ValueError:  # the stack is not as deep
                     continue
-                places = places_by_callee.get(id(callee.f_code))
-                if places is not None and (frame := callee.f_back) is not None:
-                    entry = places.get(id(frame.f_code) + frame.f_lasti)
+                sites = by_callee.get(id(callee.f_code))
+                if sites is not None and (frame := callee.f_back) is not None:
+                    entry = sites.get(id(frame.f_code) + frame.f_lasti)
                     if entry is not None:
                         return entry
             frame, callee, depth = getframe(2), None, 2
@@ -109,7 +100,7 @@ class Origins:
                     code = frame.f_code
                     if code.co_filename not in skipped:
                         place = id(code) + frame.f_lasti
-                        entry = known.get(place)
+                        entry = entries.get(place)
                         if entry is not None:
                             if greenlet is None and callee is not None:
                                 learn(depth - 1, callee.f_code, place, entry)
@@ -128,21 +119,6 @@ class Origins:
 
         return find
 
-    def _learn(self, depth: int, callee: CodeType, place: int, entry: SiteEntry) -> None:
-        """Let the next checkout from the same place, through the same function and as deep, find its site at once.
-
-        To look at each frame of a stack takes 0.2 us a frame, since the interpreter makes an object for each.
-        """
-        if len(self._codes) >= _MOST_KNOWN:
-            self._forget_places()
-        by_depth = dict(self._shortcuts)
-        places_by_callee = by_depth.get(depth)
-        if places_by_callee is None:
-            places_by_callee = {}
-            self._shortcuts[:] = [(depth, places_by_callee), *self._shortcuts[: _MOST_DEPTHS - 1]]
-        self._codes.append(callee)
-        places_by_callee.setdefault(id(callee), {})[place] = entry
-
     def _search(self, start: FrameType) -> SiteEntry:
         library = None
         for frame in stack(start):
@@ -153,11 +129,11 @@ class Origins:
                     library = frame
                 continue
             place = id(code) + frame.f_lasti
-            if place in self._silent:
+            entry = self._places.entries.get(place)
+            if entry is not None:
+                return entry
+            if place in self._places.silent:
                 continue
-            known = self._known.get(place)
-            if known is not None:
-                return known
             kind = kind_of(frame, self.prefixes)
             if kind is Kind.APPLICATION:
                 self._has_application = True
@@ -186,7 +162,7 @@ class Origins:
         return self._recorder.storage.other_sites if library is None else self._entry(library)
 
     def _entry(self, frame: FrameType) -> SiteEntry:
-        storage, text = self._recorder.storage, text_of(frame)
+        text, storage = text_of(frame), self._recorder.storage
         entry = self._by_text.get(text)
         if entry is None:
             entry = storage.site(text)
@@ -195,21 +171,10 @@ class Origins:
             if entry.number:  # else there is no room, and texts without an entry are without number
                 self._by_text[text] = entry
         self._remember(frame, entry)
+        if self._recorder.storage is not storage:
+            self.forget()  # the process forked meanwhile: the entry is the parent's
         return entry
 
     def _remember(self, frame: FrameType, entry: SiteEntry | None) -> None:
-        if len(self._codes) >= _MOST_KNOWN:  # an application that makes code again and again
-            self._forget_places()
         code = frame.f_code
-        self._codes.append(code)
-        place = id(code) + frame.f_lasti
-        if entry is None:
-            self._silent.add(place)
-        else:
-            self._known[place] = entry
-
-    def _forget_places(self) -> None:
-        self._known.clear()
-        self._silent.clear()
-        self._shortcuts.clear()
-        self._codes.clear()
+        self._places.remember(code, id(code) + frame.f_lasti, entry)

@@ -7,9 +7,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy_pool_exporter.families import add_capacity, add_sites, add_state
+from sqlalchemy_pool_exporter.audit.rules import audit
+from sqlalchemy_pool_exporter.families import add_capacity, add_findings, add_sites, add_state
 from sqlalchemy_pool_exporter.pausing import pause
-from sqlalchemy_pool_exporter.segment import facts, texts
+from sqlalchemy_pool_exporter.segment import event_loop, facts, texts
 from sqlalchemy_pool_exporter.segment.contents import WorkerPool
 from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
@@ -165,7 +166,9 @@ class OwnPools:
                 pools.append(pool)
         for store in list(self._stores):
             pools.extend(
-                WorkerPool.of_totals(read(totals.text), totals.counts, totals.ended, sites=totals.sites)
+                WorkerPool.of_totals(
+                    read(totals.text), totals.counts, totals.ended, sites=totals.sites, brief=totals.brief
+                )
                 for totals in self._totals(store.unshared_pages())
             )
         return Read(live, pools)
@@ -202,7 +205,8 @@ class OwnPools:
             beside: what the directories have added.
             pid: of this process.
         """
-        view = self.fleet(found, beside).view
+        fleet = self.fleet(found, beside)
+        view = fleet.view
         others = beside.infos if beside else {}
         owners: dict[str, tuple[str, ...]] = {
             label: (label, f"pid{pid}") if label in others else (label,) for label in view.labels.values()
@@ -215,6 +219,12 @@ class OwnPools:
             add_sites(builder, owners[series[0]], by_site)
         for (label, *_), counts in view.counts.items():
             builder.add(owners[label], counters(counts, has_overflow=label in view.with_overflow))
+        add_findings(builder, audit(fleet, now=time.monotonic(), wall=time.time()), owners)
+        lag = event_loop.lag(
+            (pool.snapshot for pool in found.pools if pool.snapshot.is_active), time.monotonic()
+        )
+        if lag is not None:
+            builder.add((), [("event_loop_lag_seconds", {f"pid{pid}": lag} if beside else lag)])
 
     def _add_states(
         self,

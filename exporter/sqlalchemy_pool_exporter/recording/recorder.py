@@ -44,10 +44,12 @@ from sqlalchemy_pool_exporter.segment.block import (
     LEAK_AFTER,
     LEAKED_CHECKOUTS,
     LIVE,
+    MADE_AT,
     OVERFLOW_OPENED,
     PING,
     PING_FAILURES,
     REPLACED,
+    REQUEST_DEADLINE,
     SCRATCH,
     SERVER_PID,
     SITE,
@@ -70,6 +72,7 @@ from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
 from .connection_table import ConnectionTable
 from .exhaustion import Schedule
+from .failure_reports import FailureReports
 from .leaks import WATCH, Suspects
 from .origins import Origins
 from .slots import FreeSlots
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
 _TIMED_OUT, _PING_FAILED = (ERROR_COUNTS + ERRORS.index((layer, "retryable")) for layer in ("pool", "ping"))
+_FEW_CHECKOUTS = 10
 # One field for each of INVALIDATION_KINDS.
 _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
@@ -101,13 +105,16 @@ class Recorder:
 
     __slots__ = (
         "__weakref__",
+        "_earlier_checkouts",
         "_size",
         "block",
         "clock",
         "configuration",
         "connections",
+        "failures",
         "identity",
         "info",
+        "is_brief",
         "is_ended",
         "is_replaced",
         "leaks",
@@ -115,13 +122,15 @@ class Recorder:
         "origins",
         "pool_ref",
         "reports",
+        "request_deadline",
         "storage",
         "store",
         "text",
         "waiters",
+        "watches_loops",
     )
 
-    def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and two options
+    def __init__(  # noqa: PLR0913 - what a pool is, where its block is, and options
         self,
         identity: Identity,
         *,
@@ -130,6 +139,8 @@ class Recorder:
         store: BlockStore,
         prefixes: Sequence[str] | None = (),
         leaks: LeakOptions | None = None,
+        watches_loops: bool = True,
+        request_deadline: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Record nothing yet.
@@ -141,6 +152,8 @@ class Recorder:
             store: the blocks of this process.
             prefixes: of the modules that are the application's, if it named any; None to record no sites.
             leaks: when a connection that is held is suspected of a leak; None for never.
+            watches_loops: whether the lag of the event loops that use the pool is recorded.
+            request_deadline: seconds that a request has, as the application says; 0 if it does not.
             clock: seconds.
         """
         self.identity = identity
@@ -156,10 +169,15 @@ class Recorder:
         if self.origins is not None:
             texts.write_into(self.storage.pages)
         self.reports = Schedule()
+        self.failures = FailureReports()
         self.leaks = None if leaks is None else Suspects(leaks)
+        self.watches_loops = watches_loops
+        self.request_deadline = request_deadline
         # Of the pool, as it is shown, which can change.
         self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
+        self.is_brief = False  # it went with its engine after a few checkouts
+        self._earlier_checkouts = 0.0  # of the pools that this one has replaced
         self.is_replaced = False
         self.pool_ref: weakref.ref[Any] | None = None
         self._size = math.nan
@@ -175,6 +193,8 @@ class Recorder:
         """Store the pool's limits: values by field."""
         self.configuration = configuration
         self.block[ACTIVE] = REPLACED if self.is_replaced else LIVE
+        self.block[MADE_AT] = self.clock()
+        self.block[REQUEST_DEADLINE] = self.request_deadline
         self.block[LEAK_AFTER] = 0.0 if self.leaks is None else self.leaks.options.after
         for field, value in configuration.items():
             self.block[field] = value
@@ -210,17 +230,26 @@ class Recorder:
             store=self.store,
             prefixes=None if self.origins is None else self.origins.prefixes,
             leaks=None if self.leaks is None else self.leaks.options,
+            watches_loops=self.watches_loops,
+            request_deadline=self.request_deadline,
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
-        new.reports = self.reports
+        new.reports, new.failures = self.reports, self.failures
+        new._earlier_checkouts = self._checkouts
         return new
+
+    @property
+    def _checkouts(self) -> float:
+        """How many checkouts the engine has made."""
+        return self._earlier_checkouts + sum(self.block[WAIT : WAIT + SUM])
 
     def leave(self) -> None:
         """In a forked child, write to the parent's block no more."""
         self.connections.clear()
         self.waiters.clear()
         self.reports = Schedule()
+        self.failures = FailureReports()
         if self.leaks is not None:
             self.leaks = Suspects(self.leaks.options)
         if self.origins is not None:
@@ -251,6 +280,8 @@ class Recorder:
         # Its records are garbage, too, but the collector calls back in any order.
         for row in self.connections.rows():
             self._record_collected(row)
+        # A pool that was replaced went without its engine.
+        self.is_brief = not self.is_replaced and self._checkouts < _FEW_CHECKOUTS
         self._end()
         return True
 
@@ -305,13 +336,15 @@ class Recorder:
 
     def checked_out(self, row: ConnectionRow, began: float) -> None:
         """Record a checkout off the hot path."""
-        now = self.clock()
+        now, storage = self.clock(), self.storage
         bucket = WAIT + bisect_left(BUCKETS, now - began)
+        site = None if self.origins is None else self.origins.find()
         block = self.block
-        if self.origins is None:
-            site, number, counts, at = None, 0, block, SCRATCH
+        if site is None:
+            number, counts, at = 0, block, SCRATCH
         else:
-            site = self.origins.find()
+            if self.storage is not storage:  # the process forked meanwhile: the site is the parent's
+                site = self.storage.other_sites
             number, counts, at = site.number, site.table, site.at
         # straight line
         row.table[row.held_at] = now
@@ -324,9 +357,10 @@ class Recorder:
         # end of straight line
 
     def failed(self, failure: Failure) -> None:
-        """Count an error of the driver."""
+        """Count an error of the driver, and report it if it comes from the server or the network."""
         field = ERROR_COUNTS + ERRORS.index((str(failure.layer), failure.disposition))
         self.block[field] += 1.0
+        self.failures.failed(self, failure, self)
 
     def _observe(self, histogram: int, began: float, counter: int = SCRATCH, other: int = SCRATCH) -> None:
         elapsed = self.clock() - began

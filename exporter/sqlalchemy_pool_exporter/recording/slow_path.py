@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
-from . import exhaustion
+from . import exhaustion, nesting
 from .checkout import CONNECT_CODE, mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .exhaustion import TimedOut
@@ -78,6 +78,28 @@ class SlowPath:
             return
         recorder.checked_out(self.adopt(record), began)
 
+    def record_late(self, connection: Any, began: float) -> Any:
+        """Record a checkout that the hot path could not; return the connection.
+
+        1. A fault struck when it began, and is counted already. If it is not known when that was, the checkout is not
+           counted, but the connection is out.
+        2. The process forked while it was recorded. The record gets a row of the child.
+        3. The pool is no longer instrumented: nothing is recorded.
+        """
+        self._record_late(connection, began)
+        return connection
+
+    @never_raises
+    def _record_late(self, connection: Any, began: float) -> None:
+        recorder, record = self.recorder, record_of(connection)
+        if recorder.stopped:
+            return
+        row = row_of(record) or self.adopt(record)
+        if began:
+            recorder.checked_out(row, began)
+        elif not row.table[row.held_at]:
+            mark_held(record, row, holder_of(record), recorder.clock())
+
     @never_raises
     def shared(self, connection: Any) -> None:
         """Let the checkout of a connection that is out already count as part of the first: it is returned only once."""
@@ -102,6 +124,7 @@ class SlowPath:
         if suppressed is None:
             return
         snapshot = recorder.snapshot()
+        oldest = recorder.connections.oldest_holder()
         timed_out = TimedOut(
             snapshot,
             began,
@@ -112,8 +135,10 @@ class SlowPath:
             holds=holds,
             suppressed=suppressed,
             leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,
+            oldest=oldest if oldest is not holder else None,  # else it is the caller, who goes on
+            prefixes=() if recorder.origins is None else recorder.origins.prefixes,
         )
-        if exhaustion.log(recorder.name, timed_out, recorder):
+        if exhaustion.log(recorder.name, timed_out, recorder.reports, recorder):
             recorder.block[EXHAUSTION_REPORTS] += 1.0
         else:
             recorder.reports.suppressed += suppressed + 1
@@ -166,6 +191,8 @@ class SlowPath:
         if is_detached:
             self._detached(row, was_out=True, collected=collected)
         else:
+            if row.nesting is not None and not collected:
+                nesting.returned(row, row.nesting)
             self.recorder.returned(row, since, collected=collected)
 
     def _detached(self, row: ConnectionRow, *, was_out: bool, collected: bool) -> None:

@@ -8,6 +8,7 @@ and the ping of ``ping``) use them. A test checks both, and that the installed S
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import weakref
 from collections import deque
@@ -27,6 +28,7 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 from sqlalchemy_pool_exporter.segment.block import (
     HAS_OVERFLOW,
+    IS_ASYNC,
     MAX_OVERFLOW,
     NOT_APPLICABLE,
     PRE_PING,
@@ -37,7 +39,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
 # By the object that has the name. The queue of a pool is one of two kinds, for threads or for asyncio.
 UNPUBLISHED_NAMES: Final = {
@@ -64,7 +66,9 @@ UNPUBLISHED_NAMES: Final = {
         "starttime",
     ),
     "proxy": ("_connection_record",),
-    "connection": ("_handle_dbapi_exception",),
+    "connection": ("_dbapi_connection", "_handle_dbapi_exception"),
+    "dialect": ("_has_events",),
+    "events of a dialect": ("_event_names",),
     "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
     "module of pools": ("_ConnectionFairy", "_finalize_fairy"),
@@ -100,6 +104,7 @@ def configuration(pool: Pool) -> dict[int, float]:
     values[HAS_OVERFLOW] = float(isinstance(pool, QueuePool))
     # engine_from_config() leaves the string of the configuration here, and SQLAlchemy takes any string for true.
     values[PRE_PING] = float(bool(pool._pre_ping))
+    values[IS_ASYNC] = _is_async(pool)
     if pool._recycle > -1:
         values[RECYCLE] = float(pool._recycle)
     # pool_size=0 means no limit. SQLAlchemy then sets max_overflow to -1, which also means no limit.
@@ -110,6 +115,14 @@ def configuration(pool: Pool) -> dict[int, float]:
             if pool._timeout is not None:  # None: a caller waits for ever
                 values[TIMEOUT] = float(pool._timeout)
     return values
+
+
+def _is_async(pool: Pool) -> float:
+    """Return 1 if a pool is for asyncio, -1 if it is for threads, and 0 if that is not known."""
+    is_async = getattr(pool._dialect, "is_async", None)  # as the pool is, if it was made without an engine
+    if is_async is None or "gevent.monkey" in sys.modules or "eventlet.patcher" in sys.modules:
+        return 0.0
+    return 1.0 if is_async else -1.0
 
 
 def dialect_of(pool: Pool) -> Any:
@@ -316,8 +329,34 @@ def why_terminated(pool: Pool, record: Any) -> int:
 # -- listeners
 
 
+def passes_on_timeouts(dialect: Any) -> bool:
+    """Return whether a timeout of the driver itself is none of the driver's errors, so that SQLAlchemy passes it on."""
+    return getattr(dialect, "driver", "") == "asyncpg"
+
+
+def proxy_of(connection: Connection | None) -> Any:
+    """Return the pool's proxy that an engine's connection has; None if it has none any more."""
+    return getattr(connection, "_dbapi_connection", None)
+
+
+def listen_to_errors(dialect: Any, listener: Any) -> bool:
+    """Add a listener of ``handle_error`` to a dialect that may be in use; return whether it has had listeners."""
+    had_listeners = "_has_events" in dialect.__dict__
+    listen(dialect, "handle_error", listener)
+    dialect._has_events = True
+    return had_listeners
+
+
+def unlisten_to_errors(dialect: Any, listener: Any, *, had_listeners: bool) -> None:
+    """Undo ``listen_to_errors()``."""
+    unlisten(dialect, "handle_error", listener)
+    dispatch = dialect.dispatch
+    if not had_listeners and not any(list(getattr(dispatch, name)) for name in dispatch._event_names):
+        dialect.__dict__.pop("_has_events", None)
+
+
 def listen(pool: Pool, name: str, listener: Any) -> None:
-    """Add a listener to a pool that may be in use."""
+    """Add a listener to a pool (or a dialect) that may be in use."""
     # Not event.listen(): it appends to a deque. If another thread is iterating that deque to call the application's
     # listeners, the append makes the iteration raise in the application.
     collection = getattr(pool.dispatch, name).for_modify(pool.dispatch)
@@ -325,7 +364,7 @@ def listen(pool: Pool, name: str, listener: Any) -> None:
 
 
 def unlisten(pool: Pool, name: str, listener: Any) -> None:
-    """Remove a listener from a pool that may be in use."""
+    """Remove a listener from a pool (or a dialect) that may be in use."""
     collection = getattr(pool.dispatch, name)
     # list() is one call, so no other thread changes the deque meanwhile. Compare by identity, because a listener can
     # define its own equality.

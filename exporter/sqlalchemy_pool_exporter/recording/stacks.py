@@ -4,25 +4,66 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .frames import Kind, kind_of, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
     from .connection_row import Holder
 
 _MOST: Final = 50  # frames, the innermost ones
+# What a holder that waits for the database has on top of its stack. A driver that is written in C has no frame.
+_DATABASE: Final = frozenset(
+    ("sqlalchemy", "asyncpg", "psycopg", "pymysql", "aiomysql", "asyncmy", "mysql", "aiosqlite", "oracledb")
+)
+
+
+# Of a holder that waits for a connection; SQLAlchemy's own frames are behind a greenlet if it is a task.
+_QUEUES: Final = frozenset(("sqlalchemy.util.queue", "asyncio.queues"))
+
+
+class Activity(NamedTuple):
+    """What a holder does now."""
+
+    kind: str  # "database": it waits for that; "queue": for a connection; "elsewhere": for something else; "ended"
+    at: str  # module:function:line of the application's innermost frame; empty if there is none
 
 
 def stack_of(holder: Holder) -> list[str]:
     """Return the stack of a thread or a task, the innermost frame last; an empty list if it has ended."""
+    return [_text(frame) for frame in _frames(holder)][::-1]
+
+
+def activity_of(holder: Holder, prefixes: Sequence[str] = ()) -> Activity:
+    """Return what a thread or a task does now.
+
+    Args:
+        holder: of a connection.
+        prefixes: of the modules that are the application's, if it named any.
+    """
+    frames = _frames(holder)
+    if not frames:
+        return Activity("ended", "")
+    in_database = in_queue = False
+    for frame in frames:
+        if kind_of(frame, prefixes) is Kind.APPLICATION:
+            kind = "elsewhere" if not in_database else "queue" if in_queue else "database"
+            return Activity(kind, text_of(frame))
+        module = str(frame.f_globals.get("__name__", ""))
+        in_queue = in_queue or module in _QUEUES
+        in_database = in_database or module.partition(".")[0] in _DATABASE
+    return Activity("elsewhere", "")
+
+
+def _frames(holder: Holder) -> list[FrameType]:
+    """Return the innermost frames of a thread or a task, the innermost one first."""
     if holder.task is None:
-        frames = list(_calls(_current_frame(holder)))
-    else:
-        task = holder.task()
-        frames = [] if task is None or task.done() else list(_awaits(task.get_coro(), holder))
-    return [_text(frame) for frame in frames[:_MOST]][::-1]
+        return list(_calls(_current_frame(holder)))[:_MOST]
+    task = holder.task()
+    return [] if task is None or task.done() else list(_awaits(task.get_coro(), holder))[:_MOST]
 
 
 def _calls(frame: FrameType | None) -> Iterator[FrameType]:

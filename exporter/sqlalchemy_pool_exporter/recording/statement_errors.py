@@ -7,6 +7,9 @@ raises. ``is_disconnect()`` is called only for errors of the driver, once for ea
 
 It is also called for a connect and a ping that failed, which other hooks record. Only for a statement (or a begin, a
 commit or a rollback) it gets the pool's proxy of the connection.
+
+One driver raises what is no error of a driver: asyncpg's ``command_timeout`` is a plain ``TimeoutError``. So its
+dialect gets a listener of ``handle_error`` all the same. Its statements take 150 µs and more.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from .classification import classified
 from .dialect_tap import DialectTap
-from .sqlalchemy_pool import HANDLE_ERROR_FUNCTION, record_of
+from .sqlalchemy_pool import (
+    HANDLE_ERROR_FUNCTION,
+    listen_to_errors,
+    passes_on_timeouts,
+    proxy_of,
+    record_of,
+    unlisten_to_errors,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -33,6 +43,33 @@ class StatementErrorTap(DialectTap):
     """Wraps the ``is_disconnect()`` of a dialect, and counts each error for the pool that has the connection."""
 
     METHODS = ("is_disconnect",)
+
+    def __init__(self, dialect: Any, name: str) -> None:
+        super().__init__(dialect, name)
+        self._listener: Any = None
+        if passes_on_timeouts(dialect):
+            self._listener = self._on_error  # kept: each look-up of a bound method makes a new object
+            self._had_listeners = listen_to_errors(dialect, self._listener)
+
+    def restore(self, dialect: Any) -> None:
+        """Put the dialect's own method back, and remove the listener."""
+        super().restore(dialect)
+        if self._listener is not None:
+            unlisten_to_errors(dialect, self._listener, had_listeners=self._had_listeners)
+
+    def _on_error(self, context: Any) -> None:
+        """Count an error that no other hook sees. SQLAlchemy would raise to the application what this raises."""
+        try:
+            error, connection = context.original_exception, proxy_of(context.connection)
+            if (
+                connection is not None
+                and isinstance(error, TimeoutError)
+                and _is_of_driver(error, context.dialect)
+            ):
+                self._failed(error, connection, is_disconnect=False)
+        except Exception as fault:
+            if not is_own(fault):
+                raise
 
     def __call__(self, e: Any, connection: Any, cursor: Any) -> Any:
         """Return what the dialect says."""
@@ -62,6 +99,15 @@ class StatementErrorTap(DialectTap):
         if record is None:
             return recorders[0] if recorders else None
         return next((one for one in recorders if one.connections.has(record)), None)
+
+
+def _is_of_driver(error: BaseException, dialect: Any) -> bool:
+    """Return whether the driver raised an error, and not the application's time limit."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    module = "" if step is None else str(step.tb_frame.f_globals.get("__name__"))
+    return bool(module.partition(".")[0] == dialect.driver)
 
 
 def _handles_another() -> bool:

@@ -63,6 +63,14 @@ UNTRACKED_CONNECTIONS: Final = _take(1)
 LEAK_AFTER: Final = _take(
     1
 )  # seconds after which a connection that is held is suspected of a leak; 0 if never
+IS_ASYNC: Final = _take(1)  # 1 if the driver is an asyncio driver, -1 if not, 0 if that is not known
+MADE_AT: Final = _take(1)  # when the block began; the process may have gone on in it after a fork
+REQUEST_DEADLINE: Final = _take(1)  # seconds that a request has, as the application says; 0 if it does not
+# Event loops that use the pool; see ``event_loop``.
+LOOPS: Final = 4  # that are watched while they are blocked; all are watched afterwards
+LOOP_DUE: Final = _take(LOOPS)  # when a timer of the loop should run next; 0 if the loop does not run
+LOOP_PEAK: Final = _take(1)  # how late a timer was at most of late, in seconds, and when that was
+LOOP_PEAK_AT: Final = _take(1)
 # From here on every field only grows.
 FIRST_COUNTER: Final = _take(0)
 CHECKINS_UNTIMED: Final = _take(1)  # returns of connections that were out when the pool was instrumented

@@ -63,7 +63,7 @@ _LIMITS: Final = frozenset((SIZE, MAX_OVERFLOW, TIMEOUT, RECYCLE))
 # The fields of a block before its counters.
 _STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
 _HEAD: Final = struct.Struct("=QQQd")  # of a page
-_COMMIT: Final = struct.Struct("=QdQ")
+_COMMIT: Final = struct.Struct("=QdQQ")
 _MOST_SECONDS: Final = 2.0**40  # of a Unix time
 # Valid highest bytes of a count. That byte has the sign and most of the exponent. With one of these values the count is
 # finite, not negative, and below 2**49, which is more than any process ever counts.
@@ -82,9 +82,10 @@ class WorkerPool(NamedTuple):
     snapshot: Snapshot
     ended: float | None = None  # of totals: the Unix time at which the last pool went
     is_resting: bool = False  # of totals: the last process ended with such a pool
+    brief: int = 0  # of totals: how many pools of the process that writes went after a few checkouts
 
     @classmethod
-    def of_totals(
+    def of_totals(  # noqa: PLR0913 - what a page of totals says
         cls,
         described: Description,
         counts: Counts,
@@ -92,12 +93,13 @@ class WorkerPool(NamedTuple):
         *,
         sites: Sequence[SiteCounts] = (),
         is_resting: bool = False,
+        brief: int = 0,
     ) -> WorkerPool:
         """Return the totals of pools that are gone."""
         fields = [0.0] * FIRST_COUNTER
         fields[HAS_OVERFLOW] = float(described.has_overflow)
         snapshot = Snapshot(fields, [], [], counts, sites)
-        return cls(described.identity, described.info, snapshot, ended, is_resting)
+        return cls(described.identity, described.info, snapshot, ended, is_resting, brief)
 
     @property
     def name(self) -> str:
@@ -151,7 +153,9 @@ class _Found(NamedTuple):
             elif kind == TOTALS:
                 found.totals.append(begin)
             elif kind == SITES:
-                found.sites[first, second] = begin
+                # A time limit of the application can leave an empty page beside the one that is used.
+                if (first, second) not in found.sites or used:
+                    found.sites[first, second] = begin
             elif kind == ROWS:
                 found.rows.setdefault((first, second), []).append(_more_rows(data, begin, used))
             elif kind not in {FREE, TEXTS}:
@@ -176,19 +180,27 @@ def texts_in(data: bytes) -> Texts:
     for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
         kind, purpose, _, _ = _HEAD.unpack_from(data, begin)
         if kind == TEXTS:
-            found.setdefault(purpose, texts_of(data[begin : begin + PAGE_BYTES]))
+            texts = texts_of(data[begin : begin + PAGE_BYTES])
+            # As with sites.
+            if len(texts) > len(found.get(purpose, ())):
+                found[purpose] = texts
     return Texts(*(found.get(purpose, []) for purpose in (HOLDERS, LABELS)))
 
 
 def _totals(data: bytes, begin: int, sites: int | None) -> tuple[WorkerPool, Commit]:
     described = identity.read(data[begin + TEXT_AT : begin + DOUBLES_AT])
-    word, ended, resting = _COMMIT.unpack_from(data, begin + DOUBLES_AT)
+    word, ended, resting, brief = _COMMIT.unpack_from(data, begin + DOUBLES_AT)
     if not 0.0 <= ended < _MOST_SECONDS:
         raise SegmentError("a time that is no number")
     commit = Commit.of(word)
     counts = _counts(data, begin + 8 * COPIES_AT[commit.copy])
     pool = WorkerPool.of_totals(
-        described, counts, ended, sites=_sites(data, sites, commit.copy), is_resting=bool(resting)
+        described,
+        counts,
+        ended,
+        sites=_sites(data, sites, commit.copy),
+        is_resting=bool(resting),
+        brief=brief,
     )
     return pool, commit
 

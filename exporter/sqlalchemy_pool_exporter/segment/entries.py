@@ -94,6 +94,11 @@ class EntryWriter:
         """Write texts."""
         return cls(page, doubles=TEXT_DOUBLES, text_bytes=8 * TEXT_DOUBLES, length=TEXTS_PER_PAGE)
 
+    @property
+    def taken(self) -> int:
+        """How many entries are taken."""
+        return self._next
+
     def add(self, text: str) -> tuple[int, int]:
         """Add an entry; return its number, from 1, and its index in doubles. Both are 0 if the page is full."""
         # straight line: two threads must take different entries

@@ -8,8 +8,20 @@ from collections import Counter
 from statistics import fmean
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .block import FIRST_COUNTER, HOLD, LAST_CHECKIN, SUM, UNTRACKED_CONNECTIONS
+from .block import (
+    EMPTY,
+    FIRST_COUNTER,
+    HOLD,
+    LAST_CHECKIN,
+    LEAK_AFTER,
+    RECYCLE,
+    ROW,
+    SUM,
+    UNTRACKED_CONNECTIONS,
+    UNTRACKED_PENDING,
+)
 from .entries import HELD_SECONDS, HOLDS, OTHER
+from .event_loop import lag_now, peak_since
 from .held import held
 
 if TYPE_CHECKING:
@@ -20,15 +32,19 @@ if TYPE_CHECKING:
 
 # Held so many times longer than usual: probably never returned.
 _LEAK_FACTOR: Final = 10.0
+# And so many times longer than the caller waited: what holds it up has been held for about as long.
+_WAIT_FACTOR: Final = 2.0
 # Connections that leak do so one after the other; those that are stuck have stuck at the same moment.
 _LEAK_SPREAD: Final = 3.0
 _SLOW_FACTOR: Final = 3.0
 _MOST: Final = 0.8  # of the connections: one site has most of them
+_BLOCKED_SECONDS: Final = 0.5  # a loop that is late by less is only busy
 _ENOUGH_HOLDS: Final = 10  # for what is usual
 _ENOUGH_OUT: Final = 3  # to say that one site has most of them
 
 
 CAUSES: Final = (
+    "loop_blocked",
     "self_deadlock",
     "nested_checkouts",
     "connecting",
@@ -44,15 +60,22 @@ CAUSES: Final = (
 class Cause(NamedTuple):
     """Why a pool is exhausted.
 
-    ``kind`` is one of ``CAUSES``.
+    ``kind`` is one of ``CAUSES``; ``advice`` says what to look for, if that is not known.
     """
 
     kind: str
     words: str
+    advice: str = ""
 
 
-def likely_cause(
-    snapshot: Snapshot, *, now: float, since: float, of_caller: int = 0, leak_after: float = math.inf
+def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
+    snapshot: Snapshot,
+    *,
+    now: float,
+    since: float,
+    of_caller: int = 0,
+    leak_after: float = math.inf,
+    oldest_is_used: bool = False,
 ) -> Cause:
     """Return the cause that is likely.
 
@@ -62,17 +85,32 @@ def likely_cause(
         since: when the caller that timed out began to wait.
         of_caller: how many connections of the pool that caller holds itself. It waits no more.
         leak_after: seconds; connections that are held for longer are suspected of a leak, if the application says so.
+        oldest_is_used: the holder of the oldest connection is known to work with it, so that it is not forgotten.
     """
     out = list(held(snapshot))
+    if blocked := _loop_blocked(snapshot, now, since):
+        return blocked
     if not out:
         return _connecting(snapshot, 0) or Cause("unknown", "no connection is held now")
     return (
         _connecting(snapshot, len(out))
         or _waiting_for_itself(out, of_caller)
-        or _leak(snapshot, out, now, since, leak_after)
+        or (None if oldest_is_used else _leak(snapshot, out, now, since, leak_after))
         or _stuck(snapshot, out, now, since)
-        or _one_site(out)
+        or _one_site(snapshot, out)
         or _slow_or_busy(snapshot, out, now)
+    )
+
+
+def _loop_blocked(snapshot: Snapshot, now: float, since: float) -> Cause | None:
+    """Return the cause if the event loop ran nothing for at least half of the wait."""
+    seconds = max(peak_since(snapshot, since), lag_now((snapshot,), now))
+    if seconds < max(_BLOCKED_SECONDS, (now - since) / 2):
+        return None
+    return Cause(
+        "loop_blocked",
+        f"the event loop was blocked for {seconds:.3g} s, so no task could return a connection: look for calls that "
+        "block, such as time.sleep(), synchronous clients and long computations",
     )
 
 
@@ -81,10 +119,14 @@ def _connecting(snapshot: Snapshot, out: int) -> Cause | None:
     missing = snapshot.capacity - out - snapshot.fields[UNTRACKED_CONNECTIONS]
     if not missing >= max(1.0, snapshot.capacity / 2):  # NaN: no limit
         return None
+    closed = sum(one == EMPTY for one in snapshot.connections[::ROW])
+    recycle = snapshot.fields[RECYCLE]
+    limit = f", if older than pool_recycle={recycle:g} s" if math.isfinite(recycle) else ""
+    anew = f", {closed} of them in place of closed ones{limit}" if closed else ""
     return Cause(
         "connecting",
-        f"{missing:.0f} of {snapshot.capacity:.0f} places are taken by connections that are being opened: the server "
-        "is slow to accept them",
+        f"{missing:.0f} of {snapshot.capacity:.0f} places are taken by connections that are being opened{anew}: the "
+        "server is slow to accept them",
     )
 
 
@@ -109,17 +151,26 @@ def _leak(
 ) -> Cause | None:
     """Return the cause if at least half of the connections are held for far longer than is usual."""
     usual = _Usual(snapshot)
+    leak_after = min(leak_after, snapshot.fields[LEAK_AFTER] or math.inf)
     ages = [now - one.since for one in out]
+    usual_ages = [_LEAK_FACTOR * usual.of(one.site) for one in out]
+    wait = now - since
     suspects = [
         one
-        for one, age in zip(out, ages, strict=True)
-        if age > min(leak_after, max(now - since, _LEAK_FACTOR * usual.of(one.site)))
+        for one, age, long in zip(out, ages, usual_ages, strict=True)
+        if age > min(leak_after, max(_WAIT_FACTOR * wait, long))
     ]
     if 2 * len(suspects) < len(out):
         return None
+    are_all_long = all(
+        age > min(leak_after, max(wait, long)) for age, long in zip(ages, usual_ages, strict=True)
+    )
     # All of them: then they only take long if some come back, or if they have begun at one moment.
-    if len(suspects) == len(out) > 1 and (
-        snapshot.fields[LAST_CHECKIN] >= since or max(ages) < _LEAK_SPREAD * min(ages)
+    if (
+        are_all_long
+        and len(out) > 1
+        and min(ages) <= leak_after
+        and (snapshot.fields[LAST_CHECKIN] >= since or max(ages) < _LEAK_SPREAD * min(ages))
     ):
         return None
     return Cause(
@@ -134,14 +185,18 @@ def _stuck(snapshot: Snapshot, out: Sequence[Held], now: float, since: float) ->
         return None
     return Cause(
         "stuck",
-        f"no connection came back in {now - since:.3g} s: what the holders do takes longer than that{_from(out)}. Look "
-        "for slow or blocked statements, and for calls to other services while a connection is held",
+        f"no connection came back in {now - since:.3g} s: what the holders do takes longer than that{_from(out)}",
+        "Look for slow or blocked statements, and for calls to other services while a connection is held",
     )
 
 
-def _one_site(out: Sequence[Held]) -> Cause | None:
+def _one_site(snapshot: Snapshot, out: Sequence[Held]) -> Cause | None:
     ((site, number),) = Counter(one.site for one in out).most_common(1)
     if site == OTHER or number < _MOST * len(out) or len(out) < _ENOUGH_OUT:
+        return None
+    # A site that has most of them at all times is not the reason for what is different now.
+    usual = {one.text: one.counts[HELD_SECONDS] for one in snapshot.sites}
+    if usual.get(site, 0.0) > _MOST * sum(usual.values()):
         return None
     return Cause("one_site", f"{site} has {number} of {len(out)} connections")
 
@@ -152,13 +207,16 @@ def _slow_or_busy(snapshot: Snapshot, out: Sequence[Held], now: float) -> Cause:
     if average > _SLOW_FACTOR * expected:
         return Cause(
             "slow",
-            f"connections come back, but are held for {average:.3g} s on average, and {expected:.3g} s are usual",
+            f"connections come back, but are held for {average:.3g} s on average, and {expected:.3g} s are usual"
+            f"{_from(out)}",
         )
+    after = f", after {expected:.3g} s," if math.isfinite(expected) else ""
     sites = len({one.site for one in out})
+    callers = len(out) + sum(map(bool, snapshot.waiters)) + snapshot.fields[UNTRACKED_PENDING]
     return Cause(
         "busy",
-        f"connections come back as usual and are taken at once, by {sites} place{'s' if sites > 1 else ''} of the "
-        "application: there is more work than connections",
+        f"connections come back as usual{after} and are taken at once{_from(out) or f' (from {sites} places)'}: there "
+        f"is more work than connections, {callers:.0f} callers for {len(out)}",
     )
 
 

@@ -56,12 +56,17 @@ def is_own(error: BaseException) -> bool:
             return False
     elif kind not in _RECORDING_RAISES or not (error.args or kind is MemoryError):
         return False
+    return not handles_a_signal(error)
+
+
+def handles_a_signal(error: BaseException) -> bool:
+    """Return whether a signal handler raised ``error``."""
     step = error.__traceback__
     while step:
         if _handles_a_signal(step.tb_frame):
-            return False
+            return True
         step = step.tb_next
-    return True
+    return False
 
 
 class Suppressing(contextlib.AbstractContextManager["Suppressing"]):

@@ -49,6 +49,7 @@ TEXTS_PER_PAGE: Final = (PAGE_BYTES // 8 - ENTRIES_AT) // TEXT_DOUBLES
 COMMIT: Final = DOUBLES_AT // 8
 ENDED: Final = COMMIT + 1  # Unix time at which the last pool went
 RESTING: Final = COMMIT + 2  # 1 if a process ended with a pool like these, and no process has made one since
+BRIEF: Final = COMMIT + 3  # how many of the pools, of the process that writes, went after a few checkouts
 COUNTS: Final = FIELDS - FIRST_COUNTER
 COPIES_AT: Final = (COMMIT + 8, COMMIT + 8 + COUNTS)
 _PAGE_BITS: Final = 16

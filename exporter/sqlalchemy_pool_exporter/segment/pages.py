@@ -21,6 +21,7 @@ from .entries import EntryWriter, SiteCounts, sites_of
 from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
 from .page import (
     BIRTH,
+    BRIEF,
     COMMIT,
     COPIES_AT,
     COUNTS,
@@ -75,6 +76,7 @@ class Totals(NamedTuple):
     counts: list[float]
     ended: float  # Unix time
     sites: list[SiteCounts]
+    brief: int = 0
 
 
 class Pages:
@@ -104,12 +106,12 @@ class Pages:
             self._header[USED_WORD] = HEADER_BYTES
         self._wall = wall
         self._growing = threading.Lock()
-        self.adding = threading.Lock()  # of a thread that adds a site or a text; the others do without
+        self.is_adding = False  # a thread adds a site; the others do without
         self._changing = 0
         self._free: list[int] = []
         self._totals: dict[bytes, int] = {}
         self._sites: dict[int, int] = {}  # the page of the sites of a totals page
-        self._texts: dict[int, tuple[EntryWriter, list[str]]] = {}  # by purpose, with those that are written
+        self._texts: dict[int, EntryWriter] = {}  # by purpose
         self._live: Counter[bytes] = Counter()
         self._ended: dict[bytes, float] = {}
         self._resting: dict[bytes, float] = {}
@@ -186,17 +188,23 @@ class Pages:
             page = self.entries(TEXTS, purpose)
             if not page:
                 return
-            self._texts[purpose] = EntryWriter.of_texts(self.page(page)), []
-        writer, written = self._texts[purpose]
-        for text in texts[len(written) :]:
-            written.append(text)
+            self._texts[purpose] = EntryWriter.of_texts(self.page(page))
+        writer = self._texts[purpose]
+        # Where a time limit struck while a text was added, its entry stays empty: all others keep their numbers.
+        for text in texts[writer.taken :]:
             writer.add(text)
 
-    def fold(self, block: PoolBlock) -> bool:
+    def fold(self, block: PoolBlock, *, is_brief: bool = False) -> bool:
         """Add the counts of a pool that is gone to its totals and free its pages; False if there is no room.
 
         After a kill at any store, the counts are in the totals or in the block: the commit word says which.
+
+        Args:
+            block: of the pool.
+            is_brief: the pool went with its engine after a few checkouts.
         """
+        if self.is_adding:  # a thread is about to write into pages that would be another pool's by then
+            return False
         now = self._wall()
         try:
             totals = self._totals_of(block.text)
@@ -204,6 +212,7 @@ class Pages:
             return False
         with self.changing():
             self._add(totals, block, now)
+            self._views(totals)[0][BRIEF] += is_brief
             self._release(*block.own_pages)
         self._live[block.text] -= 1
         if self._live[block.text] <= 0:
@@ -242,7 +251,7 @@ class Pages:
             copy = words[COMMIT] & 1
             first = COPIES_AT[copy]
             sites = sites_of(self.page(self._sites[number]), copy) if number in self._sites else []
-            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED], sites)
+            yield Totals(text, _list(doubles, first, first + COUNTS), doubles[ENDED], sites, words[BRIEF])
 
     # -- inside
 
@@ -374,6 +383,7 @@ class Pages:
             text = bytes(self.page(number)[TEXT_AT:DOUBLES_AT]).rstrip(b"\0")
             if kind == TOTALS and text not in self._totals:
                 self._totals[text] = number
+                words[BRIEF] = 0
                 (self._resting if words[RESTING] else ended)[text] = doubles[ENDED]
             elif kind == POOL:
                 pools.append((number, text))

@@ -10,7 +10,6 @@ from .entries import EntryWriter, sites_of
 from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
@@ -31,7 +30,7 @@ class SiteEntry:
 class Pages(Protocol):
     """What a block, or the recorder that writes it, needs of the pages that it is in; see ``pages.Pages``."""
 
-    adding: threading.Lock
+    is_adding: bool  # a thread adds a site; the others do without
 
     def page(self, number: int) -> memoryview:
         """Return the memory of a page."""
@@ -48,7 +47,7 @@ class Pages(Protocol):
     def changing(self) -> AbstractContextManager[None]:
         """Let readers wait."""
 
-    def fold(self, block: PoolBlock) -> bool:
+    def fold(self, block: PoolBlock, *, is_brief: bool = ...) -> bool:
         """Add the counts of a block to the totals."""
 
 
@@ -75,9 +74,15 @@ class PoolBlock:
 
         It never waits: the application checks a connection out.
         """
-        if not self.pages.adding.acquire(blocking=False):
-            return None
+        pages, is_ours = self.pages, False
         try:
+            # straight line: only one thread can add. A time limit that struck just after a lock was acquired would
+            # leave it so, and no site would ever be added again.
+            if not pages.is_adding:
+                pages.is_adding = is_ours = True
+            # end of straight line
+            if not is_ours:
+                return None
             if self._sites is None:
                 self.sites_page = self.pages.entries(SITES, self.page, self.birth)
                 if not self.sites_page:
@@ -85,7 +90,8 @@ class PoolBlock:
                 self._sites = EntryWriter.of_sites(self.pages.page(self.sites_page))
             number, at = self._sites.add(text)
         finally:
-            self.pages.adding.release()
+            if is_ours:
+                pages.is_adding = False
         if not number:
             return self.other_sites
         return SiteEntry(number, self.pages.page(self.sites_page).cast("d"), at + SITE_COPIES_AT[0])

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .block import SITE_COUNTS
 from .entries import CHECKOUTS, HELD_SECONDS, HOLDS, LEAKED, NESTED, OTHER, SUSPECTED
 from .held import held, is_deadlocked
 from .snapshot import Summary
@@ -15,43 +18,95 @@ if TYPE_CHECKING:
 
     from .snapshot import Counts, Snapshot, Value
 
-# How many sites of a name have series of their own.
+# How many sites of a name have series of their own: of those that were used within an hour, and at all.
 MOST_SITES: Final = 20
+MOST_SITES_EVER: Final = 5 * MOST_SITES
+_IDLE_SECONDS: Final = 3600.0
+
+
+class _Series:
+    """The sites of one series. Mutable state: what is shown of each, and of all others; and which the others are."""
+
+    __slots__ = ("other", "others", "shown", "total")
+
+    def __init__(self) -> None:
+        self.shown: dict[str, _Shown] = {}
+        self.others = {OTHER}
+        self.other: Counts = [0.0] * SITE_COUNTS
+        self.total = 0.0  # checkouts
+
+
+class _Shown(NamedTuple):
+    counts: Counts
+    grown: float  # when they grew last
 
 
 class ShownSites:
     """Chooses the sites whose counters are shown; all others are added up as ``OTHER``.
 
     A site that is shown stays so, and one that is not is counted in ``OTHER`` for good: a counter that moved from one
-    to the other would seem to jump. Mutable state: the sites that are shown, by the labels of their series.
+    to the other would seem to jump. A release of the application has other lines, so a site that was not used for long
+    makes room for another one, and stays.
+
+    The process of a pool that goes adds its counts to those of earlier ones, where there may be no room for all sites.
+    What it adds to ``OTHER`` there is still shown at its site. Mutable state: all that was shown last.
     """
 
-    def __init__(self, most: int = MOST_SITES) -> None:
-        self._most = most
-        self._shown: dict[tuple[str, ...], dict[str, None]] = {}
-        self._others: dict[tuple[str, ...], set[str]] = {}
+    def __init__(
+        self,
+        most: int = MOST_SITES,
+        *,
+        most_ever: int = MOST_SITES_EVER,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show nothing yet.
+
+        Args:
+            most: how many sites that were used lately.
+            most_ever: how many sites at all.
+            monotonic: seconds.
+        """
+        self._most, self._most_ever, self._monotonic = most, most_ever, monotonic
+        self._series: dict[tuple[str, ...], _Series] = {}
 
     def of(
         self, by_series: Mapping[tuple[str, ...], Mapping[str, Counts]]
     ) -> dict[tuple[str, ...], dict[str, Counts]]:
         """Return the counts by series and site."""
-        for series in self._shown.keys() - by_series.keys():
-            del self._shown[series], self._others[series]
-        return {series: self._reduced(series, by_site) for series, by_site in by_series.items()}
+        self._series = {series: self._known(series, by_site) for series, by_site in by_series.items()}
+        return {series: self._reduced(self._series[series], by_site) for series, by_site in by_series.items()}
 
-    def _reduced(self, series: tuple[str, ...], by_site: Mapping[str, Counts]) -> dict[str, Counts]:
-        shown = self._shown.setdefault(series, {})
-        others = self._others.setdefault(series, {OTHER})
+    def _known(self, series: tuple[str, ...], by_site: Mapping[str, Counts]) -> _Series:
+        """Return what is known of a series; nothing if its counts began anew, as if a pool is instrumented again."""
+        known, total = self._series.get(series), sum(counts[CHECKOUTS] for counts in by_site.values())
+        if known is None or total < known.total:
+            known = _Series()
+        known.total = total
+        return known
+
+    def _reduced(self, series: _Series, by_site: Mapping[str, Counts]) -> dict[str, Counts]:
+        now, shown = self._monotonic(), series.shown
+        for site, (counts, grown) in shown.items():
+            most = list(map(max, counts, by_site.get(site, counts)))
+            shown[site] = _Shown(most, now if most != counts else grown)
+        series.others.intersection_update({OTHER, *by_site})
         new = sorted(
-            by_site.keys() - shown.keys() - others, key=lambda site: (-by_site[site][CHECKOUTS], site)
+            by_site.keys() - shown.keys() - series.others, key=lambda site: (-by_site[site][CHECKOUTS], site)
         )
-        room = self._most - len(shown)
-        shown.update(dict.fromkeys(new[:room]))
-        others.update(new[room:])
-        found = {site: by_site[site] for site in shown if site in by_site}
-        rest = [by_site[site] for site in by_site.keys() - found.keys()]
-        if rest:
-            found[OTHER] = [sum(values) for values in zip(*rest, strict=True)]
+        used = sum(now - one.grown <= _IDLE_SECONDS for one in shown.values())
+        room = max(0, min(self._most - used, self._most_ever - len(shown)))
+        shown.update((site, _Shown(list(by_site[site]), now)) for site in new[:room])
+        series.others.update(new[room:])
+        found = {site: one.counts for site, one in shown.items()}
+        # Rounded once: what is shown and what is read is the same for nearly all sites.
+        columns = zip(
+            *by_site.values(), *([-count for count in counts] for counts in found.values()), strict=True
+        )
+        series.other = [
+            max(last, math.fsum(column)) for last, column in zip(series.other, columns, strict=True)
+        ]
+        if by_site.keys() - found.keys() or any(series.other):
+            found[OTHER] = series.other
         return found
 
 

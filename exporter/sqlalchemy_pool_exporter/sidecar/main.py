@@ -149,6 +149,7 @@ class Sidecar:
             self._reader,
             worker_label=config.metrics.worker_label,
             counters_per_worker=config.metrics.counters_per_worker,
+            servers=self.servers,
         )
 
     async def _reload_quietly(self) -> None:

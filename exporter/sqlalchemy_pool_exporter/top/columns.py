@@ -10,7 +10,7 @@ from sqlalchemy_pool_exporter.board.holders import server as server_side
 from sqlalchemy_pool_exporter.board.words import counted, duration, number
 
 if TYPE_CHECKING:
-    from sqlalchemy_pool_exporter.board.schema import Board, Condition, Held, Pool
+    from sqlalchemy_pool_exporter.board.schema import Board, Condition, Finding, Held, Pool
 
 POOLS: Final = (
     "POOL",
@@ -50,6 +50,11 @@ def summary(board: Board) -> str:
 def condition(one: Condition) -> str:
     """Return what is wrong."""
     return printable(one["text"] if one["pool"] is None else f"{one['pool']}: {one['text']}")
+
+
+def finding(one: Finding) -> str:
+    """Return what the audit found, with the name of the rule."""
+    return printable(f"{one['pool'] or 'all pools'}: {one['rule']}: {one['text']}")
 
 
 def pool_row(pool: Pool) -> tuple[str, ...]:

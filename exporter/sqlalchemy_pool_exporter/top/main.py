@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the command ``top``."""
+"""Runs the commands ``top`` and ``audit``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
 
+from . import audit
 from .source import Credentials, DirectorySource, EndpointSource
 from .table import text
 
@@ -37,7 +38,7 @@ def run(options: Namespace) -> None:
         BoardError: it cannot be read, or the options name none.
         ModuleNotFoundError: the screen is asked for, and Textual is not installed.
     """
-    source = _source(options)
+    source = source_of(options, url=options.url, directory=options.directory)
     chosen = {"text": options.filter, "names": frozenset(options.pool)}
     if options.json:
         board = source.read(_JSON._replace(**chosen))
@@ -59,10 +60,28 @@ def _with_rates(source: Source, query: Query) -> Board:
     return board
 
 
-def _source(options: Namespace) -> Source:
-    if options.url is not None:
+def run_audit(options: Namespace) -> int:
+    """Print what the audit finds, and return the exit status.
+
+    Raises:
+        BoardError: it could not look.
+    """
+    where = options.where
+    # A host and a port are a URL, too, unless a directory has that name.
+    is_url = where is not None and ("://" in where or (":" in where and not Path(where).exists()))
+    source = source_of(options, url=where if is_url else None, directory=where)
+    return audit.run(source, as_json=options.json)
+
+
+def source_of(options: Namespace, *, url: str | None, directory: str | None) -> Source:
+    """Return the endpoint, or else the directory, or else that of the environment.
+
+    Raises:
+        BoardError: there is none, or it cannot be used.
+    """
+    if url is not None:
         return EndpointSource(
-            options.url,
+            url,
             Credentials(
                 options.user or "",
                 _secret(options.password_file, environment.PASSWORD),
@@ -72,9 +91,10 @@ def _source(options: Namespace) -> Source:
                 options.key_file,
             ),
         )
-    directory = options.directory or os.environ.get(environment.DIRECTORY)
+    directory = directory or os.environ.get(environment.DIRECTORY)
     if not directory:
-        raise BoardError(f"give --url or --directory, or set {environment.DIRECTORY}")
+        how = "--url or --directory" if options.command == "top" else "a directory or a URL"
+        raise BoardError(f"give {how}, or set {environment.DIRECTORY}")
     return DirectorySource(Path(directory))
 
 

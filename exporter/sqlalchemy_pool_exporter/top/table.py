@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.board.words import counted
 
-from .columns import HELD, NUMBERS, POOLS, condition, held_row, pool_row, printable, summary
+from .columns import HELD, NUMBERS, POOLS, condition, finding, held_row, pool_row, printable, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +36,11 @@ def _lines(board: Board, name: str) -> Iterator[str]:
         for one in board["conditions"]:
             yield f"{one['severity']:8}  {condition(one)}"
         yield from _more(board["conditions_left_out"], "condition")
+    if board["findings"]:
+        yield ""
+        for found in board["findings"]:
+            yield f"{found['severity']:8}  {finding(found)}"
+        yield from _more(board["findings_left_out"], "finding")
     if board["pools"]:
         yield ""
         yield from _table(POOLS, [pool_row(pool) for pool in board["pools"]])

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 
+from sqlalchemy_pool_exporter.held_connections import ServerHealth
+
 from .errors import AdminConsoleError, Failure, classify_error
 from .queries import ServerFacts, ServerState, read_server_state
 from .sessions import ServerSide
@@ -94,6 +96,10 @@ class ProbeStatus:
     duration_seconds: float | None = None
     succeeded_at: float | None = None
     is_up: bool = False
+    failure: Failure | None = None  # of the last probe
+    failing_since: float = (
+        0.0  # when the first one ended of those that failed in a row, on the monotonic clock
+    )
     server: ServerState | None = None
     expires_at: float = math.inf
     next_due_at: float = 0.0  # when the next probe should have ended, if nothing hinders it
@@ -104,9 +110,25 @@ class ProbeStatus:
 
     def server_side(self, now: float) -> ServerSide:
         """Return what is known of single sessions; nothing once the next probe is overdue, since they change fast."""
-        if self.server is None or now > self.next_due_at:
-            return ServerSide(self.database, self.pools)
-        return ServerSide(self.database, self.pools, self.server.facts.identity, self.server.sessions)
+        server = self.server_at(now)
+        limits = None if server is None else server.limits
+        identity = "" if self.server is None else self.server.facts.identity
+        sessions = None if self.server is None or now > self.next_due_at else self.server.sessions
+        return ServerSide(self.database, self.pools, identity, sessions, limits, self.health)
+
+    @property
+    def health(self) -> ServerHealth | None:
+        """What is known of the server as a whole."""
+        if self.failure is not None:
+            return ServerHealth(self.failure.text, self.failing_since)
+        if self.server is None:
+            return None
+        facts = self.server.facts
+        return ServerHealth(
+            started_at=facts.start_time,
+            refuses_writes=facts.is_read_only and not self.may_be_read_only,
+            is_in_recovery=facts.is_in_recovery,
+        )
 
 
 class Probe:
@@ -194,6 +216,8 @@ class Probe:
             duration_seconds=ended - began,
             succeeded_at=last.succeeded_at if failure else self._wall(),
             is_up=failure is None,
+            failure=failure,
+            failing_since=last.failing_since if last.failure is not None else ended,
             server=server or last.server_at(ended),
             expires_at=min(last.expires_at, ended + self._database.interval_seconds) if failure else math.inf,
             next_due_at=last.next_due_at

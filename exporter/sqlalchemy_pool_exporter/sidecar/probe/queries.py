@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy_pool_exporter.held_connections import ServerLimits
+
 from .sessions import application_label, read_sessions
 
 if TYPE_CHECKING:
@@ -120,6 +122,15 @@ class ServerState:
     behind_pooler: bool
     facts: ServerFacts
     sessions: Sessions | None = None
+
+    @property
+    def limits(self) -> ServerLimits:
+        """What the server allows."""
+        return ServerLimits(
+            self.max_connections - self.reserved_connections,
+            self.idle_session_timeout_seconds,
+            self.behind_pooler,
+        )
 
     @property
     def hidden_sessions(self) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.held_connections import Session
+from sqlalchemy_pool_exporter.held_connections import ServerHealth, ServerLimits, Session
 
 from .statements import without_literals
 
@@ -137,6 +137,8 @@ class ServerSide:
     pools: tuple[str, ...]
     identity: str = ""
     sessions: Sessions | None = None  # None if nothing is known, or only what is too old
+    limits: ServerLimits | None = None
+    health: ServerHealth | None = None  # None if it was never probed
 
     @property
     def asked_at(self) -> float:

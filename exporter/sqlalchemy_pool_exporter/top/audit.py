@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the command ``audit``: prints what the audit finds in a directory or at an endpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy_pool_exporter.audit.rules import RULES
+from sqlalchemy_pool_exporter.board.query import Query
+from sqlalchemy_pool_exporter.board.words import counted
+from sqlalchemy_pool_exporter.errors import BoardError
+
+from .columns import finding, printable
+from .source import DirectorySource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_pool_exporter.board.schema import Board
+
+    from .source import Source
+
+NONE, FOUND = 0, 1  # exit statuses; 2 if the audit could not look
+_QUERY: Final = Query(pools=1, workers=0, held=0)  # findings are of all pools
+
+
+def run(source: Source, *, as_json: bool) -> int:
+    """Print the findings and return the exit status.
+
+    Args:
+        source: where to look.
+        as_json: print JSON instead of text.
+
+    Raises:
+        BoardError: it could not look, or there was nothing to look at.
+    """
+    board = source.read(_QUERY)
+    if not board["processes"]["live"] or not board["totals"]["pools"]:
+        raise BoardError(f"{source.name}: {board['note'] or 'no live process has a pool'}")
+    if as_json:
+        sys.stdout.write(f"{json.dumps(_answer(board), indent=2, ensure_ascii=False)}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(board, source))
+    if board["findings"]:
+        return FOUND
+    if board["unreadable"]:
+        files = counted(sum(board["unreadable"].values()), "file")
+        raise BoardError(f"{source.name}: {files} of processes cannot be read")
+    return NONE
+
+
+def _answer(board: Board) -> dict[str, Any]:
+    keys = ("version", "exporter", "time", "processes", "unreadable", "findings", "findings_left_out")
+    return {key: board[key] for key in keys} | {"pools": board["totals"]["pools"]}  # type: ignore[literal-required]
+
+
+def _lines(board: Board, source: Source) -> Iterator[str]:
+    for one in board["findings"]:
+        yield f"{one['severity']:8}  {finding(one)}"
+        yield f"{'':8}  {printable(one['remedy'])}"
+    if board["findings_left_out"]:
+        yield counted(board["findings_left_out"], "more finding")
+    processes = counted(board["processes"]["live"], "process", "processes")
+    looked = f"{counted(board['totals']['pools'], 'pool')} in {processes}"
+    found = len(board["findings"]) + board["findings_left_out"]
+    yield f"{counted(found, 'finding') if found else 'nothing found'} in {looked}"
+    if isinstance(source, DirectorySource):
+        rules = ", ".join(rule.name for rule in RULES if rule.needs_server)
+        yield f"a directory does not show the database server; ask a sidecar that probes it for {rules}"

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of an error that comes from the server or the network: where it struck, once a minute for each kind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, exc, text
+
+from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.recording import exhaustion, failure_reports
+from sqlalchemy_pool_exporter.recording.error_codes import KINDS
+from tests.support.database import Database
+from tests.support.paths import ROOT
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.engine import Engine
+
+    from tests.support.pg import Server
+
+
+class Log(logging.Handler):
+    """The reports that were logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "pool_failure"):
+            self.records.append(record)
+
+    def reports(self, number: int = 1) -> list[Any]:
+        """Return the reports, once there are so many."""
+        assert eventually(lambda: len(self.records) >= number)
+        return [record.pool_failure for record in self.records]  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    handler = Log()
+    logger = logging.getLogger("sqlalchemy_pool_exporter")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+def fails_to_connect(engine: Engine) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+
+
+def test_a_connect(registry: CollectorRegistry, log: Log) -> None:
+    """An attempt to connect that fails is reported with its place, its thread, its label and the process."""
+    database = Database()
+    database.connect_fails = ConnectionRefusedError("no")
+    engine = database.engine()
+    with instrument(engine, registry=registry), label("GET /pay"):
+        fails_to_connect(engine)
+        (report,) = log.reports()
+    site = report.pop("site")
+    assert site.startswith(f"{__name__}:fails_to_connect:")
+    assert {
+        "pool": "diary",
+        "pid": os.getpid(),
+        "layer": "connect",
+        "kind": "connect_failed",
+        "disposition": "retryable",
+        "sqlstate": None,
+        "holder": threading.current_thread().name,
+        "label": "GET /pay",
+        "suppressed": 0,
+    } == report
+    assert json.loads(json.dumps(report)) == report
+    (record,) = log.records
+    assert logging.WARNING == record.levelno
+    who = f"{site} ({threading.current_thread().name}, GET /pay)"
+    assert (
+        f"pool 'diary' (pid {os.getpid()}): an attempt to connect at {who} failed: connect_failed: "
+        "there is no connection to the server"
+    ) == record.getMessage()
+
+
+def test_once_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a minute errors of one kind are counted, and the next report says how many there were."""
+    database = Database()
+    database.connect_fails = ConnectionRefusedError("no")
+    engine = database.engine()
+    with instrument(engine, registry=registry):
+        for _ in range(4):
+            fails_to_connect(engine)
+        log.reports()
+        monkeypatch.setattr(exhaustion, "SECONDS", 0.0)
+        fails_to_connect(engine)
+        first, second = log.reports(2)
+    assert (0, 3) == (first["suppressed"], second["suppressed"])
+    assert log.records[1].getMessage().endswith(". 3 more since the last report")
+
+
+def test_errors_of_the_application(registry: CollectorRegistry, log: Log) -> None:
+    """A statement that is wrong is the application's matter: nothing is reported."""
+    engine = Database().engine()
+    with instrument(engine, registry=registry):
+        with engine.connect() as connection, pytest.raises(exc.OperationalError):
+            connection.execute(text("SELECT * FROM nothing"))
+        database = Database()
+        database.connect_fails = ConnectionRefusedError("no")
+        other = database.engine()
+        with instrument(other, registry=registry):
+            fails_to_connect(other)
+            (report,) = log.reports()
+    assert "connect" == report["layer"]
+
+
+def test_a_server(server: Server, application_name: str, registry: CollectorRegistry, log: Log) -> None:
+    """A statement that finds its session ended is reported with the SQLSTATE; a pre-ping that does is not."""
+    url = server.url("postgresql+psycopg", application_name=application_name)
+    for pre_ping in (True, False):
+        engine = create_engine(url, pool_pre_ping=pre_ping)
+        with instrument(engine, name=f"ping {pre_ping}", registry=registry):
+            engine.connect().close()
+            assert 1 == server.terminate(application_name)
+            with engine.connect() as connection:
+                if not pre_ping:
+                    with pytest.raises(exc.OperationalError):
+                        connection.execute(text("SELECT 1"))
+        engine.dispose()
+    (report,) = log.reports()
+    assert ("ping False", "statement") == (report["pool"], report["layer"])
+    assert report["kind"] in {"admin_shutdown", "connection_lost"}
+    assert report["site"].startswith(f"{__name__}:test_a_server:")
+
+
+def test_read_only(server: Server, application_name: str, registry: CollectorRegistry, log: Log) -> None:
+    """A write that a server refuses is reported as what a failover does."""
+    engine = create_engine(server.url("postgresql+psycopg", application_name=application_name))
+    with instrument(engine, name="orders", registry=registry), engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        with pytest.raises(exc.InternalError):
+            connection.execute(text("CREATE TABLE written ()"))
+    (report,) = log.reports()
+    assert ("read_only", "25006") == (report["kind"], report["sqlstate"])
+    assert "read_only (SQLSTATE 25006): the server takes no writes" in log.records[0].getMessage()
+    engine.dispose()
+
+
+def test_documentation_is_complete() -> None:
+    """Each kind that is reported is a kind, and docs/errors.md names it where it describes the report."""
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    section = page.split("## The report of an error of the server\n")[1].split("\n## ")[0]
+    assert failure_reports.MEANINGS.keys() <= KINDS.keys()
+    assert [] == [kind for kind in failure_reports.MEANINGS if f"`{kind}`" not in section]
