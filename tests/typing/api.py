@@ -20,6 +20,7 @@ assert_type(instrument(engine.pool), Handle)
 assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
 assert_type(instrument(engine, leak_after=60, leak_stack=True), Handle)
+assert_type(instrument(engine, loop_lag=False, request_deadline=30), Handle)
 
 # Wrong targets, and arguments that are keyword-only, must be errors: the checker reports an ignore comment that is not
 # needed.
