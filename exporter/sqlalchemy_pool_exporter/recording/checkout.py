@@ -39,7 +39,8 @@ from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
-from .holders import current_holder, current_label
+from .holders import current_holder
+from .labels import current_label
 
 if TYPE_CHECKING:
     import weakref
@@ -176,7 +177,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    site, label = find(), get_label()
+                    site, label = find(), get_label().number
                     if outer:
                         nesting.checked_out(row, outer)
                     if recorder.block is not block:
