@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
     from .recording.classification import Failure, classify
     from .recording.endpoint import Server, serve
-    from .recording.holders import label
     from .recording.instrument import Handle, instrument, uninstrument
+    from .recording.labels import label
     from .recording.mounts import aiohttp_handler, asgi_app, wsgi_app
+    from .recording.routes import asgi_labels, wsgi_labels
 
 __all__ = [
     "ConfigError",
@@ -25,12 +26,14 @@ __all__ = [
     "TargetError",
     "aiohttp_handler",
     "asgi_app",
+    "asgi_labels",
     "classify",
     "instrument",
     "label",
     "serve",
     "uninstrument",
     "wsgi_app",
+    "wsgi_labels",
 ]
 
 # Each public name is loaded on its first use (PEP 562), because the command line and the sidecar also import this
@@ -39,9 +42,10 @@ _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
     "recording.classification": ("Failure", "classify"),
     "recording.endpoint": ("Server", "serve"),
-    "recording.holders": ("label",),
     "recording.instrument": ("Handle", "instrument", "uninstrument"),
+    "recording.labels": ("label",),
     "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),
+    "recording.routes": ("asgi_labels", "wsgi_labels"),
 }
 
 

@@ -10,6 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter.recording import at_fork
+from sqlalchemy_pool_exporter.segment import texts
+from sqlalchemy_pool_exporter.segment.page import LABELS
 from tests.support.drivers import DRIVERS
 from tests.support.pool_case import Case
 
@@ -31,6 +33,12 @@ def little_to_collect() -> None:
 def _no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the children that earlier tests forked: a scrape warns of them."""
     monkeypatch.setattr(at_fork._state, "children", 0)
+
+
+@pytest.fixture
+def room_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the labels of earlier tests, since a process has room for few."""
+    monkeypatch.setitem(texts._texts.numbers, LABELS, {})
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ import asyncio
 import contextvars
 import gc
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
@@ -303,6 +304,46 @@ def test_without_a_pool_the_timer_ends(registry: CollectorRegistry, tmp_path: Pa
             assert len(dues()) == 2
 
     asyncio.run(live())
+
+
+def test_a_checkout_that_timed_out_in_a_blocked_loop(
+    registry: CollectorRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The report of a checkout that timed out because a call blocked the loop names that cause."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'db'}"
+    engine = create_async_engine(
+        url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=0.5
+    )
+
+    async def hold(go_on: asyncio.Event) -> None:
+        async with engine.connect():
+            await go_on.wait()
+
+    async def live() -> None:
+        go_on = asyncio.Event()
+        holder = asyncio.create_task(hold(go_on))
+        await eventually_async(lambda: blocks()[0].connections and blocks()[0].connections[1])
+        waits = asyncio.create_task(use(engine))
+        await eventually_async(lambda: blocks()[0].waiters and max(blocks()[0].waiters))
+        time.sleep(1.0)  # noqa: ASYNC251 - that is the mistake
+        with pytest.raises(exc.TimeoutError):
+            await waits
+        go_on.set()
+        await holder
+        await engine.dispose()
+
+    with instrument(engine, name="p", registry=registry):
+        asyncio.run(live())
+    assert eventually(
+        lambda: (
+            ["loop_blocked"]
+            == [
+                record.pool_exhaustion["cause"]
+                for record in caplog.records
+                if hasattr(record, "pool_exhaustion")
+            ]
+        )
+    )
 
 
 class TimeLimit(Exception):  # noqa: N818 - no error of this project

@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,7 +42,7 @@ POOL = "orders"
 def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin without texts: those of a process are never removed."""
     monkeypatch.setattr(texts, "_texts", texts._Texts())
-    monkeypatch.delattr(recorded.of_thread, "holder", raising=False)
+    monkeypatch.setattr(recorded, "_of_thread", ContextVar("holder", default=None))
 
 
 @pytest.fixture
@@ -450,6 +451,64 @@ def test_tasks_that_share_a_thread(registry: CollectorRegistry, tmp_path: Path) 
         await engine.dispose()
 
     asyncio.run(run())
+
+
+def test_calls_of_tasks_in_one_thread(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread that works for several tasks holds nothing for another one; nor does its wait make a deadlock."""
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        first = await asyncio.to_thread(engine.connect)
+        second = await asyncio.to_thread(engine.connect)
+        waits = asyncio.create_task(asyncio.to_thread(_times_out, engine))
+        while not RegistrySamples(registry).value("pending_checkouts", POOL, worker="000"):
+            await asyncio.sleep(0.01)
+        assert deadlocked(registry) == 0.0
+        await waits
+        await asyncio.to_thread(second.close)
+        await asyncio.to_thread(first.close)
+
+    def _times_out(engine: Engine) -> None:
+        with pytest.raises(exc.TimeoutError):
+            engine.connect()
+
+    asyncio.run(run())
+    assert nested(registry) == 0.0
+
+
+@pytest.mark.newest
+def test_calls_of_a_request_in_threads(engine: Engine, registry: CollectorRegistry) -> None:
+    """Calls that one task makes in AnyIO's threads, as FastAPI does, nest; those of another task in them do not."""
+    to_thread = pytest.importorskip("anyio").to_thread
+
+    async def run() -> None:
+        to_thread.current_default_thread_limiter().total_tokens = 1
+
+        async def request(until: asyncio.Event) -> None:
+            connection = await to_thread.run_sync(engine.connect)
+            await until.wait()
+            await to_thread.run_sync(connection.close)
+
+        first_ends, at_once = asyncio.Event(), asyncio.Event()
+        at_once.set()
+        first = asyncio.create_task(request(first_ends))
+        while not held_by(engine):
+            await asyncio.sleep(0)
+        await asyncio.create_task(request(at_once))
+        first_ends.set()
+        await first
+        assert nested(registry) == 0.0
+        outer = await to_thread.run_sync(engine.connect)
+        await request(at_once)
+        await to_thread.run_sync(outer.close)
+        assert nested(registry) == 1.0
+
+    asyncio.run(run())
+
+
+def held_by(engine: Engine) -> int:
+    pool: Any = engine.pool
+    return int(pool.checkedout())
 
 
 def test_a_new_thread_is_not_an_old_one(engine: Engine, registry: CollectorRegistry) -> None:

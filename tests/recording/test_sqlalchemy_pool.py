@@ -27,7 +27,11 @@ RECORDING = {path.stem: ast.parse(path.read_bytes()) for path in (PACKAGE / "rec
 LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
-HOT_PATH = {"checkout": {"_connection_record", "fairy_ref"}}
+HOT_PATH = {
+    "checkout": {"_connection_record", "fairy_ref"},
+    # Only the word, for what a thread waits for.
+    **{module: {"queue"} for module in ("exhaustion", "leaks", "stacks")},
+}
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
 # And asyncio's: which loop runs, for other implementations of loops; and for what a task waits.

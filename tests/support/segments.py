@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -71,6 +72,7 @@ class Process:
         self.block = self.storage.doubles
         self.block[layout.ACTIVE] = self.block[layout.HAS_OVERFLOW] = 1.0
         self.block[layout.SIZE], self.block[layout.MAX_OVERFLOW] = size, max_overflow
+        self.block[layout.RECYCLE] = math.nan  # off, as SQLAlchemy has it
         self.block[layout.CONNECTIONS_USED] = 16.0
 
     def count(self, checkouts: int, detaches: int = 0, faults: int = 0) -> None:

@@ -85,6 +85,15 @@ def test_names_that_a_terminal_would_obey(
     assert "or\ufffd[31mders\ufffd" in out
 
 
+def test_findings(
+    tmp_path: Path, process: Callable[..., Process], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table has what the audit finds."""
+    process().block[layout.RECYCLE] = 60.0
+    assert main(["top", "--once", "--directory", str(tmp_path)]) == 0
+    assert "info      orders: recycle_short: pool_recycle is 60 s" in capsys.readouterr().out.splitlines()
+
+
 def test_json(tmp_path: Path, process: Callable[..., Process], capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON is that of ``/api/v1/pools``."""
     hold(process(), 1)

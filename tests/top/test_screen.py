@@ -11,6 +11,7 @@ from textual.widgets import DataTable, Input, Static
 from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.board.view import board
 from sqlalchemy_pool_exporter.errors import BoardError
+from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.top.screen import Top
 from tests.support.segments import NOW
@@ -186,6 +187,19 @@ def test_many(tmp_path: Path, process: Callable[..., Process]) -> None:
 
     async def scenario(app: Top, _pilot: Pilot[None], _: Simulated) -> None:
         assert words(app, "conditions").endswith("and 3 more")
+
+    run(tmp_path, scenario)
+
+
+def test_findings(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """What the audit finds is below the conditions, three of it by name."""
+    for at in range(5):
+        process(f"pool-{at}").block[layout.RECYCLE] = 60.0
+
+    async def scenario(app: Top, _pilot: Pilot[None], _: Simulated) -> None:
+        lines = words(app, "conditions").splitlines()
+        assert lines[0] == "audit pool-0: recycle_short: pool_recycle is 60 s"
+        assert lines[3:] == ["and 2 more findings"]
 
     run(tmp_path, scenario)
 

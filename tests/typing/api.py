@@ -4,13 +4,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_pool_exporter import Failure, Handle, Server, classify, instrument, serve, uninstrument
+from sqlalchemy_pool_exporter import (
+    Failure,
+    Handle,
+    Server,
+    asgi_labels,
+    classify,
+    instrument,
+    label,
+    serve,
+    uninstrument,
+    wsgi_labels,
+)
 
 engine = create_engine("sqlite://")
 assert_type(instrument(engine), Handle)
@@ -20,6 +31,7 @@ assert_type(instrument(engine.pool), Handle)
 assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
 assert_type(instrument(engine, leak_after=60, leak_stack=True), Handle)
+assert_type(instrument(engine, loop_lag=False, request_deadline=30), Handle)
 
 # Wrong targets, and arguments that are keyword-only, must be errors: the checker reports an ignore comment that is not
 # needed.
@@ -45,3 +57,20 @@ assert_type(failure.is_retryable, bool)
 assert_type(failure.kind, str)
 assert_type(failure.sqlstate, str | None)
 failure.kind = "deadlock"  # type: ignore[misc]
+
+with label("GET /orders/{id}"), label(lambda: None), label(lambda: "nightly report"):
+    pass
+label(7)  # type: ignore[arg-type]
+
+
+async def asgi(_scope: dict[str, Any], _receive: object, _send: object) -> None:
+    """Answer nothing."""
+
+
+def wsgi(_environ: dict[str, Any], _start_response: object) -> list[bytes]:
+    """Answer nothing."""
+    return []
+
+
+asgi_labels(asgi_labels(asgi))
+wsgi_labels(wsgi_labels(wsgi))

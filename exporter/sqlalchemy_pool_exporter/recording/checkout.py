@@ -10,7 +10,6 @@ the application's call is raised again unchanged.
 from __future__ import annotations
 
 import functools
-from asyncio.events import _get_running_loop as get_running_loop
 from bisect import bisect_left
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -39,7 +38,8 @@ from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
-from .holders import current_holder, current_label, of_thread
+from .holders import current_holder
+from .labels import current_label
 
 if TYPE_CHECKING:
     import weakref
@@ -110,11 +110,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 else:
                     recorder.block[waiter] = began = clock()
                 if origins is not None:
-                    # A call less than current_holder() for a thread that is known.
-                    try:
-                        who = of_thread.holder if get_running_loop() is None else current_holder()
-                    except AttributeError:
-                        who = current_holder()
+                    who = current_holder()
                     if who.rows:
                         outer = nesting.began(recorder, who, began)
             except Exception as error:
@@ -180,7 +176,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    site, label = find(), get_label()
+                    site, label = find(), get_label().number
                     if outer:
                         nesting.checked_out(row, outer)
                     if recorder.block is not block:

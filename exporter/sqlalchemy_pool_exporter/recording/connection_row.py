@@ -36,15 +36,25 @@ NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connecti
 
 
 class Holder:
-    """A thread or a task. Mutable state: the rows of the connections that it has checked out."""
+    """A thread or a task. Mutable state: the rows of the connections that it has checked out.
+
+    Two holders are one if they have the same rows: a task, and the calls that it makes in threads.
+    """
 
     __slots__ = ("number", "rows", "task", "thread_id")
 
-    def __init__(self, number: float, task: Task[Any] | None = None) -> None:
+    def __init__(
+        self,
+        number: float,
+        task: Task[Any] | None = None,
+        *,
+        rows: dict[int, ConnectionRow] | None = None,
+    ) -> None:
         self.number = number  # see ``HOLDER``
         self.task = None if task is None else weakref.ref(task)
         self.thread_id = get_ident()  # of the thread, or the one that runs the task
-        self.rows: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
+        # By the id of the record, in the order of the checkouts.
+        self.rows: dict[int, ConnectionRow] = {} if rows is None else rows
 
 
 class Nesting:

@@ -17,7 +17,8 @@ from sqlalchemy_pool_exporter.segment import fork, texts
 
 from .exhaustion import Schedule
 from .frames import Kind, kind_of, stack, text_of
-from .holders import current_holder, current_label
+from .holders import current_holder
+from .labels import current_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +93,7 @@ class FailureReports:
             "sqlstate": failure.sqlstate,
             "site": "" if origins is None else _site(origins.prefixes),
             "holder": names.holder(current_holder().number) if origins is not None else "",
-            "label": names.label(current_label.get()),
+            "label": names.label(current_label.get().number),
             "suppressed": suppressed,
         }
         # In a thread of its own and in the context of the caller, like the report of an exhausted pool.

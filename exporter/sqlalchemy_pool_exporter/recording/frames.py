@@ -5,13 +5,15 @@ A file belongs to one of three kinds:
 
 application  neither installed nor of the standard library; or its module has a prefix that the application named
 library      installed, and not known as plumbing
-plumbing     SQLAlchemy, this package, the standard library, and what servers and frameworks put around a handler
+plumbing     SQLAlchemy, this package, the standard library, what servers and frameworks put around a handler, and the
+             scripts that pip makes for commands such as gunicorn
 
 The *site* of a checkout is the innermost frame of the application, else the innermost one of a library.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 from enum import Enum
@@ -54,6 +56,14 @@ _INSTALLED: Final = frozenset(("site-packages", "dist-packages"))
 _STANDARD: Final = tuple(
     {path + "/" for name in ("stdlib", "platstdlib") if (path := sysconfig.get_paths().get(name))}
 )
+# Below everything that a server runs in its first thread is the script by which it was started.
+_SCRIPTS: Final = frozenset(
+    (
+        sysconfig.get_path("scripts"),
+        sysconfig.get_path("scripts", f"{os.name}_user"),
+        os.path.dirname(sys.executable or ""),  # noqa: PTH120 - a text, compared with others
+    )
+)
 _MOST_FRAMES: Final = 200
 
 
@@ -82,7 +92,7 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
         return Kind.PLUMBING
     if _is_installed(path):
         return Kind.LIBRARY
-    if path.startswith(_STANDARD):
+    if path.startswith(_STANDARD) or (module == "__main__" and path.rpartition("/")[0] in _SCRIPTS):
         return Kind.PLUMBING
     return Kind.LIBRARY if prefixes else Kind.APPLICATION
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds a connection: a thread or an asyncio task, and what the application says that it is doing."""
+"""Who holds a connection: a thread or an asyncio task."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from asyncio import current_task
 from asyncio.events import _get_running_loop
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.segment.own_errors import Suppressing, handles_a_signal, is_own
-from sqlalchemy_pool_exporter.segment.page import HOLDERS, LABELS
+from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_own
+from sqlalchemy_pool_exporter.segment.page import HOLDERS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
 from .connection_row import Holder
@@ -20,14 +22,17 @@ if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Callable, Iterator
 
-# The attribute of an asyncio task for its holder.
+    from .connection_row import ConnectionRow
+
+# The attributes of an asyncio task for its holder and for what it has checked out.
 _ATTRIBUTE: Final = "_pool_exporter_holder"
+_ROWS: Final = "_pool_exporter_rows"
 _UNNAMED: Final = "Task-"  # what asyncio calls a task that has no name of its own
 _DIGITS: Final = 15  # that a double holds exactly
 
-
-# Its attribute ``holder`` is the running thread's, if the thread has checked out before. The hot path reads it itself.
-of_thread: Final = threading.local()
+# Of a thread, or of one call in it: a thread that works for many tasks, as for ``to_thread()``, runs each call in a
+# context of its own.
+_of_thread: Final[ContextVar[Holder | None]] = ContextVar("sqlalchemy_pool_exporter_holder", default=None)
 
 
 def current_holder() -> Holder:
@@ -37,10 +42,10 @@ def current_holder() -> Holder:
         task: Any = current_task(loop)
         if task is not None:
             return getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
-    try:
-        holder: Holder = of_thread.holder
-    except AttributeError:
-        holder = of_thread.holder = Holder(number_of(HOLDERS, _said(_name_of_thread)))
+    holder = _of_thread.get()
+    # The context may be a copy of that of another thread.
+    if holder is None or holder.thread_id != get_ident():
+        holder = _new_for_thread()
     return holder
 
 
@@ -48,7 +53,7 @@ def _name_of_thread() -> str:
     return threading.current_thread().name
 
 
-def _said(ask: Callable[[], object]) -> str:
+def said(ask: Callable[[], object]) -> str:
     """Return what an object of the application says of itself; nothing if its method raises, or says no text."""
     try:
         text = ask()
@@ -63,14 +68,44 @@ def _said(ask: Callable[[], object]) -> str:
 
 
 def _new_for_task(task: Task[Any]) -> Holder:
-    name = _said(task.get_name)
+    name = said(task.get_name)
     digits = name.removeprefix(_UNNAMED)
     is_unnamed = len(digits) < len(name) and digits.isascii() and digits.isdigit()
-    holder = Holder(-float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name), task)
+    holder = Holder(
+        -float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name), task, rows=_rows_of(task)
+    )
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
     with suppress(AttributeError):
         setattr(task, _ATTRIBUTE, holder)
     return holder
+
+
+def _new_for_thread() -> Holder:
+    # A request of FastAPI or Starlette is one task, which makes one call after the other in threads that AnyIO takes
+    # from a pool: what one call checked out, the next one holds.
+    task = _waits_for_this_call()
+    rows = None if task is None else _rows_of(task)
+    holder = Holder(number_of(HOLDERS, said(_name_of_thread)), rows=rows)
+    _of_thread.set(holder)
+    return holder
+
+
+def _waits_for_this_call() -> Task[Any] | None:
+    """Return the task that waits for the call that AnyIO runs in this thread, if there is one."""
+    anyio: Any = sys.modules.get("anyio._core._eventloop")
+    scope = getattr(getattr(anyio, "threadlocals", None), "current_cancel_scope", None)
+    task: Task[Any] | None = getattr(scope, "_host_task", None)
+    return task
+
+
+def _rows_of(task: Task[Any]) -> dict[int, ConnectionRow] | None:
+    """Return what a task has checked out, itself or in threads."""
+    rows: dict[int, ConnectionRow] | None = getattr(task, _ROWS, None)
+    if rows is None:
+        with suppress(AttributeError):  # as above
+            setattr(task, _ROWS, {})
+            rows = getattr(task, _ROWS)
+    return rows
 
 
 def acts_for(holder: Holder) -> bool:
@@ -79,7 +114,7 @@ def acts_for(holder: Holder) -> bool:
     SQLAlchemy's asyncio extension returns a connection at the end of ``async with`` in a task of its own, for which the
     caller waits behind ``asyncio.shield()``.
     """
-    if current_holder() is holder:
+    if current_holder().rows is holder.rows:
         return True
     loop = _get_running_loop()
     running: Any = loop and current_task(loop)
@@ -99,33 +134,3 @@ def _references(callback: Any) -> Iterator[object]:
         with suppress(ValueError):  # an empty cell
             yield cell.cell_contents
     yield from getattr(callback, "args", ())  # of a functools.partial, as in wait_for()
-
-
-def _shown(text: Any) -> str:
-    if type(text) is str:
-        return text
-    return "" if text is None else _said(text.__str__)
-
-
-# The number of the label, see ``LABEL``.
-current_label: Final[ContextVar[int]] = ContextVar("sqlalchemy_pool_exporter_label", default=0)
-
-
-@contextmanager
-def label(text: str) -> Iterator[None]:
-    """Say what this thread or task is doing, for example ``"GET /orders/{id}"``; checkouts inside show it.
-
-    It costs nothing outside of checkouts, and follows the context: tasks that are started inside have it, too.
-
-    Args:
-        text: a route or the name of a job, without identifiers: there is room for 127 texts in a process, of 64 bytes
-            each, and further ones are not shown. Anything else than a text is shown as ``str()`` does, None as nothing.
-    """
-    token = current_label.set(number_of(LABELS, _shown(text)))
-    try:
-        yield
-    finally:
-        # A framework may enter and leave a generator in different contexts, as FastAPI does with a dependency that is
-        # not asynchronous. Then the context in which the label was set is gone, and the label with it.
-        with Suppressing(ValueError):
-            current_label.reset(token)

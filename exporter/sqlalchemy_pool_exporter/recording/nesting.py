@@ -40,7 +40,7 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
         return []
     rows = []
     for key, row in reversed(latest):
-        if row.holder is not holder or not row.table[row.held_at]:
+        if row.holder is None or row.holder.rows is not holder.rows or not row.table[row.held_at]:
             # A time limit of the application struck while a checkout was recorded, or another thread returns it now.
             holder.rows.pop(key, None)
         elif by_id.get(key) is row:
@@ -78,7 +78,8 @@ def returned(row: ConnectionRow, nesting: Nesting) -> None:
     outer = nesting.outer
     if (
         outer is not None
-        and outer.holder is row.holder
+        and outer.holder is not None
+        and outer.holder.rows is row.holder.rows
         and outer.nesting is not None
         and row.site is not None
     ):

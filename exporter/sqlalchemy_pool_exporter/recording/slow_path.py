@@ -14,7 +14,7 @@ from .checkout import CONNECT_CODE, mark_held
 from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
 from .exhaustion import TimedOut
 from .faults import never_raises
-from .holders import current_label
+from .labels import current_label
 from .server_side import server_of
 from .sqlalchemy_pool import (
     age_of,
@@ -131,7 +131,7 @@ class SlowPath:
             now,
             site=snapshot.sites[site.number - 1].text if site is not None and site.number else "",
             holder=0.0 if holder is None else holder.number,
-            label=float(current_label.get()),
+            label=float(current_label.get().number),
             holds=holds,
             suppressed=suppressed,
             leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,

@@ -15,9 +15,10 @@ from textual.css.query import NoMatches
 from textual.widgets import DataTable, Footer, Input, Static
 
 from sqlalchemy_pool_exporter.board.query import Query
+from sqlalchemy_pool_exporter.board.words import counted
 from sqlalchemy_pool_exporter.errors import BoardError
 
-from .columns import HELD, NUMBERS, POOLS, condition, held_row, pool_row, printable, summary
+from .columns import HELD, NUMBERS, POOLS, condition, finding, held_row, pool_row, printable, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 QUERY: Final = Query(pools=100, workers=0, held=100)
 _CONDITIONS: Final = 6
+_FINDINGS: Final = 3
 _BAR: Final = 24  # characters
 _STYLES: Final[dict[Severity | None, str]] = {
     "critical": "bold red",
@@ -229,6 +231,11 @@ def _conditions(board: Board) -> Text:
     left_out = len(found[_CONDITIONS:]) + board["conditions_left_out"]
     if left_out:
         lines.append(Text(f"and {left_out} more"))
+    findings = board["findings"]
+    lines += [Text.assemble(("audit", _STYLES["info"]), " ", finding(one)) for one in findings[:_FINDINGS]]
+    left_out = len(findings[_FINDINGS:]) + board["findings_left_out"]
+    if left_out:
+        lines.append(Text(f"and {counted(left_out, 'more finding')}"))
     return Text("\n").join(lines)
 
 
