@@ -209,6 +209,13 @@ def _add_audit(commands: Any) -> None:
         "of serve(), such as http://localhost:10079",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="a rule whose findings are meant to be; may be given many times",
+    )
     _add_credentials(command)
 
 

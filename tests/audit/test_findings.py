@@ -268,6 +268,17 @@ def test_command(tmp_path: Path, process: Callable[..., Process], capsys: pytest
     assert out.startswith("nothing found in 1 pool in 1 process\n")
 
 
+def test_command_that_ignores_a_rule(
+    tmp_path: Path, process: Callable[..., Process], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Findings that are meant to be are left out; a rule that does not exist is a mistake of the call."""
+    recycling(process)
+    assert run(capsys, tmp_path, "--ignore", "recycle_short")[0] == 0
+    assert run(capsys, tmp_path, "--ignore", "engine_per_request")[0] == 1
+    status, _, err = run(capsys, tmp_path, "--ignore", "recycle")
+    assert (status, err) == (2, "sqlalchemy-pool-exporter: no rule is called 'recycle'\n")
+
+
 def test_command_at_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL, or a host and a port, is asked; JSON has the same findings."""
     registry = CollectorRegistry()

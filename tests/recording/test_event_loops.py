@@ -21,7 +21,7 @@ from sqlalchemy_pool_exporter import instrument, uninstrument
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.recording import event_loops
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
-from sqlalchemy_pool_exporter.segment.block import LOOP_DUE, LOOP_PEAK, LOOPS
+from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, LOOP_DUE, LOOP_PEAK, LOOPS
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.event_loop import lag_now
 from tests.support.programs import run
@@ -322,7 +322,7 @@ def test_a_checkout_that_timed_out_in_a_blocked_loop(
     async def live() -> None:
         go_on = asyncio.Event()
         holder = asyncio.create_task(hold(go_on))
-        await eventually_async(lambda: blocks()[0].connections and blocks()[0].connections[1])
+        await eventually_async(lambda: blocks()[0].connections and blocks()[0].connections[HELD_SINCE])
         waits = asyncio.create_task(use(engine))
         await eventually_async(lambda: blocks()[0].waiters and max(blocks()[0].waiters))
         time.sleep(1.0)  # noqa: ASYNC251 - that is the mistake

@@ -16,7 +16,7 @@ from .columns import finding, printable
 from .source import DirectorySource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy_pool_exporter.board.schema import Board
 
@@ -26,17 +26,21 @@ NONE, FOUND = 0, 1  # exit statuses; 2 if the audit could not look
 _QUERY: Final = Query(pools=1, workers=0, held=0)  # findings are of all pools
 
 
-def run(source: Source, *, as_json: bool) -> int:
+def run(source: Source, *, as_json: bool, ignored: Collection[str] = ()) -> int:
     """Print the findings and return the exit status.
 
     Args:
         source: where to look.
         as_json: print JSON instead of text.
+        ignored: rules whose findings are meant to be.
 
     Raises:
         BoardError: it could not look, or there was nothing to look at.
     """
+    if unknown := sorted(set(ignored) - {rule.name for rule in RULES}):
+        raise BoardError(f"no rule is called {', '.join(map(repr, unknown))}")
     board = source.read(_QUERY)
+    board["findings"] = [one for one in board["findings"] if one["rule"] not in ignored]
     if not board["processes"]["live"] or not board["totals"]["pools"]:
         raise BoardError(f"{source.name}: {board['note'] or 'no live process has a pool'}")
     if as_json:

@@ -70,7 +70,7 @@ def run_audit(options: Namespace) -> int:
     # A host and a port are a URL, too, unless a directory has that name.
     is_url = where is not None and ("://" in where or (":" in where and not Path(where).exists()))
     source = source_of(options, url=where if is_url else None, directory=where)
-    return audit.run(source, as_json=options.json)
+    return audit.run(source, as_json=options.json, ignored=options.ignore)
 
 
 def source_of(options: Namespace, *, url: str | None, directory: str | None) -> Source:
