@@ -61,6 +61,7 @@ async def sidecar(database: Database, segments: Path, port: int) -> AsyncIterato
     probe = {
         "name": "demo",
         "dsn": database.dsn,
+        "pools": ["orders", "billing", "reports"],
         "interval_seconds": PROBE_SECONDS,
         "timeout_seconds": PROBE_SECONDS,
     }

@@ -102,6 +102,7 @@ def cause(
         ("leak", cause([600.0], came_back=600.0)),
         ("stuck", cause([600.0], came_back=600.0, oldest_is_used=True)),
         ("stuck", cause([30.2, 30.1, 29.9], came_back=31.0)),
+        ("stuck", cause([29.8, 29.7, 29.6], sites=["a", "a", "a"], came_back=29.5)),
         ("leak", cause([100.0, 400.0, 700.0, 900.0], came_back=100.0)),
         ("leak", cause([0.1, 400.0, 700.0, 900.0])),
         ("leak", cause([10.0, 20.0, 0.1], leak_after=5.0)),

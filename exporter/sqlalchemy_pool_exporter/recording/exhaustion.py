@@ -196,7 +196,7 @@ def message_of(report: dict[str, Any]) -> str:
     said = (
         f"pool {report['pool']!r} ({', '.join(limits)}) is exhausted: a checkout{caller}{_by(report)} timed out after "
         f"{report['waited_seconds']:g} s. {report['in_use']} connections are held{': ' if groups else ''}"
-        f"{'; '.join(groups)}. {report['waiting']} more callers wait. "
+        f"{'; '.join(groups)}. {_waiting(report['waiting'])}"
         f"Likely cause: {report['cause']}: {report['reason']}"
     )
     if report["cause"] not in _COMPLETE and (more_said := does(report) or report["advice"]):
@@ -204,6 +204,12 @@ def message_of(report: dict[str, Any]) -> str:
     if report["suppressed"]:
         said += f". {report['suppressed']} more checkouts timed out since the last report"
     return said
+
+
+def _waiting(number: int) -> str:
+    if not number:
+        return ""
+    return "1 more caller waits. " if number == 1 else f"{number} more callers wait. "
 
 
 def does(report: dict[str, Any]) -> str:

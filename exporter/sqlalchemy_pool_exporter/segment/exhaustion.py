@@ -36,6 +36,7 @@ _LEAK_FACTOR: Final = 10.0
 _WAIT_FACTOR: Final = 2.0
 # Connections that leak do so one after the other; those that are stuck have stuck at the same moment.
 _LEAK_SPREAD: Final = 3.0
+_MOST_SILENT: Final = 0.8  # of the wait: if nothing came back for longer, nothing does
 _SLOW_FACTOR: Final = 3.0
 _MOST: Final = 0.8  # of the connections: one site has most of them
 _BLOCKED_SECONDS: Final = 0.5  # a loop that is late by less is only busy
@@ -170,7 +171,7 @@ def _leak(
         are_all_long
         and len(out) > 1
         and min(ages) <= leak_after
-        and (snapshot.fields[LAST_CHECKIN] >= since or max(ages) < _LEAK_SPREAD * min(ages))
+        and (_returns(snapshot, now, since) or max(ages) < _LEAK_SPREAD * min(ages))
     ):
         return None
     return Cause(
@@ -180,12 +181,18 @@ def _leak(
     )
 
 
+def _returns(snapshot: Snapshot, now: float, since: float) -> bool:
+    """Return whether connections came back while the caller waited, and not only when it began to."""
+    return now - snapshot.fields[LAST_CHECKIN] < _MOST_SILENT * (now - since)
+
+
 def _stuck(snapshot: Snapshot, out: Sequence[Held], now: float, since: float) -> Cause | None:
-    if snapshot.fields[LAST_CHECKIN] >= since:
+    if _returns(snapshot, now, since):
         return None
+    silence = now - max(snapshot.fields[LAST_CHECKIN], since)
     return Cause(
         "stuck",
-        f"no connection came back in {now - since:.3g} s: what the holders do takes longer than that{_from(out)}",
+        f"no connection came back in {silence:.3g} s: what the holders do takes longer than that{_from(out)}",
         "Look for slow or blocked statements, and for calls to other services while a connection is held",
     )
 
