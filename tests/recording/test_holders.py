@@ -152,6 +152,25 @@ def test_tasks(registry: CollectorRegistry, tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_thread_for_each_request(engine: Engine, tmp_path: Path) -> None:
+    """Threads without a name of their own are known by their number, however many there are."""
+    seen: list[tuple[str, str]] = []
+
+    def handle_request() -> None:
+        with engine.connect():
+            seen.extend(holders(tmp_path))
+
+    expected = []
+    for number in range(200):
+        thread = threading.Thread(target=handle_request)
+        if number % 50 == 0:
+            thread.name = f"worker-{number}"
+        expected.append((thread.name.partition(" (")[0], ""))
+        thread.start()
+        thread.join()
+    assert expected == seen
+
+
 def test_labels_nest(engine: Engine, tmp_path: Path) -> None:
     """An inner label counts, and the outer one again after it."""
     with label("outer"):

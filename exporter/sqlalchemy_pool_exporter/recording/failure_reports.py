@@ -97,14 +97,21 @@ class FailureReports:
             "suppressed": suppressed,
         }
         # In a thread of its own and in the context of the caller, like the report of an exhausted pool.
-        fork.start_thread(
-            copy_context().run,
-            _log,
-            recorder.name,
-            report,
-            faults,
-            name="sqlalchemy-pool-exporter report",
-        )
+        is_started = False
+        schedule.is_logging = True
+        try:
+            is_started = fork.start_thread(
+                copy_context().run,
+                _log,
+                recorder.name,
+                report,
+                schedule,
+                faults,
+                name="sqlalchemy-pool-exporter report",
+            )
+        finally:
+            if not is_started:
+                schedule.is_logging = False
 
 
 def _site(prefixes: Sequence[str]) -> str:
@@ -115,12 +122,14 @@ def _site(prefixes: Sequence[str]) -> str:
     return ""
 
 
-def _log(name: Callable[[], str], report: dict[str, Any], faults: CountsFaults) -> None:
+def _log(name: Callable[[], str], report: dict[str, Any], schedule: Schedule, faults: CountsFaults) -> None:
     try:
         report["pool"] = name()
         _logger.warning("%s", message_of(report), extra={"pool_failure": report})
     except Exception as error:  # noqa: BLE001 - nobody would see it in this thread
         faults.fault(error)
+    finally:
+        schedule.is_logging = False
 
 
 def message_of(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_own
 from sqlalchemy_pool_exporter.segment.page import HOLDERS
 from sqlalchemy_pool_exporter.segment.texts import number_of
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 # The attributes of an asyncio task for its holder and for what it has checked out.
 _ATTRIBUTE: Final = "_pool_exporter_holder"
 _ROWS: Final = "_pool_exporter_rows"
-_UNNAMED: Final = "Task-"  # what asyncio calls a task that has no name of its own
-_DIGITS: Final = 15  # that a double holds exactly
+# What asyncio and threading call a task and a thread that has no name of its own, with a number behind. A server that
+# begins a thread for each request would soon have used up the room for names.
+_UNNAMED_TASK: Final = "Task-"
+_UNNAMED_THREAD: Final = "Thread-"
+_DIGITS: Final = 14  # that a double holds exactly, and a half
 
 # Of a thread, or of one call in it: a thread that works for many tasks, as for ``to_thread()``, runs each call in a
 # context of its own.
@@ -47,6 +51,18 @@ def current_holder() -> Holder:
     if holder is None or holder.thread_id != get_ident():
         holder = _new_for_thread()
     return holder
+
+
+def _number_of_thread(name: str) -> float:
+    digits = _digits(name.partition(" (")[0], _UNNAMED_THREAD)
+    return UNNAMED_THREAD - float(digits) if digits else number_of(HOLDERS, name)
+
+
+def _digits(name: str, prefix: str) -> str:
+    """Return the digits of a name that is a prefix and a number; an empty text for another name."""
+    digits = name.removeprefix(prefix)
+    is_number = len(digits) < len(name) and digits.isascii() and digits.isdigit()
+    return digits[:_DIGITS] if is_number else ""
 
 
 def _name_of_thread() -> str:
@@ -69,11 +85,9 @@ def said(ask: Callable[[], object]) -> str:
 
 def _new_for_task(task: Task[Any]) -> Holder:
     name = said(task.get_name)
-    digits = name.removeprefix(_UNNAMED)
-    is_unnamed = len(digits) < len(name) and digits.isascii() and digits.isdigit()
-    holder = Holder(
-        -float(digits[:_DIGITS]) if is_unnamed else number_of(HOLDERS, name), task, rows=_rows_of(task)
-    )
+    digits = _digits(name, _UNNAMED_TASK)
+    number = -float(digits) if digits else number_of(HOLDERS, name)
+    holder = Holder(number, task, rows=_rows_of(task))
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
     with suppress(AttributeError):
         setattr(task, _ATTRIBUTE, holder)
@@ -85,7 +99,7 @@ def _new_for_thread() -> Holder:
     # from a pool: what one call checked out, the next one holds.
     task = _waits_for_this_call()
     rows = None if task is None else _rows_of(task)
-    holder = Holder(number_of(HOLDERS, said(_name_of_thread)), rows=rows)
+    holder = Holder(_number_of_thread(said(_name_of_thread)), rows=rows)
     _of_thread.set(holder)
     return holder
 

@@ -110,7 +110,9 @@ ROW: Final = 8
 # out at the time -held_since. What follows up to WAITS_SINCE tells of the last checkout, also after the return.
 HELD_SINCE: Final = 1
 SITE: Final = 2  # where the application checked the connection out: number of an entry, or 0; see ``sites``
-HOLDER: Final = 3  # which thread or task did: number of a text, or minus the number of an asyncio task, or 0
+HOLDER: Final = (
+    3  # which thread or task did: number of a text, or negative for one without a name, or 0; see ``Texts``
+)
 LABEL: Final = 4  # what the application said it was doing: number of a text, or 0; see ``texts``
 WAITS_SINCE: Final = 5  # since when the holder waits for another connection of this pool; 0 if it does not
 LIFECYCLE: Final = 6

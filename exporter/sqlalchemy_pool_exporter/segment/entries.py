@@ -51,12 +51,17 @@ class Texts(NamedTuple):
 
     def holder(self, number: float) -> str:
         """Return the name of the thread or task that a row has in its field ``HOLDER``."""
-        return f"Task-{-number:.0f}" if number < 0.0 else _at(self.holders, number)
+        if number >= 0.0:
+            return _at(self.holders, number)
+        return f"Task-{-number:.0f}" if number.is_integer() else f"Thread-{UNNAMED_THREAD - number:.0f}"
 
     def label(self, number: float) -> str:
         """Return the text that a row has in its field ``LABEL``."""
         return _at(self.labels, number)
 
+
+# What a row has of a thread without a name of its own: this less its number.
+UNNAMED_THREAD: Final = -0.5
 
 NO_TEXTS: Final = Texts((), ())
 
