@@ -11,7 +11,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
+
+httpx: Any = pytest.importorskip("httpx")  # collected with the oldest dependencies, too
 
 pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("leave_nothing", "room_for_labels")]
 

@@ -11,16 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
-import sqlmodel
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_pool_exporter import asgi_labels, instrument, wsgi_labels
 from tests.examples.test_servers import Server
-from tests.support import fastapi_app, flask_app
 from tests.support.examples import example
 from tests.support.holding import Holding, holding
 from tests.support.samples import RegistrySamples
@@ -33,7 +30,12 @@ if TYPE_CHECKING:
 
     from tests.support.pg import Server as DatabaseServer
 
-pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("leave_nothing", "room_for_labels")]
+# An environment with the oldest dependencies may be without them, and collects this file all the same.
+httpx: Any = pytest.importorskip("httpx")
+fastapi_app: Any = pytest.importorskip("tests.support.fastapi_app")
+flask_app: Any = pytest.importorskip("tests.support.flask_app")
+
+pytestmark = pytest.mark.usefixtures("leave_nothing", "room_for_labels")
 
 POOL = "orders"
 
@@ -144,17 +146,19 @@ def test_flask(look: Any, registry: CollectorRegistry, tmp_path: Path, path: str
 # -- SQLModel
 
 
+@pytest.mark.newest  # it cannot be imported with SQLAlchemy 2.0.0
 def test_sqlmodel(look: Any, registry: CollectorRegistry, tmp_path: Path) -> None:
     """SQLModel's own session is no site."""
+    sqlmodel = pytest.importorskip("sqlmodel")
     engine = create_engine(f"sqlite:///{tmp_path}/orders.db")
     instrument(engine, name=POOL, registry=registry, directory=tmp_path)
-    find_by_sqlmodel(engine, look)
+    find_by_sqlmodel(sqlmodel, engine, look)
     (seen,) = seen_by(look)
     assert seen.site == f"{__name__}:find_by_sqlmodel"
     engine.dispose()
 
 
-def find_by_sqlmodel(engine: Engine, look: Callable[[], None]) -> None:
+def find_by_sqlmodel(sqlmodel: Any, engine: Engine, look: Callable[[], None]) -> None:
     with sqlmodel.Session(engine) as session:
         session.exec(sqlmodel.select(1)).all()
         look()
@@ -183,6 +187,7 @@ def pay():
 """
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_celery(server: DatabaseServer, tmp_path: Path, pool: str) -> None:
     """In a real worker, the site is in the task, whose name is the label as the documentation says."""
@@ -259,6 +264,7 @@ def transactional(function):
 """
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("named", "sites"),
     [

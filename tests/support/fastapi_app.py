@@ -14,7 +14,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, WebSo
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, ForeignKey, text
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
@@ -22,7 +22,7 @@ ONE = text("select 1")
 router = APIRouter(prefix="/orders")
 
 
-class Base(AsyncAttrs, DeclarativeBase):
+class Base(DeclarativeBase):
     """The models."""
 
 
@@ -235,8 +235,8 @@ async def through_run_sync(request: Request, session: AsyncDb) -> None:
     request.app.state.look()
 
 
-@router.get("/awaitable")
-async def through_awaitable_attributes(request: Request, session: AsyncDb) -> None:
+@router.get("/refresh")
+async def through_refresh(request: Request, session: AsyncDb) -> None:
     order = await session.get(Order, 1)
     assert order is not None
     await session.commit()
@@ -317,7 +317,7 @@ SITES = {
     "user": ("get_user", False),
     "sync-in-async": ("send_mail", True),
     "run-sync": ("load", False),
-    "awaitable": ("through_awaitable_attributes", False),
+    "refresh": ("through_refresh", False),
     "async-nested": ("through_async_manager", False),
     "async-stream": ("through_async_stream.<locals>.rows", False),
     "async-background": ("send_async_mail", False),
