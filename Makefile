@@ -114,6 +114,10 @@ pictures: environment-newest ## draw docs/images anew, from runs of some minutes
 	@.venv/newest/bin/python -m tools.pictures
 	@.venv/newest/bin/python -m tools.board_picture
 
+.PHONY: screenshot
+screenshot: environment-newest ## take docs/images/board.png anew, from the starvation scene of the demo in Debian's Chromium
+	@.venv/newest/bin/python -m tools.board_picture
+
 .PHONY: lint
 lint: environment-lint ## check style and format
 	@echo "==> ruff"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter import serve
 from sqlalchemy_pool_exporter.segment import block as layout
-from tests.support.browser import chromium, opened
+from tests.support.browser import Browsers, chromium, limited, opened
 from tests.support.segments import new_block, processes
 from tests.support.sidecar import Sidecar
 from tests.support.web_files import PASSWORD, hashed, users
@@ -61,10 +61,24 @@ CONTRAST = """() => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Start one browser for the module: while it runs, no other event loop can run in this thread."""
+def browsers() -> Iterator[Browsers]:
+    """Use one browser for the module: while it runs, no other event loop can run in this thread."""
     with chromium() as started:
         yield started
+
+
+@pytest.fixture
+def browser(browsers: Browsers) -> Browser:
+    """Return the browser, or the next one if it was killed."""
+    return browsers.get()
+
+
+def test_a_browser_that_hangs(browsers: Browsers, url: str) -> None:
+    """A test whose browser hangs fails in time, and the next one gets another browser."""
+    with pytest.raises(Error), opened(browsers.get(), url) as page, limited(1.0):
+        page.evaluate("while (true) {}")
+    with opened(browsers.get(), url) as page:
+        expect(page.locator("#state")).to_have_text("Live")
 
 
 @pytest.fixture
