@@ -58,12 +58,12 @@ def seen_by(look: Any) -> list[Holding]:
     return [one for (one,) in look.seen]
 
 
-def checkouts(registry: CollectorRegistry) -> set[str]:
-    """Return the sites that have checkouts, without lines."""
+def checkouts(registry: CollectorRegistry, metric: str = "checkouts_by_site_total") -> set[str]:
+    """Return the sites that have checkouts, or that another metric counts, without lines."""
     return {
         dict(labels)["site"].rpartition(":")[0] or "other"
-        for (metric, labels), value in RegistrySamples(registry).samples.items()
-        if metric == "sqlalchemy_pool_checkouts_by_site_total" and value
+        for (name, labels), value in RegistrySamples(registry).samples.items()
+        if name == f"sqlalchemy_pool_{metric}" and value
     }
 
 
@@ -113,6 +113,14 @@ def test_fastapi(fastapi: Any, look: Any, registry: CollectorRegistry, path: str
     assert (site, f"GET /v1/orders/{route}") == (seen.site, seen.label)
     assert (seen.holder == "AnyIO worker thread") is is_in_thread
     assert site in checkouts(registry)
+
+
+@pytest.mark.parametrize(("path", "function"), [("two", "through_two"), ("async-two", "through_async_two")])
+def test_nested_in_fastapi(fastapi: Any, registry: CollectorRegistry, path: str, function: str) -> None:
+    """A request that holds the connection of a dependency nests, also if its functions run in several threads."""
+    request(fastapi, f"/v1/orders/{path}")
+    nested = checkouts(registry, "nested_checkouts_total")
+    assert nested == {f"tests.support.fastapi_app:{function}"}
 
 
 def test_what_no_function_of_the_application_does(fastapi: Any, registry: CollectorRegistry) -> None:

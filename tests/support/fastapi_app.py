@@ -289,6 +289,23 @@ async def through_socket(socket: WebSocket) -> None:
     await socket.close()
 
 
+# -- a second connection beside that of a dependency
+
+
+@router.get("/two")
+def through_two(request: Request, _connection: Annotated[Connection, Depends(get_connection)]) -> None:
+    with request.app.state.engine.connect():
+        pass
+
+
+@router.get("/async-two")
+async def through_async_two(
+    request: Request, _connection: Annotated[AsyncConnection, Depends(get_async_connection)]
+) -> None:
+    async with request.app.state.async_engine.connect():
+        pass
+
+
 # -- what FastAPI does after the endpoint
 
 

@@ -7,7 +7,6 @@ the request from its middlewares; so a checkout looks it up, see ``Label``.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,9 +80,10 @@ class _Labelled:
         self._token = current_label.set(self._label)
 
     def __exit__(self, *_: object) -> None:
-        # A coroutine that nothing awaits any more is closed in any context.
-        with suppress(ValueError):
+        try:
             current_label.reset(self._token)
+        except ValueError:  # a coroutine that nothing awaits any more is closed in any context
+            return
 
 
 # -- ASGI
