@@ -101,6 +101,35 @@ def test_the_site_behind_a_greenlet(registry: CollectorRegistry, use: Callable[.
     assert by_site(registry, "checkouts_by_site_total") == {f"tests.support.site_app:{site}": 2.0}
 
 
+@pytest.mark.parametrize("calls", range(6))
+def test_a_listener_that_checks_out_as_deep(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry, calls: int
+) -> None:
+    """A listener of a session is the site of what it checks out, also if that is as deep as what the session does."""
+    engine = an_engine(registry)
+    session = type("Listened", (Session,), {})
+
+    def listen(_state: object) -> None:
+        if is_listening[-1]:
+            log(engine, calls)
+
+    event.listen(session, "do_orm_execute", listen)
+    is_listening: list[bool] = []
+    for at in range(6):
+        is_listening.append(at >= 3)
+        with session(engine) as one:
+            one.execute(site_app.ONE)
+    name = "test_a_listener_that_checks_out_as_deep"
+    assert by_site(registry, "checkouts_by_site_total") == {f"{__name__}:{name}": 6.0, f"{__name__}:log": 3.0}
+
+
+def log(engine: Engine, calls: int) -> None:
+    if calls:
+        log(engine, calls - 1)
+    else:
+        engine.connect().close()
+
+
 def test_lines(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:
     """Two places of one function are two sites, told apart by their lines."""
     engine = an_engine(registry)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .frames import Kind, kind_of, stack, text_of
-from .places import Places
+from .places import WITNESS, Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ class Origins:
         search, getframe = self._search, sys._getframe  # noqa: SLF001 - inspect.currentframe() has no depth
         current_greenlet = _current_greenlet
 
-        def find() -> SiteEntry:  # noqa: C901 - as above
+        def find() -> SiteEntry:  # noqa: C901, PLR0912 - as above
             frame: Any
             callee: Any
             for depth, by_callee in shortcuts:
@@ -90,9 +90,11 @@ class Origins:
                     continue
                 sites = by_callee.get(id(callee.f_code))
                 if sites is not None and (frame := callee.f_back) is not None:
-                    entry = sites.get(id(frame.f_code) + frame.f_lasti)
-                    if entry is not None:
-                        return entry
+                    known = sites.get(id(frame.f_code) + frame.f_lasti)
+                    if known is not None:
+                        learned, witness = known
+                        if witness is None or getframe(WITNESS).f_code is witness:
+                            return learned
             frame, callee, depth = getframe(2), None, 2
             greenlet = None
             while True:
@@ -103,7 +105,8 @@ class Origins:
                         entry = entries.get(place)
                         if entry is not None:
                             if greenlet is None and callee is not None:
-                                learn(depth - 1, callee.f_code, place, entry)
+                                witness = getframe(WITNESS).f_code if depth > WITNESS + 1 else None
+                                learn(depth - 1, callee.f_code, place, (entry, witness))
                             return entry
                         if place not in silent:
                             return search(getframe(2))

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
 
+    Shortcut = tuple[SiteEntry, CodeType | None]
+
 _MOST: Final = 4096
 _MOST_DEPTHS: Final = 4
+# The depth in the stack of what calls ``Engine.connect()``. A listener of the application can check out below the same
+# place, through the same function and as deep; then it does so itself, and not the function that did before.
+WITNESS: Final = 5
 
 
 class Places:
@@ -25,7 +30,8 @@ class Places:
 
     The mutable state, which the hot path reads itself: ``entries`` has the site at a place, and ``silent`` the places
     that say nothing. ``shortcuts`` has the same sites by the depth in the stack of the function that the application
-    called there, by that function's code, and by the place.
+    called there, by that function's code, and by the place; each with the code that called ``Engine.connect()``, or
+    None if that is the place itself.
     """
 
     __slots__ = ("_references", "entries", "shortcuts", "silent")
@@ -33,7 +39,7 @@ class Places:
     def __init__(self) -> None:
         self.entries: dict[int, SiteEntry] = {}
         self.silent: set[int] = set()
-        self.shortcuts: list[tuple[int, dict[int, dict[int, SiteEntry]]]] = []
+        self.shortcuts: list[tuple[int, dict[int, dict[int, Shortcut]]]] = []
         self._references: dict[int, weakref.ref[CodeType]] = {}
 
     def clear(self) -> None:
@@ -51,7 +57,7 @@ class Places:
         else:
             self.entries[place] = entry
 
-    def learn(self, depth: int, callee: CodeType, place: int, entry: SiteEntry) -> None:
+    def learn(self, depth: int, callee: CodeType, place: int, shortcut: Shortcut) -> None:
         """Let the next checkout from the same place, through the same function and as deep, find its site at once.
 
         To look at each frame of a stack takes long, since the interpreter makes an object for each: through a session
@@ -62,7 +68,7 @@ class Places:
         if by_callee is None:
             by_callee = {}
             self.shortcuts[:] = [(depth, by_callee), *self.shortcuts[: _MOST_DEPTHS - 1]]
-        by_callee.setdefault(id(callee), {})[place] = entry
+        by_callee.setdefault(id(callee), {})[place] = shortcut
 
     def _watch(self, address: int, code: CodeType) -> None:
         if len(self._references) >= _MOST:
@@ -76,7 +82,7 @@ def _forget(
     references: dict[int, weakref.ref[CodeType]],
     entries: dict[int, SiteEntry],
     silent: set[int],
-    shortcuts: list[tuple[int, dict[int, dict[int, SiteEntry]]]],
+    shortcuts: list[tuple[int, dict[int, dict[int, Shortcut]]]],
     _gone: object,
 ) -> None:
     """Forget what is known of an address in a code that is freed: another code can get it."""
