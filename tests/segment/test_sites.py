@@ -46,6 +46,7 @@ def test_counts_that_begin_anew() -> None:
     sites = ShownSites(2)
     assert shown(sites, a=500, b=10) == {"a": 500, "b": 10, OTHER: 0}
     assert shown(sites, b=3) == {"b": 3, OTHER: 0}
+    assert shown(sites, c=100) == {"c": 100, OTHER: 0}
 
 
 def test_a_release() -> None:

@@ -134,7 +134,7 @@ def assert_sites_add_up(exposition: RegistrySamples, pool: str) -> None:
         "held": total("connections", ("state", "in_use")),
     }
     # A pool of which no checkout was recorded has no sites.
-    assert sums == totals or not (sums["checkouts"] or totals["checkouts"])
+    assert sums == totals or not (sums["checkouts"] or totals["checkouts"]), (sums, totals)
     seconds = (total("hold_seconds_by_site_sum"), total("hold_seconds_sum"))
     assert abs(seconds[0] - seconds[1]) <= 1e-6 * (1 + seconds[1]) or not totals["checkouts"]
 

@@ -249,7 +249,10 @@ def return_hook(  # noqa: C901, PLR0915 - as above
                 now = clock()
                 held = now - since
                 bucket = hold_first if held <= first_bucket else hold_first + bisect_left(BUCKETS, held)
-                collected = record._pool_exporter_holder() is None
+                holder = record._pool_exporter_holder
+                # None if another thread returns the connection of a StaticPool at the same time.
+                collected = holder is not None and holder() is None
+                holder = None
                 who, site = row.holder, row.site
                 if who is not None:
                     who.rows.pop(row.record_id, None)

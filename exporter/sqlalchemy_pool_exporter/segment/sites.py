@@ -27,13 +27,12 @@ _IDLE_SECONDS: Final = 3600.0
 class _Series:
     """The sites of one series. Mutable state: what is shown of each, and of all others; and which the others are."""
 
-    __slots__ = ("other", "others", "shown", "total")
+    __slots__ = ("other", "others", "shown")
 
     def __init__(self) -> None:
         self.shown: dict[str, _Shown] = {}
         self.others = {OTHER}
         self.other: Counts = [0.0] * SITE_COUNTS
-        self.total = 0.0  # checkouts
 
 
 class _Shown(NamedTuple):
@@ -73,18 +72,33 @@ class ShownSites:
         self, by_series: Mapping[tuple[str, ...], Mapping[str, Counts]]
     ) -> dict[tuple[str, ...], dict[str, Counts]]:
         """Return the counts by series and site."""
-        self._series = {series: self._known(series, by_site) for series, by_site in by_series.items()}
-        return {series: self._reduced(self._series[series], by_site) for series, by_site in by_series.items()}
+        self._series = {series: self._series.get(series) or _Series() for series in by_series}
+        return {series: self._reduced(series, by_site) for series, by_site in by_series.items()}
 
-    def _known(self, series: tuple[str, ...], by_site: Mapping[str, Counts]) -> _Series:
-        """Return what is known of a series; nothing if its counts began anew, as if a pool is instrumented again."""
-        known, total = self._series.get(series), sum(counts[CHECKOUTS] for counts in by_site.values())
-        if known is None or total < known.total:
-            known = _Series()
-        known.total = total
-        return known
+    def _reduced(self, name: tuple[str, ...], by_site: Mapping[str, Counts]) -> dict[str, Counts]:
+        series = self._series[name]
+        self._choose(series, by_site)
+        found = {site: one.counts for site, one in series.shown.items()}
+        # Rounded once: what is shown and what is read is the same for nearly all sites.
+        columns = zip(
+            *by_site.values(), *([-count for count in counts] for counts in found.values()), strict=True
+        )
+        other = list(map(math.fsum, columns))
+        if any(
+            now < last
+            for at, (now, last) in enumerate(zip(other, series.other, strict=True))
+            if at != HELD_SECONDS
+        ):
+            # The counts began anew: the process forked, or the pool is instrumented again.
+            self._series[name] = _Series()
+            return self._reduced(name, by_site)
+        series.other = list(map(max, series.other, other))
+        if by_site.keys() - found.keys() or any(series.other):
+            found[OTHER] = series.other
+        return found
 
-    def _reduced(self, series: _Series, by_site: Mapping[str, Counts]) -> dict[str, Counts]:
+    def _choose(self, series: _Series, by_site: Mapping[str, Counts]) -> None:
+        """Note the counts of the sites that are shown, and show further ones."""
         now, shown = self._monotonic(), series.shown
         for site, (counts, grown) in shown.items():
             most = list(map(max, counts, by_site.get(site, counts)))
@@ -97,17 +111,6 @@ class ShownSites:
         room = max(0, min(self._most - used, self._most_ever - len(shown)))
         shown.update((site, _Shown(list(by_site[site]), now)) for site in new[:room])
         series.others.update(new[room:])
-        found = {site: one.counts for site, one in shown.items()}
-        # Rounded once: what is shown and what is read is the same for nearly all sites.
-        columns = zip(
-            *by_site.values(), *([-count for count in counts] for counts in found.values()), strict=True
-        )
-        series.other = [
-            max(last, math.fsum(column)) for last, column in zip(series.other, columns, strict=True)
-        ]
-        if by_site.keys() - found.keys() or any(series.other):
-            found[OTHER] = series.other
-        return found
 
 
 def counters(by_site: Mapping[str, Counts]) -> dict[str, Value]:
