@@ -64,7 +64,7 @@ class Case:
 
     @property
     def has_server(self) -> bool:
-        return self.driver in WITH_SERVER
+        return self.driver in (*WITH_SERVER, "psycopg2")
 
     def start(self, **options: Any) -> Engine:
         """Make an instrumented engine with a pool of one connection and one overflow, unless told otherwise."""
