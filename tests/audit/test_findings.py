@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -204,7 +205,12 @@ def test_a_synchronous_engine_in_a_task() -> None:
 
     def use() -> None:
         with engine.connect():
-            pass
+            assert found(registry) == set()
+
+    def thread() -> None:
+        one = threading.Thread(target=use)
+        one.start()
+        one.join()
 
     async def request() -> None:
         with engine.connect():
@@ -214,8 +220,30 @@ def test_a_synchronous_engine_in_a_task() -> None:
         for _ in range(60):
             await asyncio.create_task(asyncio.sleep(0))
         await asyncio.to_thread(use)
-        assert found(registry) == set()
+        for _ in range(60):
+            await asyncio.to_thread(thread)
         await asyncio.create_task(request())
+
+    with instrument(engine, name="orders", registry=registry):
+        asyncio.run(live())
+
+
+def test_a_synchronous_engine_in_a_thread_of_anyio() -> None:
+    """Starlette calls an endpoint without ``async`` in such a thread, and that is right."""
+    to_thread = pytest.importorskip("anyio.to_thread")
+    registry = CollectorRegistry()
+    engine = create_engine("sqlite://", poolclass=NullPool)
+
+    def use() -> None:
+        with engine.connect():
+            assert found(registry) == set()
+
+    async def request() -> None:
+        await to_thread.run_sync(use)
+
+    async def live() -> None:
+        for _ in range(60):
+            await asyncio.create_task(request())
 
     with instrument(engine, name="orders", registry=registry):
         asyncio.run(live())

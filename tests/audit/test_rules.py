@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.audit.rules import RULES, audit
 from sqlalchemy_pool_exporter.held_connections import ServerLimits
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from tests.support.paths import ROOT
 from tests.support.probed_sessions import Probed
 from tests.support.segments import NOW, QUEUE, Process, processes
@@ -283,7 +284,15 @@ def test_sync_engine_in_loop(application: Application) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_async", "holder"), [(1.0, AFTER_START), (0.0, AFTER_START), (-1.0, 7.0), (-1.0, -3.0), (-1.0, 0.0)]
+    ("is_async", "holder"),
+    [
+        (1.0, AFTER_START),
+        (0.0, AFTER_START),
+        (-1.0, 7.0),
+        (-1.0, -3.0),
+        (-1.0, 0.0),
+        (-1.0, UNNAMED_THREAD - 1000.0),
+    ],
 )
 def test_not_a_sync_engine_in_loop(application: Application, is_async: float, holder: float) -> None:
     """An asyncio engine, one of which it is not known, a thread, and one of the tasks that start the application."""

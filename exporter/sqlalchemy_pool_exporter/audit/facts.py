@@ -28,6 +28,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     TIMEOUT,
     WAITERS_USED,
 )
+from sqlalchemy_pool_exporter.segment.entries import task_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ _OLD_ENOUGH_SECONDS: Final = 60.0
 # Pools that went within this time count as made and dropped again and again.
 _RECENT_SECONDS: Final = 600.0
 # The first tasks of a process start the application, which may block its loop without harm.
-_FIRST_REQUEST_TASK: Final = 50.0
+_FIRST_REQUEST_TASK: Final = 50
 
 
 @dataclass(slots=True)
@@ -121,9 +122,10 @@ class PoolFacts:
     def was_used_in_a_loop(self) -> bool:
         """Whether a synchronous engine was last used by a task that an event loop ran, once the application ran."""
         return any(
-            min(snapshot.connections[HOLDER::ROW], default=0.0) <= -_FIRST_REQUEST_TASK
+            task_number(holder) >= _FIRST_REQUEST_TASK
             for snapshot in self.current
             if snapshot.fields[IS_ASYNC] < 0.0
+            for holder in snapshot.connections[HOLDER::ROW]
         )
 
 

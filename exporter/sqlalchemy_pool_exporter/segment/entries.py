@@ -63,6 +63,12 @@ class Texts(NamedTuple):
 # What a row has of a thread without a name of its own: this less its number.
 UNNAMED_THREAD: Final = -0.5
 
+
+def task_number(holder: float) -> int:
+    """Return the number of an asyncio task without a name of its own, from ``HOLDER``; 0 for another holder."""
+    return -int(holder) if holder < 0.0 and holder.is_integer() else 0
+
+
 NO_TEXTS: Final = Texts((), ())
 
 
