@@ -58,7 +58,7 @@ def test_dependency_that_is_not_closed(stage: Staged) -> None:
     staged = stage(
         "api",
         pool={"pool_size": 3, "max_overflow": 0, "pool_timeout": 1.0},
-        environment={"SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER": "1.5"},
+        leak_after=1.5,
     )
     engineer = usual(staged, "orders")
     (worker,) = staged.workers
@@ -86,6 +86,11 @@ def test_dependency_that_is_not_closed(stage: Staged) -> None:
         rf"^a connection of pool 'orders' \(pid {worker.pid}\) is held for {LOGGED}, longer than "
         rf"leak_after=1.5: from {route} "
         r"\(Task-\d+\); that has ended and did not return it; session \d+ of the server",
+    )
+    engineer.log(
+        worker,
+        rf"^pool 'orders' \(pid {worker.pid}, .* 3 from {route}, .* Likely cause: leak: .*\. The thread or task of the "
+        r"oldest has ended and did not return it",
     )
 
 

@@ -35,7 +35,7 @@ def cause(
     leak_after: float = math.inf,
     blocked: float = 0.0,
     held_before: Sequence[float] = (),
-    oldest_is_used: bool = False,
+    oldest_does: str = "",
 ) -> Cause:
     """Return the likely cause.
 
@@ -50,7 +50,7 @@ def cause(
         leak_after: seconds.
         blocked: for how many seconds the event loop was blocked, until a second ago.
         held_before: for how many seconds the sites, in alphabetical order, have held connections that came back.
-        oldest_is_used: whether the holder of the oldest is known to work with it.
+        oldest_does: what the holder of the oldest does.
     """
     fields = [0.0] * FIRST_COUNTER
     fields[block.SIZE] = len(ages) if capacity is None else capacity
@@ -79,7 +79,7 @@ def cause(
         since=SINCE,
         of_caller=of_caller,
         leak_after=leak_after,
-        oldest_is_used=oldest_is_used,
+        oldest_does=oldest_does,
     )
 
 
@@ -100,7 +100,9 @@ def cause(
         ("stuck", cause([31.0, 32.0, 33.0, 34.0], came_back=31.0, usual=None)),
         ("stuck", cause([600.0], came_back=600.0, usual=None)),
         ("leak", cause([600.0], came_back=600.0)),
-        ("stuck", cause([600.0], came_back=600.0, oldest_is_used=True)),
+        ("stuck", cause([600.0], came_back=600.0, oldest_does="database")),
+        ("leak", cause([31.0, 30.0], came_back=31.0, oldest_does="ended")),
+        ("stuck", cause([31.0, 30.0], came_back=31.0, oldest_does="elsewhere")),
         ("stuck", cause([30.2, 30.1, 29.9], came_back=31.0)),
         ("stuck", cause([29.8, 29.7, 29.6], sites=["a", "a", "a"], came_back=29.5)),
         ("leak", cause([100.0, 400.0, 700.0, 900.0], came_back=100.0)),

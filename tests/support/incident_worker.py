@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 SLEEP = text("SELECT pg_sleep(:seconds)")
 # Locks what a session can wait for that has no row in common with the caller.
 SHARE = text("SELECT pg_advisory_xact_lock_shared(1)")
-LEAK_AFTER = 30.0
 # Errors that a caller ignores, as an application that answers 500 or 503 and goes on.
 SURVIVED = (DBAPIError, PoolTimeoutError, OSError)
 
@@ -181,11 +180,11 @@ def main(options: dict[str, Any]) -> None:
         arguments["poolclass"] = getattr(pool, arguments["poolclass"])
     if "+asyncpg" in url:
         async_engine = create_async_engine(url, **arguments)
-        instrument(async_engine, name=name, leak_after=LEAK_AFTER)
+        instrument(async_engine, name=name, leak_after=options["leak_after"])
         asyncio.run(_asyncio(async_engine, acts))
         return
     engine = create_engine(url, **arguments)
-    instrument(engine, name=name, leak_after=LEAK_AFTER)
+    instrument(engine, name=name, leak_after=options["leak_after"])
     callers = Callers(engine, acts)
     for load in _loads():
         callers.take(load)

@@ -79,7 +79,13 @@ class Worker:
     """A worker process of an application; see ``incident_worker``. ``log`` is the file that it logs to."""
 
     def __init__(self, incident: Incident, url: str, pool: Mapping[str, Any], directory: Path) -> None:
-        options = {"url": url, "name": incident.name, "pool": pool, "acts": incident.acts}
+        options = {
+            "url": url,
+            "name": incident.name,
+            "pool": pool,
+            "acts": incident.acts,
+            "leak_after": incident.leak_after,
+        }
         with NamedTemporaryFile(dir=directory.parent, prefix="worker-log-", delete=False) as file:
             self.log = Path(file.name)
             self._process = subprocess.Popen(
@@ -235,6 +241,7 @@ class Incident:
         prepare: changes the server before the workers start.
         acts: module with the functions that the callers call, each with the engine and the seconds; without one, those
             of ``incident_worker``.
+        leak_after: of the pool, in seconds.
         environment: of the workers.
     """
 
@@ -251,4 +258,5 @@ class Incident:
     is_configured: bool = False
     prepare: Callable[[Database], None] = _nothing
     acts: str = ""
+    leak_after: float = 30.0
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -137,7 +137,7 @@ def report_of(name: str, timed_out: TimedOut, names: Texts, oldest: Activity | N
         since=timed_out.began,
         of_caller=timed_out.holds,
         leak_after=timed_out.leak_after,
-        oldest_is_used=oldest is not None and oldest.kind in {"database", "queue"},
+        oldest_does="" if oldest is None else oldest.kind,
     )
     waiting = [now - since for since in snapshot.waiters if since]
     by_site: dict[str, list[Held]] = {}

@@ -36,6 +36,7 @@ _LEAK_FACTOR: Final = 10.0
 _WAIT_FACTOR: Final = 2.0
 # Connections that leak do so one after the other; those that are stuck have stuck at the same moment.
 _LEAK_SPREAD: Final = 3.0
+_USED: Final = frozenset(("database", "queue"))  # what a holder does that works with its connection
 _MOST_SILENT: Final = 0.8  # of the wait: if nothing came back for longer, nothing does
 _SLOW_FACTOR: Final = 3.0
 _MOST: Final = 0.8  # of the connections: one site has most of them
@@ -76,7 +77,7 @@ def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
     since: float,
     of_caller: int = 0,
     leak_after: float = math.inf,
-    oldest_is_used: bool = False,
+    oldest_does: str = "",
 ) -> Cause:
     """Return the cause that is likely.
 
@@ -86,7 +87,8 @@ def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
         since: when the caller that timed out began to wait.
         of_caller: how many connections of the pool that caller holds itself. It waits no more.
         leak_after: seconds; connections that are held for longer are suspected of a leak, if the application says so.
-        oldest_is_used: the holder of the oldest connection is known to work with it, so that it is not forgotten.
+        oldest_does: what the holder of the oldest connection does, if that is known: ``"database"`` or ``"queue"``, so
+            that it is not forgotten, or ``"ended"``, so that it is.
     """
     out = list(held(snapshot))
     if blocked := _loop_blocked(snapshot, now, since):
@@ -96,7 +98,8 @@ def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
     return (
         _connecting(snapshot, len(out))
         or _waiting_for_itself(out, of_caller)
-        or (None if oldest_is_used else _leak(snapshot, out, now, since, leak_after))
+        or (None if oldest_does in _USED else _leak(snapshot, out, now, since, leak_after))
+        or (_forgotten(out) if oldest_does == "ended" else None)
         or _stuck(snapshot, out, now, since)
         or _one_site(snapshot, out)
         or _slow_or_busy(snapshot, out, now)
@@ -178,6 +181,13 @@ def _leak(
         "leak",
         f"{len(suspects)} of {len(out)} connections are held for far longer than is usual and may never come back"
         f"{_from(suspects)}",
+    )
+
+
+def _forgotten(out: Sequence[Held]) -> Cause:
+    return Cause(
+        "leak",
+        f"the oldest of {len(out)} connections may never come back: what checked it out has ended{_from(out)}",
     )
 
 
