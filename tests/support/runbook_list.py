@@ -246,6 +246,7 @@ CASES: Final = [
         "ReadOnlyServer",
         "readonly",
         (
+            r"<name>: read-only: the server of database '<name>' takes no writes: default_transaction_read_only.*fail",
             r'database="<name>".*\} 0',
             r"f +\| on",
             r"on +\| configuration file",
