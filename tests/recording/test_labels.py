@@ -254,6 +254,11 @@ def test_starlette(label_now: Callable[[], str]) -> None:
     outer.mount("/tenants/{tenant}", sub)
     routes = [Route("/plain/{number}", shown), Mount("/deeper", routes=[Route("/plain", shown)])]
     outer.mount("/starlette", Starlette(routes=routes))
+
+    async def passed_on(request: Any, call_next: Any) -> Any:  # which runs the rest in a task of its own
+        return await call_next(request)
+
+    outer.middleware("http")(passed_on)
     outer.add_middleware(asgi_labels)
 
     async def ask() -> list[str]:

@@ -76,6 +76,10 @@ def through_manager(engine: Engine, look: Look) -> None:
         look()
 
 
+def through_decorator(engine: Engine, look: Look) -> None:
+    manager(engine)(look)()
+
+
 def generator(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         yield connection
@@ -116,6 +120,7 @@ SYNCHRONOUS: dict[Callable[[Any, Look], None], str] = {
     exit_stack: "exit_stack",
     partial: "partial",
     through_manager: "manager",
+    through_decorator: "manager",
     through_generator: "generator",
     in_thread_pool: "core",
     method: "Service.serve",

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 from .labels import Label, current_label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 
     Scope = MutableMapping[str, Any]
-    ASGIApp = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+    ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+    Labelled = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
     WSGIApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 # Clients can invent methods, and a process has room for few texts.
 _METHODS: Final = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 
 
-def asgi_labels(app: ASGIApp) -> ASGIApp:
+def asgi_labels(app: ASGIApp) -> Labelled:
     """Return an ASGI application that labels the checkouts of another one with the route of their request.
 
     It knows the routes of FastAPI and Starlette, for example by ``app.add_middleware(asgi_labels)``.
