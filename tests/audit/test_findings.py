@@ -27,8 +27,9 @@ from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from tests.support.fakes import connect
 from tests.support.probed_sessions import Probed
-from tests.support.samples import read_samples
+from tests.support.samples import key, read_samples
 from tests.support.segments import NOW, Process, processes
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -196,6 +197,33 @@ def test_an_engine_that_is_disposed_of_again_and_again() -> None:
             engine.dispose()
             gc.collect()
         assert found(registry) == set()
+
+
+@pytest.mark.parametrize(("size", "is_found"), [(2, True), (3, False)])
+def test_more_threads_than_connections(size: int, is_found: bool) -> None:
+    """Three threads that ask at one moment are more than two connections, and not more than three."""
+    registry = CollectorRegistry()
+    go_on = threading.Event()
+
+    def creator() -> Any:  # inside of connect()
+        go_on.wait(60)
+        return connect()
+
+    pool = QueuePool(creator, pool_size=size, max_overflow=0)
+
+    def use() -> None:
+        pool.connect().close()
+
+    with instrument(pool, name="orders", registry=registry):
+        threads = [threading.Thread(target=use) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        pending = key("pending_checkouts", pool="orders")
+        assert eventually(lambda: read_samples(registry)[pending] == 3)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert found(registry) == ({("orders", "pool_below_threads")} if is_found else set())
 
 
 def test_a_synchronous_engine_in_a_task() -> None:
