@@ -34,7 +34,7 @@ HOT_PATH = {
 }
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
-# And asyncio's: which loop runs, for other implementations of loops; and for what a task waits.
+# And asyncio's: which loop runs, for other implementations of loops; and for what a task waits. anyio's: in which task.
 OTHERS = {
     "_collector_to_names",
     "_names_to_collectors",
@@ -45,6 +45,7 @@ OTHERS = {
     "_get_running_loop",
     "_callbacks",
     "_fut_waiter",
+    "_host_task",
 }
 
 
