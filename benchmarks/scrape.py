@@ -247,6 +247,7 @@ def _write_one() -> None:
             mode: Any = "livesum" if metric.key == "capacity" else "liveall"
             family = Gauge(metric.name, metric.help, labels, multiprocess_mode=mode, registry=registry)
         for pool in range(POOLS):
-            for label in metric.values or (None,):
-                child = family.labels(f"pool {pool}", *([] if label is None else [label]))
+            # Of labels whose values are not a closed set, one series.
+            for label in metric.values or ("",):
+                child = family.labels(f"pool {pool}", *(label for _ in metric.labels))
                 (child.observe if metric.kind == "histogram" else child.inc)(1.5)
