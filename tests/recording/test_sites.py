@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -383,6 +384,22 @@ def test_prefixes(tmp_path: Path) -> None:
     """An application that is installed like a library says which modules are its own."""
     found = run_installed(tmp_path, 3, SQLALCHEMY_POOL_EXPORTER_APPLICATION="helper, other")
     assert found == {"helper:call:2": 3.0}
+
+
+def test_excluded_modules(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:
+    """The caller of an excluded module is the site, and that module only where it has no caller in the application."""
+    engine = an_engine(registry, application=["-tests.support"])
+    for _ in range(100):  # more than it takes to find that an application is installed
+        thread = threading.Thread(target=site_app.core, args=(engine, lambda: None))
+        thread.start()
+        thread.join()
+    for _ in range(3):
+        with site_app.manager(engine):
+            pass
+    assert by_site(registry, "checkouts_by_site_total") == {
+        "tests.support.site_app:core": 100.0,
+        f"{__name__}:test_excluded_modules": 3.0,
+    }
 
 
 def test_a_pool_that_keeps_nothing(registry: CollectorRegistry) -> None:

@@ -4,7 +4,7 @@
 A file belongs to one of three kinds:
 
 application  neither installed nor of the standard library; or its module has a prefix that the application named
-library      installed, and not known as plumbing
+library      installed, and not known as plumbing; or its module has a prefix that the application excluded
 plumbing     SQLAlchemy, this package, the standard library, what servers and frameworks put around a handler, and the
              scripts that pip makes for commands such as gunicorn
 
@@ -65,6 +65,7 @@ _SCRIPTS: Final = frozenset(
     )
 )
 _MOST_FRAMES: Final = 200
+EXCLUDED: Final = "-"  # begins a prefix of modules whose frames are a site only if there is no other
 
 
 class Kind(Enum):
@@ -80,11 +81,14 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
 
     Args:
         frame: the frame.
-        prefixes: of the modules that are the application's, if it named any.
+        prefixes: of the modules that are the application's, if it named any; with a minus, of those that are not.
     """
     module = module_of(frame)
     package = module.partition(".")[0]
-    if prefixes and any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes):
+    named = [prefix for prefix in prefixes if not prefix.startswith(EXCLUDED)]
+    if any(_is_of(module, prefix[1:]) for prefix in prefixes if prefix.startswith(EXCLUDED)):
+        return Kind.LIBRARY
+    if any(_is_of(module, prefix) for prefix in named):
         return Kind.APPLICATION
     path = frame.f_code.co_filename
     # Code that SQLAlchemy and others generate has no module.
@@ -94,7 +98,11 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
         return Kind.LIBRARY
     if path.startswith(_STANDARD) or (module == "__main__" and path.rpartition("/")[0] in _SCRIPTS):
         return Kind.PLUMBING
-    return Kind.LIBRARY if prefixes else Kind.APPLICATION
+    return Kind.LIBRARY if named else Kind.APPLICATION
+
+
+def _is_of(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
 
 
 @lru_cache(maxsize=1024)  # each new pool asks for the same files

@@ -178,8 +178,9 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         sites: record where the application checks out: the innermost frame of its own code, as
             ``module:function:line``. The default is ``SQLALCHEMY_POOL_EXPORTER_SITES``; if that is not set, yes.
         application: prefixes of the application's modules, such as ``["orders", "billing"]``, if it is installed like a
-            library. The default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not
-            set, the application is all code that is neither installed nor part of Python.
+            library; a minus, as in ``"-orders.db"``, excludes modules that only open connections for others. The
+            default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not set, the
+            application is all code that is neither installed nor part of Python.
         leak_after: seconds; a connection that is held for longer is suspected of a leak, logged and counted. The
             default is ``SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER``; if that is not set, or 0, there are no suspects. 60 is a
             good start for an application that answers requests.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .frames import Kind, kind_of, stack, text_of
+from .frames import EXCLUDED, Kind, kind_of, stack, text_of
 from .places import WITNESS, Places
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Origins:
 
     __slots__ = (
         "_by_text",
+        "_excludes",
         "_has_application",
         "_libraries",
         "_misses",
@@ -60,6 +61,7 @@ class Origins:
         """
         self._recorder = recorder
         self.prefixes = tuple(prefixes)
+        self._excludes = EXCLUDED in [prefix[:1] for prefix in self.prefixes]
         self._skipped: set[str] = set()
         self._libraries: set[str] = set()
         self._misses = 0
@@ -155,7 +157,7 @@ class Origins:
     @property
     def _libraries_count(self) -> bool:
         """Whether libraries count as the application, because it is installed like one."""
-        return self._misses >= _ENOUGH and not self._has_application
+        return self._misses >= _ENOUGH and not (self._has_application or self._excludes)
 
     def _missed(self, library: FrameType | None) -> SiteEntry:
         """Return the entry for a stack without a frame of the application."""
