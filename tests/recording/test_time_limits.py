@@ -52,6 +52,11 @@ def raise_async(kind: type[BaseException], thread: int | None = None) -> None:
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(kind)) == 1
 
 
+def strike() -> None:
+    """Raise at once: an asynchronous exception that comes from this thread waits for the next opportunity."""
+    raise OutOfTime
+
+
 # -- from another thread
 
 # The last ones are classes that recording can raise too.
@@ -112,7 +117,7 @@ def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
             scene.pool.connect().close()
 
     monkeypatch.setattr(Scene, "first", act, raising=False)
-    for scene, where, raised in each_moment("first", lambda _: raise_async(OutOfTime)):
+    for scene, where, raised in each_moment("first", lambda _: strike()):
         assert type(raised) is OutOfTime, where
         assert_adds_up(scene, where)
         (recorder,) = scene.handle._recorders
