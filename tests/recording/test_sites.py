@@ -254,6 +254,29 @@ def test_sums_over_sites_are_the_totals(
     assert seconds == pytest.approx(samples.value("hold_seconds_sum", POOL))
 
 
+def test_a_library_that_calls_the_application_back(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """A library is called from one place, and calls now a function of its own, now one of the application, as deep."""
+    engine = an_engine(registry)
+    library: dict[str, Any] = {"__name__": "library", "ONE": site_app.ONE}
+    source = "def call(function, session): function(session)\n\ndef own(session): session.execute(ONE)\n"
+    exec(compile(source, "/usr/lib/python3/site-packages/library.py", "exec"), library)  # noqa: S102 - as if installed
+    shop: dict[str, Any] = {"__name__": "shop", **{name: library[name] for name in ("call", "own", "ONE")}}
+    source = (
+        "def back(session): session.execute(ONE)\n\ndef run(functions, session):\n"
+        "    for one in functions:\n        call(one, session)\n        session.rollback()\n"
+    )
+    exec(compile(source, "/srv/shop.py", "exec"), shop)  # noqa: S102 - as an application
+    session = Session(engine)
+    shop["run"]([shop["own"]] * 3, session)
+    shop["run"]([shop["back"]] * 3, session)
+    assert by_site(registry, "checkouts_by_site_total") == {"shop:run": 3.0, "shop:back": 3.0}
+    for _ in range(3):
+        shop["run"]([shop["own"], shop["back"]], session)
+    assert by_site(registry, "checkouts_by_site_total") == {"shop:run": 6.0, "shop:back": 6.0}
+
+
 def test_code_that_is_made_again_and_again(
     an_engine: Callable[..., Engine], registry: CollectorRegistry
 ) -> None:

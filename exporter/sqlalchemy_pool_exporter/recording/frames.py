@@ -110,6 +110,11 @@ def _is_installed(path: str) -> bool:
     return not _INSTALLED.isdisjoint(PurePath(path).parts)
 
 
+def is_of_sqlalchemy(frame: FrameType) -> bool:
+    """Return whether a frame runs SQLAlchemy's own code, which calls nothing of the application but its listeners."""
+    return module_of(frame).startswith("sqlalchemy.")
+
+
 def module_of(frame: FrameType) -> str:
     """Return the name of the module whose code a frame runs; an empty one if it has none."""
     # No method of the application is called: its code may run in any dictionary, and call itself anything.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .frames import EXCLUDED, Kind, kind_of, stack, text_of
+from .frames import EXCLUDED, Kind, is_of_sqlalchemy, kind_of, stack, text_of
 from .places import WITNESS, Places
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Origins:
                         place = id(code) + frame.f_lasti
                         entry = entries.get(place)
                         if entry is not None:
-                            if greenlet is None and callee is not None:
+                            if greenlet is None and callee is not None and is_of_sqlalchemy(callee):
                                 witness = getframe(WITNESS).f_code if depth > WITNESS + 1 else None
                                 learn(depth - 1, callee.f_code, place, (entry, witness))
                             return entry
