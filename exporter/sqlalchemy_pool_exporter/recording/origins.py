@@ -106,7 +106,11 @@ class Origins:
                         place = id(code) + frame.f_lasti
                         entry = entries.get(place)
                         if entry is not None:
-                            if greenlet is None and callee is not None and is_of_sqlalchemy(callee):
+                            if (
+                                greenlet is None
+                                and callee is not None
+                                and (depth <= WITNESS + 2 or is_of_sqlalchemy(callee))
+                            ):
                                 witness = getframe(WITNESS).f_code if depth > WITNESS + 1 else None
                                 learn(depth - 1, callee.f_code, place, (entry, witness))
                             return entry

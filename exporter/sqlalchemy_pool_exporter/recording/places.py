@@ -60,8 +60,8 @@ class Places:
     def learn(self, depth: int, callee: CodeType, place: int, shortcut: Shortcut) -> None:
         """Let the next checkout from the same place, through the same function and as deep, find its site at once.
 
-        Only if that function is SQLAlchemy's. One of another library can call now a function of its own and now one of
-        the application, and the same places would be as deep.
+        Only if that function is SQLAlchemy's, or calls the witness itself. One of another library can call now a
+        function of its own and now one of the application, and the same places would be as deep.
 
         To look at each frame of a stack takes long, since the interpreter makes an object for each: through a session
         that was more than twice the cost of all else that a site needs.
