@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sqlalchemy_pool_exporter.recording import at_fork
+from sqlalchemy_pool_exporter.recording import at_fork, labels
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.page import LABELS
 from tests.support.drivers import DRIVERS
@@ -37,8 +37,9 @@ def _no_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def room_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the labels of earlier tests, since a process has room for few."""
+    """Forget the labels of earlier tests, since a process has room for few, and one may have been left."""
     monkeypatch.setitem(texts._texts.numbers, LABELS, {})
+    labels.current_label.set(labels._NONE)
 
 
 @pytest.fixture

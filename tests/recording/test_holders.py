@@ -440,6 +440,8 @@ def test_connections_that_tasks_hand_on(registry: CollectorRegistry, tmp_path: P
         async with engine.connect():
             pass
         await handed.put(None)
+        while held_by(engine):  # a task that waits for another one could be said to act through it
+            await asyncio.sleep(0.001)
         await consumer
         await engine.dispose()
 
@@ -525,7 +527,7 @@ def test_calls_of_a_request_in_threads(engine: Engine, registry: CollectorRegist
     asyncio.run(run())
 
 
-def held_by(engine: Engine) -> int:
+def held_by(engine: Engine | AsyncEngine) -> int:
     pool: Any = engine.pool
     return int(pool.checkedout())
 

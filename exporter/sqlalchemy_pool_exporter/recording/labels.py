@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.segment.own_errors import Suppressing
 from sqlalchemy_pool_exporter.segment.page import LABELS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
@@ -75,14 +74,22 @@ def label(text: str | Find) -> Iterator[None]:
             If it is not known yet, a function that returns it, or None until it is known: a checkout calls it, until
             then.
     """
-    token = current_label.set(Label(text) if callable(text) else _known(number_of(LABELS, _shown(text))))
+    new = Label(text) if callable(text) else _known(number_of(LABELS, _shown(text)))
+    before, token = current_label.get(), None
     try:
+        token = current_label.set(new)
         yield
     finally:
-        # A framework may enter and leave a generator in different contexts, as FastAPI does with a dependency that is
-        # not asynchronous. Then the context in which the label was set is gone, and the label with it.
-        with Suppressing(ValueError):
-            current_label.reset(token)
+        if token is None:  # a time limit of the application struck between the call and the store
+            current_label.set(before)
+        else:
+            # No call may come before the reset: a time limit that strikes in it would leave the label for ever.
+            try:  # noqa: SIM105 - suppress() is a call
+                current_label.reset(token)
+            except ValueError:
+                # A framework may enter and leave a generator in different contexts, as FastAPI does with a dependency
+                # that is not asynchronous. Then the context in which the label was set is gone, and the label with it.
+                pass
 
 
 def _shown(text: Any) -> str:
