@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.recording import holders
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.held import held
@@ -109,6 +111,8 @@ def test_a_pre_ping() -> None:
 
 def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time limit anywhere in the first checkout of a place, later places and labels are recorded."""
+    # The thread's number is of a text, too; as it was, it would mean another text after the test.
+    monkeypatch.setattr(holders, "_of_thread", ContextVar("holder", default=None))
 
     def act(scene: Scene) -> None:
         monkeypatch.setattr(texts, "_texts", texts._Texts())
