@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import slow_path, sqlalchemy_pool
@@ -87,6 +89,32 @@ def test_a_record_that_another_thread_takes_as_it_goes_back(monkeypatch: pytest.
     counted = exposition.counters(handle.name)
     assert (counted["checkouts"], counted["checkins"], counted["hold_seconds_count"]) == (2, 2, 2)
     assert metric_state(exposition, handle.name) == pool_state(engine.pool)
+
+
+class Interrupted(QueuePool):
+    """A pool that another thread uses at the moment in which its hook is removed."""
+
+    meanwhile: list[Callable[[], Any]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let the other thread come first."""
+        if name == "connect" and self.__dict__.get("meanwhile"):
+            self.meanwhile.pop()()
+        super().__setattr__(name, value)
+
+
+def test_two_threads_that_use_a_replaced_pool_again(registry: CollectorRegistry) -> None:
+    """A pool that was replaced and lives on is one for both threads that use it at once; that is no fault."""
+    creator: Any = Database().connect
+    pool = Interrupted(creator, pool_size=2)
+    engine = create_engine("sqlite://", pool=pool)
+    handle = instrument(engine, registry=registry)
+    engine.dispose()
+    pool.meanwhile = [lambda: pool.connect().close()]
+    pool.connect().close()
+    counted = Exposition(registry).counters(handle.name)
+    assert counted["checkouts"] == counted["checkins"] == 2
+    assert "exporter_recording_faults" not in counted
 
 
 def test_threads_and_disposals_lose_nothing() -> None:

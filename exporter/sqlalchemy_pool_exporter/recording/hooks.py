@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy.engine import Engine
 
+from sqlalchemy_pool_exporter.segment.own_errors import Suppressing
+
 from .checkout import connect_hook, return_hook
 from .connections import ConnectionHooks, current_caller
 from .faults import never_raises
@@ -284,7 +286,8 @@ class Hooks:
         for installed in [one for one in self._installed if one.name == "connect"][1:]:
             if self.pool.__dict__.get("connect") is installed.hook:
                 setattr(self.pool, installed.name, installed.original)
-                self._installed.remove(installed)
+                with Suppressing(ValueError):  # another thread used the pool again, too
+                    self._installed.remove(installed)
 
     @never_raises
     def _disposed(self) -> None:
