@@ -38,14 +38,14 @@ def test_locks_and_sockets_are_kept(closed: tuple[int, ...], tmp_path: Path) -> 
     other = os.open("/dev/null", os.O_RDWR)
     for stream in {closed}:
         os.dup2(other, stream)
-    pool.connect().close()
-    with urllib.request.urlopen(served.url, timeout=60) as answer:
-        assert b'sqlalchemy_pool_checkouts_total{{pool="orders"}} 1.0' in answer.read()
     held = []
-    for path in sorted(directory.iterdir()):
+    for path in sorted(directory.iterdir()):  # before a connect, which would take a lock again that was closed
         descriptor = os.open(path, os.O_RDONLY)
         held.append((path.name.partition("-")[0], is_held(descriptor)))
         os.close(descriptor)
+    pool.connect().close()
+    with urllib.request.urlopen(served.url, timeout=60) as answer:
+        assert b'sqlalchemy_pool_checkouts_total{{pool="orders"}} 1.0' in answer.read()
     served.close()
     os.write(said, repr(held).encode())
     """

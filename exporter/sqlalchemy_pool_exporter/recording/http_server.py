@@ -23,7 +23,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from sqlalchemy_pool_exporter.segment.descriptors import apart
+from sqlalchemy_pool_exporter.segment.descriptors import FIRST, apart
 
 from .answers import PLAIN, Answer
 from .at_fork import close_in_children
@@ -316,7 +316,7 @@ class HTTPServer:
 
 
 def _apart(one: socket.socket) -> socket.socket:
-    return socket.socket(fileno=apart(one.detach()))
+    return one if one.fileno() >= FIRST else socket.socket(fileno=apart(one.detach()))
 
 
 def _parsed(head: bytes) -> Request:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-_FIRST: Final = 3  # after the three standard streams
+FIRST: Final = 3  # after the three standard streams
 
 
 def apart(descriptor: int) -> int:
@@ -18,12 +18,12 @@ def apart(descriptor: int) -> int:
     Raises:
         OSError: the process has no descriptor left; the given one is closed.
     """
-    if descriptor >= _FIRST:
+    if descriptor >= FIRST:
         return descriptor
     # Imported only when needed, because not every system has it.
     import fcntl  # noqa: PLC0415
 
     try:
-        return int(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST))
+        return int(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST))
     finally:
         os.close(descriptor)

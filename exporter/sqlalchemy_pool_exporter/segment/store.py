@@ -169,9 +169,8 @@ class BlockStore:
         try:
             lease.heal()
         except FileNotFoundError:
-            if (
-                lease.directory.is_dir()
-            ):  # the new file was deleted at once: the next connection makes another one
+            # The new file was deleted at once: the next connection makes another one.
+            if lease.directory.is_dir():
                 self._heals_from = 0.0
             raise
         self._heals_from = 0.0
