@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from .block import ACTIVE, FIELDS, FIRST_COUNTER, PAGE_BYTES
-from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
+from .block import ACTIVE, FIELDS, FIRST_COUNTER, PAGE_BYTES, USES
+from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD, WAS_USED_WORD
 from .page import (
     BIRTH,
     COMMIT,
@@ -195,6 +195,8 @@ class Pages:
             return False
         with self.changing():
             self._add(totals, block, now)
+            if any(block.doubles[at] for at in USES):
+                self._header[WAS_USED_WORD] = 1
             self._release(block.page, *block.rows)
         self._live[block.text] -= 1
         if self._live[block.text] <= 0:
