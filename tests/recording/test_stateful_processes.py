@@ -18,7 +18,7 @@ from tests.support.walk_machine import Walk
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Derandomized: the steps are the same in each run, so a new failure comes from a change of the code.
+# Derandomized, so a new failure mostly comes from a change of the code: only what the time limits interrupt differs.
 _ALWAYS: dict[str, Any] = {"suppress_health_check": list(HealthCheck), "derandomize": True, "deadline": None}
 
 

@@ -70,6 +70,24 @@ def test_a_worker_that_forks_stays_one(tmp_path: Path) -> None:
             os.kill(helper, signal.SIGKILL)
 
 
+def test_a_worker_whose_used_pool_is_gone_stays_one(tmp_path: Path) -> None:
+    """A process that used a pool and has forked stays a worker when that pool goes, and its other pools stay shown."""
+    scraper = Scraper(tmp_path)
+    with Worker(tmp_path) as worker:
+        worker.do("pool", "orders")
+        worker.do("pool", "users", 1, 1)
+        worker.do("cycle", "orders", 1)
+        helper = worker.do("fork", "users", 0)
+        try:
+            worker.do("uninstrument", "orders")
+            assert scraper.scrape().get("instances", "orders") in {None, 0}
+            exposition = scraper.scrape()
+            assert workers(exposition) == {"live": 2, "parent": 0, "gone": 0}
+            assert exposition.value("capacity", "users") == 4
+        finally:
+            os.kill(helper, signal.SIGKILL)
+
+
 def test_the_next_holder_is_no_parent(tmp_path: Path) -> None:
     """The process that takes over the file of a parent that was killed is a worker."""
     with Worker(tmp_path) as parent:

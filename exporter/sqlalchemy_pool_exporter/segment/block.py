@@ -98,6 +98,8 @@ CONNECT_FAILED: Final = _take(HISTOGRAM)
 PING: Final = _take(HISTOGRAM)
 HOLD: Final = _take(HISTOGRAM)
 FIELDS: Final = _take(0)
+# One of them is not 0 from the first connection or checkout on.
+USES: Final = (CONNECTIONS_USED, WAITERS_USED, LAST_CHECKIN)
 
 PAGE_BYTES: Final = 8192  # see ``page``; the block takes what the page's header and description leave
 LENGTH: Final = (PAGE_BYTES - 1024) // 8  # of a block, in doubles

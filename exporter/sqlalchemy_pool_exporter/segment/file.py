@@ -39,6 +39,7 @@ from .format import (
     LAYOUT_VERSION,
     MAGIC,
     MAGIC_WORD,
+    WAS_USED_WORD,
     Header,
     file_name,
     is_unfinished,
@@ -281,7 +282,7 @@ class Lease(Space):
             if is_file:
                 words[MAGIC_WORD] = _WORD.unpack(MAGIC)[0]
         pages[0][FACTS_AT:HEADER_BYTES] = facts.of_this_process().ljust(HEADER_BYTES - FACTS_AT, b"\0")
-        words[FORKED_WORD] = 0
+        words[FORKED_WORD] = words[WAS_USED_WORD] = 0
         taken_over = Pages(self, pages)
         # This count tells a reader that what it remembers of the file was written by an earlier holder.
         words[HOLDERS_WORD] = header.holders + 1
@@ -329,6 +330,7 @@ def _new_header() -> Header:
         changes=0,
         drops=0,
         births=0,
+        was_used=0,
     )
 
 

@@ -4,7 +4,7 @@
 ::
 
     0     magic, layout version, fields per block, bytes in use, number of holders so far, identity, has forked,
-          changes, drops, births
+          changes, drops, births, was used
     128   facts about the process that writes the file, as JSON
     8192  pages (see ``page``)
 
@@ -27,9 +27,10 @@ from .block import FIELDS, PAGE_BYTES
 
 LAYOUT_VERSION: Final = 3
 MAGIC: Final = b"SAPOOLEX"
-HEADER: Final = struct.Struct("=8sIIQQ16sQQQQ")
+HEADER: Final = struct.Struct("=8sIIQQ16sQQQQQ")
 # Indexes into the header, in words of eight bytes.
 MAGIC_WORD, USED_WORD, HOLDERS_WORD, FORKED_WORD, CHANGES_WORD, DROPS_WORD, BIRTHS_WORD = 0, 2, 3, 6, 7, 8, 9
+WAS_USED_WORD: Final = 10
 FACTS_AT: Final = 128
 HEADER_BYTES: Final = PAGE_BYTES
 # A file grows by extents: the first one, and then each time as much as there is. It takes no more than that, also
@@ -53,6 +54,7 @@ class Header(NamedTuple):
     changes: int  # odd while counts move
     drops: int  # how many totals were dropped so far
     births: int  # how many pools there were so far
+    was_used: int  # 1 if the process that writes the file used a pool that is gone
 
     @classmethod
     def read(cls, descriptor: int) -> Header | None:

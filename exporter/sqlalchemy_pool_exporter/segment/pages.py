@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from .block import ACTIVE, FIELDS, FIRST_COUNTER, OTHER_SITES, PAGE_BYTES, SITE_COUNTS
+from .block import ACTIVE, FIELDS, FIRST_COUNTER, OTHER_SITES, PAGE_BYTES, SITE_COUNTS, USES
 from .entries import EntryWriter, SiteCounts, sites_of
-from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD
+from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD, WAS_USED_WORD
 from .page import (
     BIRTH,
     BRIEF,
@@ -213,6 +213,8 @@ class Pages:
         with self.changing():
             self._add(totals, block, now)
             self._views(totals)[0][BRIEF] += is_brief
+            if any(block.doubles[at] for at in USES):
+                self._header[WAS_USED_WORD] = 1
             self._release(*block.own_pages)
         self._live[block.text] -= 1
         if self._live[block.text] <= 0:

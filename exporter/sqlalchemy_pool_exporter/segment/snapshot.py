@@ -47,6 +47,7 @@ from .block import (
     TIMEOUT,
     UNTRACKED_CONNECTIONS,
     UNTRACKED_PENDING,
+    USES,
     WAIT,
     WAIT_FAILED,
     WAITERS_AT,
@@ -147,7 +148,7 @@ class Snapshot(NamedTuple):
     @property
     def was_used(self) -> bool:
         """Whether the process that writes the block has opened a connection or begun a checkout."""
-        return any(self.fields[at] for at in (CONNECTIONS_USED, WAITERS_USED, LAST_CHECKIN))
+        return any(self.fields[at] for at in USES)
 
     @property
     def has_overflow(self) -> bool:

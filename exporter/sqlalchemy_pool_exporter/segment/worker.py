@@ -70,13 +70,15 @@ class Worker:
     pools: tuple[WorkerPool, ...]
     facts: Facts
     has_forked: bool = False  # the process that writes the file forked another one
+    was_used: bool = False  # that process used a pool that is gone
     drops: int = 0  # how many totals the file has lost so far
     texts: Texts = NO_TEXTS
 
     @property
     def is_parent(self) -> bool:
-        """Whether the process only started other ones: it has forked, and has not used any of its pools."""
-        return self.has_forked and not any(pool.snapshot.was_used for pool in self.pools)
+        """Whether the process only started other ones: it has forked, and has never used a pool."""
+        was_used = self.was_used or any(pool.snapshot.was_used for pool in self.pools)
+        return self.has_forked and not was_used
 
 
 def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
@@ -147,6 +149,7 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trus
         tuple(pools_of(data)),
         said,
         has_forked=bool(now.has_forked),
+        was_used=bool(now.was_used),
         drops=now.drops,
         texts=texts_in(data),
     )
