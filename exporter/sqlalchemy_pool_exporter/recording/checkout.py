@@ -77,15 +77,16 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
     """
     free, clock = recorder.waiters.free, recorder.clock
-    give, mark, notice_fork = free.append, fork.mark, fork.notice
+    give, mark, generation, notice_fork = free.append, fork.mark, fork.generation, fork.notice
     wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
 
     def connect() -> Any:  # noqa: C901, PLR0912, PLR0915 - see above
-        waiter, began, here = SCRATCH, 0.0, mark[0]
+        waiter, began, here = SCRATCH, 0.0, generation[0]
         try:
             try:
-                if not here:  # a forked child
-                    here = notice_fork()
+                if not mark[0]:  # a forked child
+                    notice_fork()
+                    here = generation[0]
                 try:
                     # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
                     waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
@@ -101,7 +102,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
             try:
                 # Here and below, no call may come before these stores: a time limit that strikes in that call would
                 # leave the caller pending for ever, or its slot in use.
-                if mark[0] != here:  # forked meanwhile: the slot is the parent's
+                if generation[0] != here:  # forked meanwhile: the slot is the parent's
                     waiter = _no_waiter()
                 recorder.block[waiter] = 0.0
                 if waiter > UNTRACKED:
@@ -119,7 +120,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         # 3. The record has no row, because it connected before its pool was instrumented.
         # 4. Recording failed, or the pool is no longer instrumented, or a time limit of the application struck.
         try:
-            if mark[0] != here:
+            if generation[0] != here:
                 waiter = _no_waiter()
             recorder.block[waiter] = 0.0
             if waiter > UNTRACKED:
