@@ -92,16 +92,17 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     """
     free, clock, origins = recorder.waiters.free, recorder.clock, recorder.origins
     find = origins.find if origins is not None else _no_site
-    give, mark, notice_fork, get_label = free.append, fork.mark, fork.notice, current_label.get
-    wait_first, wait_sum, first_bucket = WAIT, WAIT + SUM, _FIRST_BUCKET
+    give, mark, generation, notice_fork = free.append, fork.mark, fork.generation, fork.notice
+    wait_first, wait_sum, first_bucket, get_label = WAIT, WAIT + SUM, _FIRST_BUCKET, current_label.get
 
     def connect() -> Any:  # noqa: C901, PLR0912, PLR0915 - see above
-        waiter, began, here = SCRATCH, 0.0, mark[0]
+        waiter, began, here = SCRATCH, 0.0, generation[0]
         who, outer = None, None
         try:
             try:
-                if not here:  # a forked child
-                    here = notice_fork()
+                if not mark[0]:  # a forked child
+                    notice_fork()
+                    here = generation[0]
                 try:
                     # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
                     waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
@@ -121,7 +122,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
             try:
                 # Here and below, no call may come before these stores: a time limit that strikes in that call would
                 # leave the caller pending for ever, or its slot in use.
-                if mark[0] != here:  # forked meanwhile: the slot is the parent's
+                if generation[0] != here:  # forked meanwhile: the slot is the parent's
                     waiter = _no_waiter()
                 recorder.block[waiter] = 0.0
                 if waiter > UNTRACKED:
@@ -148,7 +149,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         # 4. Recording failed, or the pool is no longer instrumented, or the process forked meanwhile, or a time limit
         #    of the application struck.
         try:
-            if mark[0] != here:
+            if generation[0] != here:
                 waiter = _no_waiter()
             recorder.block[waiter] = 0.0
             if waiter > UNTRACKED:

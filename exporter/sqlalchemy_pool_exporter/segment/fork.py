@@ -37,14 +37,17 @@ def _wiped_on_fork() -> memoryview:
 # In its only byte that is used: the generation of this process, another one than its parent's; 0 in a forked child that
 # has not noticed.
 mark: Final = _wiped_on_fork()
+# The generation of the process that noticed last. A look costs a tenth of one at the mark, and tells a function whether
+# a call that it made has noticed a fork.
+generation: Final = [0]
 
 
 class _Process:
-    """The process that noticed last. Mutable state: its pid and generation, and what is called in a child."""
+    """The process that noticed last. Mutable state: its pid, and what is called in a child."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.generation = mark[0] = 1
+        generation[0] = mark[0] = 1
         self.ran_hooks = True  # of Python, in this process, after it was forked
         self.noticing = 0  # pid of the process that is calling the callbacks now
         # By pid: a thread of the parent may hold the parent's lock, and does not exist in the child.
@@ -107,7 +110,7 @@ def notice(*, by_hook: bool = False) -> int:
             _process.noticing = 0
         # Last: if a callback was interrupted, the next writer calls it again.
         _process.pid = pid
-        _process.generation = mark[0] = _process.generation % _GENERATIONS + 1
+        generation[0] = mark[0] = generation[0] % _GENERATIONS + 1
     return mark[0]
 
 
