@@ -41,7 +41,7 @@ from sqlalchemy_pool_exporter.recording import (
     recorder,
     slots,
 )
-from sqlalchemy_pool_exporter.segment import block, pool_block, texts
+from sqlalchemy_pool_exporter.segment import block, pages, pool_block, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
@@ -58,6 +58,7 @@ MODULES = (
     connection_row,
     connection_table,
     event_loops,
+    pages,
     ping,
     pool_block,
     recorder,
@@ -251,7 +252,7 @@ SLOTS = {
     )
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
-} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE, "is_adding"}
+} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE, "is_adding", "is_growing", "_pages"}
 CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, int | float)}
 
 
