@@ -116,7 +116,7 @@ def test_many_deadlocks(directory: Directory) -> None:
     """Three processes are named, those whose callers wait longest; the others are counted."""
     for at in range(6):
         process = directory.process(size=0.0)
-        process.hold(NOW - 90, site="app.orders:pay:88", waits_since=NOW - 10 - at)
+        process.hold(NOW - 20, site="app.orders:pay:88", waits_since=NOW - 10 - at)
         process.wait(NOW - 10 - at)
     found = directory.board()["conditions"]
     assert ["005", "004", "003"] == [one["text"].split()[3] for one in found[:3]]

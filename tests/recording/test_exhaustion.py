@@ -138,6 +138,38 @@ def test_tasks_that_wait_for_themselves(registry: CollectorRegistry, log: Log) -
             held.wait()
             with suppress(exc.TimeoutError):
                 engine.connect().close()
+            held.wait()
+
+    with instrument(engine, registry=registry):
+        threads = [threading.Thread(target=nested) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert log.reports()[0]["cause"] == "self_deadlock"
+    engine.dispose()
+
+
+def test_tasks_that_give_up_at_once(
+    registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is if both time out before the first of them is reported."""
+    engine = Database().engine(pool_size=2, max_overflow=0, pool_timeout=0.3)
+    held, failed = threading.Barrier(2), threading.Barrier(2)
+    due = Schedule.due
+
+    def later(schedule: Schedule, now: float) -> int | None:
+        failed.wait()
+        return due(schedule, now)
+
+    monkeypatch.setattr(Schedule, "due", later)
+
+    def nested() -> None:
+        with engine.connect():
+            held.wait()
+            with suppress(exc.TimeoutError):
+                engine.connect().close()
+            held.wait()
 
     with instrument(engine, registry=registry):
         threads = [threading.Thread(target=nested) for _ in range(2)]

@@ -31,7 +31,8 @@ def cause(
     usual: float | None = 0.05,
     capacity: int | None = None,
     came_back: float = 1.0,
-    of_caller: int = 0,
+    gave_up: int = 0,
+    timeout: float = 30.0,
     leak_after: float = math.inf,
     blocked: float = 0.0,
     held_before: Sequence[float] = (),
@@ -46,7 +47,8 @@ def cause(
         usual: how long connections were held before; None if nothing was.
         capacity: of the pool; as many as are held by default.
         came_back: how many seconds ago the last connection came back.
-        of_caller: how many of them the caller that timed out holds.
+        gave_up: how many more have waited for one, until they timed out when the caller did.
+        timeout: of the pool.
         leak_after: seconds.
         blocked: for how many seconds the event loop was blocked, until a second ago.
         held_before: for how many seconds the sites, in alphabetical order, have held connections that came back.
@@ -54,7 +56,7 @@ def cause(
     """
     fields = [0.0] * FIRST_COUNTER
     fields[block.SIZE] = len(ages) if capacity is None else capacity
-    fields[block.LAST_CHECKIN] = NOW - came_back
+    fields[block.LAST_CHECKIN], fields[block.TIMEOUT] = NOW - came_back, timeout
     fields[block.LOOP_PEAK], fields[block.LOOP_PEAK_AT] = blocked, NOW - 1.0
     counts = [0.0] * COUNTS
     if usual is not None:
@@ -64,7 +66,7 @@ def cause(
     for at, age in enumerate(ages):
         row = [0.0] * ROW
         row[0], row[HELD_SINCE] = 1.0, NOW - age
-        row[WAITS_SINCE] = SINCE if at < waits else 0.0
+        row[WAITS_SINCE] = SINCE if at < waits else -SINCE if at < waits + gave_up else 0.0
         row[block.SITE] = texts.index(sites[at]) + 1.0 if sites else 0.0
         rows += row
     known = []
@@ -77,7 +79,6 @@ def cause(
         snapshot,
         now=NOW,
         since=SINCE,
-        of_caller=of_caller,
         leak_after=leak_after,
         oldest_does=oldest_does,
     )
@@ -111,7 +112,15 @@ def cause(
         ("leak", cause([33.0, 32.0, 31.0], leak_after=5.0, came_back=31.0)),
         ("busy", cause([10.0, 0.1, 0.1], usual=5.0, leak_after=5.0)),
         ("self_deadlock", cause([31.0, 32.0], waits=2, came_back=40.0)),
-        ("self_deadlock", cause([31.0, 32.0], waits=1, of_caller=1, came_back=40.0)),
+        ("self_deadlock", cause([31.0, 32.0], waits=1, gave_up=1, came_back=40.0)),
+        ("self_deadlock", cause([31.0, 89.0], waits=1, gave_up=1, came_back=40.0)),
+        ("self_deadlock", cause([31.0, 900.0], waits=1, gave_up=1, timeout=math.nan, came_back=40.0)),
+        # One was held through more than one timeout, and its holder asks for another.
+        ("nested_checkouts", cause([31.0, 900.0], waits=1, gave_up=1, came_back=40.0)),
+        ("leak", cause([200.0, 900.0], waits=1, gave_up=1, came_back=40.0)),
+        ("leak", cause([900.0], waits=1, came_back=40.0, oldest_does="queue")),
+        # The third is being opened.
+        ("nested_checkouts", cause([31.0, 32.0], waits=2, capacity=3, came_back=40.0)),
         ("nested_checkouts", cause([31.0, 32.0, 1.0], waits=2)),
         ("connecting", cause([], capacity=4)),
         ("connecting", cause([0.1], capacity=4)),

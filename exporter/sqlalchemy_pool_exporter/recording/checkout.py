@@ -63,7 +63,7 @@ class SlowPath(Protocol):
     def record_late(self, connection: Any, began: float) -> Any:
         """Record a checkout that the hot path could not; return the connection."""
 
-    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None, holds: int) -> object:
+    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None) -> object:
         """Report who has the connections, after a checkout timed out."""
 
     def take_back(self, connection: Any, began: float) -> object:
@@ -132,12 +132,12 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 field = _error_field(error, connect.__code__, creator)
                 recorder.checkout_failed(began, field)
                 if outer:
-                    nesting.ended(outer)
+                    nesting.ended(outer, by_timeout=field == CHECKOUT_TIMEOUTS)
                 if field == CHECKOUT_TIMEOUTS:
                     site = find()
                     if outer:
                         nesting.timed_out(site)
-                    slow_path.timed_out(began, site, who, len(outer or ()))
+                    slow_path.timed_out(began, site, who)
             except Exception as fault:
                 if not recorder.fault(fault):
                     raise

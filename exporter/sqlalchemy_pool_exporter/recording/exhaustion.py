@@ -77,7 +77,6 @@ class TimedOut(NamedTuple):
     site: str  # empty if it is not known
     holder: float  # the thread or task, see ``Texts.holder()``
     label: float
-    holds: int  # how many connections of the pool the caller holds itself
     suppressed: int
     leak_after: float
     oldest: Holder | None = None  # who has held a connection for longest, if that is known
@@ -135,7 +134,6 @@ def report_of(name: str, timed_out: TimedOut, names: Texts, oldest: Activity | N
         snapshot,
         now=now,
         since=timed_out.began,
-        of_caller=timed_out.holds,
         leak_after=timed_out.leak_after,
         oldest_does="" if oldest is None else oldest.kind,
     )

@@ -50,10 +50,11 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
     return rows
 
 
-def ended(rows: list[ConnectionRow]) -> None:
-    """Note that the holder of these rows waits no more."""
+def ended(rows: list[ConnectionRow], *, by_timeout: bool = False) -> None:
+    """Note that the holder of these rows waits no more; ``by_timeout``: in vain."""
     for row in rows:
-        row.table[row.held_at + _WAITS] = 0.0
+        # Of two holders that wait for each other, the report of one must see that the other waited, too.
+        row.table[row.held_at + _WAITS] = -abs(row.table[row.held_at + _WAITS]) if by_timeout else 0.0
 
 
 def checked_out(row: ConnectionRow, rows: list[ConnectionRow]) -> None:

@@ -109,14 +109,13 @@ class SlowPath:
             remember_holder(record, holder_of(record))
 
     @never_raises
-    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None, holds: int) -> None:
+    def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None) -> None:
         """Report who has the connections, after a checkout timed out.
 
         Args:
             began: when the checkout began; 0 if that is not known.
             site: where it was made, if that is known.
             holder: the thread or task, if that is known.
-            holds: how many connections of the pool it holds.
         """
         recorder = self.recorder
         now = recorder.clock()
@@ -132,7 +131,6 @@ class SlowPath:
             site=snapshot.sites[site.number - 1].text if site is not None and site.number else "",
             holder=0.0 if holder is None else holder.number,
             label=float(current_label.get().number),
-            holds=holds,
             suppressed=suppressed,
             leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,
             oldest=oldest if oldest is not holder else None,  # else it is the caller, who goes on

@@ -116,7 +116,9 @@ HOLDER: Final = (
     3  # which thread or task did: number of a text, or negative for one without a name, or 0; see ``Texts``
 )
 LABEL: Final = 4  # what the application said it was doing: number of a text, or 0; see ``texts``
-WAITS_SINCE: Final = 5  # since when the holder waits for another connection of this pool; 0 if it does not
+# Since when the holder waits for another connection of this pool; negative if that wait timed out; 0 if it did not
+# wait, or got one. What is older than the checkout is of an earlier holder.
+WAITS_SINCE: Final = 5
 LIFECYCLE: Final = 6
 SERVER_PID: Final = 7  # what serves the connection in the database server, or 0; see ``server_process``
 EMPTY: Final = -1.0

@@ -22,7 +22,7 @@ from .block import (
 )
 from .entries import HELD_SECONDS, HOLDS, OTHER
 from .event_loop import lag_now, peak_since
-from .held import held
+from .held import held, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,12 +70,11 @@ class Cause(NamedTuple):
     advice: str = ""
 
 
-def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
+def likely_cause(
     snapshot: Snapshot,
     *,
     now: float,
     since: float,
-    of_caller: int = 0,
     leak_after: float = math.inf,
     oldest_does: str = "",
 ) -> Cause:
@@ -85,7 +84,6 @@ def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
         snapshot: of the pool.
         now: seconds of ``time.monotonic()``.
         since: when the caller that timed out began to wait.
-        of_caller: how many connections of the pool that caller holds itself. It waits no more.
         leak_after: seconds; connections that are held for longer are suspected of a leak, if the application says so.
         oldest_does: what the holder of the oldest connection does, if that is known: ``"database"`` or ``"queue"``, so
             that it is not forgotten, or ``"ended"``, so that it is.
@@ -95,9 +93,11 @@ def likely_cause(  # noqa: PLR0913 - what is known besides the snapshot
         return blocked
     if not out:
         return _connecting(snapshot, 0) or Cause("unknown", "no connection is held now")
+    if oldest_does == "queue" and is_lost(snapshot, min(out, key=lambda one: one.since)):
+        oldest_does = ""
     return (
         _connecting(snapshot, len(out))
-        or _waiting_for_itself(out, of_caller)
+        or _waiting_for_itself(snapshot, out, now, since)
         or (None if oldest_does in _USED else _leak(snapshot, out, now, since, leak_after))
         or (_forgotten(out) if oldest_does == "ended" else None)
         or _stuck(snapshot, out, now, since)
@@ -134,9 +134,13 @@ def _connecting(snapshot: Snapshot, out: int) -> Cause | None:
     )
 
 
-def _waiting_for_itself(out: Sequence[Held], of_caller: int) -> Cause | None:
-    waiting = of_caller + sum(one.waits_since > 0.0 for one in out)
-    if waiting >= len(out):
+def _waiting_for_itself(snapshot: Snapshot, out: Sequence[Held], now: float, since: float) -> Cause | None:
+    # The caller's wait has timed out, and so may those of others that began to wait at the same time.
+    recent = since - (now - since) / 2
+    waiting = sum(
+        (one.waits_since > 0.0 or one.gave_up_since > recent) and not is_lost(snapshot, one) for one in out
+    )
+    if waiting == len(out) >= snapshot.capacity:
         return Cause(
             "self_deadlock",
             "every holder waits for another connection of this pool, so none can go on: check out one connection at a "

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .block import HELD_SINCE, HOLDER, LABEL, ROW, SERVER_PID, SITE, WAITS_SINCE
+from .block import HELD_SINCE, HOLDER, LABEL, ROW, SERVER_PID, SITE, TIMEOUT, WAITS_SINCE
 from .entries import OTHER
 from .server_process import unpacked
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .snapshot import Snapshot
+
+
+# A holder that had its connection for longer than this before it began to wait for another one has lost it: in a
+# self-deadlock the error of the timeout returns what is held. The alert has the same number of timeouts.
+_LOST_TIMEOUTS: Final = 2.0  # times pool_timeout
+_LOST_SECONDS: Final = 10.0  # at least, because work with a connection may take longer than a short timeout
 
 
 class Held(NamedTuple):
@@ -26,6 +32,7 @@ class Held(NamedTuple):
     connected_at: float  # when it was opened; not positive if it is closed
     server_pid: int  # of the process or thread that serves it in the database server; 0 if not known
     client_port: int  # its own TCP port; 0 if not known
+    gave_up_since: float = 0.0  # since when its holder waited for another one, if that timed out; 0 otherwise
 
 
 def held(snapshot: Snapshot) -> Iterator[Held]:
@@ -48,14 +55,16 @@ def _held(snapshot: Snapshot, at: int) -> Held:
     rows, sites = snapshot.connections, snapshot.sites
     number = rows[at + SITE]
     is_known = 1.0 <= number <= len(sites)
+    since, waits = abs(rows[at + HELD_SINCE]), rows[at + WAITS_SINCE]
     return Held(
-        abs(rows[at + HELD_SINCE]),
+        since,
         sites[int(number) - 1].text or OTHER if is_known else OTHER,
         rows[at + HOLDER],
         rows[at + LABEL],
-        rows[at + WAITS_SINCE],
+        waits if waits >= since else 0.0,
         rows[at],
         *unpacked(rows[at + SERVER_PID]),
+        gave_up_since=-waits if -waits >= since else 0.0,
     )
 
 
@@ -65,4 +74,14 @@ def is_deadlocked(snapshot: Snapshot) -> bool:
     The pool's timeout ends that: some holder fails, and returns what it holds.
     """
     out = list(held(snapshot))
-    return bool(out) and len(out) >= snapshot.capacity and all(one.waits_since for one in out)
+    return (
+        bool(out)
+        and len(out) >= snapshot.capacity
+        and all(one.waits_since and not is_lost(snapshot, one) for one in out)
+    )
+
+
+def is_lost(snapshot: Snapshot, one: Held) -> bool:
+    """Return whether the holder of a connection waits for another one and will return neither when that times out."""
+    before = (one.waits_since or one.gave_up_since) - one.since
+    return before > _LOST_SECONDS and before > _LOST_TIMEOUTS * snapshot.fields[TIMEOUT]
