@@ -273,6 +273,18 @@ def test_others(error: BaseException, failure: Failure) -> None:
     assert classify(error) == failure
 
 
+def test_exception_groups() -> None:
+    """A group is retryable if all in it are; the first fatal one tells, also of a nested group and of a cause."""
+    timeout, fatal = exc.TimeoutError("of the pool"), exc.ArgumentError("wrong")
+    lost = exc.DisconnectionError("lost")
+    assert classify(ExceptionGroup("tasks", [timeout])) == classify(timeout)
+    assert classify(ExceptionGroup("tasks", [lost, timeout])) == classify(lost)
+    assert classify(ExceptionGroup("tasks", [timeout, ExceptionGroup("inner", [fatal])])) == classify(fatal)
+    error = RuntimeError("of the application")
+    error.__cause__ = ExceptionGroup("tasks", [timeout])
+    assert classify(error) == classify(timeout)
+
+
 def test_what_the_server_said_first() -> None:
     """If the server gave a reason before the connection broke, that reason counts."""
     broken = psycopg.errors.ConnectionDoesNotExist("connection was closed in the middle of operation")

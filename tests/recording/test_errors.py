@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import sqlite3
 import sys
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, event, exc, text
@@ -103,6 +105,34 @@ def test_a_timeout_of_the_driver(server: Server, tmp_path: Path) -> None:
         with engine.connect() as connection, pytest.raises(TimeoutError):
             connection.execute(text("SELECT 1"))
         assert errors(case.registry, case.name) == {"statement.retryable": 2, "statement.fatal": 1}
+
+    case.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fails", "number"),
+    [("pg_sleep(30)", 1), ("pg_terminate_backend(pg_backend_pid())", 2)],
+    ids=["timeout", "terminated"],
+)
+def test_rows_that_are_fetched_later(server: Server, tmp_path: Path, fails: str, number: int) -> None:
+    """An error that strikes while asyncpg fetches rows of a server-side cursor counts once, like any other.
+
+    SQLAlchemy passes it on as it is. It still takes a connection that the server ended for alive, and fails again when
+    it rolls back: that is the same error.
+    """
+    case = Case("asyncpg", server, tmp_path)
+
+    def scenario(case: Case) -> None:
+        engine = case.start()
+        for _ in range(number):
+            with (
+                contextlib.suppress(exc.DBAPIError, asyncpg.PostgresError),
+                engine.connect().execution_options(stream_results=True) as connection,
+            ):
+                connection.execute(text("SET LOCAL statement_timeout = 200"))
+                statement = f"SELECT CASE WHEN i > 60 THEN {fails} END FROM generate_series(1, 100) AS i"
+                connection.execute(text(statement)).fetchall()
+        assert errors(case.registry, case.name) == {"statement.retryable": number}
 
     case.run(scenario)
 

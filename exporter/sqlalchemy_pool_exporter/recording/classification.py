@@ -71,12 +71,15 @@ def classify(error: BaseException) -> Failure:
     exception of the application. It raises nothing of its own.
 
     Args:
-        error: what was caught. An exception that has nothing to do with a database is ``other``, and fatal.
+        error: what was caught. An exception that has nothing to do with a database is ``other``, and fatal. Of an
+            exception group, such as an ``asyncio.TaskGroup`` raises, the first fatal one tells, else the first one.
     """
     try:
-        return classified(
-            error, _layer_of(error), is_disconnect=getattr(error, "connection_invalidated", False)
-        )
+        failures = [
+            classified(one, _layer_of(one), is_disconnect=getattr(one, "connection_invalidated", False))
+            for one in _leaves(error)
+        ]
+        return next((one for one in failures if not one.is_retryable), failures[0])
     except Exception as fault:
         if not is_own(fault):  # a time limit of the application
             raise
@@ -100,6 +103,16 @@ def classified(error: BaseException, layer: Layer | None, *, is_disconnect: bool
         elif layer == "connect" and kind == "other" and any(map(_is_operational, causes)):
             kind = "connect_failed"
     return Failure(kind, KINDS[kind], layer, sqlstate)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions of an exception group, also if it is the cause of an exception; else the exception."""
+    group = next((one for one in _causes(error) if isinstance(one, BaseExceptionGroup)), None)
+    if group is None:
+        yield error
+    else:
+        for one in group.exceptions:
+            yield from _leaves(one)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -8,13 +8,15 @@ raises. ``is_disconnect()`` is called only for errors of the driver, once for ea
 It is also called for a connect and a ping that failed, which other hooks record. Only for a statement (or a begin, a
 commit or a rollback) it gets the pool's proxy of the connection.
 
-One driver raises what is no error of a driver: asyncpg's ``command_timeout`` is a plain ``TimeoutError``. So its
-dialect gets a listener of ``handle_error`` all the same. Its statements take 150 µs and more.
+With one driver SQLAlchemy passes on what it does not take for an error of the driver: asyncpg's ``command_timeout`` is
+a plain ``TimeoutError``, and what strikes while rows of a server-side cursor are fetched is asyncpg's own exception. So
+its dialect gets a listener of ``handle_error`` all the same. Its statements take 150 µs and more.
 """
 
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import PoolProxiedConnection
@@ -46,6 +48,8 @@ class StatementErrorTap(DialectTap):
 
     def __init__(self, dialect: Any, name: str) -> None:
         super().__init__(dialect, name)
+        # The driver's connection that an error ended which SQLAlchemy passed on: it still takes it for alive.
+        self._ended: Any = None
         self._listener: Any = None
         if passes_on_timeouts(dialect):
             self._listener = self._on_error  # kept: each look-up of a bound method makes a new object
@@ -61,15 +65,28 @@ class StatementErrorTap(DialectTap):
         """Count an error that no other hook sees. SQLAlchemy would raise to the application what this raises."""
         try:
             error, connection = context.original_exception, proxy_of(context.connection)
-            if (
-                connection is not None
-                and isinstance(error, TimeoutError)
-                and _is_of_driver(error, context.dialect)
+            if connection is not None and (
+                _is_own_error(error, context.dialect)
+                or (isinstance(error, TimeoutError) and _is_of_driver(error, context.dialect))
             ):
                 self._failed(error, connection, is_disconnect=False)
+                self._note_end(connection)
         except Exception as fault:
             if not is_own(fault):
                 raise
+
+    def _note_end(self, connection: Any) -> None:
+        """Note a connection that is closed: SQLAlchemy goes on to use it, and what fails then is the same error."""
+        driver = getattr(connection, "driver_connection", None)
+        if driver is not None and driver.is_closed():
+            self._ended = weakref.ref(driver)
+
+    def _has_ended(self, connection: Any) -> bool:
+        return (
+            self._ended is not None
+            and connection is not None
+            and self._ended() is getattr(connection, "driver_connection", self)
+        )
 
     def __call__(self, e: Any, connection: Any, cursor: Any) -> Any:
         """Return what the dialect says."""
@@ -86,7 +103,11 @@ class StatementErrorTap(DialectTap):
                 return  # a forked child that is leaving the blocks of its parent
             recorder = self._recorder_of(connection)
             # While one error is being handled, its consequences are no errors of their own.
-            if recorder is not None and not (error.__context__ is not None and _handles_another()):
+            if (
+                recorder is not None
+                and not (error.__context__ is not None and _handles_another())
+                and not self._has_ended(connection)
+            ):
                 recorder.failed(classified(error, "statement", is_disconnect=is_disconnect))
         except Exception as fault:
             if not (is_own(fault) if recorder is None else recorder.fault(fault)):
@@ -99,6 +120,11 @@ class StatementErrorTap(DialectTap):
         if record is None:
             return recorders[0] if recorders else None
         return next((one for one in recorders if one.connections.has(record)), None)
+
+
+def _is_own_error(error: BaseException, dialect: Any) -> bool:
+    """Return whether an error is of the driver's own class, which SQLAlchemy otherwise hides in one of its dialect."""
+    return type(error).__module__.partition(".")[0] == str(dialect.driver)
 
 
 def _is_of_driver(error: BaseException, dialect: Any) -> bool:
