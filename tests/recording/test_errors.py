@@ -43,6 +43,10 @@ def fails(engine: Engine, statement: str = "SELEKT 1") -> None:
         connection.execute(text(statement))
 
 
+# A statement that fails behind the first rows that asyncpg fetches of a server-side cursor.
+LATER = "SELECT CASE WHEN i > 60 THEN {} END FROM generate_series(1, 100) AS i"
+
+
 # -- layers
 
 
@@ -130,8 +134,7 @@ def test_rows_that_are_fetched_later(server: Server, tmp_path: Path, fails: str,
                 engine.connect().execution_options(stream_results=True) as connection,
             ):
                 connection.execute(text("SET LOCAL statement_timeout = 200"))
-                statement = f"SELECT CASE WHEN i > 60 THEN {fails} END FROM generate_series(1, 100) AS i"
-                connection.execute(text(statement)).fetchall()
+                connection.execute(text(LATER.format(fails))).fetchall()
         assert errors(case.registry, case.name) == {"statement.retryable": number}
 
     case.run(scenario)

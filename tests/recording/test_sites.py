@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 
-from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter import TargetError, instrument
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
@@ -370,7 +370,7 @@ import sys
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import QueuePool
 from prometheus_client import REGISTRY
-from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter import TargetError, instrument
 import shop, helper
 
 engine = create_engine("sqlite://", poolclass=QueuePool)
@@ -407,6 +407,34 @@ def test_prefixes(tmp_path: Path) -> None:
     """An application that is installed like a library says which modules are its own."""
     found = run_installed(tmp_path, 3, SQLALCHEMY_POOL_EXPORTER_APPLICATION="helper, other")
     assert found == {"helper:call:2": 3.0}
+
+
+def test_prefixes_as_people_write_them(tmp_path: Path) -> None:
+    """A prefix may end with a dot, or with a dot and a star."""
+    for prefix in ("helper.", "helper.*"):
+        assert run_installed(tmp_path, 1, SQLALCHEMY_POOL_EXPORTER_APPLICATION=prefix) == {
+            "helper:call:2": 1.0
+        }
+
+
+@pytest.mark.parametrize("wrong", ["orders", [1], [""], ["-"], 1], ids=repr)
+def test_wrong_prefixes(registry: CollectorRegistry, an_engine: Callable[..., Engine], wrong: Any) -> None:
+    """A string is no list of prefixes: each of its letters would be one, and no site be right."""
+    with pytest.raises(TargetError, match="application must be a list of prefixes of modules"):
+        an_engine(registry, application=wrong)
+
+
+def test_a_frozen_application(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:
+    """The standard library is none of the application where no module has a whole path, as PyInstaller makes them."""
+    source = "def work(engine):\n    enter(engine)\n"
+    library = "def enter(engine):\n    engine.connect().close()\n"
+    contextlib: dict[str, Any] = {"__name__": "contextlib"}
+    exec(compile(library, "contextlib.py", "exec"), contextlib)  # noqa: S102 - as a frozen one
+    application: dict[str, Any] = {"__name__": "shop.jobs", "enter": contextlib["enter"]}
+    exec(compile(source, "shop/jobs.py", "exec"), application)  # noqa: S102 - as above
+    engine = an_engine(registry)
+    application["work"](engine)
+    assert by_site(registry, "checkouts_by_site_total") == {"shop.jobs:work": 1.0}
 
 
 def test_excluded_modules(an_engine: Callable[..., Engine], registry: CollectorRegistry) -> None:

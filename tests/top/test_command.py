@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -167,3 +168,36 @@ def test_without_textual(tmp_path: Path) -> None:
     assert 1 == done.returncode
     assert "is missing: pip install 'sqlalchemy-pool-exporter[top]'" in done.stderr
     assert 0 == subprocess.run([*command, "--once"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize("command", [["top", "--once"], ["top", "--json"], ["audit", "--json"], ["audit"]])
+def test_any_encoding(tmp_path: Path, process: Callable[..., Process], command: list[str]) -> None:
+    """Names that the encoding of the output lacks are written all the same; JSON has them unchanged."""
+    name = "bestellungen-\u00fc-\u6ce8\u6587-\U0001f642"
+    process(name).block[layout.RECYCLE] = 60.0
+    where = [str(tmp_path)] if command[0] == "audit" else ["--directory", str(tmp_path)]
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "sqlalchemy_pool_exporter", *command, *where],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (int(command[0] == "audit"), b"") == (done.returncode, done.stderr)
+        out = done.stdout.decode(encoding)
+        if "--json" in command:
+            assert [name] == [one["pool"] for one in json.loads(out)["findings"]]
+        else:
+            assert name.encode(encoding, "replace").decode(encoding) in out
+
+
+def test_without_a_terminal(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """Without a terminal the screen does not wait for ever: the message says what to use."""
+    process()
+    pytest.importorskip("textual")
+    command = [sys.executable, "-m", "sqlalchemy_pool_exporter", "top", "--directory", str(tmp_path)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "there is no terminal: --once prints a table" in done.stderr

@@ -96,13 +96,19 @@ def kind_of(frame: FrameType, prefixes: Sequence[str]) -> Kind:
         return Kind.PLUMBING
     if _is_installed(path):
         return Kind.LIBRARY
-    if path.startswith(_STANDARD) or (module == "__main__" and path.rpartition("/")[0] in _SCRIPTS):
+    if _is_standard(path, package) or (module == "__main__" and path.rpartition("/")[0] in _SCRIPTS):
         return Kind.PLUMBING
     return Kind.LIBRARY if named else Kind.APPLICATION
 
 
 def _is_of(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(f"{prefix}.")
+
+
+def _is_standard(path: str, package: str) -> bool:
+    # In a program that PyInstaller made, no module has a whole path.
+    is_frozen = not path.startswith(("/", "<")) and package in sys.stdlib_module_names
+    return is_frozen or path.startswith(_STANDARD)
 
 
 @lru_cache(maxsize=1024)  # each new pool asks for the same files

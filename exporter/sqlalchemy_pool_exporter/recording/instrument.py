@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 import weakref
+from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -195,7 +196,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
-            has no ``register()``, or ``leak_after`` or ``request_deadline`` is no number of seconds.
+            has no ``register()``, ``application`` is no list of prefixes, or ``leak_after`` or ``request_deadline``
+            is no number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
@@ -207,6 +209,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         raise TargetError(message)
     leaks = _leaks(leak_after, with_stack=leak_stack)
     deadline = _given_seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
+    prefixes = _prefixes(sites=sites, application=application)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
@@ -221,7 +224,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             pool,
             _name(name, pool, engine),
             store,
-            prefixes=_prefixes(sites=sites, application=application),
+            prefixes=prefixes,
             leaks=leaks,
             watches_loops=_watches_loops(given=loop_lag),
             request_deadline=deadline,
@@ -301,7 +304,19 @@ def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Seque
     """Return the prefixes of the application's modules; None if no sites are to be recorded."""
     if sites is False or (sites is None and environment.is_off(environment.SITES)):
         return None
-    return environment.words(environment.APPLICATION) if application is None else tuple(application)
+    given = environment.words(environment.APPLICATION) if application is None else _words(application)
+    return tuple(prefix.rstrip(".*") for prefix in given)  # people write ``orders.`` and ``orders.*``, too
+
+
+def _words(application: Sequence[str]) -> Sequence[str]:
+    # A string is a sequence of strings, too: its letters would be taken for prefixes, and no site be right.
+    if not isinstance(application, str):
+        with suppress(TypeError):
+            words = tuple(application)
+            if all(isinstance(word, str) and word.strip("-.* ") for word in words):
+                return words
+    message = f"application must be a list of prefixes of modules, such as ['orders', '-shop.db'], got {application!r}"
+    raise TargetError(message)
 
 
 def _watches_loops(*, given: bool | None) -> bool:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.audit.rules import RULES
@@ -13,6 +11,7 @@ from sqlalchemy_pool_exporter.board.words import counted
 from sqlalchemy_pool_exporter.errors import BoardError
 
 from .columns import finding, printable
+from .output import write, write_json
 from .source import DirectorySource
 
 if TYPE_CHECKING:
@@ -44,9 +43,9 @@ def run(source: Source, *, as_json: bool, ignored: Collection[str] = ()) -> int:
     if not board["processes"]["live"] or not board["totals"]["pools"]:
         raise BoardError(f"{source.name}: {board['note'] or 'no live process has a pool'}")
     if as_json:
-        sys.stdout.write(f"{json.dumps(_answer(board), indent=2, ensure_ascii=False)}\n")
+        write_json(_answer(board))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(board, source))
+        write("".join(f"{line}\n" for line in _lines(board, source)))
     if board["findings"]:
         return FOUND
     if board["unreadable"]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
 
 from . import audit
+from .output import write, write_json
 from .source import Credentials, DirectorySource, EndpointSource
 from .table import text
 
@@ -35,19 +35,21 @@ def run(options: Namespace) -> None:
     """Show the board of a directory or an endpoint.
 
     Raises:
-        BoardError: it cannot be read, or the options name none.
+        BoardError: it cannot be read, the options name none, or there is no terminal for the screen.
         ModuleNotFoundError: the screen is asked for, and Textual is not installed.
     """
     source = source_of(options, url=options.url, directory=options.directory)
     chosen = {"text": options.filter, "names": frozenset(options.pool)}
     if options.json:
-        board = source.read(_JSON._replace(**chosen))
-        sys.stdout.write(f"{json.dumps(board, indent=2, ensure_ascii=False)}\n")
+        write_json(source.read(_JSON._replace(**chosen)))
     elif options.once:
-        sys.stdout.write(text(_with_rates(source, _ONCE._replace(**chosen)), source.name))
+        write(text(_with_rates(source, _ONCE._replace(**chosen)), source.name))
     else:
         from .screen import QUERY, Top  # noqa: PLC0415 - only the screen needs Textual
 
+        # Textual reads the one and writes the other. Without a terminal it would wait for ever and show nothing.
+        if not all(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stderr__)):
+            raise BoardError("there is no terminal: --once prints a table, and --json the same as JSON")
         Top(source, interval=options.interval, query=QUERY._replace(**chosen)).run()
 
 
