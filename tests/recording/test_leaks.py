@@ -19,6 +19,7 @@ from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import TargetError, instrument, label
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
+from sqlalchemy_pool_exporter.recording import leaks
 from sqlalchemy_pool_exporter.recording.leaks import WATCH
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from tests.support.database import Database
@@ -275,6 +276,27 @@ def test_the_thread_runs_while_it_is_needed(registry: CollectorRegistry, log: Lo
         assert eventually(lambda: not WATCH.is_running)
     for handle in handles:
         handle.close()
+
+
+def test_a_pool_that_is_looked_at_earlier(
+    registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool with a short leak_after does not wait for the next look at one that is looked at rarely."""
+    monkeypatch.setattr(leaks, "_SECONDS", (0.01, 3600.0))
+    pools = [QueuePool(connect) for _ in range(2)]
+    rare, often = (
+        instrument(pool, name=name, registry=registry, leak_after=after)
+        for pool, name, after in zip(pools, ("rare", "often"), (7200.0, AFTER), strict=True)
+    )
+    held = [pools[0].connect()]
+    assert eventually(lambda: WATCH.is_running and not WATCH.has_new)
+    held.append(pools[1].connect())
+    assert eventually(lambda: log.suspects)
+    assert log.suspects[0]["pool"] == "often"
+    for connection in held:
+        connection.close()
+    rare.close()
+    often.close()
 
 
 def test_a_dropped_pool(registry: CollectorRegistry, log: Log) -> None:

@@ -33,6 +33,7 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 _LOOKS: Final = 4  # per leak_after
 _SECONDS: Final = (0.01, 15.0)  # between two looks, at least and at most
+_NAP: Final = 1.0  # after so many seconds the thread notices a pool that is to be looked at earlier
 
 
 class LeakOptions(NamedTuple):
@@ -198,16 +199,22 @@ def _by(report: dict[str, Any]) -> str:
 
 
 class _Watch:
-    """The thread that looks. Mutable state: the pools, whether the thread runs, and whether forks are watched."""
+    """The thread that looks.
+
+    Mutable state: the pools, whether one of them is new to the thread, whether the thread runs, and whether forks are
+    watched.
+    """
 
     def __init__(self) -> None:
         self.pools: dict[int, tuple[weakref.ref[Any], Suspects]] = {}
+        self.has_new = False
         self.is_running = False
         self.watches_forks = False
 
     def begin(self, recorder: Watched, suspects: Suspects) -> None:
         """Look at a pool that has a connection."""
         self.pools[id(recorder)] = (weakref.ref(recorder), suspects)
+        self.has_new = True
         self.run()
 
     def run(self) -> None:
@@ -231,10 +238,16 @@ class _Watch:
     def _run(self) -> None:
         try:
             while (seconds := self._look()) is not None or not self._ends():
-                time.sleep(seconds or _SECONDS[0])
+                self._sleep(seconds or _SECONDS[0])
         except BaseException:  # of a handler of the log, which can raise SystemExit
             self.is_running = False  # the next connection that opens begins another thread
             raise
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until the next look is due, or until a pool has a connection that may have a shorter ``leak_after``."""
+        while seconds > 0.0 and not self.has_new:
+            time.sleep(min(seconds, _NAP))
+            seconds -= _NAP
 
     def _ends(self) -> bool:
         self.is_running = False
@@ -243,6 +256,7 @@ class _Watch:
 
     def _look(self) -> float | None:
         """Look at all pools; return the seconds until the next look, or None if no pool needs one."""
+        self.has_new = False  # before the look: a pool that comes meanwhile gets the next one
         seconds = []
         for recorder, suspects in self._needed():
             seconds.append(min(max(suspects.options.after / _LOOKS, _SECONDS[0]), _SECONDS[1]))
