@@ -35,6 +35,7 @@ def cause(
     timeout: float = 30.0,
     leak_after: float = math.inf,
     blocked: float = 0.0,
+    blocked_before: float = 0.0,
     held_before: Sequence[float] = (),
     oldest_does: str = "",
 ) -> Cause:
@@ -48,16 +49,18 @@ def cause(
         capacity: of the pool; as many as are held by default.
         came_back: how many seconds ago the last connection came back.
         gave_up: how many more have waited for one, until they timed out when the caller did.
-        timeout: of the pool.
+        timeout: of the pool, in seconds; NaN if it has none.
         leak_after: seconds.
         blocked: for how many seconds the event loop was blocked, until a second ago.
+        blocked_before: likewise, until the caller that timed out began to wait.
         held_before: for how many seconds the sites, in alphabetical order, have held connections that came back.
         oldest_does: what the holder of the oldest does.
     """
     fields = [0.0] * FIRST_COUNTER
     fields[block.SIZE] = len(ages) if capacity is None else capacity
     fields[block.LAST_CHECKIN], fields[block.TIMEOUT] = NOW - came_back, timeout
-    fields[block.LOOP_PEAK], fields[block.LOOP_PEAK_AT] = blocked, NOW - 1.0
+    fields[block.LOOP_PEAK] = blocked or blocked_before
+    fields[block.LOOP_PEAK_AT] = NOW - 1.0 if blocked else SINCE
     counts = [0.0] * COUNTS
     if usual is not None:
         counts[HOLD - FIRST_COUNTER], counts[HOLD + SUM - FIRST_COUNTER] = 100.0, 100 * usual
@@ -92,6 +95,11 @@ def cause(
         ("busy", cause([0.1, 0.02, 0.05, 0.07], sites=["a", "b", "c", "d"], blocked=5.0)),
         ("loop_blocked", cause([31.0, 32.0], came_back=31.0, blocked=20.0)),
         ("loop_blocked", cause([], capacity=4, blocked=20.0)),
+        ("loop_blocked", cause([31.0, 32.0], came_back=31.0, blocked=14.0, timeout=1.0)),
+        ("loop_blocked", cause([31.0, 32.0], came_back=31.0, blocked_before=14.0, timeout=1.0)),
+        ("stuck", cause([31.0, 32.0], came_back=31.0, blocked=14.0)),
+        ("stuck", cause([31.0, 32.0], came_back=31.0, blocked=14.0, timeout=math.nan)),
+        ("stuck", cause([31.0, 32.0], came_back=31.0, timeout=1.0)),
         ("slow", cause([1.0, 2.0, 3.0, 4.0], sites=["a", "b", "c", "d"])),
         ("slow", cause([31.0, 100.0, 300.0, 400.0], sites=["a", "b", "c", "d"])),
         ("one_site", cause([0.1] * 5, sites=["a", "a", "a", "a", "b"])),
