@@ -189,6 +189,7 @@ def test_a_table_on_the_terminal_stands_in_columns() -> None:
     assert "Title\n  of       bytes\n  a pool       9\n  b        1,000" == table.terminal()
 
 
+@pytest.mark.soak
 def test_names_that_come_and_go_cost_what_the_live_ones_cost() -> None:
     """Twice as many tenants, one after the other, take no more of the file, no more memory and no more series."""
     few, many = (names.measured(count, is_live=False) for count in (80, 160))

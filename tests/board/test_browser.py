@@ -73,6 +73,7 @@ def browser(browsers: Browsers) -> Browser:
     return browsers.get()
 
 
+@pytest.mark.soak
 def test_a_browser_that_hangs(browsers: Browsers, url: str) -> None:
     """A test whose browser hangs fails in time, and the next one gets another browser."""
     with pytest.raises(Error), opened(browsers.get(), url) as page, limited(1.0):
@@ -317,6 +318,7 @@ def test_behind_a_password(browser: Browser, tmp_path: Path, process: Callable[.
         expect(page.get_by_role("cell", name="app.orders:pay:88")).to_be_visible()
 
 
+@pytest.mark.soak
 def test_two_hundred_pools_of_64_processes(
     browser: Browser, url: str, process: Callable[..., Process]
 ) -> None:

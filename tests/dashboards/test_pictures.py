@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -50,9 +50,20 @@ class Nothing(Made):
         return []
 
 
-def test_draw(tmp_path: Path) -> None:
-    """A picture has the size of the dashboard's grid, and its metadata has the label."""
-    board = grafana.load("pool")
+@pytest.mark.soak
+@pytest.mark.parametrize("name", grafana.NAMES)
+def test_draw(tmp_path: Path, name: str) -> None:
+    """Each dashboard can be drawn."""
+    _draw(grafana.load(name), tmp_path)
+
+
+def test_draw_each_type(tmp_path: Path) -> None:
+    """A panel of each type can be drawn."""
+    _draw(_one_of_each_type(), tmp_path)
+
+
+def _draw(board: dict[str, Any], tmp_path: Path) -> None:
+    """Assert that a picture has the size of the dashboard's grid, and that its metadata has the label."""
     draw(board, Made(), "Job: All", tmp_path / "board.png")
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     with Image.open(tmp_path / "board.png") as image:
@@ -62,9 +73,13 @@ def test_draw(tmp_path: Path) -> None:
 
 def test_draw_nothing(tmp_path: Path) -> None:
     """A dashboard without data can be drawn."""
+    draw(_one_of_each_type(), Nothing(), "", tmp_path / "board.png")
+
+
+def _one_of_each_type() -> dict[str, Any]:
     board = grafana.load("pool")
     board["panels"] = list({panel["type"]: panel for panel in board["panels"]}.values())
-    draw(board, Nothing(), "", tmp_path / "board.png")
+    return board
 
 
 @pytest.mark.parametrize("name", grafana.NAMES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.engineer import RATE, SECONDS, WAIT, Engineer, site
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from tests.support.incidents import Stage
 
     Staged = Callable[..., Stage]
+
+pytestmark = [pytest.mark.newest, pytest.mark.soak]
 
 
 def test_server_restarted(stage: Staged) -> None:

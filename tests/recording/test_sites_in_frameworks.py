@@ -196,7 +196,7 @@ def pay():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.soak)])
 def test_celery(server: DatabaseServer, tmp_path: Path, pool: str) -> None:
     """In a real worker, the site is in the task, whose name is the label as the documentation says."""
     (tmp_path / "shop.py").write_text(example("Celery") + CELERY)
