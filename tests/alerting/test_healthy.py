@@ -46,6 +46,11 @@ SCENES = [
     ('max_over_time(sqlalchemy_pool_connections{job="idle",state="in_use"}[2m])', 0, 0),
     # Each of the two workers does 26 a second if nothing else runs.
     ('sum(rate(sqlalchemy_pool_connects_total{job="fifty"}[7m]))', 15, 55),
+    ('sum(increase(sqlalchemy_pool_nested_checkouts_total{job="nested"}[7m]))', 10, 10000),
+    ('max_over_time(instance_pool_worker:sqlalchemy_pool_in_use:ratio{job="nested"}[7m])', 1.0, 1.0),
+    ('max_over_time(sqlalchemy_pool_self_deadlocked{job="nested"}[7m])', 0, 0),
+    ('min_over_time(sqlalchemy_pool_event_loop_lag_seconds{job="loop"}[7m])', 0.0, 5),
+    ('max(max_over_time(sqlalchemy_pool_pending_checkouts{job="loop"}[7m]))', 1, 10),
     ('sum(increase(sqlalchemy_pool_closes_total{job="startfirst",reason="recycle"}[10m]))', 1, 1000),
     ('sqlalchemy_pool_exporter_workers{job="stopfirst",state="live"}', 3, 3),
     ('sum(increase(sqlalchemy_pool_connect_errors_total{job="shortly"}[15m]))', 1, 10000),
@@ -58,7 +63,7 @@ def test_a_scene_was_what_it_says(expr: str, least: float, most: float, healthy:
     job = expr.split('job="', maxsplit=1)[1].split('"', maxsplit=1)[0]
     at = (
         healthy.began[job] + healthy.seconds(HELD)
-        if job in {"ninety", "full", "bursts", "idle", "fifty", "shortly"}
+        if job in {"ninety", "full", "bursts", "idle", "fifty", "nested", "loop", "shortly"}
         else healthy.end - healthy.seconds(1)
     )
     expr = re.sub(r"\[(\d+)m\]", lambda window: f"[{1000 * healthy.seconds(int(window[1])):.0f}ms]", expr)

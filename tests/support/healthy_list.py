@@ -70,6 +70,20 @@ def _unfair(stage: Stage, begin: Callable[[], object]) -> None:
     stage.last(HELD / 2)
 
 
+def _nested(stage: Stage, begin: Callable[[], object]) -> None:
+    """Callers that hold two connections each, fewer than the pool has: it is full at times, and somebody goes on."""
+    begin()
+    stage.load(3, "nest", seconds=0.1, pause=0.2)
+    stage.last(HELD)
+
+
+def _loop(stage: Stage, begin: Callable[[], object]) -> None:
+    """Ten tasks for four connections, in an event loop."""
+    begin()
+    stage.load(10, seconds=0.1, pause=0.3)
+    stage.last(HELD)
+
+
 def _start_first(stage: Stage, begin: Callable[[], object]) -> None:
     """A rolling restart: a worker starts, then an old one ends."""
     _roll(stage, begin, start_first=True)
@@ -112,9 +126,10 @@ def _scene(
     play: Callable[[Stage, Callable[[], object]], None],
     *,
     workers: int = 2,
+    driver: str = "psycopg",
     **pool: Any,
 ) -> Incident:
-    return Incident(name, what, play, pool=pool or _POOL, workers=workers)
+    return Incident(name, what, play, pool=pool or _POOL, workers=workers, driver=driver)
 
 
 HEALTHY: Final = [
@@ -124,6 +139,8 @@ HEALTHY: Final = [
     _scene("idle", "no load any more", _idle),
     _scene("fifty", "a NullPool with fifty connects a second", _fifty, poolclass="NullPool"),
     _scene("unfair", "one worker takes all the load", _unfair, workers=3),
+    _scene("nested", "callers that hold two connections, in a pool with enough", _nested),
+    _scene("loop", "an asyncio engine", _loop, driver="asyncpg"),
     _scene("startfirst", "rolling restart, new workers first", _start_first, workers=3),
     _scene("stopfirst", "rolling restart, old workers first", _stop_first, workers=3),
     _scene("shortly", "the server is restarted", _restart),

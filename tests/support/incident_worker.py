@@ -174,17 +174,18 @@ async def _asyncio(engine: AsyncEngine, acts: ModuleType | None) -> None:
 
 def main(options: dict[str, Any]) -> None:
     """Put load on a pool until standard input ends."""
-    url, name, arguments = options["url"], options["name"], options["pool"]
+    url, arguments = options["url"], options["pool"]
     acts = import_module(options["acts"]) if options.get("acts") else None
     if "poolclass" in arguments:
         arguments["poolclass"] = getattr(pool, arguments["poolclass"])
+    instrumented: dict[str, Any] = {given: options[given] for given in ("name", "leak_after", "sites")}
     if "+asyncpg" in url:
         async_engine = create_async_engine(url, **arguments)
-        instrument(async_engine, name=name, leak_after=options["leak_after"])
+        instrument(async_engine, **instrumented)
         asyncio.run(_asyncio(async_engine, acts))
         return
     engine = create_engine(url, **arguments)
-    instrument(engine, name=name, leak_after=options["leak_after"])
+    instrument(engine, **instrumented)
     callers = Callers(engine, acts)
     for load in _loads():
         callers.take(load)

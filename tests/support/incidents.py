@@ -85,6 +85,7 @@ class Worker:
             "pool": pool,
             "acts": incident.acts,
             "leak_after": incident.leak_after,
+            "sites": incident.sites,
         }
         with NamedTemporaryFile(dir=directory.parent, prefix="worker-log-", delete=False) as file:
             self.log = Path(file.name)
@@ -242,6 +243,7 @@ class Incident:
         acts: module with the functions that the callers call, each with the engine and the seconds; without one, those
             of ``incident_worker``.
         leak_after: of the pool, in seconds.
+        sites: of ``instrument()``; True where the culprit has few of the pool's connections and is to be named.
         environment: of the workers.
     """
 
@@ -259,4 +261,5 @@ class Incident:
     prepare: Callable[[Database], None] = _nothing
     acts: str = ""
     leak_after: float = 30.0
+    sites: bool | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
