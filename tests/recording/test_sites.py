@@ -365,6 +365,37 @@ def test_off(
         assert by_site(one, "checkouts_by_site_total") == by_site(one, "held_connections") == {}
 
 
+@pytest.mark.parametrize("has_directory", [True, False])
+def test_some_processes_record_none(
+    an_engine: Callable[..., Engine],
+    registry: CollectorRegistry,
+    tmp_path: Path,
+    has_directory: bool,
+) -> None:
+    """If another pool records sites, all of one that does not is at the site ``other``, also when it is gone."""
+    options = {"directory": tmp_path} if has_directory else {}
+    on, off = an_engine(registry, **options), an_engine(registry, sites=False, **options)
+    site_app.core(on, lambda: None)
+    off.connect().close()
+    kept = off.connect()
+    kept.detach()
+    kept.close()
+    with off.connect():
+        assert by_site(registry, "checkouts_by_site_total") == {
+            "tests.support.site_app:core": 1.0,
+            "other": 3.0,
+        }
+        assert by_site(registry, "held_connections") == {"other": 1.0}
+        assert_sites_add_up(RegistrySamples(registry), POOL)
+    raw = off.raw_connection()
+    del raw  # leaked
+    off.dispose()
+    del off
+    gc.collect()
+    assert by_site(registry, "checkouts_by_site_total") == {"tests.support.site_app:core": 1.0, "other": 4.0}
+    assert_sites_add_up(RegistrySamples(registry), POOL)
+
+
 INSTALLED = """
 import sys
 from sqlalchemy import create_engine, event, text

@@ -53,6 +53,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     SCRATCH,
     SERVER_PID,
     SITE,
+    SITES_OFF,
     SIZE,
     SUM,
     UNTRACKED,
@@ -195,6 +196,7 @@ class Recorder:
         self.block[ACTIVE] = REPLACED if self.is_replaced else LIVE
         self.block[MADE_AT] = self.clock()
         self.block[REQUEST_DEADLINE] = self.request_deadline
+        self.block[SITES_OFF] = float(self.origins is None)
         self.block[LEAK_AFTER] = 0.0 if self.leaks is None else self.leaks.options.after
         for field, value in configuration.items():
             self.block[field] = value

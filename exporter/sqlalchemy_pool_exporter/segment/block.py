@@ -66,6 +66,7 @@ LEAK_AFTER: Final = _take(
 IS_ASYNC: Final = _take(1)  # 1 if the driver is an asyncio driver, -1 if not, 0 if that is not known
 MADE_AT: Final = _take(1)  # when the block began; the process may have gone on in it after a fork
 REQUEST_DEADLINE: Final = _take(1)  # seconds that a request has, as the application says; 0 if it does not
+SITES_OFF: Final = _take(1)  # 1 if the pool records no sites
 # Event loops that use the pool; see ``event_loop``.
 LOOPS: Final = 4  # that are watched while they are blocked; all are watched afterwards
 LOOP_DUE: Final = _take(LOOPS)  # when a timer of the loop should run next; 0 if the loop does not run
@@ -86,6 +87,8 @@ FAULTS: Final = _take(1)
 # Counts of checkouts whose site has no entry of its own (see ``sites``).
 SITE_COUNTS: Final = 6
 OTHER_SITES: Final = _take(SITE_COUNTS)
+# Likewise, of pools that record no sites. Their blocks have 0 here; who reads or folds them adds it (see ``entries``).
+WITHOUT_SITES: Final = _take(SITE_COUNTS)
 ERROR_COUNTS: Final = _take(len(ERRORS))
 EXHAUSTION_REPORTS: Final = _take(1)
 # A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.

@@ -22,6 +22,7 @@ from .block import (
     PAGE_BYTES,
     RECYCLE,
     ROW,
+    SITES_OFF,
     SIZE,
     TIMEOUT,
     WAITERS,
@@ -29,7 +30,7 @@ from .block import (
     WAITERS_USED,
 )
 from .block import ROWS as ROWS_IN_BLOCK
-from .entries import Texts, sites_of, texts_of
+from .entries import Texts, sites_of, texts_of, with_sites
 from .format import HEADER_BYTES
 from .page import (
     COPIES_AT,
@@ -226,12 +227,12 @@ def _snapshot(data: bytes, begin: int, sites: list[SiteCounts]) -> Snapshot:
         fields,
         _table(data, begin + 8 * WAITERS_AT, int(waiters), 1),
         _table(data, begin + 8 * CONNECTIONS_AT, int(connections), ROW),
-        _counts(data, begin + 8 * FIRST_COUNTER),
+        with_sites(_counts(data, begin + 8 * FIRST_COUNTER), are_off=bool(fields[SITES_OFF])),
         sites,
     )
 
 
-def _counts(data: bytes, begin: int) -> Counts:
+def _counts(data: bytes, begin: int) -> array[float]:
     counts = data[begin : begin + 8 * COUNTS]
     if counts[_HIGHEST::8].translate(None, _HIGHEST_BYTES):
         raise SegmentError("a count that is no number")

@@ -7,11 +7,11 @@ text at once may make two entries; a reader adds up those of one text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from .block import SITE_COUNTS
+from .block import FIRST_COUNTER, HOLD, LEAKED_CHECKOUTS, OTHER_SITES, SITE_COUNTS, SUM, WAIT, WITHOUT_SITES
 from .page import (
     ENTRIES_AT,
     ENTRIES_USED,
@@ -24,6 +24,7 @@ from .page import (
 )
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Sequence
 
 # Indexes into the counts of a site. They only grow.
@@ -34,6 +35,9 @@ _CUT: Final = "…"
 
 # All sites that have no entry of their own.
 OTHER: Final = "other"
+
+
+_Counts = TypeVar("_Counts", list[float], "array[float]")
 
 
 class SiteCounts(NamedTuple):
@@ -138,6 +142,26 @@ def fitting(text: str, size: int) -> bytes:
 
 
 # -- the reader
+
+
+def with_sites(counts: _Counts, *, are_off: bool) -> _Counts:
+    """Return the counters of a block; if its pool records no sites, also those of all that has no site.
+
+    So the sum over all sites is the total if some processes record sites and others do not, and these store no more.
+
+    Args:
+        counts: the fields from FIRST_COUNTER on.
+        are_off: whether the pool records no sites.
+    """
+    if are_off:
+        wait, hold, none, others = (at - FIRST_COUNTER for at in (WAIT, HOLD, WITHOUT_SITES, OTHER_SITES))
+        counts[none + CHECKOUTS] = sum(counts[wait : wait + SUM])
+        counts[none + HOLDS] = sum(counts[hold : hold + SUM])
+        counts[none + HELD_SECONDS] = counts[hold + SUM]
+        counts[none + LEAKED] = counts[LEAKED_CHECKOUTS - FIRST_COUNTER]
+        # What a return off the hot path counted.
+        counts[others + HOLDS] = counts[others + HELD_SECONDS] = counts[others + LEAKED] = 0.0
+    return counts
 
 
 def sites_of(page: bytes | memoryview, copy: int) -> list[SiteCounts]:

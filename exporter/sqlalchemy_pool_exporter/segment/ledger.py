@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from . import sums
-from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS
-from .entries import OTHER
+from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS, WITHOUT_SITES
+from .entries import CHECKOUTS, OTHER
 from .label import labels
 from .pages import MOST_ENDED, RETENTION_SECONDS
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 _OTHERS: Final = OTHER_SITES - FIRST_COUNTER
+_WITHOUT: Final = WITHOUT_SITES - FIRST_COUNTER
 # By the labels of the series: pool, or pool and worker.
 CountsByLabels = dict[tuple[str, ...], "Counts"]
 Infos = list[dict[str, str]]
@@ -222,6 +223,11 @@ def _labelled(
             counts[series] = sums.total(some)
         else:
             sites.setdefault(series, {})[site] = sums.total(some)
+    for series, by_site in sites.items():
+        # Where nothing has a site, none is shown.
+        if any(one[CHECKOUTS] for one in by_site.values()):
+            without = counts[series][_WITHOUT : _WITHOUT + SITE_COUNTS]
+            by_site[OTHER] = sums.total([by_site[OTHER], without])
     return counts, sites
 
 

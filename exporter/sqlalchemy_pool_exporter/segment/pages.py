@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from .block import ACTIVE, FIELDS, FIRST_COUNTER, OTHER_SITES, PAGE_BYTES, SITE_COUNTS, USES
-from .entries import EntryWriter, SiteCounts, sites_of
+from .block import ACTIVE, FIELDS, FIRST_COUNTER, OTHER_SITES, PAGE_BYTES, SITE_COUNTS, SITES_OFF, USES
+from .entries import EntryWriter, SiteCounts, sites_of, with_sites
 from .format import BIRTHS_WORD, CHANGES_WORD, DROPS_WORD, HEADER_BYTES, USED_WORD, WAS_USED_WORD
 from .page import (
     BIRTH,
@@ -341,7 +341,9 @@ class Pages:
         words, doubles = self._views(number)
         copy = words[COMMIT] & 1
         first, other = COPIES_AT[copy], COPIES_AT[1 - copy]
-        counts = _list(block.doubles, FIRST_COUNTER, FIELDS)
+        counts = with_sites(
+            _list(block.doubles, FIRST_COUNTER, FIELDS), are_off=bool(block.doubles[SITES_OFF])
+        )
         self._add_sites(number, block, copy, counts)
         doubles[other : other + COUNTS] = memoryview(added(_list(doubles, first, first + COUNTS), counts))
         doubles[ENDED] = now

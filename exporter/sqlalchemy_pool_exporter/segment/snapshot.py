@@ -42,6 +42,7 @@ from .block import (
     RECYCLE,
     REPLACED,
     ROW,
+    SITES_OFF,
     SIZE,
     SUM,
     TIMEOUT,
@@ -53,6 +54,7 @@ from .block import (
     WAITERS_AT,
     WAITERS_USED,
 )
+from .entries import with_sites
 from .page import ROWS_AT, ROWS_USED
 
 if TYPE_CHECKING:
@@ -133,7 +135,8 @@ class Snapshot(NamedTuple):
             rows: Any = page
             connections += rows[ROWS_AT : ROWS_AT + ROW * int(page[ROWS_USED])].tolist()
         fields = doubles[:FIELDS].tolist()
-        return cls(fields[:FIRST_COUNTER], waiters, connections, fields[FIRST_COUNTER:], sites)
+        counts = with_sites(fields[FIRST_COUNTER:], are_off=bool(fields[SITES_OFF]))
+        return cls(fields[:FIRST_COUNTER], waiters, connections, counts, sites)
 
     @property
     def is_active(self) -> bool:
