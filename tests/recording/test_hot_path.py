@@ -39,7 +39,7 @@ from sqlalchemy_pool_exporter.recording import (
     recorder,
     slots,
 )
-from sqlalchemy_pool_exporter.segment import block
+from sqlalchemy_pool_exporter.segment import block, pages
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
-MODULES = (checkout, connection_row, connection_table, ping, recorder, slots)
+MODULES = (checkout, connection_row, connection_table, pages, ping, recorder, slots)
 
 
 class Link(sqlite3.Connection):
@@ -229,7 +229,7 @@ SLOTS = {
     )
     for name, member in vars(owner).items()
     if isinstance(member, MemberDescriptorType)
-} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE}
+} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE, "is_growing", "_pages"}
 CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, int | float)}
 
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +20,8 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.format import FIRST_EXTENT
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant, written
 from sqlalchemy_pool_exporter.segment.page import ROW_PAGES, Commit, added
-from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS, Pages
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS, Pages, Space
+from tests.support.moments import Intruder
 from tests.support.segments import INFO, Scraper, new_block
 
 if TYPE_CHECKING:
@@ -28,6 +32,15 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.pages import PoolBlock
 
 LONG = RETENTION_SECONDS + 1
+
+
+class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
+    """A time limit of the application."""
+
+
+def strike() -> None:
+    """Raise as a time limit does."""
+    raise OutOfTime
 
 
 def text(name: str) -> bytes:
@@ -174,6 +187,56 @@ def test_rows_of_one_pool_are_bounded(directory: Path, leases: Callable[..., Lea
     assert len(lease.pages) == 1 + ROW_PAGES
     end(block)
     assert len(lease.pages) == 1
+
+
+@pytest.mark.parametrize("act", ["more_rows", "pool"])
+def test_a_time_limit_while_room_is_made(act: str) -> None:
+    """After a time limit anywhere in a call that makes room, the next one makes room."""
+    for moment in count(1):
+        pages = Pages()
+        block = pages.pool(text("a"))
+
+        def make_room(block: PoolBlock = block) -> None:
+            if act == "pool":
+                block.pages.pool(text("b"))
+            else:
+                block.more_rows()
+
+        intruder = Intruder(moment, strike)
+        with contextlib.suppress(OutOfTime), intruder:
+            make_room()
+        if intruder.where is None:
+            break
+        assert block.more_rows() is not None, intruder.where
+        pages.pool(text("c"))
+    assert moment > 12
+
+
+def test_threads_make_room_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread makes room, one that opens a connection gets none at once, and another one waits for it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Space):
+        def grow(self, pages: int) -> list[memoryview]:
+            if pages == 2:
+                begun.set()
+                go_on.wait()
+            return super().grow(pages)
+
+    pages = Pages(Slow())
+    block = pages.pool(text("a"))
+    slow = threading.Thread(target=block.more_rows)
+    slow.start()
+    begun.wait()
+    assert block.more_rows() is None
+
+    def sleep(_: float) -> None:
+        go_on.set()
+        slow.join()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert pages.pool(text("b")).page not in {block.page, *block.rows}
+    assert len(block.rows) == 1
 
 
 def test_no_room_for_totals(

@@ -62,8 +62,8 @@ class Intruder:
             self._before[caller] = -1  # the called function is written in Python
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
+        frame.f_trace_opcodes = True
         if what == "call":
-            frame.f_trace_opcodes = True
             ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
             self._before[frame] = -1
             if ours or self._outermost:

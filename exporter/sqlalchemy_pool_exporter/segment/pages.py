@@ -7,7 +7,6 @@ that need more rows do so without: their threads take free pages with the atomic
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -46,7 +45,9 @@ if TYPE_CHECKING:
 RETENTION_SECONDS: Final = 3600.0
 # So is the oldest of more such names than this, so that tenants that come and go cost what the live ones cost.
 MOST_ENDED: Final = 64
+# For so long a thread waits that another one makes room, and so long it sleeps in between.
 _GROWING_SECONDS: Final = 1.0
+_STEP_SECONDS: Final = 1 / 1024
 _ZEROS: Final = bytes(PAGE_BYTES)
 
 
@@ -114,7 +115,7 @@ class Pages:
         if not pages:
             self._header[USED_WORD] = HEADER_BYTES
         self._wall = wall
-        self._growing = threading.Lock()
+        self.is_growing = False  # a thread makes room
         self._changing = 0
         self._free: list[int] = []
         self._totals: dict[bytes, int] = {}
@@ -265,17 +266,33 @@ class Pages:
         return number
 
     def _grow(self, *, wait: bool) -> int:
-        # A thread that opens a connection does not wait: the thread that has the lock can be in a finalizer of the
+        # No lock: a time limit that struck just after it was acquired would leave it so, and there would never again be
+        # room. A thread that opens a connection does not wait: the thread that makes room can be in a finalizer of the
         # application, which can wait for that connection.
-        if not self._growing.acquire(timeout=_GROWING_SECONDS if wait else 0):
-            raise SegmentError("another thread makes room at this moment")
+        is_ours, attempts = False, _GROWING_SECONDS / _STEP_SECONDS if wait else 0
         try:
+            while True:
+                # straight line: only one thread makes room
+                if not self.is_growing:
+                    self.is_growing = is_ours = True
+                # end of straight line
+                if is_ours:
+                    break
+                if not attempts:
+                    raise SegmentError("another thread makes room at this moment")
+                attempts -= 1
+                time.sleep(_STEP_SECONDS)
             first = len(self._pages)
-            self._pages += self._space.grow(first)
-            self._free += range(len(self._pages) - 1, first, -1)
+            more = self._space.grow(first)
+            free = range(first + len(more) - 1, first, -1)
+            # straight line: a time limit that struck in between would lose the pages
+            self._pages += more
+            self._free += free
+            # end of straight line
             return first
         finally:
-            self._growing.release()
+            if is_ours:
+                self.is_growing = False
 
     def _write(self, number: int, kind: int, text: bytes, birth: int = 0) -> None:
         page = self.page(number)
