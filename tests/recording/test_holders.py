@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,7 @@ from tests.support.wait import eventually
 from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
@@ -479,8 +480,8 @@ def test_calls_of_tasks_in_one_thread(engine: Engine, registry: CollectorRegistr
 
     async def run() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        first = await asyncio.to_thread(engine.connect)
-        second = await asyncio.to_thread(engine.connect)
+        first = await asyncio.create_task(asyncio.to_thread(engine.connect))
+        second = await asyncio.create_task(asyncio.to_thread(engine.connect))
         waits = asyncio.create_task(asyncio.to_thread(_times_out, engine))
         while not RegistrySamples(registry).value("pending_checkouts", POOL, worker="000"):
             await asyncio.sleep(0.01)
@@ -495,6 +496,95 @@ def test_calls_of_tasks_in_one_thread(engine: Engine, registry: CollectorRegistr
 
     asyncio.run(run())
     assert nested(registry) == 0.0
+
+
+async def in_thread(function: Callable[[], object]) -> None:
+    """Call a function in a thread once the task awaits that: when a new thread begins, it may not do so yet."""
+    awaits = threading.Event()
+
+    def call() -> None:
+        awaits.wait()
+        function()
+
+    asyncio.get_running_loop().call_soon(awaits.set)
+    await asyncio.to_thread(call)
+
+
+def test_a_task_waits_for_its_thread(engine: Engine, registry: CollectorRegistry) -> None:
+    """A checkout in ``asyncio.to_thread()`` nests if the task that awaits it holds a connection."""
+
+    def inner() -> None:
+        engine.connect().close()
+        engine.connect().close()
+
+    async def run() -> None:
+        await in_thread(inner)
+        assert nested(registry) == 0.0
+        with engine.connect():
+            await in_thread(inner)
+            await asyncio.wait_for(in_thread(inner), 60)
+        assert nested(registry) >= 2.0
+        before = nested(registry)
+        with engine.connect():
+            # Not those of tasks that it begins, nor what it does not wait for.
+            await asyncio.create_task(in_thread(inner))
+            await asyncio.gather(in_thread(inner), in_thread(inner))
+            call = partial(copy_context().run, inner)
+            later = asyncio.get_running_loop().run_in_executor(None, call)
+            while not later.done():
+                await asyncio.sleep(0.001)
+        assert nested(registry) == before
+
+    asyncio.run(run())
+
+
+def test_a_deadlock_with_its_thread(engine: Engine, registry: CollectorRegistry) -> None:
+    """A task that waits for a thread that waits for its connection is a self-deadlock."""
+    seen = threading.Event()
+
+    def look() -> None:
+        if eventually(lambda: deadlocked(registry) == 1.0):
+            seen.set()
+
+    def inner() -> None:
+        with pytest.raises(exc.TimeoutError):
+            engine.connect()
+
+    async def run() -> None:
+        looks = threading.Thread(target=look)
+        with engine.connect(), engine.connect():
+            looks.start()
+            await in_thread(inner)
+        looks.join()
+
+    asyncio.run(run())
+    assert seen.is_set()
+
+
+def test_a_thread_that_its_task_waits_for_no_more(engine: Engine, registry: CollectorRegistry) -> None:
+    """A task that was cancelled while it waited for a thread holds nothing of it, nor does that thread of the task."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def slow() -> None:
+            with engine.connect():
+                loop.call_soon_threadsafe(task.cancel)
+                go_on.wait()
+            engine.connect().close()
+            ended.set()
+
+        with pytest.raises(asyncio.CancelledError):
+            await in_thread(slow)
+        with engine.connect():
+            go_on.set()
+            while not ended.is_set():
+                await asyncio.sleep(0.001)
+        assert nested(registry) == 0.0
+
+    asyncio.run(run())
 
 
 @pytest.mark.newest

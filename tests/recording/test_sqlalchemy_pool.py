@@ -35,6 +35,7 @@ HOT_PATH = {
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
 # And asyncio's: which loop runs, for other implementations of loops; and for what a task waits. anyio's: in which task.
+# And that of concurrent.futures: what an executor runs, and what follows.
 OTHERS = {
     "_collector_to_names",
     "_names_to_collectors",
@@ -46,6 +47,8 @@ OTHERS = {
     "_callbacks",
     "_fut_waiter",
     "_host_task",
+    "_WorkItem",
+    "_done_callbacks",
 }
 
 

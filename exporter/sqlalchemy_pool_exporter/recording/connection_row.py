@@ -41,7 +41,7 @@ class Holder:
     Two holders are one if they have the same rows: a task, and the calls that it makes in threads.
     """
 
-    __slots__ = ("number", "rows", "task", "thread_id")
+    __slots__ = ("call", "number", "rows", "task", "thread_id")
 
     def __init__(
         self,
@@ -49,12 +49,20 @@ class Holder:
         task: Task[Any] | None = None,
         *,
         rows: dict[int, ConnectionRow] | None = None,
+        call: weakref.ref[Any] | None = None,
     ) -> None:
         self.number = number  # see ``HOLDER``
+        self.call = call  # the asyncio future of a call that this thread makes for a task
         self.task = None if task is None else weakref.ref(task)
         self.thread_id = get_ident()  # of the thread, or the one that runs the task
         # By the id of the record, in the order of the checkouts.
         self.rows: dict[int, ConnectionRow] = {} if rows is None else rows
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the task for which the thread makes a call was cancelled, so that it waits for the call no more."""
+        call = None if self.call is None else self.call()
+        return call is not None and call.cancelled()
 
 
 class Nesting:

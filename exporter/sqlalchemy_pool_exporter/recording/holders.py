@@ -18,6 +18,7 @@ from sqlalchemy_pool_exporter.segment.page import HOLDERS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
 from .connection_row import Holder
+from .to_thread import awaits_this_thread
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -96,15 +97,17 @@ def _new_for_task(task: Task[Any]) -> Holder:
 
 def _new_for_thread() -> Holder:
     # A request of FastAPI or Starlette is one task, which makes one call after the other in threads that AnyIO takes
-    # from a pool: what one call checked out, the next one holds.
-    task = _waits_for_this_call()
+    # from a pool: what one call checked out, the next one holds. So it is with asyncio.to_thread().
+    task, call = _waits_in_anyio(), None
+    if task is None:
+        task, call = awaits_this_thread()
     rows = None if task is None else _rows_of(task)
-    holder = Holder(_number_of_thread(said(_name_of_thread)), rows=rows)
+    holder = Holder(_number_of_thread(said(_name_of_thread)), rows=rows, call=call)
     _of_thread.set(holder)
     return holder
 
 
-def _waits_for_this_call() -> Task[Any] | None:
+def _waits_in_anyio() -> Task[Any] | None:
     """Return the task that waits for the call that AnyIO runs in this thread, if there is one."""
     anyio: Any = sys.modules.get("anyio._core._eventloop")
     scope = getattr(getattr(anyio, "threadlocals", None), "current_cancel_scope", None)

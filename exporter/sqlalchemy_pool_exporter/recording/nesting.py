@@ -34,6 +34,8 @@ _MOST: Final = 64
 def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
     """Note that a holder waits for a connection; return the rows of this pool that it holds already."""
     by_id = recorder.connections.by_id
+    if holder.is_abandoned:
+        return []
     try:
         latest = list(islice(reversed(holder.rows.items()), _MOST))
     except RuntimeError:  # another thread returned one of them in between
@@ -43,7 +45,7 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
         if row.holder is None or row.holder.rows is not holder.rows or not row.table[row.held_at]:
             # A time limit of the application struck while a checkout was recorded, or another thread returns it now.
             holder.rows.pop(key, None)
-        elif by_id.get(key) is row:
+        elif by_id.get(key) is row and not row.holder.is_abandoned:
             rows.append(row)
     for row in rows:
         row.table[row.held_at + _WAITS] = at
