@@ -48,6 +48,7 @@ OTHERS = {
     "_fut_waiter",
     "_host_task",
     "_WorkItem",
+    "_threads_queues",
     "_done_callbacks",
 }
 
