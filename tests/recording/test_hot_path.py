@@ -34,6 +34,7 @@ import sqlalchemy_pool_exporter
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import (
     checkout,
+    connection_events,
     connection_row,
     connection_table,
     event_loops,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
 MODULES = (
     checkout,
+    connection_events,
     connection_row,
     connection_table,
     event_loops,
@@ -316,13 +318,14 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
 def test_there_are_straight_lines() -> None:
     """The hooks of checkout and return, and the methods that count, have marked stretches."""
     assert len(stretches(checkout)) >= 2
-    assert len(stretches(recorder)) >= 4
+    assert len(stretches(recorder)) >= 2
+    assert len(stretches(connection_events)) >= 4
     assert len(stretches(connection_row)) >= 1
     assert len(stretches(connection_table)) >= 2
     assert len(stretches(slots)) >= 1
 
 
-@pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder])
+@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping, recorder])
 def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     """Every ``+=`` on shared state reads, adds and stores without interruption, in a marked stretch or not."""
     found = 0
@@ -337,7 +340,7 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     assert found
 
 
-@pytest.mark.parametrize("module", [checkout, connection_table, ping, recorder, slots])
+@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping, recorder, slots])
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
     """A statement that reads and stores the same place is on one line: a debugger can switch threads between lines."""
     found = 0

@@ -14,9 +14,10 @@ import pytest
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
 from sqlalchemy_pool_exporter.recording.checkout import connect_hook
+from sqlalchemy_pool_exporter.recording.connection_events import ERROR, GC
 from sqlalchemy_pool_exporter.recording.connection_row import row_of
 from sqlalchemy_pool_exporter.recording.connection_table import ConnectionTable
-from sqlalchemy_pool_exporter.recording.recorder import ERROR, GC, Recorder
+from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from sqlalchemy_pool_exporter.segment.block import (
     DISPOSED,
     EMPTY,

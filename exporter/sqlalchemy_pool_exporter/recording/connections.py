@@ -14,9 +14,9 @@ from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 
 from . import event_loops
 from .classification import classified
+from .connection_events import DISPOSE, ERROR, GC
 from .connection_row import row_of, was_collected
 from .faults import never_raises
-from .recorder import DISPOSE, ERROR, GC
 from .server_side import server_of
 from .sqlalchemy_pool import CLOSE_CONNECTION, holds, is_set_up, why_terminated
 
