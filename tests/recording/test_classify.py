@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 from sqlalchemy.util import greenlet_spawn
 
@@ -265,6 +266,16 @@ def mysql_error(number: int) -> Exception:
         (mysql_error(1040), Failure("too_many_connections", "retryable")),
         (mysql_error(1290), Failure("read_only", "retryable")),
         (mysql_error(1054), Failure("other", "fatal")),
+        (mysql_error(1047), Failure("unavailable", "retryable")),
+        (mysql_error(1020), Failure("serialization", "retryable")),
+        (mysql_error(1615), Failure("stale_plan", "retryable")),
+        (mysql_error(1969), Failure("statement_timeout", "retryable")),
+        (mysql_error(3101), Failure("rollback", "retryable")),
+        (mysql_error(1698), Failure("authentication", "fatal")),
+        (
+            StaleDataError("expected to update 1 row(s); 0 were matched"),
+            Failure("serialization", "retryable"),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -156,6 +156,9 @@ def _kind(error: BaseException, layer: Layer | None) -> str | None:
     for known, kind in _SQLALCHEMY.items():
         if isinstance(error, known):
             return kind
+    # By its name, because an application that uses no ORM should not import it.
+    if type(error).__name__ == "StaleDataError" and type(error).__module__ == "sqlalchemy.orm.exc":
+        return "serialization"
     if isinstance(error, OSError):
         return _kind_of_os_error(error, layer)
     return _kind_of_driver_error(error)
