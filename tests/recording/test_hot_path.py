@@ -38,6 +38,7 @@ from sqlalchemy_pool_exporter.recording import (
     connection_row,
     connection_table,
     event_loops,
+    holders,
     ping,
     recorder,
     slots,
@@ -87,6 +88,14 @@ def engine_of(**options: Any) -> Engine:
 
 
 # -- calls
+
+
+@pytest.fixture(autouse=True)
+def new_holder() -> Iterator[None]:
+    """Let this thread hold nothing, whatever another test left: a holder of a connection takes more calls."""
+    before = holders._of_thread.set(None)
+    yield
+    holders._of_thread.reset(before)
 
 
 def calls_of(act: Callable[[], object], runs: int = 10) -> Counter[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import inspect
 import sys
 from functools import partial
 from itertools import count
@@ -27,6 +28,7 @@ _CALLS = {
     dis.opmap[name] for name in dis.opmap if name.startswith(("CALL", "PRECALL")) and "INTRINSIC" not in name
 }
 _SECOND_HALF = dis.opmap["CALL"] if "PRECALL" in dis.opmap else None
+_NONE, _RESUMED = -1, -2  # instead of the instruction before
 _BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name and "NO_INTERRUPT" not in name}
 
 
@@ -59,24 +61,28 @@ class Intruder:
     def _trace(self, frame: FrameType, what: str, _: object) -> Any:
         caller = frame.f_back
         if what == "call" and caller in self._before:
-            self._before[caller] = -1  # the called function is written in Python
+            self._before[caller] = _NONE  # the called function is written in Python
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_opcodes = True
         if what == "call":
             ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
-            self._before[frame] = -1
-            if ours or self._outermost:
+            self._before[frame] = _NONE
+            if frame.f_code.co_flags & inspect.CO_GENERATOR:
+                # A generator that is closed has this event, too, but runs nothing: what is raised then would be lost.
+                self._before[frame] = _RESUMED if ours else _NONE
+            elif ours or self._outermost:
                 self._moment_passes(frame)
         elif what == "opcode":
             opcode = frame.f_code.co_code[frame.f_lasti]
             # In 3.11 a call is PRECALL and CALL; it has not happened before CALL.
-            called = self._before.get(frame) in _CALLS and opcode != _SECOND_HALF
-            if called or opcode in _BACKWARD:
+            before = self._before.get(frame)
+            called = before in _CALLS and opcode != _SECOND_HALF
+            if called or before == _RESUMED or opcode in _BACKWARD:
                 self._moment_passes(frame)
             self._before[frame] = opcode
         elif what == "exception":
-            self._before[frame] = -1  # CPython checks for no signals after a call that raises
+            self._before[frame] = _NONE  # CPython checks for no signals after a call that raises
         elif what == "return":
             self._before.pop(frame, None)
         return self._trace

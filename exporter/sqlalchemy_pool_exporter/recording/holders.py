@@ -77,7 +77,9 @@ def said(ask: Callable[[], object]) -> str:
     except Exception as error:
         # If the error is of that method, the checkout goes on. A time limit reaches the application.
         step = error.__traceback__
-        is_inside = step is not None and step.tb_next is not None
+        while step is not None and step.tb_next is not None:
+            step = step.tb_next
+        is_inside = step is not None and step.tb_frame.f_globals is not globals()
         if not is_own(error) and (handles_a_signal(error) or not is_inside):
             raise
         return ""

@@ -92,8 +92,17 @@ def _awaits(coroutine: Any, holder: Holder) -> list[FrameType]:
                 coroutine = getattr(coroutine, awaited)
                 break
         else:
-            coroutine = None  # a future, or an iterator that is not written in Python
+            coroutine = _waited_for(frames[-1] if frames else None)
     return [frame for frame in reversed(frames) if frame is not None]
+
+
+def _waited_for(frame: FrameType | None) -> Any:
+    """Return the coroutine that ``asyncio.wait_for()`` awaits in a task of its own, as it does before Python 3.12."""
+    asyncio: Any = sys.modules.get("asyncio")
+    if frame is None or asyncio is None or frame.f_code is not asyncio.wait_for.__code__:
+        return None  # a future, or an iterator that is not written in Python
+    get_coro = getattr(frame.f_locals.get("fut"), "get_coro", None)
+    return None if get_coro is None else get_coro()
 
 
 def _text(frame: FrameType) -> str:
