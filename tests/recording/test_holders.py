@@ -21,7 +21,10 @@ from sqlalchemy_pool_exporter import instrument, label
 from sqlalchemy_pool_exporter.recording import holders as recorded
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.segment.entries import texts_of
 from sqlalchemy_pool_exporter.segment.held import held
+from sqlalchemy_pool_exporter.segment.page import TEXTS, TEXTS_PER_PAGE
+from sqlalchemy_pool_exporter.segment.pages import Pages
 from tests.support.samples import RegistrySamples
 from tests.support.wait import eventually
 from tests.support.witness import assert_sites_add_up
@@ -41,7 +44,7 @@ POOL = "orders"
 
 @pytest.fixture
 def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin without texts: those of a process are never removed."""
+    """Begin without texts: labels are never removed."""
     monkeypatch.setattr(texts, "_texts", texts._Texts())
     monkeypatch.setattr(recorded, "_of_thread", ContextVar("holder", default=None))
 
@@ -179,6 +182,70 @@ def test_labels_nest(engine: Engine, tmp_path: Path) -> None:
             assert holders(tmp_path) == [("MainThread", "inner")]
         with engine.connect():
             assert holders(tmp_path) == [("MainThread", "outer")]
+
+
+def test_names_make_room(
+    own_texts: None, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads with ever-new names are all named, also to a reader in another process; those that live stay named."""
+    monkeypatch.setattr(texts, "_SECONDS", 0.0)
+    reader, go_on, holds = Reader(tmp_path), threading.Event(), threading.Event()
+
+    def names() -> set[str]:
+        (worker,) = reader.read().live
+        return {
+            worker.texts.holder(one.holder)
+            for pool in worker.pools
+            for one in held(pool.snapshot)
+            if one.since
+        }
+
+    def stay() -> None:
+        with engine.connect():
+            holds.set()
+            go_on.wait()
+
+    seen: set[str] = set()
+
+    def use() -> None:
+        with engine.connect():
+            seen.update(names())
+
+    stays = threading.Thread(target=stay, name="stays")
+    stays.start()
+    holds.wait()
+    for at in range(400):
+        thread = threading.Thread(target=use, name=f"job-{at}")
+        thread.start()
+        thread.join()
+    go_on.set()
+    stays.join()
+    assert seen == {"stays", *(f"job-{at}" for at in range(400))}
+    assert len(texts.own().holders) <= TEXTS_PER_PAGE
+
+
+def test_pages_that_come_later(own_texts: None, engine: Engine) -> None:
+    """Pages that are made when names have gone get the names that there are, by their numbers."""
+    kept = [texts.name_of(f"first-{at}") for at in range(TEXTS_PER_PAGE)]
+    assert texts.name_of("more") is None
+    del kept[60:]
+    later = Pages()
+    again = texts.name_of("again")
+    assert again is None  # at most one look a second
+    texts._texts.looked = -1.0
+    again = texts.name_of("again")
+    texts.write_into(later)
+    others = [texts.name_of(f"other-{at}") for at in range(TEXTS_PER_PAGE - 61)]
+    assert again is not None
+    assert None not in others
+    text_page = next(
+        later.page(at) for at in range(1, len(later) + 1) if later.page(at).cast("Q")[0] == TEXTS
+    )
+    for pages in (texts_of(text_page), texts.own().holders):
+        assert pages[0] == "first-0"
+        assert pages[59] == "first-59"
+        assert pages[again.number - 1] == "again"
+        assert sorted(pages[60:]) == sorted(["again", *(f"other-{at}" for at in range(TEXTS_PER_PAGE - 61))])
 
 
 def test_more_texts_than_there_is_room_for(own_texts: None, engine: Engine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.texts import Name
 
     from .slots import FreeSlots
 
@@ -41,17 +42,20 @@ class Holder:
     Two holders are one if they have the same rows: a task, and the calls that it makes in threads.
     """
 
-    __slots__ = ("call", "number", "rows", "task", "thread_id")
+    __slots__ = ("call", "name", "number", "rows", "task", "thread_id")
 
     def __init__(
         self,
         number: float,
         task: Task[Any] | None = None,
         *,
+        name: Name | None = None,
         rows: dict[int, ConnectionRow] | None = None,
         call: weakref.ref[Any] | None = None,
     ) -> None:
-        self.number = number  # see ``HOLDER``
+        # See ``HOLDER``. While the name is kept, its number means the same text.
+        self.number = number if name is None else float(name.number)
+        self.name = name
         self.call = call  # the asyncio future of a call that this thread makes for a task
         self.task = None if task is None else weakref.ref(task)
         self.thread_id = get_ident()  # of the thread, or the one that runs the task

@@ -13,7 +13,7 @@ import os
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy_pool_exporter.segment import fork, texts
+from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, SIZE, TIMEOUT, UNTRACKED_PENDING
 from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
 from sqlalchemy_pool_exporter.segment.held import held
@@ -79,6 +79,7 @@ class TimedOut(NamedTuple):
     label: float
     suppressed: int
     leak_after: float
+    names: Texts
     oldest: Holder | None = None  # who has held a connection for longest, if that is known
     prefixes: Sequence[str] = ()  # of the modules that are the application's, if it named any
 
@@ -118,7 +119,7 @@ def _log(name: Callable[[], str], timed_out: TimedOut, schedule: Schedule, fault
         # At once: what the holder does is to be what it did when the checkout timed out.
         holder = timed_out.oldest
         oldest = None if holder is None else activity_of(holder, timed_out.prefixes)
-        report = report_of(name(), timed_out, texts.own(), oldest)
+        report = report_of(name(), timed_out, timed_out.names, oldest)
         _logger.warning("%s", message_of(report), extra={"pool_exhaustion": report})
     except Exception as error:  # noqa: BLE001 - nobody would see it in this thread
         faults.fault(error)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_own
-from sqlalchemy_pool_exporter.segment.page import HOLDERS
-from sqlalchemy_pool_exporter.segment.texts import number_of
+from sqlalchemy_pool_exporter.segment.texts import name_of
 
 from .connection_row import Holder
 from .to_thread import awaits_this_thread
@@ -56,7 +55,7 @@ def current_holder() -> Holder:
 
 def _number_of_thread(name: str) -> float:
     digits = _digits(name.partition(" (")[0], _UNNAMED_THREAD)
-    return UNNAMED_THREAD - float(digits) if digits else number_of(HOLDERS, name)
+    return UNNAMED_THREAD - float(digits) if digits else 0.0
 
 
 def _digits(name: str, prefix: str) -> str:
@@ -89,8 +88,8 @@ def said(ask: Callable[[], object]) -> str:
 def _new_for_task(task: Task[Any]) -> Holder:
     name = said(task.get_name)
     digits = _digits(name, _UNNAMED_TASK)
-    number = -float(digits) if digits else number_of(HOLDERS, name)
-    holder = Holder(number, task, rows=_rows_of(task))
+    named = None if digits else name_of(name)
+    holder = Holder(-float(digits) if digits else 0.0, task, name=named, rows=_rows_of(task))
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
     with suppress(AttributeError):
         setattr(task, _ATTRIBUTE, holder)
@@ -104,7 +103,9 @@ def _new_for_thread() -> Holder:
     if task is None:
         task, call = awaits_this_thread()
     rows = None if task is None else _rows_of(task)
-    holder = Holder(_number_of_thread(said(_name_of_thread)), rows=rows, call=call)
+    name = said(_name_of_thread)
+    number = _number_of_thread(name)
+    holder = Holder(number, name=None if number else name_of(name), rows=rows, call=call)
     _of_thread.set(holder)
     return holder
 

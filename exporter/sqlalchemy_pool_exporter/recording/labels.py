@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.segment.page import LABELS
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
 from .holders import said
@@ -44,7 +43,7 @@ class Label:
         if not text:
             self._find = find
             return 0
-        self.number = number = number_of(LABELS, text)
+        self.number = number = number_of(text)
         return number
 
 
@@ -74,7 +73,7 @@ def label(text: str | Find) -> Iterator[None]:
             If it is not known yet, a function that returns it, or None until it is known: a checkout calls it, until
             then.
     """
-    new = Label(text) if callable(text) else _known(number_of(LABELS, _shown(text)))
+    new = Label(text) if callable(text) else _known(number_of(_shown(text)))
     before, token = current_label.get(), None
     try:
         token = current_label.set(new)

@@ -7,6 +7,7 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
 from . import exhaustion, nesting
@@ -122,7 +123,7 @@ class SlowPath:
         suppressed = recorder.reports.due(now) if began and not recorder.stopped else None
         if suppressed is None:
             return
-        snapshot = recorder.snapshot()
+        snapshot, names = recorder.snapshot(), texts.own()
         oldest = recorder.connections.oldest_holder()
         timed_out = TimedOut(
             snapshot,
@@ -132,6 +133,7 @@ class SlowPath:
             holder=0.0 if holder is None else holder.number,
             label=float(current_label.get().number),
             suppressed=suppressed,
+            names=names,
             leak_after=math.inf if recorder.leaks is None else recorder.leaks.options.after,
             oldest=oldest if oldest is not holder else None,  # else it is the caller, who goes on
             prefixes=() if recorder.origins is None else recorder.origins.prefixes,

@@ -131,6 +131,12 @@ class EntryWriter:
         # end of straight line
         return index + 1, at
 
+    def replace(self, number: int, text: str) -> None:
+        """Write another text into an entry; nothing if there is none."""
+        if number <= self._next:
+            at, size = 8 * (ENTRIES_AT + (number - 1) * self._size), self._text_bytes
+            self._bytes[at : at + size] = fitting(text, size).ljust(size, b"\0")
+
 
 def fitting(text: str, size: int) -> bytes:
     """Return a text in at most ``size`` bytes of UTF-8; of a longer one the end."""

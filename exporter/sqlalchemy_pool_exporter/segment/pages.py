@@ -47,7 +47,7 @@ from .page import (
 from .pool_block import PoolBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # A name that no live pool has had for this long is forgotten. Prometheus has its own memory.
 RETENTION_SECONDS: Final = 3600.0
@@ -140,11 +140,16 @@ class Pages:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Tell readers that counts move or pages become free meanwhile."""
-        self._begin()
+        # No call comes before these stores and those at the end: if a time limit struck in it, readers would wait on.
+        # The garbage collector can run a finalizer of the application that folds another pool in between.
+        self._changing += 1
+        self._header[CHANGES_WORD] |= 1
         try:
             yield
         finally:
-            self._end()
+            self._changing -= 1
+            if not self._changing:
+                self._header[CHANGES_WORD] += 1
 
     # -- pools
 
@@ -194,6 +199,13 @@ class Pages:
         # Where a time limit struck while a text was added, its entry stays empty: all others keep their numbers.
         for text in texts[writer.taken :]:
             writer.add(text)
+
+    def replace_texts(self, purpose: int, texts: Mapping[int, str]) -> None:
+        """Write other texts in the place of these numbers, where a page has them."""
+        writer = self._texts.get(purpose)
+        if writer is not None:
+            for number, text in texts.items():
+                writer.replace(number, text)
 
     def fold(self, block: PoolBlock, *, is_brief: bool = False) -> bool:
         """Add the counts of a pool that is gone to its totals and free its pages; False if there is no room.
@@ -261,16 +273,6 @@ class Pages:
     def _views(self, number: int) -> tuple[memoryview[int], memoryview[float]]:
         page = self.page(number)
         return page.cast("Q"), page.cast("d")
-
-    def _begin(self) -> None:
-        self._changing += 1
-        self._header[CHANGES_WORD] |= 1
-
-    def _end(self) -> None:
-        # The garbage collector can run a finalizer of the application that folds another pool in between.
-        self._changing -= 1
-        if not self._changing:
-            self._header[CHANGES_WORD] += 1
 
     def _take(self, *, wait: bool = True) -> int:
         """Return a free page."""

@@ -10,7 +10,7 @@ from .entries import EntryWriter, sites_of
 from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from .entries import SiteCounts
@@ -43,6 +43,9 @@ class Pages(Protocol):
 
     def write_texts(self, purpose: int, texts: Sequence[str]) -> None:
         """Write texts."""
+
+    def replace_texts(self, purpose: int, texts: Mapping[int, str]) -> None:
+        """Write other texts in the place of some."""
 
     def changing(self) -> AbstractContextManager[None]:
         """Let readers wait."""
