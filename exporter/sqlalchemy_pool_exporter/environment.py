@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Final
 
@@ -29,6 +30,23 @@ def is_on(name: str) -> bool:
 def is_off(name: str) -> bool:
     """Return whether a variable switches something off that is on by default."""
     return os.environ.get(name, "").lower() in {"0", "false", "no", "off"}
+
+
+def share(name: str) -> bool | float | None:
+    """Return whether a variable switches something on or off, or the share of something that it says.
+
+    Returns:
+        None if the variable is not set; NaN if it says none of these.
+    """
+    given = os.environ.get(name, "").strip()
+    if not given:
+        return None
+    if is_on(name) or is_off(name):
+        return is_on(name)
+    try:
+        return float(given)
+    except ValueError:
+        return math.nan
 
 
 def words(name: str) -> tuple[str, ...]:

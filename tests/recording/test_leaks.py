@@ -313,7 +313,7 @@ def test_a_dropped_pool(registry: CollectorRegistry, log: Log) -> None:
 def test_leaked_checkouts_by_site(registry: CollectorRegistry) -> None:
     """A checkout that the garbage collector ends is counted by its site."""
     pool = QueuePool(connect)
-    with instrument(pool, name="p", registry=registry):
+    with instrument(pool, name="p", registry=registry, sites=True):
 
         def forget() -> None:
             pool.connect()

@@ -42,7 +42,7 @@ POOL = "orders"
 
 @pytest.fixture
 def an_engine() -> Iterator[Callable[..., Engine]]:
-    """Make engines that are instrumented; the test leaves them no connection."""
+    """Make engines that record the site of each checkout; the test leaves them no connection."""
     with ExitStack() as stack:
 
         def make(registry: CollectorRegistry, **options: Any) -> Engine:
@@ -50,7 +50,7 @@ def an_engine() -> Iterator[Callable[..., Engine]]:
                 "sqlite://", poolclass=QueuePool, connect_args={"check_same_thread": False}
             )
             stack.callback(engine.dispose)
-            instrument(engine, name=POOL, registry=registry, **options)
+            instrument(engine, name=POOL, registry=registry, **{"sites": True} | options)
             return engine
 
         yield make
@@ -359,7 +359,7 @@ def test_off(
     an_engine(registry, sites=False).connect().close()
     own = CollectorRegistry()
     monkeypatch.setenv("SQLALCHEMY_POOL_EXPORTER_SITES", "off")
-    an_engine(own).connect().close()
+    an_engine(own, sites=None).connect().close()
     for one in (registry, own):
         assert RegistrySamples(one).value("checkouts_total", POOL) == 1.0
         assert by_site(one, "checkouts_by_site_total") == by_site(one, "held_connections") == {}
@@ -405,7 +405,7 @@ from sqlalchemy_pool_exporter import TargetError, instrument
 import shop, helper
 
 engine = create_engine("sqlite://", poolclass=QueuePool)
-instrument(engine, name="orders")
+instrument(engine, name="orders", sites=True)
 for _ in range(int(sys.argv[1])):
     helper.call(shop.pay, engine)
 for family in REGISTRY.collect():

@@ -28,7 +28,7 @@ LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {
-    "checkout": {"_connection_record", "fairy_ref"},
+    "checkout": {"_connection_record", "_overflow", "fairy_ref"},
     # Only the word, for what a thread waits for.
     **{module: {"queue"} for module in ("exhaustion", "leaks", "stacks")},
 }

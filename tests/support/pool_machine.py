@@ -189,7 +189,7 @@ class PoolMachine(RuleBasedStateMachine):
             raise ERRORS[self.model.refuses]
 
     def _instrument(self) -> None:
-        self.handle = instrument(self.engine, name=self.name, registry=self.registry)
+        self.handle = instrument(self.engine, name=self.name, registry=self.registry, sites=True)
         self.model.instrument()
         self.counted = {}
 

@@ -32,6 +32,8 @@ assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
 assert_type(instrument(engine, leak_after=60, leak_stack=True), Handle)
 assert_type(instrument(engine, loop_lag=False, request_deadline=30), Handle)
+assert_type(instrument(engine, sites=True), Handle)
+assert_type(instrument(engine, sites=0.8), Handle)
 
 # Wrong targets, and arguments that are keyword-only, must be errors: the checker reports an ignore comment that is not
 # needed.
@@ -39,6 +41,7 @@ instrument("sqlite://")  # type: ignore[arg-type]
 instrument(engine, "orders")  # type: ignore[call-arg]
 uninstrument(engine.connect())  # type: ignore[arg-type]
 instrument(engine, name=b"orders")  # type: ignore[arg-type]
+instrument(engine, sites="on")  # type: ignore[arg-type]
 
 with instrument(engine) as handle:
     assert_type(handle, Handle)

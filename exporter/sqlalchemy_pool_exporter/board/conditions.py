@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy_pool_exporter.segment.entries import OTHER
+
 from .causes import cause_of, where
 from .failures import of_database
 from .parts import limits_of
@@ -184,8 +186,13 @@ def _deadlock(part: Part, now: float) -> str:
     )
     return (
         f"self-deadlock in {_where(part)}: the holders of all {number(len(waiting))} connections wait for another one "
-        f"of this pool, the first for {duration(now - first.waits_since)}, at {first.site}; {end}"
+        f"of this pool, the first for {duration(now - first.waits_since)}, at {_site(waiting)}; {end}"
     )
+
+
+def _site(waiting: Iterable[Held]) -> str:
+    """Return the site of the first of these holders; if that is not known, of the first whose site is known."""
+    return min(waiting, key=lambda one: (one.site == OTHER, one.waits_since)).site
 
 
 def _stuck(part: Part, pool: _Pool) -> str:
@@ -209,10 +216,11 @@ def _busy(busy: Sequence[Part], pool: _Pool) -> str:
 
 
 def _nested(holders: Sequence[tuple[Part, Held]]) -> str:
-    part, first = min(holders, key=lambda pair: pair[1].waits_since)
+    part, _ = min(holders, key=lambda pair: pair[1].waits_since)
+    site = _site([one for other, one in holders if other is part])
     waits = "a holder waits" if len(holders) == 1 else f"{number(len(holders))} holders wait"
     return (
-        f"nested: {waits} for another connection of this pool, from {first.site} in {_where(part)}; when all holders "
+        f"nested: {waits} for another connection of this pool, from {site} in {_where(part)}; when all holders "
         "do, none can go on"
     )
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from .connection_row import ConnectionRow, Holder
     from .recorder import Recorder
+    from .sqlalchemy_pool import FillLevel
 
 _CONNECT_ERROR, _CANCELLED, _OTHER_ERROR = (CHECKOUT_ERRORS + at for at in range(len(ERROR_REASONS)))
 _FIRST_BUCKET: Final = BUCKETS[0]
@@ -56,6 +57,8 @@ _FIRST_BUCKET: Final = BUCKETS[0]
 
 class SlowPath(Protocol):
     """Records the checkouts and returns that the hot path does not."""
+
+    pool: Any
 
     def checked_out(self, connection: Any, began: float, error: BaseException) -> object:
         """Record a checkout that raised ``error`` on the hot path."""
@@ -80,7 +83,11 @@ class SlowPath(Protocol):
 
 
 def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit could strike in it
-    slow_path: SlowPath, recorder: Recorder, original: Callable[[], Any], creator: CodeType
+    slow_path: SlowPath,
+    recorder: Recorder,
+    original: Callable[[], Any],
+    creator: CodeType,
+    level: FillLevel | None = None,
 ) -> Callable[[], Any]:
     """Return the wrapper around a pool's ``connect()``.
 
@@ -89,9 +96,11 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         recorder: the recorder of the pool.
         original: the method that is wrapped.
         creator: the code of the wrapper around the creator. If an exception's traceback contains it, connecting failed.
+        level: how full the pool must be for the site of a checkout to be found; None for each checkout.
     """
     free, clock, origins = recorder.waiters.free, recorder.clock, recorder.origins
     find = origins.find if origins is not None else _no_site
+    pool, idle, least = (slow_path.pool, None, 0) if level is None else level
     give, mark, generation, notice_fork = free.append, fork.mark, fork.generation, fork.notice
     wait_first, wait_sum, first_bucket, get_label = WAIT, WAIT + SUM, _FIRST_BUCKET, current_label.get
 
@@ -177,7 +186,13 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    site, label = find(), get_label().number
+                    # To find the site takes twice as long as all else that is done for it, and says most when others
+                    # may soon have to wait.
+                    if idle is None or pool._overflow - len(idle) >= least:
+                        site = find()
+                    else:
+                        site = recorder.storage.other_sites
+                    label = get_label().number
                     if outer:
                         nesting.checked_out(row, outer)
                     if recorder.block is not block:

@@ -43,6 +43,7 @@ from .sqlalchemy_pool import (
     RETURN_CONNECTION,
     dialect_of,
     engine_with_pool,
+    fill_level,
     idle_records,
     listen,
     pings,
@@ -177,8 +178,11 @@ class Hooks:
         if shares_its_connection(self.pool):
             original = self._shared_hook(original)
 
+        origins = self.recorder.origins
+        level = None if origins is None else fill_level(self.pool, origins.share)
+
         def hook(original: Callable[[], Any]) -> Callable[[], Any]:
-            return connect_hook(self._slow_path, self.recorder, original, creator_hook.__code__)
+            return connect_hook(self._slow_path, self.recorder, original, creator_hook.__code__, level)
 
         if not inspect.signature(original).parameters:
             return functools.update_wrapper(hook(original), original)

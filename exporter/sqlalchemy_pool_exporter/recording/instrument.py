@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import re
 import sys
 import warnings
 import weakref
-from contextlib import suppress
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
@@ -25,21 +22,18 @@ from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYC
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant
 from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
+from . import options
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
-from .leaks import LeakOptions
 from .recorder import Recorder
 from .sqlalchemy_pool import configuration, dialect_of, engine_with_pool, logging_name
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-_logger = logging.getLogger("sqlalchemy_pool_exporter")
-
-_MOST_SECONDS: Final = 1e9  # of an argument
 
 
 class Handle:
@@ -153,7 +147,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     registry: CollectorRegistry = REGISTRY,
     directory: str | os.PathLike[str] | None = None,
     group_readable: bool | None = None,
-    sites: bool | None = None,
+    sites: bool | float | None = None,
     application: Sequence[str] | None = None,
     leak_after: float | None = None,
     leak_stack: bool = False,
@@ -177,7 +171,10 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         group_readable: let the group of the segment file read it, for a sidecar that runs as another user. The default
             is ``SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE``; if that is not set, no.
         sites: record where the application checks out: the innermost frame of its own code, as
-            ``module:function:line``. The default is ``SQLALCHEMY_POOL_EXPORTER_SITES``; if that is not set, yes.
+            ``module:function:line``. ``True`` does so at each checkout, ``False`` never, and a number between 0 and 1
+            while at least this share of the pool's capacity is in use; other checkouts count as ``other``. The default
+            is ``SQLALCHEMY_POOL_EXPORTER_SITES``; if that is not set, each checkout if leaks are looked for
+            (``leak_after``), else 0.5, since to find a site takes about a microsecond.
         application: prefixes of the application's modules, such as ``["orders", "billing"]``, if it is installed like a
             library; a minus, as in ``"-orders.db"``, excludes modules that only open connections for others. The
             default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not set, the
@@ -196,8 +193,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
-            has no ``register()``, ``application`` is no list of prefixes, or ``leak_after`` or ``request_deadline``
-            is no number of seconds.
+            has no ``register()``, ``sites`` is no share, ``application`` is no list of prefixes, or ``leak_after`` or
+            ``request_deadline`` is no number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
@@ -207,9 +204,10 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     if not hasattr(registry, "register"):  # a restricted registry has no register() either
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
         raise TargetError(message)
-    leaks = _leaks(leak_after, with_stack=leak_stack)
-    deadline = _given_seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
-    prefixes = _prefixes(sites=sites, application=application)
+    leaks = options.leaks(leak_after, with_stack=leak_stack)
+    deadline = options.seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
+    sites_from = options.sites_from(sites, default=0.0 if leaks else options.HALF)
+    prefixes = None if sites_from is None else options.prefixes(application)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
@@ -225,8 +223,9 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             _name(name, pool, engine),
             store,
             prefixes=prefixes,
+            sites_from=sites_from or 0.0,
             leaks=leaks,
-            watches_loops=_watches_loops(given=loop_lag),
+            watches_loops=options.watches_loops(given=loop_lag),
             request_deadline=deadline,
         )
         handle = Handle(recorder.identity, registry)
@@ -300,60 +299,7 @@ def _name(given: str | None, pool: Pool, engine: Engine | None) -> tuple[str, bo
     return name.encode("utf-8", "replace").decode(), given is not None
 
 
-def _prefixes(*, sites: bool | None, application: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the prefixes of the application's modules; None if no sites are to be recorded."""
-    if sites is False or (sites is None and environment.is_off(environment.SITES)):
-        return None
-    given = environment.words(environment.APPLICATION) if application is None else _words(application)
-    return tuple(prefix.rstrip(".*") for prefix in given)  # people write ``orders.`` and ``orders.*``, too
-
-
-def _words(application: Sequence[str]) -> Sequence[str]:
-    # A string is a sequence of strings, too: its letters would be taken for prefixes, and no site be right.
-    if not isinstance(application, str):
-        with suppress(TypeError):
-            words = tuple(application)
-            if all(isinstance(word, str) and word.strip("-.* ") for word in words):
-                return words
-    message = f"application must be a list of prefixes of modules, such as ['orders', '-shop.db'], got {application!r}"
-    raise TargetError(message)
-
-
-def _watches_loops(*, given: bool | None) -> bool:
-    """Return whether the lag of event loops is to be recorded."""
-    return not environment.is_off(environment.LOOP_LAG) if given is None else given
-
-
-def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
-    """Return when a connection is suspected of a leak; None for never."""
-    seconds = _given_seconds(after, "leak_after", environment.LEAK_AFTER)
-    return LeakOptions(seconds, with_stack) if seconds else None
-
-
-def _given_seconds(value: float | None, argument: str, variable: str) -> float:
-    """Return the seconds of an argument, or else of the environment, or else 0."""
-    if value is not None:
-        try:
-            return _seconds(value)
-        except (TypeError, ValueError) as error:
-            message = f"{argument} must be a number of seconds, 0 for never, got {value!r}"
-            raise TargetError(message) from error
-    given = os.environ.get(variable) or "0"
-    try:
-        return _seconds(float(given))
-    except (TypeError, ValueError):
-        # An operator's mistake, for which the application must not fail.
-        _logger.warning("%s is no number of seconds: %r", variable, given)
-        return 0.0
-
-
-def _seconds(value: float) -> float:
-    if not 0.0 <= value < _MOST_SECONDS:  # comparisons with NaN are false
-        raise ValueError
-    return float(value)
-
-
-def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore, **options: Any) -> Recorder:
+def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore, **arguments: Any) -> Recorder:
     limits = configuration(pool)
     dialect = dialect_of(pool)
     info = {
@@ -363,7 +309,7 @@ def _new_recorder(pool: Pool, name: tuple[str, bool], store: BlockStore, **optio
     }
     text, is_given = name
     identity = Identity(text, None if is_given else _variant(type(pool).__name__, limits))
-    return Recorder(identity, info=info, configuration=limits, store=store, **options)
+    return Recorder(identity, info=info, configuration=limits, store=store, **arguments)
 
 
 def _variant(pool_class: str, limits: dict[int, float]) -> Variant:

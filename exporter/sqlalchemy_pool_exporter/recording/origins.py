@@ -50,17 +50,20 @@ class Origins:
         "_skipped",
         "find",
         "prefixes",
+        "share",
     )
 
-    def __init__(self, recorder: HasStorage, prefixes: Sequence[str] = ()) -> None:
+    def __init__(self, recorder: HasStorage, prefixes: Sequence[str] = (), share: float = 0.0) -> None:
         """Know nothing yet.
 
         Args:
             recorder: the recorder of the pool.
             prefixes: of the modules that are the application's, if it named any.
+            share: of the pool's capacity that is in use when the hot path finds the site of a checkout.
         """
         self._recorder = recorder
         self.prefixes = tuple(prefixes)
+        self.share = share
         self._excludes = EXCLUDED in [prefix[:1] for prefix in self.prefixes]
         self._skipped: set[str] = set()
         self._libraries: set[str] = set()

@@ -120,6 +120,7 @@ class Recorder(ConnectionEvents):
         configuration: dict[int, float],
         store: BlockStore,
         prefixes: Sequence[str] | None = (),
+        sites_from: float = 0.0,
         leaks: LeakOptions | None = None,
         watches_loops: bool = True,
         request_deadline: float = 0.0,
@@ -133,6 +134,7 @@ class Recorder(ConnectionEvents):
             configuration: the limits of the pool, by field.
             store: the blocks of this process.
             prefixes: of the modules that are the application's, if it named any; None to record no sites.
+            sites_from: the share of the pool's capacity from which on the sites of checkouts are found.
             leaks: when a connection that is held is suspected of a leak; None for never.
             watches_loops: whether the lag of the event loops that use the pool is recorded.
             request_deadline: seconds that a request has, as the application says; 0 if it does not.
@@ -147,7 +149,7 @@ class Recorder(ConnectionEvents):
         self.store = store
         self.storage = store.block(self.text)
         self.block = self.storage.doubles
-        self.origins = None if prefixes is None else Origins(self, prefixes)
+        self.origins = None if prefixes is None else Origins(self, prefixes, sites_from)
         if self.origins is not None:
             texts.write_into(self.storage.pages)
         self.reports = Schedule()
@@ -212,6 +214,7 @@ class Recorder(ConnectionEvents):
             configuration=configuration,
             store=self.store,
             prefixes=None if self.origins is None else self.origins.prefixes,
+            sites_from=0.0 if self.origins is None else self.origins.share,
             leaks=None if self.leaks is None else self.leaks.options,
             watches_loops=self.watches_loops,
             request_deadline=self.request_deadline,

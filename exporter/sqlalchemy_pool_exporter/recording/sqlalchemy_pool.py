@@ -8,11 +8,12 @@ and the ping of ``ping``) use them. A test checks both, and that the installed S
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.pool import (
     AssertionPool,
@@ -39,6 +40,8 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy.engine import Connection, Engine
 
 # By the object that has the name. The queue of a pool is one of two kinds, for threads or for asyncio.
@@ -262,10 +265,38 @@ def _count_out(pool: Pool) -> int:
 
 def idle_records(pool: Pool) -> list[Any]:
     """Return the records in the queue of a pool that has one."""
-    if not isinstance(pool, QueuePool):
-        return []
+    return list(_idle(pool)) if isinstance(pool, QueuePool) else []
+
+
+def _idle(pool: QueuePool) -> Collection[Any]:
+    """Return what is in the queue of a pool; the queue has the same object for ever."""
     queue: Any = pool._pool
-    return list(queue.queue if hasattr(queue, "queue") else queue._queue._queue)
+    idle: Collection[Any] = queue.queue if hasattr(queue, "queue") else queue._queue._queue
+    return idle
+
+
+class FillLevel(NamedTuple):
+    """A pool is at the level if ``pool._overflow - len(idle) >= least``: two looks, which take no lock."""
+
+    pool: Any
+    idle: Collection[Any]
+    least: int
+
+
+def fill_level(pool: Pool, share: float) -> FillLevel | None:
+    """Return the level at which so large a share of a pool's capacity is in use, or about to be.
+
+    The limits are those of now. A pool whose overflow has no limit has the capacity ``pool_size``.
+
+    Returns:
+        None if the share is 0, or the pool has no queue: it keeps no connection, or one for each thread, or one.
+    """
+    if not share or not isinstance(pool, QueuePool):
+        return None
+    size = pool.size()
+    least = math.ceil(round(share * (size + max(pool._max_overflow, 0)), 6))
+    # The pool counts its overflow from the negative of its size, and idle connections with those in use.
+    return FillLevel(pool, _idle(pool), least - size)
 
 
 # -- a connection record

@@ -14,6 +14,7 @@ from .block import (
     HOLD,
     LAST_CHECKIN,
     LEAK_AFTER,
+    OTHER_SITES,
     RECYCLE,
     ROW,
     SUM,
@@ -40,7 +41,8 @@ _LEAK_SPREAD: Final = 3.0
 _USED: Final = frozenset(("database", "queue"))  # what a holder does that works with its connection
 _MOST_SILENT: Final = 0.8  # of the wait: if nothing came back for longer, nothing does
 _SLOW_FACTOR: Final = 3.0
-_MOST: Final = 0.8  # of the connections: one site has most of them
+_MOST: Final = 0.8  # of the connections whose site is known: one site has most of them
+_LEAST: Final = 0.5  # of the connections, if the sites of others are not known
 _BLOCKED_SECONDS: Final = 0.5  # a loop that is late by less is only busy
 _ENOUGH_HOLDS: Final = 10  # for what is usual
 _ENOUGH_OUT: Final = 3  # to say that one site has most of them
@@ -217,11 +219,14 @@ def _stuck(snapshot: Snapshot, out: Sequence[Held], now: float, since: float) ->
 
 
 def _one_site(snapshot: Snapshot, out: Sequence[Held]) -> Cause | None:
-    ((site, number),) = Counter(one.site for one in out).most_common(1)
-    if site == OTHER or number < _MOST * len(out) or len(out) < _ENOUGH_OUT:
+    # Of the connections that were checked out first, when the pool was not full, the sites may not be known.
+    known = [one.site for one in out if one.site != OTHER]
+    ((site, number),) = Counter(known).most_common(1) or [("", 0)]
+    if number < max(_ENOUGH_OUT, _MOST * len(known), _LEAST * len(out)):
         return None
     # A site that has most of them at all times is not the reason for what is different now.
     usual = {one.text: one.counts[HELD_SECONDS] for one in snapshot.sites}
+    usual[OTHER] = snapshot.counts[OTHER_SITES + HELD_SECONDS - FIRST_COUNTER]
     if usual.get(site, 0.0) > _MOST * sum(usual.values()):
         return None
     return Cause("one_site", f"{site} has {number} of {len(out)} connections")
@@ -237,11 +242,12 @@ def _slow_or_busy(snapshot: Snapshot, out: Sequence[Held], now: float) -> Cause:
             f"{_from(out)}",
         )
     after = f", after {expected:.3g} s," if math.isfinite(expected) else ""
-    sites = len({one.site for one in out})
+    sites = {one.site for one in out}
+    places = "" if OTHER in sites else f" (from {len(sites)} places)"
     callers = len(out) + sum(map(bool, snapshot.waiters)) + snapshot.fields[UNTRACKED_PENDING]
     return Cause(
         "busy",
-        f"connections come back as usual{after} and are taken at once{_from(out) or f' (from {sites} places)'}: there "
+        f"connections come back as usual{after} and are taken at once{_from(out) or places}: there "
         f"is more work than connections, {callers:.0f} callers for {len(out)}",
     )
 
@@ -265,5 +271,8 @@ class _Usual:
 
 
 def _from(some: Sequence[Held]) -> str:
-    sites = {one.site for one in some} - {OTHER}
-    return f" (all from {sites.pop()})" if len(sites) == 1 else ""
+    number = Counter(one.site for one in some if one.site != OTHER)
+    if len(number) != 1:
+        return ""
+    ((site, known),) = number.items()
+    return f" ({'all' if known == len(some) else f'{known} of {len(some)}'} from {site})"

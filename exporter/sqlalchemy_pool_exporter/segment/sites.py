@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .block import SITE_COUNTS
+from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS
 from .entries import CHECKOUTS, HELD_SECONDS, HOLDS, LEAKED, NESTED, OTHER, SUSPECTED
 from .held import held, is_deadlocked
 from .snapshot import Summary
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST_SITES: Final = 20
 MOST_SITES_EVER: Final = 5 * MOST_SITES
 _IDLE_SECONDS: Final = 3600.0
+_OTHERS: Final = OTHER_SITES - FIRST_COUNTER
 
 
 class _Series:
@@ -141,7 +142,7 @@ def state(snapshots: Sequence[Snapshot], *, now: float) -> dict[str, Value]:
         now: seconds of ``time.monotonic()``.
     """
     values: dict[str, Value] = {"self_deadlocked": float(sum(map(is_deadlocked, snapshots)))}
-    if not any(snapshot.sites for snapshot in snapshots):
+    if not any(snapshot.sites or snapshot.counts[_OTHERS + CHECKOUTS] for snapshot in snapshots):
         return values
     out = [one for snapshot in snapshots for one in held(snapshot)]
     number = Counter(one.site for one in out)

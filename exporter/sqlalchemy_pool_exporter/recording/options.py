@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of ``instrument()``: each from its argument, or else from the environment.
+
+An argument that means nothing raises. A variable that means nothing is an operator's mistake, for which the application
+must not fail: it is logged, and the default is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy_pool_exporter import environment
+from sqlalchemy_pool_exporter.errors import TargetError
+
+from .leaks import LeakOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+_MOST_SECONDS: Final = 1e9  # of an argument
+HALF: Final = 0.5
+
+
+def prefixes(application: Sequence[str] | None) -> Sequence[str]:
+    """Return the prefixes of the application's modules."""
+    given = environment.words(environment.APPLICATION) if application is None else _words(application)
+    return tuple(prefix.rstrip(".*") for prefix in given)  # people write ``orders.`` and ``orders.*``, too
+
+
+def _words(application: Sequence[str]) -> Sequence[str]:
+    # A string is a sequence of strings, too: its letters would be taken for prefixes, and no site be right.
+    if not isinstance(application, str):
+        with suppress(TypeError):
+            words = tuple(application)
+            if all(isinstance(word, str) and word.strip("-.* ") for word in words):
+                return words
+    message = f"application must be a list of prefixes of modules, such as ['orders', '-shop.db'], got {application!r}"
+    raise TargetError(message)
+
+
+def sites_from(given: bool | float | None, *, default: float) -> float | None:  # noqa: FBT001 - as instrument() takes it
+    """Return the share of a pool's capacity that must be in use for the site of a checkout to be found.
+
+    Returns:
+        0 for each checkout; None for no checkout.
+    """
+    if given is not None:
+        try:
+            return _share(given)
+        except (TypeError, ValueError) as error:
+            message = (
+                "sites must be True, False or a share of the pool's capacity, more than 0 and less than 1, "
+                f"got {given!r}"
+            )
+            raise TargetError(message) from error
+    said = environment.share(environment.SITES)
+    if said is None:
+        return default
+    try:
+        return _share(said)
+    except ValueError:
+        _logger.warning(
+            "%s is neither on nor off nor a share between 0 and 1: %r",
+            environment.SITES,
+            os.environ.get(environment.SITES),
+        )
+        return default
+
+
+def _share(value: bool | float) -> float | None:  # noqa: FBT001 - as above
+    if value is True or value is False:
+        return 0.0 if value else None
+    if not 0.0 < value < 1.0:  # comparisons with NaN are false
+        raise ValueError
+    return float(value)
+
+
+def watches_loops(*, given: bool | None) -> bool:
+    """Return whether the lag of event loops is to be recorded."""
+    return not environment.is_off(environment.LOOP_LAG) if given is None else given
+
+
+def leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
+    """Return when a connection is suspected of a leak; None for never."""
+    given = seconds(after, "leak_after", environment.LEAK_AFTER)
+    return LeakOptions(given, with_stack) if given else None
+
+
+def seconds(value: float | None, argument: str, variable: str) -> float:
+    """Return the seconds of an argument, or else of the environment, or else 0."""
+    if value is not None:
+        try:
+            return _seconds(value)
+        except (TypeError, ValueError) as error:
+            message = f"{argument} must be a number of seconds, 0 for never, got {value!r}"
+            raise TargetError(message) from error
+    given = os.environ.get(variable) or "0"
+    try:
+        return _seconds(float(given))
+    except (TypeError, ValueError):
+        _logger.warning("%s is no number of seconds: %r", variable, given)
+        return 0.0
+
+
+def _seconds(value: float) -> float:
+    if not 0.0 <= value < _MOST_SECONDS:  # comparisons with NaN are false
+        raise ValueError
+    return float(value)
