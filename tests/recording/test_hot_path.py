@@ -257,6 +257,7 @@ SLOTS = {
         recorder.Recorder,
         connection_row.ConnectionRow,
         connection_row.Holder,
+        pool_block.SiteEntry,
         connection_table.ConnectionTable,
         slots.FreeSlots,
         _ConnectionRecord,

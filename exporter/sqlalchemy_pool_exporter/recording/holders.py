@@ -20,7 +20,7 @@ from .connection_row import Holder
 from .to_thread import awaits_this_thread
 
 if TYPE_CHECKING:
-    from asyncio import Task
+    from asyncio import AbstractEventLoop, Task
     from collections.abc import Callable, Iterator
 
     from .connection_row import ConnectionRow
@@ -36,20 +36,26 @@ _DIGITS: Final = 14  # that a double holds exactly, and a half
 
 # Of a thread, or of one call in it: a thread that works for many tasks, as for ``to_thread()``, runs each call in a
 # context of its own.
-_of_thread: Final[ContextVar[Holder | None]] = ContextVar("sqlalchemy_pool_exporter_holder", default=None)
+holder_of_call: Final[ContextVar[Holder | None]] = ContextVar("sqlalchemy_pool_exporter_holder", default=None)
 
 
 def current_holder() -> Holder:
     """Return the running task, else the running thread."""
     loop = _get_running_loop()
-    if loop is not None:
-        task: Any = current_task(loop)
-        if task is not None:
-            return getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
-    holder = _of_thread.get()
+    return _in_thread() if loop is None else holder_in(loop)
+
+
+def holder_in(loop: AbstractEventLoop) -> Holder:
+    """Return the task that a loop runs; if it runs none, this thread."""
+    task: Any = current_task(loop)
+    return _in_thread() if task is None else getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
+
+
+def _in_thread() -> Holder:
+    holder = holder_of_call.get()
     # The context may be a copy of that of another thread.
     if holder is None or holder.thread_id != get_ident():
-        holder = _new_for_thread()
+        holder = new_for_thread()
     return holder
 
 
@@ -96,7 +102,8 @@ def _new_for_task(task: Task[Any]) -> Holder:
     return holder
 
 
-def _new_for_thread() -> Holder:
+def new_for_thread() -> Holder:
+    """Make a holder for this thread, or for the call that it runs in this context."""
     # A request of FastAPI or Starlette is one task, which makes one call after the other in threads that AnyIO takes
     # from a pool: what one call checked out, the next one holds. So it is with asyncio.to_thread().
     task, call = _waits_in_anyio(), None
@@ -106,7 +113,7 @@ def _new_for_thread() -> Holder:
     name = said(_name_of_thread)
     number = _number_of_thread(name)
     holder = Holder(number, name=None if number else name_of(name), rows=rows, call=call)
-    _of_thread.set(holder)
+    holder_of_call.set(holder)
     return holder
 
 
