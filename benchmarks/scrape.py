@@ -208,6 +208,8 @@ def _block(lease: Lease, name: str) -> memoryview[float]:
     block[segment.WAITERS_USED] = block[segment.CONNECTIONS_USED] = 15.0
     for field in range(segment.FIRST_COUNTER, segment.FIELDS):
         block[field] = 12345.0
+    for field in range(segment.OTHER_SITES, segment.OTHER_SITES + segment.SITE_COUNTS):
+        block[field] = 0.0  # as for _write_one()
     for field in _SUMS:
         block[field] = 1234.56789
     for row in range(15):

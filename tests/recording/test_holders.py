@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter.recording import checkout
 from sqlalchemy_pool_exporter.recording import holders as recorded
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader
@@ -46,7 +47,9 @@ POOL = "orders"
 def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin without texts: labels are never removed."""
     monkeypatch.setattr(texts, "_texts", texts._Texts())
-    monkeypatch.setattr(recorded, "_of_thread", ContextVar("holder", default=None))
+    fresh = ContextVar[Any]("holder", default=None)
+    for module in (recorded, checkout):
+        monkeypatch.setattr(module, "holder_of_call", fresh)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def fastapi(look: Callable[[], None], registry: CollectorRegistry, tmp_path: Pat
     app.state.engine.dispose()
     app.state.async_engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     for engine in (app.state.engine, app.state.async_engine):
-        instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+        instrument(engine, name=POOL, registry=registry, directory=tmp_path, sites=True)
     yield app
     app.state.engine.dispose()
 
@@ -142,7 +142,7 @@ def test_flask(look: Any, registry: CollectorRegistry, tmp_path: Path, path: str
     app.wsgi_app = wsgi_labels(app.wsgi_app)  # type: ignore[method-assign,unused-ignore]
     with app.app_context():
         engine = flask_app.db.engine
-    instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+    instrument(engine, name=POOL, registry=registry, directory=tmp_path, sites=True)
     assert app.test_client().get(f"/orders/{path}").status_code == 200
     site = f"tests.support.flask_app:{flask_app.SITES[path]}"
     route = flask_app.ROUTES.get(path, path)
@@ -159,7 +159,7 @@ def test_sqlmodel(look: Any, registry: CollectorRegistry, tmp_path: Path) -> Non
     """SQLModel's own session is no site."""
     sqlmodel = pytest.importorskip("sqlmodel")
     engine = create_engine(f"sqlite:///{tmp_path}/orders.db")
-    instrument(engine, name=POOL, registry=registry, directory=tmp_path)
+    instrument(engine, name=POOL, registry=registry, directory=tmp_path, sites=True)
     find_by_sqlmodel(sqlmodel, engine, look)
     (seen,) = seen_by(look)
     assert seen.site == f"{__name__}:find_by_sqlmodel"
@@ -185,7 +185,7 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.holding import holding
 
 engine = create_engine("sqlite://")
-instrument(engine, name="orders")
+instrument(engine, name="orders", sites=True)
 
 @app.task(name="orders.pay")
 def pay():
@@ -237,7 +237,7 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support.holding import holding
 
 engine = create_engine("sqlite://")
-instrument(engine, name="orders")
+instrument(engine, name="orders", sites=True)
 app = FastAPI()
 
 def get_session():

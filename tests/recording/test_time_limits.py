@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
-from sqlalchemy_pool_exporter.recording import holders
+from sqlalchemy_pool_exporter.recording import checkout, holders
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.held import held
@@ -112,7 +112,9 @@ def test_a_pre_ping() -> None:
 def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time limit anywhere in the first checkout of a place, later places and labels are recorded."""
     # The thread's number is of a text, too; as it was, it would mean another text after the test.
-    monkeypatch.setattr(holders, "_of_thread", ContextVar("holder", default=None))
+    fresh = ContextVar[Any]("holder", default=None)
+    for module in (holders, checkout):
+        monkeypatch.setattr(module, "holder_of_call", fresh)
 
     def act(scene: Scene) -> None:
         monkeypatch.setattr(texts, "_texts", texts._Texts())
