@@ -131,9 +131,10 @@ def _calls_of(act: Callable[[], object]) -> Counter[str]:
 def test_calls_of_a_checkout_and_return(sites: bool | None, pre_ping: bool, most: int) -> None:
     """A checkout and return add six calls: two hooks, the append of a waiter slot, three clock reads.
 
-    A pre-ping adds five more: its hook, two to find the connection's row, and two clock reads. The holder adds five: the
-    running loop, the holder of the context and the thread, the label, and how many connections are idle. The site adds
-    five instead of the last: its function, two frames, the id of a code and its look-up. All calls of SQLAlchemy remain.
+    A pre-ping adds five more: its hook, two to find the connection's row, and two clock reads. The holder adds five:
+    the running loop, the holder of the context, the thread, the label, and the number of idle connections. The site
+    adds five instead of the last: its function, two frames, the id of a code and its look-up. SQLAlchemy's own calls
+    all remain.
     """
     engine = engine_of(pool_pre_ping=pre_ping)
 
