@@ -215,7 +215,7 @@ def test_several_databases_of_one_server(application: Application) -> None:
 
 
 def test_connections_of_a_pooler(application: Application) -> None:
-    """Behind a pooler, the server's limit says nothing of the pools; nor does the sum if one has no limit."""
+    """Behind a pooler, the server's limit says nothing of the pools."""
     for _ in range(10):
         application.process()
     application.server(97, pooler=True)
@@ -223,8 +223,17 @@ def test_connections_of_a_pooler(application: Application) -> None:
     application.servers.clear()
     application.server(97)
     assert application.rules() == {"too_many_connections"}
+
+
+def test_pools_without_a_limit(application: Application) -> None:
+    """A pool without a limit, as of migrations, does not hide that the others are too many; alone it is no finding."""
     application.process(max_overflow=OFF)
+    application.server(97)
     assert application.rules() == set()
+    for _ in range(6):
+        application.process()
+    assert application.rules() == {"too_many_connections"}
+    assert "this pool can open 90 connections or more in" in application.text("too_many_connections")
 
 
 def test_null_pool_connects(application: Application) -> None:

@@ -50,11 +50,13 @@ class Server:
     """A database server that pools of these processes connect to."""
 
     limits: ServerLimits
-    pools: dict[str, float] = field(default_factory=dict)  # the capacity of each, over all processes
+    # How many connections those of each name can open, over all processes; pools without a limit are left out.
+    pools: dict[str, float] = field(default_factory=dict)
+    has_unlimited: bool = False  # whether a pool has no limit, such as a NullPool
 
     @property
     def capacity(self) -> float:
-        """How many connections all these pools together can open; NaN if one has no limit."""
+        """How many connections all pools that have a limit can open together."""
         return math.fsum(self.pools.values())
 
 
@@ -177,4 +179,6 @@ def _find_servers(
         if probed is None or probed.limits is None or not facts.snapshots:
             continue
         facts.server = known.setdefault(probed.identity, Server(probed.limits))
-        facts.server.pools[label] = sums.capacity(facts.snapshots)
+        limits = [snapshot.capacity for snapshot in facts.current]
+        facts.server.pools[label] = math.fsum(limit for limit in limits if not math.isnan(limit))
+        facts.server.has_unlimited |= any(map(math.isnan, limits))

@@ -90,11 +90,12 @@ def _too_many_connections(facts: PoolFacts) -> str | None:
     if server is None or server.limits.is_behind_pooler:
         return None
     capacity, most = server.capacity, server.limits.connections
-    if not capacity > most * (1.0 - RESERVE):  # NaN: a pool without a limit
+    if capacity <= most * (1.0 - RESERVE):
         return None
     pools = "this pool" if len(server.pools) == 1 else f"{len(server.pools)} pools"
+    more = " or more" if server.has_unlimited else ""
     return (
-        f"{pools} can open {capacity:.0f} connections in all processes, and the server has {most} for them: "
+        f"{pools} can open {capacity:.0f} connections{more} in all processes, and the server has {most} for them: "
         f"more than {1.0 - RESERVE:.0%}"
     )
 
@@ -177,7 +178,8 @@ RULES: Final = (
         name="too_many_connections",
         severity="warning",
         summary="All pools on a server can together open more than 90 % of the connections that it has for ordinary "
-        "roles. The sidecar knows the pools of its host alone. Behind a connection pooler nothing is found.",
+        "roles. Pools without a limit, such as a `NullPool`, are left out of the sum. The sidecar knows the pools of "
+        "its host alone. Behind a connection pooler nothing is found.",
         needs_server=True,
         why="Under load the server refuses connections, to everybody. The rest is for deployments, in which old and "
         "new processes overlap, and for people.",
