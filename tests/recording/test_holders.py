@@ -493,6 +493,63 @@ def test_connections_that_threads_hand_on(engine: Engine, registry: CollectorReg
     assert nested(registry) == 0.0
 
 
+def test_a_thread_that_hands_on_does_not_wait_for_itself(engine: Engine, registry: CollectorRegistry) -> None:
+    """A thread whose connections others return has none, although it is the one that checked all of the pool out.
+
+    Once it nests itself, it is named again.
+    """
+    connections = [engine.connect() for _ in range(2)]
+    with ThreadPoolExecutor(1) as other:
+        list(other.map(lambda connection: connection.close(), connections))
+    connections = [engine.connect() for _ in range(2)]
+    seen: list[float] = []
+
+    def look_and_return() -> None:
+        seen.append(deadlocked(registry))
+        for connection in connections:
+            connection.close()
+
+    watcher = threading.Timer(0.2, look_and_return)
+    watcher.start()
+    engine.connect().close()
+    watcher.join()
+    assert seen == [0.0]
+    connections = [engine.connect() for _ in range(2)]
+    with pytest.raises(exc.TimeoutError):
+        engine.connect()
+    assert nested(registry) == 0.0
+    for connection in reversed(connections):
+        connection.close()
+    assert nested(registry) == 1.0
+    connections = [engine.connect() for _ in range(2)]
+    with pytest.raises(exc.TimeoutError):
+        engine.connect()
+    assert nested(registry) == 2.0
+    for connection in connections:
+        connection.close()
+
+
+def test_connections_that_a_task_hands_on_and_waits_for(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """So it is if the task that handed them on waits for the one that returns them, the oldest first."""
+
+    async def run() -> None:
+        engine = an_async_engine(registry, tmp_path)
+        handed: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def consume() -> None:
+            for _ in range(20):
+                await (await handed.get()).close()
+
+        consumer = asyncio.create_task(consume())
+        for _ in range(20):
+            await handed.put(await engine.connect())
+        await consumer
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert nested(registry) == 0.0
+
+
 def test_connections_that_tasks_hand_on(registry: CollectorRegistry, tmp_path: Path) -> None:
     """So it is with tasks, also if the first task checks out again while the second one holds its connection."""
 

@@ -156,7 +156,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 if field == CHECKOUT_TIMEOUTS:
                     site = find()
                     if outer is not None:
-                        nesting.timed_out(site)
+                        nesting.timed_out(site, who)
                     slow_path.timed_out(began, site, who)
             except Exception as fault:
                 if not recorder.fault(fault):

@@ -37,12 +37,12 @@ NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connecti
 
 
 class Holder:
-    """A thread or a task. Mutable state: the rows of the connections that it has checked out.
+    """A thread or a task. Mutable state: the rows of the connections that it has checked out, and ``hands_on``.
 
     Two holders are one if they have the same rows: a task, and the calls that it makes in threads.
     """
 
-    __slots__ = ("call", "name", "number", "rows", "task", "thread_id")
+    __slots__ = ("call", "hands_on", "name", "number", "rows", "task", "thread_id")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Holder:
         self.call = call  # the asyncio future of a call that this thread makes for a task
         self.task = None if task is None else weakref.ref(task)
         self.thread_id = get_ident()  # of the thread, or the one that runs the task
+        # Whether others return what it checks out: then it has them no more, and does not wait for itself.
+        self.hands_on = False
         # By the id of the record, in the order of the checkouts.
         self.rows: dict[int, ConnectionRow] = {} if rows is None else rows
 

@@ -5,7 +5,8 @@ If every holder of a full pool waits so, none can go on: a self-deadlock. While 
 say since when, so a reader sees that.
 
 A connection can be handed to another thread or task, and nothing tells until it is returned. So a nested checkout is
-counted only once its holder returned both connections, the inner one first; or if it timed out.
+counted only once its holder returned both connections, the inner one first; or if it timed out. A holder whose
+connection another one returned hands them on, until one proves to be nested: it is not said to wait for itself.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
             holder.rows.pop(key, None)
         elif by_id.get(key) is row and not row.holder.is_abandoned:
             rows.append(row)
-    for row in rows:
-        row.table[row.held_at + _WAITS] = at
+    if not holder.hands_on:
+        for row in rows:
+            row.table[row.held_at + _WAITS] = at
     return rows
 
 
@@ -68,16 +70,20 @@ def checked_out(row: ConnectionRow, rows: list[ConnectionRow]) -> None:
         row.nesting.outer = rows[-1]
 
 
-def timed_out(site: SiteEntry) -> None:
+def timed_out(site: SiteEntry, holder: Holder | None) -> None:
     """Count a nested checkout that failed: its holder waited for itself, or for others that did."""
-    site.table[site.at + NESTED] += 1.0
+    if holder is None or not holder.hands_on:
+        site.table[site.at + NESTED] += 1.0
 
 
 def returned(row: ConnectionRow, nesting: Nesting) -> None:
     """Count what the return of a connection proves to be nested."""
     row.nesting = None
-    if row.holder is None or not acts_for(row.holder):
-        return  # it was handed on
+    if row.holder is None:
+        return
+    if not acts_for(row.holder):
+        row.holder.hands_on = True
+        return
     outer = nesting.outer
     if (
         outer is not None
@@ -85,7 +91,10 @@ def returned(row: ConnectionRow, nesting: Nesting) -> None:
         and outer.holder.rows is row.holder.rows
         and outer.nesting is not None
         and row.site is not None
+        # Else another one returned what the holder held then, and the row may have a later checkout.
+        and 0.0 < abs(outer.table[outer.held_at]) <= abs(row.table[row.held_at])
     ):
+        row.holder.hands_on = False
         # By the site: a thread may hold one connection for ever, and check out others meanwhile.
         inner = outer.nesting.inner
         inner[row.site] = inner.get(row.site, 0.0) + 1.0
