@@ -43,7 +43,7 @@ from sqlalchemy_pool_exporter.recording import (
     recorder,
     slots,
 )
-from sqlalchemy_pool_exporter.segment import block, pages, pool_block, texts
+from sqlalchemy_pool_exporter.segment import block, pool_block, room, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
@@ -61,10 +61,10 @@ MODULES = (
     connection_row,
     connection_table,
     event_loops,
-    pages,
     ping,
     pool_block,
     recorder,
+    room,
     slots,
     texts,
 )

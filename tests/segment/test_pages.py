@@ -15,12 +15,14 @@ from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.segment import pages as pages_module
+from sqlalchemy_pool_exporter.segment import room
 from sqlalchemy_pool_exporter.segment.block import ACTIVE, FIRST_COUNTER, HAS_OVERFLOW, PAGE_BYTES, WAIT
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.format import FIRST_EXTENT
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant, written
 from sqlalchemy_pool_exporter.segment.page import ROW_PAGES, Commit, added
-from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS, Pages, Space
+from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS, Pages
+from sqlalchemy_pool_exporter.segment.room import Space
 from tests.support.moments import Intruder
 from tests.support.segments import INFO, Scraper, new_block
 
@@ -95,7 +97,7 @@ def test_a_kill_at_any_line(directory: Path, tmp_path: Path, leases: Callable[..
             end(going)
 
     def trace(frame: Any, event: str, _: object) -> Any:
-        if frame.f_code.co_filename == pages_module.__file__:
+        if frame.f_code.co_filename in {pages_module.__file__, room.__file__}:
             moments.add(lease.path.read_bytes())
             return trace
         return trace if event == "call" else None

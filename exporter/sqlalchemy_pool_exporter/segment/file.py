@@ -47,7 +47,8 @@ from .format import (
 )
 from .own_errors import Suppressing, is_own
 from .page import TEXT_BYTES
-from .pages import Pages, Space
+from .pages import Pages
+from .room import Space
 from .worker import check
 
 if TYPE_CHECKING:
