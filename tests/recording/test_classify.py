@@ -220,6 +220,15 @@ class OperationalError(Exception):
     """As PEP 249 has it. pymysql calls its own so."""
 
 
+def not_matched(attribute: str) -> Exception:
+    """Return what asyncpg raises if no server is as ``target_session_attrs`` wants it, such as after a failover."""
+    client_error = type("InternalClientError", (Exception,), {"__module__": "asyncpg.exceptions"})
+    class_ = type("TargetServerAttributeNotMatched", (client_error,), {"__module__": "asyncpg.exceptions"})
+    message = f"None of the hosts match the target attribute requirement <SessionAttribute.{attribute}: '-'>"
+    error: Exception = class_(message)
+    return error
+
+
 def mysql_error(number: int) -> Exception:
     class_ = type("OperationalError", (OperationalError,), {"__module__": "pymysql.err"})
     error: Exception = class_(number, "as the server says it")
@@ -262,6 +271,22 @@ def mysql_error(number: int) -> Exception:
             Failure("stale_plan", "retryable", None, "0A000"),
         ),
         (psycopg.InterfaceError("bad use"), Failure("interface", "fatal")),
+        (
+            psycopg.OperationalError(
+                'connection to server at "::1" failed: FATAL:  pg_hba.conf rejects connection'
+            ),
+            Failure("authentication", "fatal"),
+        ),
+        (
+            psycopg.OperationalError(
+                'connection to server at "::1" failed: server does not support SSL, but SSL was'
+            ),
+            Failure("tls", "fatal"),
+        ),
+        (ConnectionError('PostgreSQL server at "::1" rejected SSL upgrade'), Failure("tls", "fatal")),
+        (not_matched("read_write"), Failure("read_only", "retryable")),
+        (not_matched("primary"), Failure("read_only", "retryable")),
+        (not_matched("standby"), Failure("connect_failed", "retryable")),
         (mysql_error(1213), Failure("deadlock", "retryable")),
         (mysql_error(1040), Failure("too_many_connections", "retryable")),
         (mysql_error(1290), Failure("read_only", "retryable")),

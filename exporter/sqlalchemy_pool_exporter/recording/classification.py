@@ -34,6 +34,8 @@ _SQLSTATE_LENGTH: Final = 5
 _AMBIGUOUS: Final = ("08", "0A000", "57014")
 # Kinds of which a class alone tells. A broken connection explains more.
 _UNSPECIFIC: Final = frozenset(("interface", "internal", "other", "syntax"))
+# Classes whose message tells, beside that of errors of the server's operation.
+_WITH_MESSAGE: Final = frozenset(("InterfaceError", "InternalClientError"))
 _SQLALCHEMY: Final = {
     exc.TimeoutError: "pool_timeout",
     exc.PendingRollbackError: "aborted_transaction",
@@ -175,7 +177,8 @@ def _kind_of_driver_error(error: BaseException) -> str | None:
     if isinstance(name, str):
         return _by_prefix(SQLITE_NAMES, name)
     names = _class_names(error)
-    by_message = _kind_of_message(str(error)) if _is_operational(error) or "InterfaceError" in names else None
+    says = _is_operational(error) or not _WITH_MESSAGE.isdisjoint(names)
+    by_message = _kind_of_message(str(error)) if says else None
     return by_message or next((CLASSES[one] for one in names if one in CLASSES), None)
 
 
@@ -190,8 +193,8 @@ def _is_operational(error: BaseException) -> bool:
 def _kind_of_os_error(error: OSError, layer: Layer | None) -> str | None:
     if isinstance(error, TimeoutError):
         return {"connect": "connect_timeout", "statement": "statement_timeout"}.get(str(layer), "timeout")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "tls"
+    if isinstance(error, ssl.SSLCertVerificationError) or "rejected SSL upgrade" in str(error):
+        return "tls"  # the latter as asyncpg has it
     if layer == "connect" or isinstance(error, ConnectionRefusedError):
         return "connect_failed"
     return "connection_lost" if isinstance(error, ConnectionError | ssl.SSLError) else None
