@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
@@ -19,6 +21,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
 from sqlalchemy_pool_exporter.recording import checkout, holders
+from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.held import held
@@ -143,6 +146,25 @@ def test_beside_files(kind: type[BaseException], tmp_path: Path, monkeypatch: py
     for scene, where, raised in each_moment("checkout", lambda _: raise_async(kind), warm=False):
         assert type(raised) is kind, where
         scene.handle.close()
+
+
+def test_the_lock_is_released() -> None:
+    """A time limit that strikes while the counts of pools that are gone are folded leaves no lock to other threads."""
+
+    def is_free() -> bool:
+        if is_mine := INSTRUMENTED.lock.acquire(blocking=False):
+            INSTRUMENTED.lock.release()
+        return is_mine
+
+    for moment in count(1):
+        intruder = Intruder(moment, strike)
+        with intruder, suppress(OutOfTime):
+            INSTRUMENTED.fold()
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(is_free).result(), intruder.where
+        if intruder.where is None:
+            break
+    assert moment > 2
 
 
 @pytest.mark.parametrize("act", ["instrument", "scrape"])

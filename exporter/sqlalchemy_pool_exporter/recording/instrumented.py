@@ -105,9 +105,11 @@ class Instrumented:
     def fold(self) -> None:
         """Fold the counts of pools that are gone, unless another thread is at it."""
         lock = self.lock
-        if not lock.acquire(blocking=False):
-            return
+        # The lock is taken within the block, and no call comes before its release: a time limit that strikes after a
+        # call would leave it locked, and each scrape of another thread would wait for ever.
         try:
+            if not lock.acquire(blocking=False):
+                return
             if not self._is_folding:  # a finalizer that closes a handle can run while another one is folded
                 self._is_folding = True
                 try:
@@ -115,7 +117,10 @@ class Instrumented:
                 finally:
                     self._is_folding = False
         finally:
-            lock.release()
+            try:  # noqa: SIM105 - suppress() is a call
+                lock.release()
+            except RuntimeError:  # another thread has it
+                pass
 
     def _fold_all(self) -> None:
         while self._ended:
