@@ -171,7 +171,8 @@ POOL_METRICS: Final = (
         "held_connections",
         "gauge",
         "Connections that are checked out, by the place in the application that did it (module:function:line): the "
-        "20 that hold most, and other. The sum is connections in use.",
+        "20 that hold most, and other, which is also what was checked out while the pool was not busy. The sum "
+        "is connections in use.",
         labels=("site",),
     ),
     _pool(
@@ -231,7 +232,7 @@ POOL_METRICS: Final = (
         "checkouts_by_site_total",
         "counter",
         "Connections handed out, by the place in the application that asked; the sum is checkouts_total. At most 20 "
-        "sites, and other.",
+        "sites, and other, which is also what was checked out while the pool was not busy.",
         labels=("site",),
     ),
     _pool(

@@ -27,6 +27,9 @@ def stage() -> Iterator[Callable[..., Stage]]:
                 pytest.importorskip(
                     "fastapi"
                 )  # an environment with the oldest dependencies may be without it
+            if "leak_after" not in options:
+                # The workers have one in any case. This is the level without it, which most applications have.
+                options["sites"] = 0.5
             incident = Incident(
                 "orders",
                 "",

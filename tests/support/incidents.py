@@ -261,5 +261,5 @@ class Incident:
     prepare: Callable[[Database], None] = _nothing
     acts: str = ""
     leak_after: float = 30.0
-    sites: bool | None = None
+    sites: bool | float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
