@@ -248,15 +248,29 @@ def _table(page: _Page, panel: Mapping[str, Any], source: Source) -> None:
         override["matcher"]["options"]: {one["id"]: one["value"] for one in override["properties"]}
         for override in panel["fieldConfig"]["overrides"]
     }
-    each = (width - 20) / len(columns)
-    fits = int((height - 62) // 25)
-    for at, name in enumerate(columns):
-        page.write(x + 12 + at * each, y + 44, name, size=8.5, colour=LINK)
-        for number, row in enumerate(rows[:fits]):
-            text, colour = _cell(row.get(name), styles.get(name, {}))
-            page.write(x + 12 + at * each, y + 70 + number * 25, text, size=8.5, colour=colour)
+    rows = rows[: int((height - 62) // 25)]
+    cells = {name: [_cell(row.get(name), styles.get(name, {})) for row in rows] for name in columns}
+    left, widths = (
+        x + 12,
+        column_widths([[name, *(text for text, _ in cells[name])] for name in columns], width - 20),
+    )
+    for name, of_column in zip(columns, widths, strict=True):
+        page.write(left, y + 44, name, size=8.5, colour=LINK)
+        for number, (text, colour) in enumerate(cells[name]):
+            page.write(left, y + 70 + number * 25, text, size=8.5, colour=colour)
+        left += of_column
     if not rows:
         page.write(x + width / 2, y + height / 2, "No data", size=11, align="center", colour=FAINT)
+
+
+def column_widths(columns: Sequence[Sequence[str]], width: float) -> list[float]:
+    """Return the widths of columns with these texts: equal, but for those that need more, which the others give."""
+    needed = [max(12 + 7 * len(text) for text in texts) for texts in columns]
+    equal = width / len(columns)
+    for _ in columns:  # those that need more leave less for each of the others
+        wide = [need for need in needed if need > equal]
+        equal = max(0.0, width - sum(wide)) / max(1, len(columns) - len(wide))
+    return [max(need, equal) for need in needed]
 
 
 def _cell(value: str | float | None, style: Mapping[str, Any]) -> tuple[str, str]:
@@ -367,6 +381,8 @@ def _formatted(value: float, unit: str, *, now: float = 0.0) -> str:  # noqa: PL
         return "Yes" if value else "No"
     if unit == "dateTimeFromNow":
         return f"{_formatted(now - value / 1000, 's')} ago"
+    if unit == "dateTimeAsIso":
+        return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
     if unit == "cps":

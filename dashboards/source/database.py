@@ -107,7 +107,7 @@ def health() -> list[Builder[Panel]]:
             unit=units.DateTimeFromNow,
         ),
         stat(
-            "Databases that refuse writes",
+            "Refusing writes",
             "Databases where a new session could not write, although nothing in the sidecar's configuration says that "
             "its pools only read. Good: 0. Bad: more, after a failover: the pools still lead to the old primary; see "
             "Refuses writes.",
