@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SECONDS = 134.0  # two rounds of the scenes, and the third up to its checkout timeouts
-SHADES = 64  # colours of a picture: no visible difference, at a third of the file size
+SHADES = 128  # colours of a picture: no visible difference, at a third of the file size
 CHOSEN: dict[str, dict[str, str | list[str]]] = {
     "overview": {},
     "pool": {"job": SIDECAR, "pool": ["orders", "reports"]},

@@ -65,6 +65,8 @@ def _herd(stage: Stage, begin: Callable[[], object]) -> None:
     stage.last(0.9 * RECYCLED)
     begin()
     stage.last(STILL)
+    # The callers go, or a second storm comes at twice the age, before the other incidents are over.
+    stage.load(0)
 
 
 WORKER_INCIDENTS: Final = [
