@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from sqlalchemy_pool_exporter.recording.connection_row import Holder
 from sqlalchemy_pool_exporter.recording.holders import current_holder
 from sqlalchemy_pool_exporter.recording.stacks import Activity, activity_of
 from tests.support.wait import eventually, eventually_async
@@ -19,7 +20,6 @@ from tests.support.wait import eventually, eventually_async
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_pool_exporter.recording.connection_row import Holder
     from tests.support.pg import Server
 
 SLEEP = text("SELECT pg_sleep(0.5)")
@@ -63,6 +63,26 @@ def test_threads(server: Server, application_name: str) -> None:
         seen, last = kinds_of_thread(act)
         assert kind in seen
         assert Activity("ended", "") == last
+    engine.dispose()
+
+
+def test_an_installed_application(server: Server, application_name: str) -> None:
+    """Of an application that is installed like a library it is told, too, and with its prefixes nothing else counts."""
+    source = "def pay(engine, sleep):\n    with engine.connect() as connection:\n        connection.execute(sleep)\n"
+    shop: dict[str, Any] = {"__name__": "shop"}
+    exec(compile(source, "/srv/site-packages/shop.py", "exec"), shop)  # noqa: S102 - as an application
+    engine = create_engine(server.url("postgresql+psycopg", application_name=application_name))
+    for prefixes in ((), ("shop",)):
+        thread = threading.Thread(target=shop["pay"], args=(engine, SLEEP))
+        thread.start()
+        holder = Holder(0.0)
+        holder.thread_id = thread.ident or 0
+        seen = set()
+        while thread.is_alive():
+            seen.add(activity_of(holder, prefixes))
+            time.sleep(0.01)
+        thread.join()
+        assert Activity("database", "shop:pay:3") in seen
     engine.dispose()
 
 

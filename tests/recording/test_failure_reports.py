@@ -93,6 +93,22 @@ def test_a_connect(registry: CollectorRegistry, log: Log) -> None:
     ) == record.getMessage()
 
 
+def test_an_installed_application(registry: CollectorRegistry, log: Log) -> None:
+    """Of an application that is installed like a library the report names its innermost frame, as a checkout's site."""
+    database = Database()
+    engine = database.engine()
+    instrument(engine, name="orders", registry=registry)
+    database.connect_fails = ConnectionRefusedError(111, "refused")
+    source = "def pay(engine):\n    try:\n        engine.connect()\n    except ConnectionRefusedError:\n        pass\n"
+    shop: dict[str, Any] = {"__name__": "shop"}
+    exec(compile(source, "/srv/site-packages/shop.py", "exec"), shop)  # noqa: S102 - as an application
+    thread = threading.Thread(target=shop["pay"], args=(engine,))
+    thread.start()
+    thread.join()
+    (report,) = log.reports()
+    assert report["site"] == "shop:pay:3"
+
+
 def test_once_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a minute errors of one kind are counted, and the next report says how many there were."""
     database = Database()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from .connection_table import ConnectionTable
     from .leaks import Suspects
+    from .origins import Origins
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
@@ -65,6 +66,7 @@ class ConnectionEvents:
     is_replaced: bool
     leaks: Suspects | None
     name: Callable[[], str]
+    origins: Origins | None
     storage: PoolBlock
     store: BlockStore
     _size: float

@@ -115,11 +115,15 @@ class FailureReports:
 
 
 def _site(prefixes: Sequence[str]) -> str:
-    """Return the innermost frame of the application in the calling thread; an empty text if there is none."""
+    """Return the innermost frame of the application in the calling thread, else that of a library, else nothing."""
+    library = None
     for frame in stack(sys._getframe(1)):  # noqa: SLF001 - inspect.currentframe() is the same
-        if kind_of(frame, prefixes) is Kind.APPLICATION:
+        kind = kind_of(frame, prefixes)
+        if kind is Kind.APPLICATION:
             return text_of(frame)
-    return ""
+        if kind is Kind.LIBRARY and library is None:
+            library = frame
+    return "" if library is None else text_of(library)
 
 
 def _log(name: Callable[[], str], report: dict[str, Any], schedule: Schedule, faults: CountsFaults) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .connection_row import ConnectionRow, Holder
     from .connection_table import ConnectionTable
+    from .origins import Origins
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
@@ -53,6 +54,10 @@ class Watched(Protocol):
     @property
     def connections(self) -> ConnectionTable:
         """The table."""
+
+    @property
+    def origins(self) -> Origins | None:
+        """Where checkouts come from; None if that is not recorded."""
 
     @property
     def storage(self) -> PoolBlock:
@@ -130,7 +135,9 @@ class Suspects:
             "at": None,
         }
         if holder is not None:
-            report["does"], report["at"] = activity_of(holder)
+            report["does"], report["at"] = activity_of(
+                holder, () if recorder.origins is None else recorder.origins.prefixes
+            )
         if self.options.with_stack:
             report["stack"] = stack_of(holder) if holder is not None else []
         return report

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .frames import Kind, kind_of, text_of
+from .frames import Kind, kind_of, module_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class Activity(NamedTuple):
     """What a holder does now."""
 
     kind: str  # "database": it waits for that; "queue": for a connection; "elsewhere": for something else; "ended"
-    at: str  # module:function:line of the application's innermost frame; empty if there is none
+    at: str  # module:function:line of the application's innermost frame, else of a library's; empty without one
 
 
 def stack_of(holder: Holder) -> list[str]:
@@ -48,14 +48,19 @@ def activity_of(holder: Holder, prefixes: Sequence[str] = ()) -> Activity:
     if not frames:
         return Activity("ended", "")
     in_database = in_queue = False
+    library = None
     for frame in frames:
-        if kind_of(frame, prefixes) is Kind.APPLICATION:
-            kind = "elsewhere" if not in_database else "queue" if in_queue else "database"
+        kind = "elsewhere" if not in_database else "queue" if in_queue else "database"
+        whose = kind_of(frame, prefixes)
+        if whose is Kind.APPLICATION:
             return Activity(kind, text_of(frame))
-        module = str(frame.f_globals.get("__name__", ""))
+        module = module_of(frame)
+        is_of_database = module.partition(".")[0] in _DATABASE
+        if whose is Kind.LIBRARY and library is None and not is_of_database:
+            library = Activity(kind, text_of(frame))
         in_queue = in_queue or module in _QUEUES
-        in_database = in_database or module.partition(".")[0] in _DATABASE
-    return Activity("elsewhere", "")
+        in_database = in_database or is_of_database
+    return library or Activity("elsewhere", "")
 
 
 def _frames(holder: Holder) -> list[FrameType]:
