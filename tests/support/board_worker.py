@@ -87,11 +87,12 @@ class Application:
             pool_size=1,
             max_overflow=0,
         )
-        instrument(self.asynchronous, name=f"{unlimited}-async")
+        instrument(self.asynchronous, name=f"{unlimited}-async", sites=True)
 
     def _engine(self, url: str, name: str, **options: Any) -> Engine:
         engine = create_engine(url % name, **options)
-        instrument(engine, name=name, leak_after=LEAK_AFTER)
+        # All sites, so that the pictures name those that hold few connections, too.
+        instrument(engine, name=name, leak_after=LEAK_AFTER, sites=True)
         return engine
 
     def _refuse(self, *_: object) -> None:
