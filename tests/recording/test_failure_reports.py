@@ -97,7 +97,7 @@ def test_an_installed_application(registry: CollectorRegistry, log: Log) -> None
     """Of an application that is installed like a library the report names its innermost frame, as a checkout's site."""
     database = Database()
     engine = database.engine()
-    instrument(engine, name="orders", registry=registry)
+    handle = instrument(engine, name="shop", registry=registry)
     database.connect_fails = ConnectionRefusedError(111, "refused")
     source = "def pay(engine):\n    try:\n        engine.connect()\n    except ConnectionRefusedError:\n        pass\n"
     shop: dict[str, Any] = {"__name__": "shop"}
@@ -107,6 +107,7 @@ def test_an_installed_application(registry: CollectorRegistry, log: Log) -> None
     thread.join()
     (report,) = log.reports()
     assert report["site"] == "shop:pay:3"
+    handle.close()
 
 
 def test_once_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
