@@ -198,9 +198,7 @@ def test_other_calls(act: str, tmp_path: Path) -> None:
 def assert_adds_up(scene: Scene, where: str) -> None:
     """Assert that the connection came back at once, that every sum is right, and that no slot is lost."""
     assert not scene.held or scene.pool.checkedout() <= len(scene.held), where
-    scene.assert_true(where)
-    name = scene.handle.name
-    exposition = RegistrySamples(scene.registry)
+    exposition, name = scene.assert_true(where), scene.handle.name
     counted = exposition.counters(name)
     ended = counted.get("checkins", 0) + counted.get("detaches", 0)
     assert counted["checkouts"] == ended, where
