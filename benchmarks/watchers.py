@@ -51,7 +51,7 @@ def two_empty_listeners(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def this_project(engine: Engine, *, sites: bool | None = None) -> Iterator[None]:
+def this_project(engine: Engine, *, sites: bool | float | None = None) -> Iterator[None]:
     handle = instrument(engine, name="benchmark", registry=CollectorRegistry(), sites=sites)
     yield
     handle.close()
@@ -118,6 +118,8 @@ WATCHERS = (
     Watcher("nothing", nothing),
     LISTENERS,
     Watcher("sqlalchemy-pool-exporter", this_project),
+    # By default a pool of which half is not in use, as here, records no site.
+    Watcher("the same with the site of each checkout", partial(this_project, sites=True)),
     Watcher("the same without sites", partial(this_project, sites=False)),
     Watcher("three prometheus_client calls", _three_prometheus_calls),
     Watcher("sqlalchemy-collectd", _collectd, through_engine=True),

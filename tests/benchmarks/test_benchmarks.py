@@ -23,6 +23,7 @@ ROWS = (
     "nothing",
     "two empty listeners",
     "sqlalchemy-pool-exporter",
+    "the same with the site of each checkout",
     "the same without sites",
     "three prometheus_client calls",
     "sqlalchemy-collectd",

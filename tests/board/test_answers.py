@@ -62,7 +62,7 @@ def test_own_pools() -> None:
     """Without a directory the application's endpoint shows the pools of its process, with who holds what."""
     registry, pool = CollectorRegistry(), a_pool()
     with (
-        instrument(pool, name="orders", registry=registry),
+        instrument(pool, name="orders", registry=registry, sites=True),
         serve(0, "127.0.0.1", registry=registry) as server,
     ):
         connection = pool.connect()
