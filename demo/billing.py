@@ -34,7 +34,7 @@ def create_app(database_url: URL) -> WSGIApplication:
         pool_timeout=0.5,
         connect_args={"application_name": "billing"},
     )
-    instrument(engine, name="billing")
+    instrument(engine, name="billing", sites=True)  # as in orders
 
     reports_engine = create_engine(
         database_url,

@@ -166,7 +166,7 @@ class Culprit:
             for snapshot in window.snapshots
             for one in snapshot.held
             if one["pool"] == self.pool
-            and one["site"].split(":")[1].rpartition(".")[2] == self.function
+            and one["site"].partition(":")[2].partition(":")[0].rpartition(".")[2] == self.function
             and one["server"] is not None
             and one["server"]["state"] == self.state
         ]
