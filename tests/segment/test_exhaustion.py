@@ -147,6 +147,17 @@ def test_the_site_is_named() -> None:
     assert "a has 3 of 3 connections" in cause([0.1] * 3, sites=["a"] * 3).words
 
 
+def test_sites_that_are_not_known() -> None:
+    """Of connections that were checked out while the pool was not busy no site is known: none is said to have all."""
+    ages = [0.1] * 8
+    found = cause(ages, sites=["other"] * 3 + ["a"] * 4 + ["b"])
+    assert (found.kind, found.words) == ("one_site", "a has 4 of 8 connections")
+    assert cause(ages, sites=["other"] * 5 + ["a"] * 3).kind == "busy"
+    assert "(3 of 8 from a)" in cause(ages, sites=["other"] * 5 + ["a"] * 3).words
+    assert "places" not in cause(ages, sites=["other"] * 4 + ["a", "b", "c", "d"]).words
+    assert "(1 of 2 from a)" in cause([31.0, 32.0], sites=["a", "other"], came_back=31.0).words
+
+
 def test_all_causes_are_documented() -> None:
     """docs/errors.md has every cause."""
     text = (ROOT / "docs" / "errors.md").read_text("utf-8")
