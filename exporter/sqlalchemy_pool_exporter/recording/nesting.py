@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
 from sqlalchemy_pool_exporter.segment.entries import NESTED
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from .connection_row import Nesting
 from .holders import acts_for
@@ -39,7 +40,9 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
         return []
     try:
         latest = list(islice(reversed(holder.rows.items()), _MOST))
-    except RuntimeError:  # another thread returned one of them in between
+    except RuntimeError as error:  # another thread returned one of them in between
+        if not is_own(error):  # a time limit of the application
+            raise
         return []
     rows = []
     for key, row in reversed(latest):
