@@ -82,24 +82,25 @@ def timed_out(site: SiteEntry, holder: Holder | None) -> None:
 def returned(row: ConnectionRow, nesting: Nesting) -> None:
     """Count what the return of a connection proves to be nested."""
     row.nesting = None
-    if row.holder is None:
+    holder, site, outer = row.holder, row.site, nesting.outer
+    # Read once: a finalizer that runs in a call below can return the outer connection.
+    around = None if outer is None else outer.nesting
+    if holder is None:
         return
-    if not acts_for(row.holder):
-        row.holder.hands_on = True
+    if not acts_for(holder):
+        holder.hands_on = True
         return
-    outer = nesting.outer
     if (
         outer is not None
+        and around is not None
         and outer.holder is not None
-        and outer.holder.rows is row.holder.rows
-        and outer.nesting is not None
-        and row.site is not None
+        and outer.holder.rows is holder.rows
+        and site is not None
         # Else another one returned what the holder held then, and the row may have a later checkout.
         and 0.0 < abs(outer.table[outer.held_at]) <= abs(row.table[row.held_at])
     ):
-        row.holder.hands_on = False
+        holder.hands_on = False
         # By the site: a thread may hold one connection for ever, and check out others meanwhile.
-        inner = outer.nesting.inner
-        inner[row.site] = inner.get(row.site, 0.0) + 1.0
-    for site, number in nesting.inner.items():
-        site.table[site.at + NESTED] += number
+        around.inner[site] = around.inner.get(site, 0.0) + 1.0
+    for inner, number in nesting.inner.items():
+        inner.table[inner.at + NESTED] += number
