@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
 import threading
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +24,7 @@ from sqlalchemy_pool_exporter.segment.format import file_name
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from tests.support.fakes import FakeConnection
+from tests.support.moments import Intruder, OutOfTime, strike
 from tests.support.samples import Exposition
 from tests.support.segments import FORKS, Scraper, a_pool, counted, described, live, names, workers
 from tests.support.wait import eventually
@@ -129,7 +132,7 @@ def test_the_place_is_taken(directory: Path) -> None:
 def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While there is no directory, the worker counts on, says so once, and is whole when the directory is back."""
     now = 0.0
-    segments = BlockStore(directory, clock=lambda: now)
+    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
     block = segments.block(described("orders")).doubles
     shutil.rmtree(directory)
     block[DETACHES] += 1.0
@@ -153,7 +156,7 @@ def test_a_directory_that_comes_later(directory: Path, caplog: pytest.LogCapture
     """Pools that began in memory, more than an extent has room for, go on in a file once there is a directory."""
     directory.rmdir()
     now = 0.0
-    segments = BlockStore(directory, clock=lambda: now)
+    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
     blocks = [segments.block(described(f"pool {number}")).doubles for number in range(40)]
     for number, block in enumerate(blocks):
         block[DETACHES] = float(number)
@@ -266,7 +269,7 @@ def test_a_file_that_another_process_took(directory: Path) -> None:
 def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole again later."""
     now = 0.0
-    segments = BlockStore(directory, clock=lambda: now)
+    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
     block = segments.block(described("orders")).doubles
     (directory / "worker-000").unlink()
     with monkeypatch.context() as patch:
@@ -291,7 +294,7 @@ def test_a_time_limit_while_a_file_is_replaced(directory: Path, monkeypatch: pyt
         pass
 
     now = 0.0
-    segments = BlockStore(directory, clock=lambda: now)
+    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
     block = segments.block(described("orders")).doubles
     block[DETACHES] = 5.0
     (directory / "worker-000").unlink()
@@ -395,3 +398,25 @@ def test_the_lock_is_held(directory: Path) -> None:
         assert not is_held(descriptor)
     finally:
         os.close(descriptor)
+
+
+def test_a_time_limit_while_the_file_is_made(tmp_path: Path) -> None:
+    """After a time limit anywhere in a look at a file that was deleted, another thread makes the file."""
+    for moment in count(1):
+        directory = tmp_path / str(moment)
+        directory.mkdir()
+        store = BlockStore(directory, clock=count(0.0, 2.0).__next__)
+        store.block(described("orders"))
+        (directory / file_name(0)).unlink()
+        intruder = Intruder(moment, strike)
+        with contextlib.suppress(OutOfTime), intruder:
+            store.check()
+        other = threading.Thread(target=store.check)
+        other.start()
+        other.join()
+        assert names(directory), intruder.where
+        assert store._lease is not None
+        store._lease.close()
+        if intruder.where is None:
+            break
+    assert moment > 30

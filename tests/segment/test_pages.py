@@ -23,7 +23,7 @@ from sqlalchemy_pool_exporter.segment.identity import Identity, Variant, written
 from sqlalchemy_pool_exporter.segment.page import ROW_PAGES, Commit, added
 from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS, Pages
 from sqlalchemy_pool_exporter.segment.room import Space
-from tests.support.moments import Intruder
+from tests.support.moments import Intruder, OutOfTime, strike
 from tests.support.segments import INFO, Scraper, new_block
 
 if TYPE_CHECKING:
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
 
 LONG = RETENTION_SECONDS + 1
-
-
-class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
-    """A time limit of the application."""
-
-
-def strike() -> None:
-    """Raise as a time limit does."""
-    raise OutOfTime
 
 
 def text(name: str) -> bytes:

@@ -32,6 +32,15 @@ _NONE, _RESUMED = -1, -2  # instead of the instruction before
 _BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name and "NO_INTERRUPT" not in name}
 
 
+class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
+    """A time limit of the application."""
+
+
+def strike() -> None:
+    """Raise as a time limit does."""
+    raise OutOfTime
+
+
 class Intruder:
     """Runs a function in the middle of the recording, at the n-th possible moment.
 

@@ -38,8 +38,8 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 class BlockStore:
     """The blocks of this process for one directory, or for memory.
 
-    Mutable state: the lease of the file, whether the log has a warning already, when a file that is missing may be made
-    again, and the pages in memory.
+    Mutable state: the lease of the file, whether the log has a warning already, whether a file that is missing is made
+    now and when it may be made again, and the pages in memory.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class BlockStore:
         self._lease: Lease | None = None
         self._has_warned = False
         self._clock = clock
-        self._healing = threading.Lock()
+        self._healing = threading.RLock()
+        self._is_healing = False
         self._heals_from = 0.0
         self._memory: Pages | None = None
         self._take_lease()
@@ -105,7 +106,8 @@ class BlockStore:
         if self._lease is not None:
             self._lease.leave()
             self._lease = None
-        self._healing = threading.Lock()  # a thread of the parent may have held the old one
+        self._healing = threading.RLock()  # a thread of the parent may have held the old one
+        self._is_healing = False
         self._heals_from = 0.0
         self._memory = None
         self._take_lease()
@@ -148,17 +150,34 @@ class BlockStore:
             # Without the lock: a scrape must not take a file for missing because another thread looks at it, too.
             if lease.is_there:
                 return True
-            if not self._healing.acquire(timeout=wait_seconds):
-                return False
-            try:
-                return lease.is_there or self._heal(lease)
-            finally:
-                self._healing.release()
+            return self._makes_file(lease, wait_seconds)
         except Exception as error:
             if not is_own(error):
                 raise
             self._warn("pools of this process are", error)
             return False
+
+    def _makes_file(self, lease: Lease, wait_seconds: float) -> bool:
+        lock = self._healing
+        # The lock is taken within the block, and no call comes before its release: a time limit that strikes after a
+        # call would leave it locked, and no thread could ever make the file.
+        try:
+            if not lock.acquire(timeout=wait_seconds):
+                return False
+            if (
+                self._is_healing
+            ):  # this thread is at it, and the garbage collector runs a finalizer in the midst
+                return False
+            self._is_healing = True
+            try:
+                return lease.is_there or self._heal(lease)
+            finally:
+                self._is_healing = False
+        finally:
+            try:  # noqa: SIM105 - suppress() is a call
+                lock.release()
+            except RuntimeError:  # another thread has it
+                pass
 
     def _heal(self, lease: Lease) -> bool:
         now = self._clock()
