@@ -49,7 +49,9 @@ class Application:
         engine = create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
         self._closing.callback(engine.dispose)
         self._closing.callback(
-            instrument(engine, name=name, directory=self.directory, registry=CollectorRegistry()).close
+            instrument(
+                engine, name=name, directory=self.directory, registry=CollectorRegistry(), sites=True
+            ).close
         )
         return engine
 
