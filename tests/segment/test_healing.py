@@ -132,7 +132,7 @@ def test_the_place_is_taken(directory: Path) -> None:
 def test_without_a_directory_for_a_while(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While there is no directory, the worker counts on, says so once, and is whole when the directory is back."""
     now = 0.0
-    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     shutil.rmtree(directory)
     block[DETACHES] += 1.0
@@ -156,7 +156,7 @@ def test_a_directory_that_comes_later(directory: Path, caplog: pytest.LogCapture
     """Pools that began in memory, more than an extent has room for, go on in a file once there is a directory."""
     directory.rmdir()
     now = 0.0
-    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
+    segments = BlockStore(directory, clock=lambda: now)
     blocks = [segments.block(described(f"pool {number}")).doubles for number in range(40)]
     for number, block in enumerate(blocks):
         block[DETACHES] = float(number)
@@ -269,7 +269,7 @@ def test_a_file_that_another_process_took(directory: Path) -> None:
 def test_no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk the worker counts on in the deleted file and leaves none behind; it is whole again later."""
     now = 0.0
-    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     (directory / "worker-000").unlink()
     with monkeypatch.context() as patch:
@@ -294,7 +294,7 @@ def test_a_time_limit_while_a_file_is_replaced(directory: Path, monkeypatch: pyt
         pass
 
     now = 0.0
-    segments = BlockStore(directory, clock=count(0.0, 2.0).__next__)
+    segments = BlockStore(directory, clock=lambda: now)
     block = segments.block(described("orders")).doubles
     block[DETACHES] = 5.0
     (directory / "worker-000").unlink()
