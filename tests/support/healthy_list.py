@@ -38,7 +38,8 @@ def _bursts(stage: Stage, begin: Callable[[], object]) -> None:
     """A minute with twice as many callers as connections, and one and a half without."""
     begin()
     for _ in range(4):
-        stage.load(8, seconds=0.1, pause=0.1)
+        # With a longer pause, half of the callers could always have a connection while the others pause.
+        stage.load(8, seconds=0.1, pause=0.07)
         stage.last(1.0)
         stage.load(0)
         stage.last(1.5)
@@ -80,7 +81,7 @@ def _nested(stage: Stage, begin: Callable[[], object]) -> None:
 def _loop(stage: Stage, begin: Callable[[], object]) -> None:
     """Ten tasks for four connections, in an event loop."""
     begin()
-    stage.load(10, seconds=0.1, pause=0.3)
+    stage.load(10, seconds=0.1, pause=0.12)  # they want 4.5 connections
     stage.last(HELD)
 
 
