@@ -47,6 +47,14 @@ def test_slow_statements(directory: Directory) -> None:
     )
 
 
+def test_a_site_that_is_not_known(directory: Directory) -> None:
+    """If the longest statement is of a checkout whose site was not recorded, another one names its site."""
+    process = exhausted(directory, ACTIVE, replace(ACTIVE, state_seconds=2.5))
+    process.hold(NOW - 5, 0, site="", server_pid=40)
+    process.block[layout.CONNECTIONS_AT + layout.SITE] = 0.0
+    assert cause(directory).endswith("run one, the longest for 3.0 s, another one from app:pay:88")
+
+
 def test_short_statements(directory: Directory) -> None:
     """Statements that are much shorter than the wait are not the cause."""
     exhausted(directory, replace(ACTIVE, state_seconds=0.1), replace(ACTIVE, state_seconds=0.2))

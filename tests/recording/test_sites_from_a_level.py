@@ -102,15 +102,15 @@ def close(held: list[Any]) -> None:
     ("limits", "share", "others"),
     [
         ((4, 6), None, 4),  # the fifth of ten makes a half
-        ((5, 10), None, 7),  # the defaults of SQLAlchemy
+        ((5, 10), None, 6),  # the defaults of SQLAlchemy: half is 7.5, rounded down
         ((1, 0), None, 0),
         ((2, 0), None, 0),
-        ((3, 0), None, 1),
+        ((3, 0), None, 0),
         ((4, -1), None, 1),  # no limit of the overflow: half of the size
         ((0, 0), None, 0),  # no limit at all
-        ((4, 6), 0.75, 7),
+        ((4, 6), 0.75, 6),
         ((5, 5), 0.3, 2),
-        ((4, 6), 0.99, 9),
+        ((4, 6), 0.99, 8),
         ((4, 6), 0.01, 0),
         ((4, 6), True, 0),
     ],
@@ -279,14 +279,17 @@ def test_holders_are_known_below_the_level(
 
     The caller of a checkout that times out has its site always.
     """
-    engine = an_engine(1, 1, sites=0.99)
-    with engine.connect(), engine.connect(), pytest.raises(sqlalchemy_errors.TimeoutError):
-        engine.connect()
-    assert by_site(registry, "nested_checkouts_total") == {"test_holders_are_known_below_the_level": 2.0}
+    engine = an_engine(1, 2, sites=0.99)
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(engine.connect())
+        with pytest.raises(sqlalchemy_errors.TimeoutError):
+            engine.connect()
+    assert by_site(registry, "nested_checkouts_total") == {"test_holders_are_known_below_the_level": 3.0}
     assert eventually(lambda: any("exhausted" in one.message for one in caplog.records))
     (report,) = [vars(one)["pool_exhaustion"] for one in caplog.records if hasattr(one, "pool_exhaustion")]
     assert report["site"].startswith(f"{__name__}:test_holders_are_known_below_the_level:")
-    assert [group["connections"] for group in report["held"]] == [1, 1]
+    assert [group["connections"] for group in report["held"]] == [2, 1]
     assert {group["holder"] for group in report["held"]} == {"MainThread"}
     assert [group["site"] for group in report["held"]].count("other") == 1
     assert report["cause"] == "self_deadlock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy_pool_exporter.segment.entries import OTHER
 from sqlalchemy_pool_exporter.segment.exhaustion import likely_cause
 
 from .words import duration, number
@@ -51,10 +52,10 @@ def _in_server(part: Part, records: Sequence[HeldConnection], least: float) -> s
     locked = _most(part, [one for one in records if one.server_state == "waiting_for_lock"], least)
     if locked:
         first = max(locked, key=_state_seconds)
-        return f"a lock: {_of(locked, part)} wait for one, {_longest(first)}{blocker(first)}"
+        return f"a lock: {_of(locked, part)} wait for one, {_longest(locked)}{blocker(first)}"
     active = _most(part, [one for one in records if one.server_state == "active"], least)
     if active:
-        return f"slow statements: {_of(active, part)} run one, {_longest(max(active, key=_state_seconds))}"
+        return f"slow statements: {_of(active, part)} run one, {_longest(active)}"
     return ""
 
 
@@ -64,7 +65,7 @@ def _while_idle(part: Part, records: Sequence[HeldConnection], least: float) -> 
     if not idle:
         return ""
     first = max(idle, key=_state_seconds)
-    return f"{_of(idle, part)} are {first.server_state.replace('_', ' ')}, {_longest(first)}"
+    return f"{_of(idle, part)} are {first.server_state.replace('_', ' ')}, {_longest(idle)}"
 
 
 def _most(part: Part, some: Sequence[HeldConnection], least: float) -> list[HeldConnection]:
@@ -80,8 +81,12 @@ def _of(some: Sequence[HeldConnection], part: Part) -> str:
     return f"{number(len(some))} of {number(part.state['in_use'])} connections"
 
 
-def _longest(one: HeldConnection) -> str:
-    return f"the longest for {duration(_state_seconds(one))}, from {who(one)}"
+def _longest(some: Sequence[HeldConnection]) -> str:
+    first = max(some, key=_state_seconds)
+    # The first checkouts of a pool have no site of their own, if it was hardly in use.
+    named = max(some, key=lambda one: (one.site != OTHER, _state_seconds(one)))
+    which = "from" if named is first else "another one from"
+    return f"the longest for {duration(_state_seconds(first))}, {which} {who(named)}"
 
 
 def who(one: HeldConnection) -> str:

@@ -294,7 +294,8 @@ def fill_level(pool: Pool, share: float) -> FillLevel | None:
     if not share or not isinstance(pool, QueuePool):
         return None
     size = pool.size()
-    least = math.ceil(round(share * (size + max(pool._max_overflow, 0)), 6))
+    # Rounded down, so that a small pool has the site of each checkout.
+    least = math.floor(round(share * (size + max(pool._max_overflow, 0)), 6))
     # The pool counts its overflow from the negative of its size, and idle connections with those in use.
     return FillLevel(pool, _idle(pool), least - size)
 
