@@ -122,7 +122,7 @@ def _five(stage: Stage, begin: Callable[[], object]) -> None:
 def _hardly_used(stage: Stage, begin: Callable[[], object]) -> None:
     """Two callers in each worker."""
     begin()
-    stage.load(2)
+    stage.load(2, seconds=0.1, pause=0.1)
     stage.last(LONG)
 
 
