@@ -68,11 +68,21 @@ class Intruder:
         self._before.clear()
 
     def _trace(self, frame: FrameType, what: str, _: object) -> Any:
-        caller = frame.f_back
+        strikes = self._is_the_moment(frame, what)
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        # No local of a function in the traceback may be the frame: this would look like a signal handler.
+        del frame
+        if strikes:
+            self._intrude()
+        return self._trace
+
+    def _is_the_moment(self, frame: FrameType, what: str) -> bool:
+        caller, passes = frame.f_back, False
         if what == "call" and caller in self._before:
             self._before[caller] = _NONE  # the called function is written in Python
         if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
+            return False
         frame.f_trace_opcodes = True
         if what == "call":
             ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
@@ -80,27 +90,24 @@ class Intruder:
             if frame.f_code.co_flags & inspect.CO_GENERATOR:
                 # A generator that is closed has this event, too, but runs nothing: what is raised then would be lost.
                 self._before[frame] = _RESUMED if ours else _NONE
-            elif ours or self._outermost:
-                self._moment_passes(frame)
+            else:
+                passes = ours or self._outermost
         elif what == "opcode":
             opcode = frame.f_code.co_code[frame.f_lasti]
             # In 3.11 a call is PRECALL and CALL; it has not happened before CALL.
             before = self._before.get(frame)
             called = before in _CALLS and opcode != _SECOND_HALF
-            if called or before == _RESUMED or opcode in _BACKWARD:
-                self._moment_passes(frame)
+            passes = called or before == _RESUMED or opcode in _BACKWARD
             self._before[frame] = opcode
         elif what == "exception":
             self._before[frame] = _NONE  # CPython checks for no signals after a call that raises
         elif what == "return":
             self._before.pop(frame, None)
-        return self._trace
-
-    def _moment_passes(self, frame: FrameType) -> None:
-        self._seen += 1
-        if self._seen == self._moment:
-            self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-            self._intrude()
+        self._seen += passes
+        if not passes or self._seen != self._moment:
+            return False
+        self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+        return True
 
 
 class Scene:

@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
-from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_own
+from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_of_package, is_own
 from sqlalchemy_pool_exporter.segment.texts import name_of
 
 from .connection_row import Holder
@@ -80,12 +80,13 @@ def said(ask: Callable[[], object]) -> str:
     try:
         text = ask()
     except Exception as error:
-        # If the error is of that method, the checkout goes on. A time limit reaches the application.
+        # If the error is of that method, the checkout goes on. A time limit reaches the application, also if it strikes
+        # in the standard library, by which the name of a thread is found.
         step = error.__traceback__
-        while step is not None and step.tb_next is not None:
+        while step is not None and is_of_package(step.tb_frame):
             step = step.tb_next
-        is_inside = step is not None and step.tb_frame.f_globals is not globals()
-        if not is_own(error) and (handles_a_signal(error) or not is_inside):
+        is_theirs = step is not None and step.tb_frame.f_globals is not vars(threading)
+        if not is_own(error) and (handles_a_signal(error) or not is_theirs):
             raise
         return ""
     return text if type(text) is str else ""

@@ -69,6 +69,11 @@ def handles_a_signal(error: BaseException) -> bool:
     return False
 
 
+def is_of_package(frame: FrameType) -> bool:
+    """Return whether a frame runs code of this package."""
+    return str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
+
+
 class Suppressing(contextlib.AbstractContextManager["Suppressing"]):
     """Suppress errors of these classes, but only recording's own: ``TimeoutError`` is an ``OSError``."""
 
@@ -89,7 +94,7 @@ def _handles_a_signal(frame: FrameType) -> bool:
     """
     # Until Python 3.12 a look at f_locals makes the frame keep them. For our own frames, which have the error among
     # them, that would be a cycle.
-    is_ours = str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
+    is_ours = is_of_package(frame)
     interrupted = frame.f_back
     return not (is_ours or interrupted is None) and any(
         each is interrupted
