@@ -28,7 +28,7 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from tests.support.fakes import connect
 from tests.support.probed_sessions import Probed
 from tests.support.samples import key, read_samples
-from tests.support.segments import NOW, Process, processes
+from tests.support.segments import NOW, QUEUE, Process, processes
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -335,6 +335,23 @@ def test_command_that_ignores_a_rule(
     assert (status, err) == (2, "sqlalchemy-pool-exporter: no rule is called 'recycle'\n")
 
 
+@pytest.mark.parametrize("dialect", ["postgresql", "sqlite"])
+def test_what_no_probe_tells(tmp_path: Path, dialect: str) -> None:
+    """Pools are counted of whose server no probe tells; SQLite has none."""
+    with processes(tmp_path) as make:
+        make(info={**QUEUE, "dialect": dialect})
+        make("gone").kill()
+        fleet = Reader(tmp_path).read()
+
+    def unprobed(*servers: Probed) -> int:
+        return board(Moment(fleet, NOW, 2 * NOW, {}, servers))["pools_unprobed"]
+
+    has_server = dialect == "postgresql"
+    assert unprobed() == has_server
+    assert unprobed(Probed({})) == has_server
+    assert unprobed(Probed({}, limits=ServerLimits(97, 600.0, is_behind_pooler=False))) == 0
+
+
 def test_command_at_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL, or a host and a port, is asked; JSON has the same findings."""
     registry = CollectorRegistry()
@@ -345,12 +362,16 @@ def test_command_at_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         status, out, err = run(capsys, f"http://127.0.0.1:{server.port}/")
         assert (status, err) == (1, "")
-        assert out.endswith("1 finding in 1 pool in 1 process\n")
+        *_, summary, unseen = out.splitlines()
+        assert summary == "1 finding in 1 pool in 1 process"
+        assert unseen.startswith(
+            "no probe tells of the database server of 1 pool, so these rules could not look: no_l"
+        )
         status, out, err = run(capsys, "--json", f"127.0.0.1:{server.port}")
         assert (status, err) == (1, "")
         answer = json.loads(out)
         assert [one["rule"] for one in answer["findings"]] == ["recycle_short"]
-        assert answer["pools"] == 1
+        assert (answer["pools"], answer["pools_unprobed"]) == (1, 1)
 
 
 def test_command_without_an_answer(

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
+from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.recording import event_loops
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
@@ -236,6 +237,15 @@ def test_off(
         asyncio.run(live())
         assert dues() == {0.0}
         assert lag(registry) is None
+
+
+@pytest.mark.parametrize("value", ["off", "on", 2])
+def test_a_switch_that_is_none(registry: CollectorRegistry, value: Any) -> None:
+    """A text would count as true, so it is refused; the pool is not instrumented."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with pytest.raises(TargetError, match=f"loop_lag must be True or False, got {value!r}"):
+        instrument(engine, registry=registry, loop_lag=value)
+    assert "connect" not in vars(engine.pool)
 
 
 def test_a_synchronous_engine_has_no_loop(registry: CollectorRegistry) -> None:

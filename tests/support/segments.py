@@ -115,8 +115,8 @@ def processes(directory: Path) -> Iterator[Callable[..., Process]]:
     """Make processes that are killed at the end."""
     with ExitStack() as stack:
 
-        def make(pool: str = "orders", **options: float) -> Process:
-            process = Process(directory, pool, **options)  # type: ignore[arg-type]
+        def make(pool: str = "orders", **options: Any) -> Process:
+            process = Process(directory, pool, **options)
             stack.callback(process.kill)
             return process
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.support.web_files import PASSWORD, hashed, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.segments import Process
 
@@ -189,6 +189,31 @@ def test_any_encoding(tmp_path: Path, process: Callable[..., Process], command: 
             assert [name] == [one["pool"] for one in json.loads(out)["findings"]]
         else:
             assert name.encode(encoding, "replace").decode(encoding) in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize("command", [["top", "--once"], ["top", "--json"], ["audit", "--json"], ["audit"]])
+def test_an_output_that_takes_nothing(
+    tmp_path: Path, process: Callable[..., Process], command: list[str]
+) -> None:
+    """A full disk, or a reader that has gone, is said in a line, and the status is that of a failure."""
+    process()
+    where = [str(tmp_path)] if command[0] == "audit" else ["--directory", str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("wb") as full, os.fdopen(writer, "wb") as pipe:
+        for output, reason in ((full, "No space left on device"), (pipe, "Broken pipe")):
+            done = subprocess.run(
+                [sys.executable, "-m", "sqlalchemy_pool_exporter", *command, *where],
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert (2 if command[0] == "audit" else 1) == done.returncode
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("sqlalchemy-pool-exporter: cannot write to the standard output: ")
+            assert reason in line
 
 
 def test_without_a_terminal(tmp_path: Path, process: Callable[..., Process]) -> None:

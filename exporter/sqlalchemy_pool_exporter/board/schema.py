@@ -239,6 +239,7 @@ class Board(TypedDict):
     conditions_left_out: int
     findings: list[Finding]  # of all pools that are asked for
     findings_left_out: int
+    pools_unprobed: int  # of these, pools of whose server no probe told: rules that need it could not look
     pools: list[Pool]  # the worst first
     pools_left_out: int
     held: list[Held]  # the oldest first

@@ -77,6 +77,7 @@ def board(
         "conditions_left_out": len(every[MOST_CONDITIONS:]),
         "findings": findings[:MOST_FINDINGS],
         "findings_left_out": len(findings[MOST_FINDINGS:]),
+        "pools_unprobed": sum(pool.is_unprobed for pool in chosen),
         "pools": [pool.written(query, moment) for pool in shown],
         "pools_left_out": len(chosen) - len(shown),
         "held": held,
@@ -131,10 +132,18 @@ class _Pool:
         server: ProbedServer | None,
     ) -> None:
         self.label, self.parts, self._fleet = label, parts, fleet
+        self._server = server
         self.state = state_of(parts)
         self.rates: Rates | None = moment.rates.get(label)
         self.conditions = conditions(label, parts, moment, records, server)
         self.severity = self.conditions[0]["severity"] if self.conditions else None
+
+    @property
+    def is_unprobed(self) -> bool:
+        """Whether the pool has a database server and no probe told of it now."""
+        infos = self._fleet.infos.get(self.label, [])
+        has_server = bool(self.parts) and any(info.get("dialect") != "sqlite" for info in infos)
+        return has_server and (self._server is None or self._server.limits is None)
 
     @property
     def order(self) -> tuple[object, ...]:

@@ -193,8 +193,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
-            has no ``register()``, ``sites`` is no share, ``application`` is no list of prefixes, or ``leak_after`` or
-            ``request_deadline`` is no number of seconds.
+            has no ``register()``, ``sites`` is no share, ``application`` is no list of prefixes, ``loop_lag`` is
+            neither True nor False, or ``leak_after`` or ``request_deadline`` is no number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
@@ -208,6 +208,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     deadline = options.seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
     sites_from = options.sites_from(sites, default=0.0 if leaks else options.HALF)
     prefixes = None if sites_from is None else options.prefixes(application)
+    watches_loops = options.watches_loops(given=loop_lag)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None:
@@ -225,7 +226,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             prefixes=prefixes,
             sites_from=sites_from or 0.0,
             leaks=leaks,
-            watches_loops=options.watches_loops(given=loop_lag),
+            watches_loops=watches_loops,
             request_deadline=deadline,
         )
         handle = Handle(recorder.identity, registry)

@@ -81,8 +81,16 @@ def _share(value: bool | float) -> float | None:  # noqa: FBT001 - as above
 
 
 def watches_loops(*, given: bool | None) -> bool:
-    """Return whether the lag of event loops is to be recorded."""
-    return not environment.is_off(environment.LOOP_LAG) if given is None else given
+    """Return whether the lag of event loops is to be recorded.
+
+    Raises:
+        TargetError: what is given is neither True nor False.
+    """
+    if given is None:
+        return not environment.is_off(environment.LOOP_LAG)
+    if given not in (True, False):  # a text such as "off" would count as true
+        raise TargetError(f"loop_lag must be True or False, got {given!r}")
+    return bool(given)
 
 
 def leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:

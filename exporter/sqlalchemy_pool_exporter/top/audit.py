@@ -56,7 +56,12 @@ def run(source: Source, *, as_json: bool, ignored: Collection[str] = ()) -> int:
 
 def _answer(board: Board) -> dict[str, Any]:
     keys = ("version", "exporter", "time", "processes", "unreadable", "findings", "findings_left_out")
-    return {key: board[key] for key in keys} | {"pools": board["totals"]["pools"]}  # type: ignore[literal-required]
+    totals = {"pools": board["totals"]["pools"], "pools_unprobed": _unprobed(board)}
+    return {key: board[key] for key in keys} | totals  # type: ignore[literal-required]
+
+
+def _unprobed(board: Board) -> int:
+    return board.get("pools_unprobed", 0)  # an older release has no such key
 
 
 def _lines(board: Board, source: Source) -> Iterator[str]:
@@ -69,6 +74,10 @@ def _lines(board: Board, source: Source) -> Iterator[str]:
     looked = f"{counted(board['totals']['pools'], 'pool')} in {processes}"
     found = len(board["findings"]) + board["findings_left_out"]
     yield f"{counted(found, 'finding') if found else 'nothing found'} in {looked}"
-    if isinstance(source, DirectorySource):
+    if unprobed := _unprobed(board):
         rules = ", ".join(rule.name for rule in RULES if rule.needs_server)
-        yield f"a directory does not show the database server; ask a sidecar that probes it for {rules}"
+        if isinstance(source, DirectorySource):
+            yield f"a directory does not show the database server; ask a sidecar that probes it for {rules}"
+        else:
+            pools = counted(unprobed, "pool")
+            yield f"no probe tells of the database server of {pools}, so these rules could not look: {rules}"
