@@ -317,4 +317,4 @@ def test_elements() -> None:
     assert '<a title="&quot;&lt;" hidden>&lt;<b>x</b>&amp;y</a>' == tag(
         "a", "<", [tag("b", "x"), "&y"], None, title='"<', hidden=True, style=None, class_=False
     )
-    assert "a\ufffdb\ufffd" == joined("a\x00b\ud800")
+    assert "a\ufffdb\ufffd\ufffdc" == joined("a\x00b\ud800\u202ec")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _VOID: Final = frozenset(("input", "link", "meta"))
-# A browser replaces a NUL, and a lone surrogate is no UTF-8.
-_NOT_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+# A browser replaces a NUL, a lone surrogate is no UTF-8, and a change of direction would turn the text that follows.
+_NOT_TEXT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Markup(str):
