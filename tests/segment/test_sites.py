@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlalchemy_pool_exporter.segment.block import SITE_COUNTS
+from sqlalchemy_pool_exporter.segment.block import ACTIVE, SITE_COUNTS
 from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, OTHER
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
-from tests.support.segments import Process, Scraper
+from tests.support.segments import Process, Scraper, new_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+    from types import FrameType
+
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
 
 SERIES = ("orders",)
 
@@ -98,3 +103,54 @@ def test_processes_with_other_sites_in_one_file(tmp_path: Path) -> None:
                 if name == "sqlalchemy_pool_checkouts_by_site_total"
             ]
             assert sum(by_site) == total
+
+
+class Adding:
+    """A thread that adds a site and counts a checkout there, and that stops before one line of ``site()``."""
+
+    def __init__(self, block: PoolBlock, text: str, line: int) -> None:
+        self._block, self._text, self._left = block, text, line
+        self.stopped, self.go_on = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        sys.settrace(self._trace)
+        try:
+            entry = self._block.site(self._text) or self._block.other_sites
+        finally:
+            sys.settrace(None)
+        entry.table[entry.at + CHECKOUTS] += 1.0
+        self.stopped.set()
+
+    def _trace(self, frame: FrameType, what: str, _: object) -> Any:
+        if frame.f_code.co_name != "site":
+            return None
+        if what == "line":
+            self._left -= 1
+            if not self._left:
+                self.stopped.set()
+                assert self.go_on.wait(20)
+        return self._trace
+
+
+def test_threads_that_add_at_once(tmp_path: Path) -> None:
+    """If a debugger stops threads between any two lines, each has an entry of its own or that of the others."""
+    process = Process(tmp_path)
+    lines = 20  # more than site() has
+    for first_line in range(1, lines):
+        for second_line in range(1, lines):
+            block = new_block(process.lease, f"{first_line}.{second_line}")
+            first, second = Adding(block, "a", first_line), Adding(block, "b", second_line)
+            first.thread.start()
+            assert first.stopped.wait(20)
+            second.thread.start()
+            assert second.stopped.wait(20)
+            for adding in (first, second):
+                adding.go_on.set()
+                adding.thread.join()
+            where = f"lines {first_line} and {second_line} of site()"
+            others = block.other_sites.table[block.other_sites.at + CHECKOUTS]
+            assert sum(counts[CHECKOUTS] for _, counts in block.sites()) + others == 2.0, where
+            block.doubles[ACTIVE] = 0.0
+            assert block.pages.fold(block)
+    process.kill()

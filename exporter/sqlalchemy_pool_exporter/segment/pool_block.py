@@ -80,11 +80,9 @@ class PoolBlock:
         """
         pages, is_ours = self.pages, False
         try:
-            # straight line: only one thread can add. A time limit that struck just after a lock was acquired would
-            # leave it so, and no site would ever be added again.
-            if not pages.is_adding:
-                pages.is_adding = is_ours = True
-            # end of straight line
+            # Only one thread can add. A time limit that struck just after a lock was acquired would leave it so, and no
+            # site would ever be added again. A debugger can switch threads between two lines.
+            if not pages.is_adding: pages.is_adding = is_ours = True  # fmt: skip # noqa: E701
             if not is_ours:
                 return None
             if self._sites is None:

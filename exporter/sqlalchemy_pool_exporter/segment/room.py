@@ -104,10 +104,8 @@ class Room:
         is_ours, attempts = False, _GROWING_SECONDS / _STEP_SECONDS if wait else 0
         try:
             while True:
-                # straight line: only one thread makes room
-                if not self.is_growing:
-                    self.is_growing = is_ours = True
-                # end of straight line
+                # Only one thread makes room. A debugger can switch threads between two lines.
+                if not self.is_growing: self.is_growing = is_ours = True  # fmt: skip # noqa: E701
                 if is_ours:
                     break
                 if not attempts:

@@ -64,10 +64,8 @@ class _Texts:
         """Return the number of a new text; 0 if another thread adds one now."""
         numbers, is_ours = self.numbers[purpose], False
         try:
-            # straight line: only one thread can add
-            if not self.is_adding:
-                self.is_adding = is_ours = True
-            # end of straight line
+            # Only one thread can add. A debugger can switch threads between two lines.
+            if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701
             if not is_ours:
                 return 0
             number = numbers.setdefault(text, len(numbers) + 1)
@@ -81,10 +79,8 @@ class _Texts:
         """Return the name of a thread or task; None if there is no room, or if another thread adds one now."""
         numbers, is_ours = self.numbers[HOLDERS], False
         try:
-            # straight line: only one thread can add
-            if not self.is_adding:
-                self.is_adding = is_ours = True
-            # end of straight line
+            # Only one thread can add. A debugger can switch threads between two lines.
+            if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701
             if not is_ours:
                 return None
             number = numbers.get(text, 0) or self._new(text)
@@ -162,10 +158,7 @@ class _Texts:
         """Write what is not written yet, unless another thread adds: it writes all."""
         is_ours = False
         try:
-            # straight line: as above
-            if not self.is_adding:
-                self.is_adding = is_ours = True
-            # end of straight line
+            if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701 - as above
             if is_ours:
                 self.write()
         finally:
