@@ -197,8 +197,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     block[wait_sum] += wait
                     # end of straight line
                 else:
-                    # To find the site is half of what holder and site add, and it says most when others may soon have
-                    # to wait.
+                    # To find the site takes time, and it says most when others may soon have to wait.
                     if idle is None or pool._overflow - len(idle) >= least:
                         site = find()
                     else:

@@ -174,7 +174,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             ``module:function:line``. ``True`` does so at each checkout, ``False`` never, and a number between 0 and 1
             while at least this share of the pool's capacity is in use; other checkouts count as ``other``. The default
             is ``SQLALCHEMY_POOL_EXPORTER_SITES``; if that is not set, each checkout if leaks are looked for
-            (``leak_after``), else 0.5, since to find a site takes about a microsecond.
+            (``leak_after``), else 0.5, since to find a site takes time.
         application: prefixes of the application's modules, such as ``["orders", "billing"]``, if it is installed like a
             library; a minus, as in ``"-orders.db"``, excludes modules that only open connections for others. The
             default is ``SQLALCHEMY_POOL_EXPORTER_APPLICATION``, where commas separate them; if that is not set, the

@@ -82,7 +82,9 @@ class PoolBlock:
         try:
             # Only one thread can add. A time limit that struck just after a lock was acquired would leave it so, and no
             # site would ever be added again. A debugger can switch threads between two lines.
+            # straight line
             if not pages.is_adding: pages.is_adding = is_ours = True  # fmt: skip # noqa: E701
+            # end of straight line
             if not is_ours:
                 return None
             if self._sites is None:

@@ -105,7 +105,9 @@ class Room:
         try:
             while True:
                 # Only one thread makes room. A debugger can switch threads between two lines.
+                # straight line
                 if not self.is_growing: self.is_growing = is_ours = True  # fmt: skip # noqa: E701
+                # end of straight line
                 if is_ours:
                     break
                 if not attempts:

@@ -65,7 +65,9 @@ class _Texts:
         numbers, is_ours = self.numbers[purpose], False
         try:
             # Only one thread can add. A debugger can switch threads between two lines.
+            # straight line
             if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701
+            # end of straight line
             if not is_ours:
                 return 0
             number = numbers.setdefault(text, len(numbers) + 1)
@@ -80,7 +82,9 @@ class _Texts:
         numbers, is_ours = self.numbers[HOLDERS], False
         try:
             # Only one thread can add. A debugger can switch threads between two lines.
+            # straight line
             if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701
+            # end of straight line
             if not is_ours:
                 return None
             number = numbers.get(text, 0) or self._new(text)
@@ -158,7 +162,9 @@ class _Texts:
         """Write what is not written yet, unless another thread adds: it writes all."""
         is_ours = False
         try:
+            # straight line
             if not self.is_adding: self.is_adding = is_ours = True  # fmt: skip # noqa: E701 - as above
+            # end of straight line
             if is_ours:
                 self.write()
         finally:
