@@ -210,3 +210,51 @@ def test_a_finalizer_may_close_a_handle_at_any_moment() -> None:
         """
     )
     assert result.stdout == "done\n", result.stderr
+
+
+ROWS_THAT_CHANGE = """
+import sys
+from itertools import count
+from sqlalchemy_pool_exporter.recording import nesting
+
+MANY = 20_000
+
+def change(held):
+    # As many as before, and in a smaller table.
+    del held[MANY - 1]
+    for _ in range(2 * MANY):
+        held[0] = None
+        del held[0]
+    held[0] = None
+
+def reads(moment):
+    held, moments = dict.fromkeys(range(MANY)), count()
+    for key in range(MANY - 1):
+        del held[key]
+
+    def trace(frame, event, _):
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(moments) == moment:
+            change(held)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        assert nesting._latest(held) == [None]
+    except RuntimeError:
+        pass
+    finally:
+        sys.settrace(None)
+    return next(moments) > moment
+
+tried = 0
+while reads(tried):
+    tried += 1
+print("tried several" if tried > 5 else tried)
+"""
+
+
+def test_rows_that_change_while_they_are_read() -> None:
+    """A finalizer that changes what a holder has, at any moment of a look at it, does not crash the interpreter."""
+    done = run(ROWS_THAT_CHANGE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tried several\n", "")

@@ -217,12 +217,16 @@ def each_moment(
         scene = Scene(**options)
         raised: BaseException | None = None
         intruder = Intruder(moment, partial(intrude, scene))
-        with intruder:
-            try:
+        # The pool of an earlier scene may be garbage: what is raised where that is collected would be lost.
+        gc.disable()
+        try:
+            with intruder:
                 getattr(scene, act)()
-            except BaseException as error:  # noqa: BLE001 - an intrusion may raise anything
-                raised = error.with_traceback(None)
-                raised.__context__ = None
+        except BaseException as error:  # noqa: BLE001 - an intrusion may raise anything
+            raised = error.with_traceback(None)
+            raised.__context__ = None
+        finally:
+            gc.enable()
         if intruder.where is None:
             assert moment > 3, "not a moment in it"
             return
