@@ -60,8 +60,8 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
 def _latest(rows: dict[int, ConnectionRow]) -> list[ConnectionRow]:
     """Return the latest rows, the oldest first; raise ``RuntimeError`` if they change meanwhile."""
     # CPython crashes if a dictionary is emptied and filled again beside an iterator that runs backwards, as a finalizer
-    # or another thread could do between two calls. So the iterator is made and used within one call, that of list(),
-    # which allocates no object that could start a collection.
+    # or another thread could do between two calls. So the iterator is made and used within one call, that of list().
+    # Of values, not of items: to make the pairs could start a collection, in its midst.
     backwards = chain.from_iterable(map(reversed, (rows.values(),)))
     latest = list(islice(backwards, _MOST))
     latest.reverse()
