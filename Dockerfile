@@ -2,11 +2,14 @@
 # The sidecar and its probes. A lock with hashes has every installed package. The last stage has neither pip nor a
 # compiler, runs as an unprivileged user, and writes no files. See "What is proven" in docs/install.md.
 #
-# By default the base image is a tag. A release uses a digest: the workflow resolves the tag once, passes
-# PYTHON_IMAGE=name@sha256:..., and sets the image's label org.opencontainers.image.base.digest.
+# By default the base images are tags. A release uses digests: the workflow resolves each tag once, passes
+# PYTHON_IMAGE=name@sha256:... and BUILD_IMAGE likewise, and sets the label org.opencontainers.image.base.digest.
+#
+# BUILD_IMAGE has a compiler beside the same Python at the same place.
+ARG BUILD_IMAGE=docker.io/library/python:3.13-trixie
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${BUILD_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY requirements/build.lock requirements/exporter.lock requirements/
@@ -15,11 +18,12 @@ RUN python3 -m venv /build/tools \
     && python3 -m venv --without-pip /opt/exporter \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install \
         --require-hashes --only-binary=:all: --requirement requirements/exporter.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY exporter/ exporter/
 COPY config/alerts.yml config/exporter.yaml config/
 COPY dashboards/database.json dashboards/overview.json dashboards/pool.json dashboards/
-RUN /build/tools/bin/python -m hatchling build -t wheel -d dist \
+RUN SQLALCHEMY_POOL_EXPORTER_REQUIRE_EXTENSION=1 \
+        /build/tools/bin/python -m pip wheel --no-build-isolation --no-deps --no-index --wheel-dir dist . \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install --no-deps --no-index dist/*.whl \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python check
 

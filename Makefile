@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Needs Python 3.11 or later (with venv) and make, no root. Everything made stays below .venv and dist.
+# Needs Python 3.11 or later (with venv) and make, no root; a C compiler and the headers of Python to test the compiled
+# build, too. Everything made stays below .venv, build and dist.
 #
 # The file .ready of each environment below .venv names its checkout, interpreter and requirements. An environment is
 # rebuilt if one of them changed or if its build was interrupted, and is reused otherwise.
@@ -56,9 +57,17 @@ if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1
 fi
 endef
 
-# $(call with-wheel,NAME): installs the current wheel over the one from the environment's build
-with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/wheel/*.whl
-wheel-with = "$$(echo .venv/wheel/*.whl)[$(1)]"
+# Two wheels are made: .venv/wheel, compiled for PYTHON if there is a compiler, and .venv/pure, to run interpreted.
+# $(call with-wheel,NAME,WHEEL): installs the current wheel over the one from the environment's build
+with-wheel = @.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --force-reinstall .venv/$(2)/*.whl
+wheel-with = "$$(echo .venv/$(1)/*.whl)[$(2)]"
+# $(call backend,HOOK,DIRECTORY,VARIABLES): calls the build backend
+backend = mkdir -p $(2) && $(3) .venv/build/bin/python -c 'from setuptools import build_meta; \
+	build_meta.$(1)("$(2)")' > .venv/build/$(1).log 2>&1 || { cat .venv/build/$(1).log; exit 1; }; \
+	sed -n '/hot path/s/^/==> /p' .venv/build/$(1).log
+no-extension := SQLALCHEMY_POOL_EXPORTER_DISABLE_EXTENSION=1
+# Where a missing program fails a test, a missing compiler fails the build.
+extension := $(if $(REQUIRE_TOOLS),SQLALCHEMY_POOL_EXPORTER_REQUIRE_EXTENSION=1)
 comma := ,
 suite := sidecar,top,demo,test,boards
 everything := $(suite),ship,bench,lint
@@ -68,16 +77,36 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: test-newest test-oldest ## run the tests on the built wheel, with the newest and the oldest dependencies
+test: test-newest test-interpreted test-oldest ## run the tests on the built wheels, with the newest and the oldest dependencies
 
 .PHONY: test-newest test-oldest
-test-newest: environment-newest ## ... with the newest alone (PYTEST_ARGS="-k name" for a part)
-test-oldest: environment-oldest ## ... with the oldest alone
+test-newest: environment-newest ## ... with the newest alone, compiled (PYTEST_ARGS="-k name" for a part)
+test-oldest: environment-oldest ## ... with the oldest alone, interpreted
 test-oldest: selected := -m "not soak and not newest"
+test-oldest: build := interpreted
+test-newest: build = $(shell ls .venv/wheel/*-none-any.whl >/dev/null 2>&1 && echo interpreted || echo compiled)
 test-newest test-oldest: test-%:
 	@echo "==> the tests in .venv/$*"
-	@REQUIRE_WHEEL=1 .venv/$*/bin/python -m pytest -n $(WORKERS) \
+	@REQUIRE_WHEEL=1 REQUIRE_BUILD=$(build) .venv/$*/bin/python -m pytest -n $(WORKERS) \
 		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
+
+# The tests of what is compiled, which must hold interpreted, too. With the oldest dependencies all tests run interpreted.
+hot-path := tests/recording/test_hot_path.py tests/recording/test_checkout.py tests/recording/test_recorder.py \
+	tests/recording/test_counts_of_checkouts.py tests/recording/test_errors.py tests/recording/test_time_limits.py \
+	tests/recording/test_interrupts.py tests/recording/test_threads.py tests/recording/test_forks.py
+.PHONY: test-interpreted
+test-interpreted: environment-newest ## ... of the hot path alone, with the newest, interpreted
+	@if ls .venv/wheel/*-none-any.whl >/dev/null 2>&1; then \
+		echo "==> no compiler: the compiled build is not tested"; \
+	else \
+		echo "==> the tests of the hot path in .venv/newest, interpreted"; \
+		$(call interpreted,newest) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted .venv/newest/bin/python -m pytest -n $(WORKERS) \
+			--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(hot-path) $(PYTEST_ARGS); \
+	fi
+# $(call interpreted,NAME): installs the interpreted build in the environment beside the compiled one, and takes it first
+interpreted = rm -rf .venv/$(1)/interpreted && \
+	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --target .venv/$(1)/interpreted .venv/pure/*.whl && \
+	PYTHONPATH=$(CURDIR)/.venv/$(1)/interpreted
 
 .PHONY: soak
 soak: soak-staged soak-others ## run the tests that take minutes
@@ -96,7 +125,7 @@ soak-staged soak-others: soak-%:
 .PHONY: coverage
 coverage: environment-newest ## run the tests and report what they reach
 	@rm -rf .venv/coverage && mkdir .venv/coverage
-	@COVERAGE_FILE=.venv/coverage/data REQUIRE_WHEEL=1 .venv/newest/bin/python -m coverage run -m pytest \
+	@$(call interpreted,newest) COVERAGE_FILE=.venv/coverage/data REQUIRE_WHEEL=1 .venv/newest/bin/python -m coverage run -m pytest \
 		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(PYTEST_ARGS)
 	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage combine --quiet
 	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage report
@@ -142,7 +171,8 @@ sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
 dist: environment-build environment-dist ## build wheel, source distribution and SBOM, and check what would be shipped
 	@rm -rf dist .venv/shipped
-	@.venv/build/bin/python -m hatchling build -d dist
+	@$(call backend,build_sdist,dist)
+	@$(call backend,build_wheel,dist,$(no-extension))
 	@.venv/dist/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
 	@.venv/dist/bin/check-wheel-contents dist/*.whl
 	@$(PYTHON) -m venv --without-pip .venv/shipped
@@ -162,9 +192,13 @@ lock: environment-lint ## renew the locks below requirements/
 	@$(PYTHON) -c 'import tomllib; build = tomllib.load(open("pyproject.toml", "rb"))["build-system"]; \
 		print(*build["requires"], sep="\n")' | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
 
+.PHONY: python
+python: ## print the interpreter that is used
+	@echo '$(PYTHON)'
+
 .PHONY: clean
 clean: ## remove everything that was made
-	rm -rf .venv dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist exporter/*.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .PHONY: environment-build environment-dist environment-newest environment-oldest environment-demo environment-bench \
@@ -179,33 +213,34 @@ environment-dist:
 		print(*extras["dist"], sep="\n")' > .venv/dist.txt
 	$(call environment,dist,$(PYTHON),-r .venv/dist.txt)
 
-# Built every time, which takes half a second, because make does not notice a deleted source file.
+# Built every time, because make does not notice a deleted source file. That takes a second if nothing is to be compiled.
 wheel: environment-build
-	@echo "==> building the wheel"
-	@rm -rf .venv/wheel
-	@.venv/build/bin/python -m hatchling build -t wheel -d .venv/wheel
+	@echo "==> building the wheels"
+	@rm -rf .venv/wheel .venv/pure
+	@$(call backend,build_wheel,.venv/pure,$(no-extension))
+	@$(call backend,build_wheel,.venv/wheel,$(extension))
 
 environment-newest: wheel
-	$(call environment,newest,$(PYTHON),$(call wheel-with,$(suite)$(comma)ship))
-	$(call with-wheel,newest)
+	$(call environment,newest,$(PYTHON),$(call wheel-with,wheel,$(suite)$(comma)ship))
+	$(call with-wheel,newest,wheel)
 
 # Installs exactly the lower bounds of pyproject.toml.
 environment-oldest: wheel
 	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		lower = project["dependencies"] + sum(map(project["optional-dependencies"].get, ("sidecar", "top")), []); \
 		print(*(bound.replace(">=", "==", 1) for bound in lower), sep="\n")' > .venv/oldest.txt
-	$(call environment,oldest,$(OLDEST_PYTHON),-c .venv/oldest.txt $(call wheel-with,$(suite)))
-	$(call with-wheel,oldest)
+	$(call environment,oldest,$(OLDEST_PYTHON),-c .venv/oldest.txt $(call wheel-with,pure,$(suite)))
+	$(call with-wheel,oldest,pure)
 
 environment-demo: wheel
-	$(call environment,demo,$(PYTHON),$(call wheel-with,demo))
-	$(call with-wheel,demo)
+	$(call environment,demo,$(PYTHON),$(call wheel-with,wheel,demo))
+	$(call with-wheel,demo,wheel)
 
 # OpenTelemetry's instrumentation refuses SQLAlchemy 2.1, and all candidates must run on the same release.
 environment-bench: wheel
-	$(call environment,bench,$(PYTHON),$(call wheel-with,bench) "sqlalchemy<2.1")
-	$(call with-wheel,bench)
+	$(call environment,bench,$(PYTHON),$(call wheel-with,wheel,bench) "sqlalchemy<2.1")
+	$(call with-wheel,bench,wheel)
 
 # The type checker needs every package that the sources import.
 environment-lint: wheel
-	$(call environment,lint,$(PYTHON),$(call wheel-with,$(everything)))
+	$(call environment,lint,$(PYTHON),$(call wheel-with,wheel,$(everything)))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import count
@@ -65,15 +66,18 @@ def pytest_report_header() -> list[str]:
     names = ("sqlalchemy", "prometheus-client", "psycopg", "asyncpg", "greenlet")
     return [
         ", ".join(f"{name} {version(name)}" for name in names),
-        f"sqlalchemy_pool_exporter: {_package()}",
+        f"sqlalchemy_pool_exporter: {_package()}, {_build()}",
     ]
 
 
 def pytest_configure() -> None:
-    """If REQUIRE_WHEEL is set, refuse to test anything but the installed wheel."""
+    """Refuse to test another build than REQUIRE_WHEEL (the installed one) and REQUIRE_BUILD say."""
     package = _package()
     if os.environ.get("REQUIRE_WHEEL") and not package.is_relative_to(Path(sys.prefix).resolve()):
         raise pytest.UsageError(f"the tests are to run on the built wheel and would run on {package}")
+    wanted = os.environ.get("REQUIRE_BUILD", "")
+    if wanted not in {"", _build()}:
+        raise pytest.UsageError(f"the tests are to run {wanted} and would run {_build()}")
 
 
 def pytest_collection_finish() -> None:
@@ -95,6 +99,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("REQUIRE_TOOLS"):
         pytest.fail(f"{reason}, and REQUIRE_TOOLS is set", pytrace=False)
     pytest.skip(reason)
+
+
+def _build() -> str:
+    """Return whether the installed package is ``compiled`` or ``interpreted``."""
+    is_compiled = any(_package().rglob(f"*_cy{EXTENSION_SUFFIXES[0]}"))
+    return "compiled" if is_compiled else "interpreted"
 
 
 def _package() -> Path:

@@ -28,6 +28,7 @@ SHARED = {
     "about",
     "address",
     "audit",
+    "cython",
     "environment",
     "errors",
     "exposition",
@@ -42,7 +43,7 @@ SHARED = {
 # each other and ``segment``, without a cycle.
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
-    "segment": {"about", "environment", "errors", "metrics", "pausing"},
+    "segment": {"about", "cython", "environment", "errors", "metrics", "pausing"},
     "board": {"about", "audit", "held_connections", "pausing", "segment"},
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},

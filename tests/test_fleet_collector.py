@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy
 
-from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.about import hot_path, package_version
 from sqlalchemy_pool_exporter.segment import block as layout
 from sqlalchemy_pool_exporter.segment.format import FACTS_AT, HEADER_BYTES
 from tests.support.segments import (
@@ -148,7 +148,7 @@ def versions(exposition: Exposition) -> list[dict[str, str]]:
         if name == "sqlalchemy_pool_exporter_build_info"
     }
     assert set(found.values()) == {1.0}
-    return sorted(map(dict, found), key=lambda labels: labels["python"])
+    return sorted(map(dict, found), key=lambda labels: (labels["python"], labels["hot_path"]))
 
 
 def say(process: Process, facts: bytes) -> None:
@@ -159,20 +159,27 @@ def say(process: Process, facts: bytes) -> None:
 
 
 def test_versions_are_the_applications(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """``build_info`` has a sample per pair of the live workers' versions, and the sidecar's version of the exporter."""
+    """``build_info`` has a sample per set of the live workers' versions, and the sidecar's version of the exporter."""
     say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.1"}')
     say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "version": "0.0.2"}')
+    say(process(), b'{"python": "3.9.1", "sqlalchemy": "2.0.7", "hot_path": "compiled"}')
     process()
     own = {"version": package_version()}
     assert versions(Scraper(tmp_path).scrape()) == [
-        {**own, "python": platform.python_version(), "sqlalchemy": sqlalchemy.__version__},
-        {**own, "python": "3.9.1", "sqlalchemy": "2.0.7"},
+        {
+            **own,
+            "python": platform.python_version(),
+            "sqlalchemy": sqlalchemy.__version__,
+            "hot_path": hot_path(),
+        },
+        {**own, "python": "3.9.1", "sqlalchemy": "2.0.7", "hot_path": ""},
+        {**own, "python": "3.9.1", "sqlalchemy": "2.0.7", "hot_path": "compiled"},
     ]
 
 
 def test_versions_of_the_gone_are_not_shown(tmp_path: Path, process: Callable[..., Process]) -> None:
     """Without a live worker ``build_info`` has one sample with empty labels, so that a query still finds the target."""
-    nothing = [{"version": package_version(), "python": "", "sqlalchemy": ""}]
+    nothing = [{"version": package_version(), "python": "", "sqlalchemy": "", "hot_path": ""}]
     scraper = Scraper(tmp_path)
     assert versions(scraper.scrape()) == nothing
     worker = process()
@@ -195,13 +202,15 @@ def test_unreadable_facts_cost_the_label_alone(
     say(damaged, facts)
     scraper = Scraper(tmp_path)
     exposition = scraper.scrape()
-    assert versions(exposition) == [{"version": package_version(), "python": "", "sqlalchemy": ""}]
+    assert versions(exposition) == [
+        {"version": package_version(), "python": "", "sqlalchemy": "", "hot_path": ""}
+    ]
     assert exposition.value("checkouts_total", "orders") == 3
     assert scraper.errors() == {}
 
 
 def test_facts_of_an_older_worker(tmp_path: Path, process: Callable[..., Process]) -> None:
-    """A segment of an older release, without SQLAlchemy's version, has an empty label for this version."""
+    """A segment of an older release, without SQLAlchemy's version and the hot path, has empty labels for these."""
     say(process(), b'{"pid": 7, "program": "app", "version": "0.0.1", "python": "3.11.2"}')
     (found,) = versions(Scraper(tmp_path).scrape())
-    assert found == {"version": package_version(), "python": "3.11.2", "sqlalchemy": ""}
+    assert found == {"version": package_version(), "python": "3.11.2", "sqlalchemy": "", "hot_path": ""}

@@ -343,9 +343,13 @@ def maintenance() -> list[Builder[Panel]]:
         ),
         table(
             "Versions",
-            "Which versions are at work, and in how many targets. Good: one line. Bad: an old one after a rollout.",
-            Query(f"count by (version, python, sqlalchemy) ({exporter('exporter_build_info')})", "Targets"),
-            keys=("version", "python", "sqlalchemy"),
+            "Which versions are at work, and in how many targets. Good: one line. Bad: an old one after a "
+            "rollout; a hot path that is interpreted where it could be compiled.",
+            Query(
+                f"count by (version, python, sqlalchemy, hot_path) ({exporter('exporter_build_info')})",
+                "Targets",
+            ),
+            keys=("version", "python", "sqlalchemy", "hot_path"),
             columns={"Targets": Column()},
             span=12,
             height=4,

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of this package."""
+"""The version of this package, and how its hot path runs."""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -14,3 +16,19 @@ def package_version() -> str:
         return version("sqlalchemy-pool-exporter")
     except PackageNotFoundError:
         return "unknown"
+
+
+def hot_path() -> str:
+    """Return whether this process runs the hot path ``compiled`` or ``interpreted``; an empty text if it has none.
+
+    Nothing is imported for it: a process that records has loaded the modules.
+    """
+    folder = f"{__package__}.recording."
+    files = [
+        str(getattr(module, "__file__", ""))
+        for name, module in list(sys.modules.items())
+        if name.startswith(folder) and name.endswith("_cy")
+    ]
+    if not files:
+        return ""
+    return "compiled" if all(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files) else "interpreted"

@@ -194,6 +194,6 @@ def without_names(fleet: Fleet, names: Collection[str]) -> Fleet:
 
 
 def _versions(fleet: Fleet) -> list[dict[str, str]]:
-    """Return the versions of Python and SQLAlchemy of the live processes, each pair once; empty texts if unknown."""
+    """Return the versions that the live processes run on, each set once; empty texts if unknown."""
     found = sorted({worker.facts.versions for worker in fleet.running if worker.facts.versions is not None})
-    return [versions._asdict() for versions in found or [Versions("", "")]]
+    return [versions._asdict() for versions in found or [Versions("", "", "")]]

@@ -329,9 +329,9 @@ EXPORTER_METRICS: Final = (
         "exporter_build_info",
         "gauge",
         "1, with the versions at work: of the exporter that answers the scrape, and of Python and SQLAlchemy in the "
-        "application. The sidecar has one sample for each pair of these two among the live workers, and an empty label "
-        "for what no worker tells.",
-        labels=("version", "python", "sqlalchemy"),
+        "application, where the hot path is compiled or interpreted. The sidecar has one sample for each set of these "
+        "three among the live workers, and an empty label for what no worker tells.",
+        labels=("version", "python", "sqlalchemy", "hot_path"),
     ),
     _pool(
         "exporter_recording_faults_total",

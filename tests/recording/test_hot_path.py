@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dis
 import gc
-import inspect
 import os
 import re
 import sqlite3
@@ -39,7 +38,7 @@ from sqlalchemy_pool_exporter.recording import (
     connection_table,
     event_loops,
     holders,
-    ping,
+    ping_cy,
     recorder,
     slots,
 )
@@ -47,6 +46,7 @@ from sqlalchemy_pool_exporter.segment import block, pool_block, room, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
+from tests.support.sources import source_file, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ MODULES = (
     connection_row,
     connection_table,
     event_loops,
-    ping,
+    ping_cy,
     pool_block,
     recorder,
     room,
@@ -274,7 +274,7 @@ def stretches(module: ModuleType) -> list[tuple[int, int]]:
     """Return the first and last line of each stretch marked as a straight line."""
     marks = [
         (number, "end of straight line" in line)
-        for number, line in enumerate(inspect.getsource(module).splitlines(), 1)
+        for number, line in enumerate(source_of(module).splitlines(), 1)
         if re.match(r"\s*# (end of )?straight line", line)
     ]
     assert [is_end for _, is_end in marks] == [False, True] * (len(marks) // 2), "each has an end"
@@ -285,7 +285,7 @@ def instructions(module: ModuleType, first: int, last: int) -> list[dis.Instruct
     """Return the instructions compiled from these lines, in order."""
     found = [
         instruction
-        for code in _codes(compile(inspect.getsource(module), str(module.__file__), "exec"))
+        for code in _codes(compile(source_of(module), str(source_file(module)), "exec"))
         for instruction in dis.get_instructions(code)
         if instruction.positions
         and instruction.positions.lineno is not None
@@ -337,11 +337,11 @@ def test_there_are_straight_lines() -> None:
     assert len(stretches(slots)) >= 1
 
 
-@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping, recorder])
+@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping_cy, recorder])
 def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     """Every ``+=`` on shared state reads, adds and stores without interruption, in a marked stretch or not."""
     found = 0
-    for statement in ast.walk(ast.parse(inspect.getsource(module))):
+    for statement in ast.walk(ast.parse(source_of(module))):
         if not isinstance(statement, ast.AugAssign) or isinstance(statement.target, ast.Name):
             continue
         found += 1
@@ -352,11 +352,11 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     assert found
 
 
-@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping, recorder, slots])
+@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping_cy, recorder, slots])
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
     """A statement that reads and stores the same place is on one line: a debugger can switch threads between lines."""
     found = 0
-    for statement in ast.walk(ast.parse(inspect.getsource(module))):
+    for statement in ast.walk(ast.parse(source_of(module))):
         if isinstance(statement, ast.AugAssign):
             changes = True
         elif isinstance(statement, ast.Assign):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.builds import DISABLE, build, copy_sources
 from tests.support.paths import ROOT
 from tests.support.sidecar import Sidecar
 from tests.support.wait import eventually
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.newest
 PACKAGE = ROOT / "exporter" / "sqlalchemy_pool_exporter"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOOLS = Path(sys.executable).parent
+# By the build of the wheel, in the copy.
+MADE = re.compile(r"^build/|\.egg-info/")
 # One file of each kind that must be in the source distribution.
 IN_SDIST = (
     "config/alerts.yml",
@@ -39,6 +43,7 @@ IN_SDIST = (
     "helm/sqlalchemy-pool-exporter/templates/deployment.yaml",
     "examples/helm/orders/Chart.yaml",
     "requirements/exporter.lock",
+    "setup.py",
     "tests/conftest.py",
     "docs/install.md",
     "Dockerfile",
@@ -50,16 +55,12 @@ IN_SDIST = (
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel and the source distribution from the checkout."""
+    """Build the wheel of pure Python and the source distribution from a copy of the checkout."""
     directory = tmp_path_factory.mktemp("dist")
-    build(ROOT, directory)
+    source = copy_sources(directory / "source")
+    for hook in ("build_wheel", "build_sdist"):
+        shutil.copy(build(hook, source, directory / hook, **{DISABLE: "1"}), directory)
     return directory
-
-
-def build(source: Path, directory: Path, *options: str) -> None:
-    """Build the project in a directory."""
-    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-d", directory, *options]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
 
 
 def the(directory: Path, pattern: str) -> Path:
@@ -111,9 +112,17 @@ def test_source_distribution_builds_the_wheel(dist: Path, tmp_path: Path) -> Non
         archive.extractall(tmp_path, filter="data")
     source = the(tmp_path, "sqlalchemy_pool_exporter-*")
     assert [] == [name for name in IN_SDIST if not (source / name).exists()]
-    assert [] == [path for path in source.rglob("*") if path.name in (".venv", "__pycache__", ".git", ".ci")]
-    build(source, tmp_path, "-t", "wheel")
-    assert the(dist, "*.whl").read_bytes() == the(tmp_path, "*.whl").read_bytes()
+    packed = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    repository = {
+        path.relative_to(dist / "source").as_posix()
+        for path in (dist / "source").rglob("*")
+        if path.is_file()
+    }
+    by_setuptools = {"PKG-INFO", "setup.cfg"}
+    assert by_setuptools == {name for name in packed - repository if ".egg-info/" not in name}
+    assert {".ci"} == {name.partition("/")[0] for name in repository - packed if not MADE.search(name)}
+    wheel = build("build_wheel", source, tmp_path / "dist", **{DISABLE: "1"})
+    assert the(dist, "*.whl").read_bytes() == wheel.read_bytes()
 
 
 def test_metadata(dist: Path) -> None:

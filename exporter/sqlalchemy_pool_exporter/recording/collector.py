@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter import environment
-from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.about import hot_path, package_version
 from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.fleet_collector import OWNER, FleetCollector, without_names
 from sqlalchemy_pool_exporter.metrics import (
@@ -243,4 +243,5 @@ def versions() -> dict[str, str]:
         "version": package_version(),
         "python": platform.python_version(),
         "sqlalchemy": sqlalchemy.__version__,
+        "hot_path": hot_path(),
     }

@@ -35,7 +35,7 @@ from sqlalchemy_pool_exporter.segment.own_errors import Suppressing
 from .checkout import connect_hook, return_hook
 from .connections import ConnectionHooks, current_caller
 from .faults import never_raises
-from .ping import PingTap
+from .ping_cy import PingTap
 from .slow_path import SlowPath
 from .sqlalchemy_pool import (
     CLOSE_CONNECTION,

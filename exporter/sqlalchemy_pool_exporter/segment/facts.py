@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.about import hot_path, package_version
 
 from .command import LEFT_OUT, shown_words
 from .format import FILES
@@ -31,10 +31,11 @@ _MOST_PID: Final = 2**22  # Linux has no larger one
 
 
 class Versions(NamedTuple):
-    """Versions that a worker runs on; empty if its file does not say."""
+    """Versions that a worker runs on, and how its hot path runs; empty if its file does not say."""
 
     python: str
     sqlalchemy: str
+    hot_path: str
 
 
 class Process(NamedTuple):
@@ -67,6 +68,7 @@ def of_this_process() -> bytes:
         "python": platform.python_version(),
         # Not imported here: a process with pools has imported it.
         "sqlalchemy": getattr(sys.modules.get("sqlalchemy"), "__version__", ""),
+        "hot_path": hot_path(),
     }
     return json.dumps(facts).encode()
 
@@ -123,9 +125,14 @@ def read(data: bytes) -> Facts:
 
 
 def _versions(said: dict[str, Any]) -> Versions | None:
-    versions = [_text(said.get(name, default)) for name, default in (("python", None), ("sqlalchemy", ""))]
-    python, sqlalchemy = versions  # files of older workers lack the second
-    return None if python is None or sqlalchemy is None else Versions(python, sqlalchemy)
+    # Files of older workers say only the first.
+    python, sqlalchemy, hot_path = (
+        _text(said.get(name, default))
+        for name, default in (("python", None), ("sqlalchemy", ""), ("hot_path", ""))
+    )
+    if python is None or sqlalchemy is None or hot_path is None:
+        return None
+    return Versions(python, sqlalchemy, hot_path)
 
 
 def _process(said: dict[str, Any]) -> Process | None:
