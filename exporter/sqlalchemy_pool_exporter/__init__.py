@@ -6,6 +6,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import straight_lines
+
 if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
     from .recording.classification import Failure, classify
@@ -47,6 +49,9 @@ _MODULES = {
     "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),
     "recording.routes": ("asgi_labels", "wsgi_labels"),
 }
+
+# Before any module that records is loaded.
+straight_lines.lock()
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from tests.support.charts import (
     render,
     validate,
 )
+from tests.support.ports import free_port
 from tests.support.sidecar import run
 
 if TYPE_CHECKING:
@@ -154,14 +155,15 @@ def test_changed_configuration_restarts_the_pods(orders: Path) -> None:
 )
 def test_probes(guarded: dict[str, Any], probe: str) -> None:
     """Kubernetes probes over HTTP, unless TLS or a password is set: then the container runs its health check."""
-    container = exporter(render(guarded))
+    port = free_port()
+    container = exporter(render({"containerPort": port, **guarded}))
     assert probe in container["livenessProbe"]
     assert probe in container["readinessProbe"]
     if probe == "exec":
         name, *arguments = container["livenessProbe"]["exec"]["command"]
         assert ("sqlalchemy-pool-exporter", "healthcheck") == (name, arguments[0])
         said = run(*arguments)
-        assert (1, "no answer from ':10079'") == (said.returncode, said.stderr.split(": ")[1])
+        assert (1, f"no answer from ':{port}'") == (said.returncode, said.stderr.split(": ")[1])
 
 
 def test_network_policy() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import warnings
 import weakref
 from pathlib import PurePath
@@ -15,7 +14,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from sqlalchemy_pool_exporter import environment
+from sqlalchemy_pool_exporter import environment, straight_lines
 from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYCLE, SIZE, TIMEOUT
@@ -216,7 +215,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             return present
         INSTRUMENTED.watch_forks()
         INSTRUMENTED.fold()
-        _warn_without_gil()
+        _warn_if_unlocked()
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
         recorder = _new_recorder(
@@ -321,8 +320,11 @@ def _variant(pool_class: str, limits: dict[int, float]) -> Variant:
     return Variant(pool_class, size, max_overflow, timeout, recycle, bool(limits[PRE_PING]))
 
 
-def _warn_without_gil() -> None:
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+def _warn_if_unlocked() -> None:
+    if straight_lines.are_unlocked():
         warnings.warn(
-            "without the GIL, counts of simultaneous checkouts can be lost", RuntimeWarning, stacklevel=3
+            "this interpreter has no GIL and the source of this package is missing, so counts of simultaneous "
+            "checkouts can be lost",
+            RuntimeWarning,
+            stacklevel=3,
         )

@@ -5,8 +5,8 @@ The recorder works on rows and knows no SQLAlchemy. The hooks pass what they kno
 
 There are no locks. CPython lets another thread, a signal handler or (since 3.12) the garbage collector run only where
 the bytecode calls something or jumps backwards. A run of stores without a call or a loop is therefore atomic. Each run
-that relies on this is marked *straight line*, and a test disassembles it. This holds only with the GIL;
-``instrument()`` warns if there is none.
+that relies on this is marked *straight line*, and a test disassembles it. Where there is no GIL, ``straight_lines``
+puts a lock around each.
 
 The garbage collector can return a connection in the middle of any method here, in the same thread. So free slots are
 taken without a call and given back with the atomic ``list.append``, and no value that was read before a call is trusted

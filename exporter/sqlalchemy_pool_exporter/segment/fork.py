@@ -18,6 +18,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy_pool_exporter import straight_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -104,6 +106,7 @@ def notice(*, by_hook: bool = False) -> int:
         _process.noticing, mark[0] = pid, 0
         _process.ran_hooks = by_hook
         try:
+            straight_lines.renew()
             for callback in _process.in_child:
                 callback()
         finally:

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads modules of this package with a lock around each of their straight lines, see ``straight_lines``.
+
+What is locked:
+
+* each stretch between ``# straight line`` and ``# end of straight line``, and the statements just above it that call
+  nothing: they read what it depends on;
+* statements that share a line;
+* each other ``+=`` on an element or an attribute, unless it calls something.
+
+The lines keep their numbers, so a traceback and a debugger show the file as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.util import decode_source, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+
+# The packages that record.
+_PACKAGES: Final = tuple(f"{__package__}.{name}." for name in ("recording", "segment"))
+
+_IMPORT: Final = f"from {__package__}.straight_lines import LOCK as _STRAIGHT_LINE"
+_TEMPLATE: Final = """
+_STRAIGHT_LINE.acquired
+try:
+    STATEMENTS
+finally:
+    _STRAIGHT_LINE.released
+"""
+
+_MARK: Final = re.compile(r"\s*# (end of )?straight line(, with the comparison above)?")
+# What can run other code or leave the statements before their end.
+_LOUD: Final = (
+    *(ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.Delete, ast.stmt, ast.comprehension),
+    *(ast.FormattedValue, ast.Lambda),
+)
+_QUIET: Final = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.If)
+
+
+class Stretch(NamedTuple):
+    """The lines of a straight line."""
+
+    first: int  # the line of the comment
+    last: int
+    has_comparison: bool  # the ``if`` above belongs to it
+
+
+# Mutable state: the modules that were rewritten.
+_rewritten: Final[set[str]] = set()
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module from its source, never from bytecode: that is of the file as it is."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return compile(locked(self.get_data(path)), path, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        _rewritten.add(module.__name__)
+
+
+class _Finder:
+    """Finds the modules that record, as Python does, and gives them that loader."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """Return the specification of a module; None for all others."""
+        if not name.startswith(_PACKAGES):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.origin is None:
+            return None
+        # Beside a compiled module is its source.
+        source = Path(spec.origin).with_name(f"{name.rpartition('.')[2]}.py")
+        return (
+            spec_from_file_location(name, source, loader=_Loader(name, str(source)))
+            if source.exists()
+            else None
+        )
+
+
+def install() -> set[str]:
+    """Load the modules that record with locks from now on; return the set that will have the names of those."""
+    sys.meta_path.insert(0, _Finder)
+    return _rewritten
+
+
+def locked(source: bytes) -> ast.Module:
+    """Return the syntax tree of a module with its straight lines locked."""
+    tree = ast.parse(source)
+    _Locking(stretches(decode_source(source))).visit(tree)
+    (names,) = ast.parse(_IMPORT).body
+    first = next(at for at, each in enumerate(tree.body) if not _comes_first(each))
+    tree.body.insert(first, names)
+    return ast.fix_missing_locations(tree)
+
+
+def _comes_first(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) or (
+        isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+    )
+
+
+def stretches(source: str) -> list[Stretch]:
+    """Return the straight lines in a source."""
+    marks = [
+        (number, mark) for number, line in enumerate(source.splitlines(), 1) if (mark := _MARK.match(line))
+    ]
+    return [
+        Stretch(first, last, mark[2] is not None)
+        for (first, mark), (last, _) in zip(marks[::2], marks[1::2], strict=True)
+    ]
+
+
+class _Locking(ast.NodeTransformer):
+    """Locks the straight lines in the functions of a module."""
+
+    def __init__(self, stretches: list[Stretch]) -> None:
+        self._stretches = stretches
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self._lock_in(node)
+        return node
+
+    def _lock_in(self, node: ast.AST) -> None:
+        for name in ("body", "orelse", "finalbody"):
+            statements = getattr(node, name, None)
+            if isinstance(statements, list):
+                setattr(node, name, self._locked(statements))
+        for handler in getattr(node, "handlers", ()):
+            self._lock_in(handler)
+
+    def _locked(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        done: list[ast.stmt] = []
+        rest = list(statements)
+        while rest:
+            stretch = next((one for one in self._stretches if one.first < rest[0].lineno < one.last), None)
+            group = [rest.pop(0)]
+            if stretch is not None:
+                while rest and rest[0].lineno < stretch.last:
+                    group.append(rest.pop(0))
+                if stretch.has_comparison:
+                    group.insert(0, done.pop())
+                while done and _is_quiet(done[-1]):
+                    group.insert(0, done.pop())
+            else:
+                while rest and rest[0].lineno == group[0].lineno:
+                    group.append(rest.pop(0))
+                if len(group) == 1 and not _adds(group[0]):
+                    self._lock_in(group[0])
+                    done += group
+                    continue
+            done += _with_lock(group)
+        return done
+
+
+def _is_quiet(statement: ast.stmt) -> bool:
+    return isinstance(statement, _QUIET) and not any(
+        isinstance(node, _LOUD) and not isinstance(node, _QUIET) for node in ast.walk(statement)
+    )
+
+
+def _adds(statement: ast.stmt) -> bool:
+    """Return whether a statement adds to what other threads may change, and calls nothing."""
+    return (
+        isinstance(statement, ast.AugAssign)
+        and not isinstance(statement.target, ast.Name)
+        and _is_quiet(statement)
+    )
+
+
+def _with_lock(group: list[ast.stmt]) -> list[ast.stmt]:
+    acquired, held = ast.parse(_TEMPLATE).body
+    assert isinstance(held, ast.Try)  # noqa: S101 - for the type checker
+    for node in (*ast.walk(acquired), *ast.walk(held)):
+        if isinstance(node, ast.stmt | ast.expr):
+            ast.copy_location(node, group[0])
+    held.body = group
+    return [acquired, held]

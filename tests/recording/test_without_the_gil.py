@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts are exact where threads run at the same time: on an interpreter without the GIL.
+
+Such an interpreter is found by the variable ``PYTHON_FREETHREADED``; it needs no packages of its own. On an interpreter
+with the GIL the same tests run as they are, and with the locks that a free-threaded interpreter gets. There a trace
+function also lets threads interrupt each other between any two bytecodes, as they do without the GIL.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlalchemy_pool_exporter import locked_source, straight_lines
+from tests.support.many_threads import SCENES
+from tests.support.paths import ROOT
+from tests.support.programs import PROLOGUE, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PACKAGE = ROOT / "exporter" / "sqlalchemy_pool_exporter"
+FREE_THREADED = os.environ.get("PYTHON_FREETHREADED", "")
+
+needs_free_threading = pytest.mark.skipif(
+    not FREE_THREADED,
+    reason="PYTHON_FREETHREADED names no interpreter without the GIL (Debian has no package of one)",
+)
+
+
+def played(scene: str, turns: int, *, python: str = sys.executable, locks: bool = False) -> dict[str, Any]:
+    """Return what a program in an interpreter says of a scene."""
+    done = subprocess.run(
+        [python, "-m", "tests.support.many_threads", scene, str(turns)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=900,
+        env={
+            **os.environ,
+            straight_lines.SWITCH: str(int(locks)),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path))),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def assert_exact(said: dict[str, Any]) -> None:
+    """Assert that every count is that of the threads, that none went back, and that the tables are right."""
+    assert said["expected"] == said["counted"], said
+    assert said["went_back"] == []
+    assert said["wrong"] == []
+    assert said["reads"] > 1
+
+
+@pytest.mark.parametrize("locks", [False, True])
+@pytest.mark.parametrize("scene", SCENES)
+def test_eight_threads_with_the_gil(scene: str, locks: bool) -> None:
+    """The counters of eight busy threads equal what the threads did, with the locks and without them."""
+    said = played(scene, 1_000, locks=locks)
+    assert (locks or straight_lines.are_interruptible()) == said["locks"]
+    assert_exact(said)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("locks", [False, True])
+@pytest.mark.parametrize("scene", SCENES)
+def test_800000_checkouts_with_the_gil(scene: str, locks: bool) -> None:
+    """The same with 100,000 checkouts in each thread."""
+    assert_exact(played(scene, 100_000, locks=locks))
+
+
+@needs_free_threading
+@pytest.mark.parametrize("scene", SCENES)
+def test_800000_checkouts_without_the_gil(scene: str) -> None:
+    """The same on a free-threaded interpreter, which really runs the threads at once."""
+    said = played(scene, 100_000, python=FREE_THREADED)
+    assert (said["gil"], said["locks"]) == (False, True)
+    assert_exact(said)
+
+
+# -- bytecode by bytecode
+
+INTERRUPTED = """
+import random
+
+pool = QueuePool(Connection, pool_size=2, max_overflow=4, timeout=60)
+instrument(pool, name="p", registry=registry)
+start = threading.Barrier(4)
+
+def trace(frame, what, _):
+    if "sqlalchemy_pool_exporter" not in frame.f_code.co_filename:
+        return None
+    frame.f_trace_opcodes = True
+    if what == "opcode" and random.random() < 0.02:
+        time.sleep(0)  # another thread goes on
+    return trace
+
+def work():
+    start.wait()
+    sys.settrace(trace)
+    try:
+        for turn in range(150):
+            pool.connect().close()
+    finally:
+        sys.settrace(None)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+found = samples()
+print([int(found[key]) for key in ("checkouts_total", "checkins_total", "hold_seconds_count")])
+"""
+
+
+@pytest.mark.skipif(straight_lines.are_interruptible(), reason="this interpreter always has the locks")
+@pytest.mark.parametrize("locks", [False, True])
+def test_interrupted_between_bytecodes(locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If threads interrupt each other between any two bytecodes, the locks keep every count; without, some are lost."""
+    monkeypatch.setenv(straight_lines.SWITCH, str(int(locks)))
+    done = run(INTERRUPTED, prologue=PROLOGUE)
+    assert done.stderr == ""
+    assert locks == (done.stdout == f"{[600] * 3}\n"), done.stdout
+
+
+# -- what is locked
+
+RECORDING = sorted(
+    path
+    for name in ("recording", "segment")
+    for path in (PACKAGE / name).glob("*.py")
+    if "# straight line" in path.read_text()
+)
+
+
+def locks_of(tree: ast.AST) -> Iterator[ast.Try]:
+    """Yield the statements that hold the lock."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Try)
+            and node.finalbody
+            and ast.unparse(node.finalbody[-1]).endswith(".released")
+        ):
+            yield node
+
+
+@pytest.mark.parametrize("path", RECORDING, ids=lambda path: path.stem)
+def test_each_straight_line_holds_the_lock(path: Path) -> None:
+    """Each stretch between the two comments holds the lock to its end, and runs on the same lines."""
+    source = path.read_bytes()
+    tree = locked_source.locked(source)
+    compile(tree, str(path), "exec")
+    stretches = locked_source.stretches(source.decode())
+    assert stretches
+    found = list(locks_of(tree))
+    for stretch in stretches:
+        (lock,) = [one for one in found if stretch.first < (one.body[-1].end_lineno or 0) < stretch.last]
+        assert ast.unparse(lock.body[-1])
+        outside = [
+            statement.lineno
+            for statement in ast.walk(ast.parse(source))
+            if isinstance(statement, ast.stmt)
+            and stretch.first < statement.lineno < stretch.last
+            and not lock.body[0].lineno <= statement.lineno <= (lock.body[-1].end_lineno or 0)
+        ]
+        assert outside == []
+
+
+@pytest.mark.parametrize("path", RECORDING, ids=lambda path: path.stem)
+def test_nothing_is_called_with_the_lock(path: Path) -> None:
+    """What holds the lock calls nothing, so that it never waits. The exceptions end with the call, or map memory."""
+    tree = locked_source.locked(path.read_bytes())
+    called = {
+        ast.unparse(node.func)
+        for lock in locks_of(tree)
+        for statement in lock.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+    }
+    assert called <= {"slow_path.record_late", "c_mmap"}
+
+
+def test_what_is_locked() -> None:
+    """Beside straight lines: what reads for them just before, statements that share a line, and what is added."""
+    source = b'''"""Docstring."""
+from __future__ import annotations
+import math
+def act(self, x, block):
+    y = f(x)
+    block = self.block
+    # straight line
+    block[0] = x
+    if x:
+        return block
+    # end of straight line
+    a = x[-1]; del x[-1]
+    self.count += 1.0
+    self.count += f(x)
+    x += 1
+    try:
+        pass
+    except ValueError:
+        block[1] -= x
+'''
+    found = {
+        "; ".join(" ".join(ast.unparse(one).split()) for one in lock.body)
+        for lock in locks_of(locked_source.locked(source))
+    }
+    assert found == {
+        "block = self.block; block[0] = x; if x: return block",
+        "a = x[-1]; del x[-1]",
+        "self.count += 1.0",
+        "block[1] -= x",
+    }
