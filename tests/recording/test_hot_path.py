@@ -245,11 +245,12 @@ def _scrape(registry: CollectorRegistry) -> None:
 # -- straight lines
 
 # Instructions that run no other code, given a memoryview of doubles, floats, and attributes in slots. CPython 3.11 to
-# 3.13 lets another thread, a signal handler or the garbage collector run only on entering a function (RESUME), after a
+# 3.15 lets another thread, a signal handler or the garbage collector run only on entering a function (RESUME), after a
 # call (CALL…) and at a jump backwards (JUMP_BACKWARD and, in 3.11, POP_JUMP_BACKWARD_IF_…); see `eval_breaker` in
 # Python/ceval.c and Python/bytecodes.c.
 QUIET = re.compile(
-    r"CACHE|NOP|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|DELETE_(SUBSCR|ATTR)|LOAD_(CONST|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
+    r"CACHE|NOP|NOT_TAKEN|EXTENDED_ARG|COPY|SWAP|POP_TOP|(LOAD|STORE)_FAST(_\w+)?|DELETE_(SUBSCR|ATTR)"
+    r"|LOAD_(CONST|SMALL_INT|COMMON_CONSTANT|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|IS_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
 # Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
@@ -346,10 +347,16 @@ def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
             continue
         found += 1
         code = instructions(module, statement.lineno, statement.end_lineno or statement.lineno)
-        reads = [at for at, each in enumerate(code) if each.opname in {"BINARY_SUBSCR", "LOAD_ATTR"}]
+        reads = [at for at, each in enumerate(code) if _reads(each)]
         loud = [each.opname for each in code[min(reads) :] if not QUIET.fullmatch(each.opname)]
         assert loud == [], f"line {statement.lineno}"
     assert found
+
+
+def _reads(instruction: dis.Instruction) -> bool:
+    """Return whether an instruction reads an element or an attribute; since 3.14 the first is a BINARY_OP, too."""
+    name = instruction.opname
+    return name in {"BINARY_SUBSCR", "LOAD_ATTR"} or (name == "BINARY_OP" and instruction.argrepr == "[]")
 
 
 @pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping_cy, recorder, slots])
