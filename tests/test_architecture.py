@@ -50,12 +50,13 @@ MAY_IMPORT = {
     "board": {"about", "audit", "held_connections", "pausing", "segment"},
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},
+    "launch": {"address", "environment", "errors", "recording"},
     "top": {"audit", "board", "environment", "errors", "segment"},
     "bundled": {"errors"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.
     "": {"errors", "recording", "straight_lines"},
-    "cli": SHARED | {"alerting", "bundled", "sidecar", "top"},
+    "cli": SHARED | {"alerting", "bundled", "launch", "sidecar", "top"},
     "__main__": {"cli"},
 }
 # Functions that import a module by its name as a text, which the checks of this file do not follow.

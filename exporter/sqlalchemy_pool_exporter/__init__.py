@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError, EndpointError, PoolExporterError, SegmentError, TargetError
     from .recording.classification import Failure, classify
     from .recording.endpoint import Server, serve
+    from .recording.every_engine import Instrumentation, instrument_all
     from .recording.instrument import Handle, instrument, uninstrument
     from .recording.labels import label
     from .recording.mounts import aiohttp_handler, asgi_app, wsgi_app
@@ -22,6 +23,7 @@ __all__ = [
     "EndpointError",
     "Failure",
     "Handle",
+    "Instrumentation",
     "PoolExporterError",
     "SegmentError",
     "Server",
@@ -31,6 +33,7 @@ __all__ = [
     "asgi_labels",
     "classify",
     "instrument",
+    "instrument_all",
     "label",
     "serve",
     "uninstrument",
@@ -44,6 +47,7 @@ _MODULES = {
     "errors": ("ConfigError", "EndpointError", "PoolExporterError", "SegmentError", "TargetError"),
     "recording.classification": ("Failure", "classify"),
     "recording.endpoint": ("Server", "serve"),
+    "recording.every_engine": ("Instrumentation", "instrument_all"),
     "recording.instrument": ("Handle", "instrument", "uninstrument"),
     "recording.labels": ("label",),
     "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: ``sqlalchemy-pool-exporter serve | check-config | healthcheck | top | audit | rules | dashboards``."""
+"""The commands: ``sqlalchemy-pool-exporter COMMAND``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import environment
-from .errors import BoardError, BundleError, ConfigError, EndpointError, ThresholdError
+from .errors import BoardError, BundleError, ConfigError, EndpointError, LaunchError, ThresholdError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         extra = "top" if options.command == "top" else "sidecar"
         return _say(f"{error.name!r} is missing: pip install 'sqlalchemy-pool-exporter[{extra}]'", _FAILED)
-    except (ConfigError, ThresholdError) as error:
+    except (ConfigError, LaunchError, ThresholdError) as error:
         return _say(str(error), _WRONG_CONFIGURATION)
     except BoardError as error:
         return _say(str(error), _COULD_NOT_LOOK if options.command == "audit" else _FAILED)
@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         "dashboards": _write_dashboards,
         "healthcheck": _check_health,
         "rules": _write_rules,
+        "run": _launch,
         "serve": _serve,
         "top": _top,
     }
@@ -117,6 +118,12 @@ def _audit(options: argparse.Namespace) -> int:
     return run_audit(options)
 
 
+def _launch(options: argparse.Namespace) -> int:
+    from .launch.command import run  # noqa: PLC0415 - see _run()
+
+    return run(options)
+
+
 def _write_rules(options: argparse.Namespace) -> int:
     from . import bundled  # noqa: PLC0415 - see _run()
     from .alerting import rules  # noqa: PLC0415 - see _run()
@@ -159,11 +166,48 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         _add_options(command)
+    _add_run(commands)
     _add_top(commands)
     _add_audit(commands)
     _add_rules(commands)
     _add_dashboards(commands)
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    what = "run an application with all of its engines instrumented, without a line in it"
+    command = commands.add_parser(
+        "run",
+        help=what,
+        usage="%(prog)s [OPTION ...] -- COMMAND [ARGUMENT ...]",
+        description=f"{what[0].upper()}{what[1:]}. The command replaces this process, so its signals, exit status and "
+        "streams are its own. The Python processes that it starts are instrumented, too.",
+    )
+    for option, metavar, text in (
+        ("--directory", "DIR", f"for a sidecar, or for --serve (also {environment.DIRECTORY})"),
+        (
+            "--serve",
+            "[HOST:]PORT",
+            "serve the metrics of all processes on this port; without --directory they share a new one",
+        ),
+        (
+            "--sites",
+            "SITES",
+            "find the place of each checkout (on), of none (off), or from this share of the pool in use, such as 0.5",
+        ),
+        ("--application", "PREFIXES", "prefixes of the application's modules, with commas between them"),
+        ("--leak-after", "SECONDS", "suspect a leak if a connection is held for longer"),
+    ):
+        command.add_argument(option, metavar=metavar, help=text)
+    command.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave engines alone whose URL matches (sqlite:*), whose pool has this class (class:NullPool), or that "
+        "this module makes (module:airflow.*); may be given many times",
+    )
+    command.add_argument("arguments", nargs="*", metavar="COMMAND", help="the command and its arguments")
 
 
 def _add_top(commands: Any) -> None:

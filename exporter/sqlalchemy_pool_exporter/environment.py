@@ -8,8 +8,10 @@ import os
 from typing import Final
 
 APPLICATION: Final = "SQLALCHEMY_POOL_EXPORTER_APPLICATION"
+AUTO: Final = "SQLALCHEMY_POOL_EXPORTER_AUTO"
 CONFIG: Final = "SQLALCHEMY_POOL_EXPORTER_CONFIG"
 DIRECTORY: Final = "SQLALCHEMY_POOL_EXPORTER_DIR"
+EXCLUDE: Final = "SQLALCHEMY_POOL_EXPORTER_EXCLUDE"
 GROUP_READABLE: Final = "SQLALCHEMY_POOL_EXPORTER_GROUP_READABLE"
 LEAK_AFTER: Final = "SQLALCHEMY_POOL_EXPORTER_LEAK_AFTER"
 LISTEN_ADDRESS: Final = "SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS"
@@ -17,19 +19,28 @@ LOG_LEVEL: Final = "SQLALCHEMY_POOL_EXPORTER_LOG_LEVEL"
 LOOP_LAG: Final = "SQLALCHEMY_POOL_EXPORTER_LOOP_LAG"
 PASSWORD: Final = "SQLALCHEMY_POOL_EXPORTER_PASSWORD"  # noqa: S105 - its name
 REQUEST_DEADLINE: Final = "SQLALCHEMY_POOL_EXPORTER_REQUEST_DEADLINE"
+SERVE: Final = "SQLALCHEMY_POOL_EXPORTER_SERVE"
 SIDECAR: Final = "SQLALCHEMY_POOL_EXPORTER_SIDECAR"
 SITES: Final = "SQLALCHEMY_POOL_EXPORTER_SITES"
 TOKEN: Final = "SQLALCHEMY_POOL_EXPORTER_TOKEN"  # noqa: S105 - its name
 
 
+def switch(text: str) -> bool | None:
+    """Return whether a text means on or off; None if it means neither."""
+    lower = text.lower()
+    if lower in {"1", "true", "yes", "on"}:
+        return True
+    return False if lower in {"0", "false", "no", "off"} else None
+
+
 def is_on(name: str) -> bool:
     """Return whether a variable switches something on."""
-    return os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+    return switch(os.environ.get(name, "")) is True
 
 
 def is_off(name: str) -> bool:
     """Return whether a variable switches something off that is on by default."""
-    return os.environ.get(name, "").lower() in {"0", "false", "no", "off"}
+    return switch(os.environ.get(name, "")) is False
 
 
 def share(name: str) -> bool | float | None:
@@ -41,8 +52,9 @@ def share(name: str) -> bool | float | None:
     given = os.environ.get(name, "").strip()
     if not given:
         return None
-    if is_on(name) or is_off(name):
-        return is_on(name)
+    on_or_off = switch(given)
+    if on_or_off is not None:
+        return on_or_off
     try:
         return float(given)
     except ValueError:

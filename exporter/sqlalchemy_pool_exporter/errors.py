@@ -37,3 +37,7 @@ class ThresholdError(PoolExporterError, ValueError):
 
 class BoardError(PoolExporterError, OSError):
     """The board of a directory or of an endpoint cannot be read."""
+
+
+class LaunchError(PoolExporterError, ValueError):
+    """The command ``run`` was called with something that it cannot run."""

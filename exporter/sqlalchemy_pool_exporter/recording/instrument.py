@@ -14,16 +14,16 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from sqlalchemy_pool_exporter import environment, straight_lines
+from sqlalchemy_pool_exporter import straight_lines
 from sqlalchemy_pool_exporter.errors import TargetError
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYCLE, SIZE, TIMEOUT
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant
 from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
-from . import options
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
+from .options import options
 from .recorder import Recorder
 from .sqlalchemy_pool import configuration, dialect_of, engine_with_pool, logging_name
 
@@ -41,11 +41,13 @@ class Handle:
     A handle does not keep its pool alive. When the pool is garbage-collected, its series disappear.
     """
 
-    __slots__ = ("__weakref__", "_engines", "_hooks", "_identity", "_registry")
+    __slots__ = ("__weakref__", "_engines", "_gives_way", "_hooks", "_identity", "_registry")
 
     def __init__(self, identity: Identity, registry: CollectorRegistry) -> None:
         self._identity = identity
         self._registry = registry
+        # Whether instrument_all() found the pool, so that an instrument() of the application replaces this.
+        self._gives_way = False
         self._engines: weakref.WeakSet[Engine] = (
             weakref.WeakSet()
         )  # those that are known to have a pool of this handle
@@ -156,7 +158,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     """Record a connection pool and show its metrics in a registry.
 
     Connections that are already checked out and callers that are already waiting are counted from now on. A second
-    call for the same pool returns the same handle, whatever its arguments.
+    call for the same pool returns the same handle, whatever its arguments; a first call for a pool that
+    ``instrument_all()`` found replaces what that did.
 
     Args:
         target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``.
@@ -200,38 +203,55 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
-    if not hasattr(registry, "register"):  # a restricted registry has no register() either
-        message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
-        raise TargetError(message)
-    leaks = options.leaks(leak_after, with_stack=leak_stack)
-    deadline = options.seconds(request_deadline, "request_deadline", environment.REQUEST_DEADLINE)
-    sites_from = options.sites_from(sites, default=0.0 if leaks else options.HALF)
-    prefixes = None if sites_from is None else options.prefixes(application)
-    watches_loops = options.watches_loops(given=loop_lag)
+    check_registry(registry)
+    chosen = options(
+        sites=sites,
+        application=application,
+        leak_after=leak_after,
+        leak_stack=leak_stack,
+        loop_lag=loop_lag,
+        request_deadline=request_deadline,
+    )
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
-        if present is not None:
-            present._known(engine)  # noqa: SLF001 - not part of the public handle
+        if present is not None and not present._gives_way:  # noqa: SLF001 - not part of the public handle
+            present._known(engine)  # noqa: SLF001
             return present
+        if present is not None:
+            present.close()
         INSTRUMENTED.watch_forks()
         INSTRUMENTED.fold()
         _warn_if_unlocked()
         collector = INSTRUMENTED.collector_of(registry)
         store = store_in(directory, collector.own.memory, group_readable=group_readable)
-        recorder = _new_recorder(
-            pool,
-            _name(name, pool, engine),
-            store,
-            prefixes=prefixes,
-            sites_from=sites_from or 0.0,
-            leaks=leaks,
-            watches_loops=watches_loops,
-            request_deadline=deadline,
-        )
+        recorder = _new_recorder(pool, _name(name, pool, engine), store, **chosen)
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder)  # noqa: SLF001
         return handle
+
+
+def instrument_found(engine: Engine, **arguments: Any) -> Handle | None:
+    """Instrument an engine that the application did not ask for; what it asks for later comes before.
+
+    Returns:
+        None if the pool is instrumented already.
+    """
+    with INSTRUMENTED.lock:
+        present = _handle_of(engine.pool)
+        if present is not None:
+            present._known(engine)  # noqa: SLF001 - as above
+            return None
+        handle = instrument(engine, **arguments)
+        handle._gives_way = True  # noqa: SLF001
+        return handle
+
+
+def check_registry(registry: object) -> None:
+    """Raise TargetError if metrics cannot appear there."""
+    if not hasattr(registry, "register"):  # a restricted registry has no register() either
+        message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
+        raise TargetError(message)
 
 
 def uninstrument(target: Engine | AsyncEngine | Pool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.errors import TargetError
@@ -23,10 +23,45 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 _MOST_SECONDS: Final = 1e9  # of an argument
-HALF: Final = 0.5
+_HALF: Final = 0.5
 
 
-def prefixes(application: Sequence[str] | None) -> Sequence[str]:
+class Options(TypedDict):
+    """What is recorded of a pool."""
+
+    sites_from: float
+    prefixes: Sequence[str] | None  # of the application's modules; None if no site is recorded
+    leaks: LeakOptions | None
+    watches_loops: bool
+    request_deadline: float
+
+
+def options(  # noqa: PLR0913 - those of instrument()
+    *,
+    sites: bool | float | None = None,
+    application: Sequence[str] | None = None,
+    leak_after: float | None = None,
+    leak_stack: bool = False,
+    loop_lag: bool | None = None,
+    request_deadline: float | None = None,
+) -> Options:
+    """Return what the arguments of ``instrument()`` mean.
+
+    Raises:
+        TargetError: one means nothing.
+    """
+    leaks = _leaks(leak_after, with_stack=leak_stack)
+    sites_from = _sites_from(sites, default=0.0 if leaks else _HALF)
+    return {
+        "sites_from": sites_from or 0.0,
+        "prefixes": None if sites_from is None else _prefixes(application),
+        "leaks": leaks,
+        "watches_loops": _watches_loops(given=loop_lag),
+        "request_deadline": _seconds_of(request_deadline, "request_deadline", environment.REQUEST_DEADLINE),
+    }
+
+
+def _prefixes(application: Sequence[str] | None) -> Sequence[str]:
     """Return the prefixes of the application's modules."""
     given = environment.words(environment.APPLICATION) if application is None else _words(application)
     return tuple(prefix.rstrip(".*") for prefix in given)  # people write ``orders.`` and ``orders.*``, too
@@ -43,7 +78,7 @@ def _words(application: Sequence[str]) -> Sequence[str]:
     raise TargetError(message)
 
 
-def sites_from(given: bool | float | None, *, default: float) -> float | None:  # noqa: FBT001 - as instrument() takes it
+def _sites_from(given: bool | float | None, *, default: float) -> float | None:  # noqa: FBT001 - as instrument() takes it
     """Return the share of a pool's capacity that must be in use for the site of a checkout to be found.
 
     Returns:
@@ -80,7 +115,7 @@ def _share(value: bool | float) -> float | None:  # noqa: FBT001 - as above
     return float(value)
 
 
-def watches_loops(*, given: bool | None) -> bool:
+def _watches_loops(*, given: bool | None) -> bool:
     """Return whether the lag of event loops is to be recorded.
 
     Raises:
@@ -93,13 +128,13 @@ def watches_loops(*, given: bool | None) -> bool:
     return bool(given)
 
 
-def leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
+def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
     """Return when a connection is suspected of a leak; None for never."""
-    given = seconds(after, "leak_after", environment.LEAK_AFTER)
+    given = _seconds_of(after, "leak_after", environment.LEAK_AFTER)
     return LeakOptions(given, with_stack) if given else None
 
 
-def seconds(value: float | None, argument: str, variable: str) -> float:
+def _seconds_of(value: float | None, argument: str, variable: str) -> float:
     """Return the seconds of an argument, or else of the environment, or else 0."""
     if value is not None:
         try:
