@@ -13,14 +13,14 @@ import sys
 def _import_hidden():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
-    mine = sys.modules.pop(__name__)
+    mine = sys.modules.pop("sitecustomize")
     try:
-        __import__(__name__)
+        import sitecustomize  # noqa: F401 - not this one
     except ImportError as error:
-        if getattr(error, "name", __name__) != __name__:
+        if getattr(error, "name", "sitecustomize") != "sitecustomize":
             raise
     finally:
-        sys.modules.setdefault(__name__, mine)
+        sys.modules.setdefault("sitecustomize", mine)
 
 
 def _activate():
