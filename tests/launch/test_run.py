@@ -183,7 +183,7 @@ def test_a_sitecustomize_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_process_without_sqlalchemy() -> None:
-    """A process that does not import SQLAlchemy loads nothing but one module; one that cannot is told as ever."""
+    """A process that does not import SQLAlchemy loads only this way to wait for it; one that cannot is told as ever."""
     program = """
         import json, sys
         import_error = None
@@ -203,6 +203,7 @@ def test_a_process_without_sqlalchemy() -> None:
         "sqlalchemy_pool_exporter.environment",
         "sqlalchemy_pool_exporter.launch",
         "sqlalchemy_pool_exporter.launch.activation",
+        "sqlalchemy_pool_exporter.straight_lines",
     ]
     assert error == ["ModuleNotFoundError", "No module named 'sqlalchemy'"]
 
