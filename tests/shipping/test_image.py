@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support.builds import DISABLE, REQUIRE
 from tests.support.paths import ROOT
 from tests.support.wait import eventually
 
@@ -219,8 +220,13 @@ def interpreter() -> str:
 
 
 def build(prefix: Path) -> Path:
-    """Run the steps of the build stage below ``prefix`` instead of `/`, and return the installed directory."""
+    """Run the steps of the build stage below ``prefix`` instead of `/`, and return the installed directory.
+
+    The image has one Python. Where its user cannot run the one of the tests, the exporter gets another one, for which
+    nothing can be compiled.
+    """
     context, exporter = prefix / "build", prefix / "opt" / "exporter"
+    runs = interpreter()
     exporter.parent.mkdir(parents=True)
     for step in stages()[0]:
         if step.name == "COPY":
@@ -234,7 +240,9 @@ def build(prefix: Path) -> Path:
                     shutil.copy(ROOT / source, into)
         elif step.name == "RUN":
             command = step.text.replace("/opt/exporter", str(exporter)).replace("/build/", f"{context}/")
-            command = command.replace("python3 -m venv --", f"{interpreter()} -m venv --")
+            command = command.replace("python3 -m venv --", f"{runs} -m venv --")
+            if runs != sys.executable:
+                command = command.replace(REQUIRE, DISABLE)
             command = command.replace("python3 -m venv /", f"{shlex.quote(sys.executable)} -m venv /")
             subprocess.run(["/bin/sh", "-ec", command], cwd=context, check=True)
     shutil.rmtree(context)
