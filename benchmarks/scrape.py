@@ -35,6 +35,7 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 INFO = {"pool_class": "QueuePool", "dialect": "postgresql", "driver": "psycopg"}
 # (live workers, dead workers)
 FLEETS = ((1, 0), (16, 0), (64, 0), (256, 0), (256, 256))
+_HELD = 5  # connections of each pool
 _SUMS = [
     at + segment.SUM
     for at in (
@@ -61,10 +62,11 @@ def run(*, quick: bool) -> Iterator[Table]:
             f"Milliseconds of the processor, medians; {POOLS} pools in each worker, the same families on both sides, "
             "in Prometheus' text format, uncompressed. Reading the files, making families of them and writing the text "
             "are what this project's figure consists of. Between two scrapes every pool of every live worker counts "
-            "on, so nothing can be kept from the scrape before; prometheus_client's files stay as they were "
-            "written, which is no harder for it. Of workers that died it keeps counters and histograms for ever, as "
-            "mark_process_dead() leaves them; here a dead worker costs one look at its file, and nothing once another "
-            "has taken its file over. Times: prometheus_client's time divided by ours, turn by turn, with the 95 % "
+            "on and hands each of its connections out anew, so that none is as it was; prometheus_client's files stay "
+            "as they were written, which is no harder for it. Of workers that died it keeps counters and histograms "
+            "for ever, as mark_process_dead() leaves them; here a dead worker costs one look at its file, and nothing "
+            "once another has taken its file over. Times: prometheus_client's time divided by ours, turn by turn, "
+            "with the 95 % "
             "confidence interval of the median. Series: the lines that are no comments, ours and theirs."
         ),
         columns=(
@@ -194,7 +196,10 @@ def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> C
                 block[field] += 1.0
             for field in _SUMS:
                 block[field] += 0.00123
-            block[segment.LAST_CHECKIN] = time.monotonic()
+            now = time.monotonic()
+            block[segment.LAST_CHECKIN] = now
+            for row in range(_HELD):
+                block[segment.CONNECTIONS_AT + segment.ROW * row + segment.HELD_SINCE] = now
 
     return count_on
 
@@ -214,7 +219,7 @@ def _block(lease: Lease, name: str) -> memoryview[float]:
         block[field] = 1234.56789
     for row in range(15):
         at, now = segment.CONNECTIONS_AT + segment.ROW * row, time.monotonic()
-        block[at], block[at + segment.HELD_SINCE] = now, now if row < 5 else 0.0
+        block[at], block[at + segment.HELD_SINCE] = now, now if row < _HELD else 0.0
     return block
 
 

@@ -28,6 +28,7 @@ SHARED = {
     "about",
     "address",
     "audit",
+    "builder_cy",
     "cython",
     "environment",
     "errors",
@@ -38,6 +39,7 @@ SHARED = {
     "metrics",
     "negotiation",
     "pausing",
+    "series_cy",
     "straight_lines",
 }
 # Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import

@@ -21,11 +21,14 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from sqlalchemy_pool_exporter import exposition
+from sqlalchemy_pool_exporter import metrics as catalogue
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import EXPORTER_METRICS, FLEET_METRICS, POOL_METRICS, PROCESS_METRICS
 from sqlalchemy_pool_exporter.segment import block as segment
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
+from sqlalchemy_pool_exporter.series_cy import Samples, Series
+from sqlalchemy_pool_exporter.series_cy import number as written_number
 from tests.support.segments import new_block
 
 if TYPE_CHECKING:
@@ -37,7 +40,11 @@ LABELS = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True)
 # Any UTF-8 text, with the characters that need escaping drawn often.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text('\\"\n{}=, ', max_size=6)
 VALUES = (
-    st.floats() | st.integers(-(10**12), 10**12) | st.sampled_from([0.0, -0.0, 1e6, 1e15, 1e16, -1e7, 5e-324])
+    st.floats()
+    | st.integers(-(10**6), 10**13).map(lambda millionths: millionths / 1e6)
+    | st.integers(0, 10**16).map(lambda thousandths: thousandths / 1e3)
+    | st.integers(-(10**12), 10**12)
+    | st.sampled_from([0.0, -0.0, 1e6, 1e15, 1e16, -1e7, 5e-324])
 )
 
 
@@ -112,7 +119,7 @@ def families(draw: st.DrawFn, *, plain: bool = False) -> Metric:
 @example(float("nan"))
 def test_numbers(value: float) -> None:
     """A number is written as Go formats it."""
-    assert as_go(floatToGoString(value).encode()) == exposition.number(value).encode()
+    assert as_go(floatToGoString(value).encode()) == written_number(value).encode()
 
 
 @given(st.lists(families() | families(plain=True), max_size=4))
@@ -134,8 +141,7 @@ def test_families_of_our_own(theirs: Metric) -> None:
         sample for sample in theirs.samples if sample not in created
     ]  # our metrics have no such suffixes
     for name, labels, value, *_ in theirs.samples:
-        ours.series.append(exposition.Series.of(name, labels))
-        ours.values.append(value)
+        ours.groups.append(Samples(Series(catalogue.Metric(name, "gauge", ""), labels), (value,)))
     assert_written_alike([theirs], [ours])
     assert repr(theirs.samples) == repr(ours.samples)
 
@@ -221,7 +227,8 @@ def test_series_of_the_gone_are_forgotten(tmp_path: Path) -> None:
         text = exposition.text(collector.collect())
         lease.close()
     assert text.count(b"sqlalchemy_pool_pre_ping{") == 1
-    owners = {owner for owner in collector._series if len(owner) == 2}
+    assert collector._kept is not None
+    owners = {owner for owner in collector._kept.owners if len(owner) == 2}
     assert owners == {("pool 19", "000")}
 
 

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlalchemy_pool_exporter import exposition, families
-from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter import builder_cy, exposition
+from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.metrics import BUCKETS, Metric
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
+    from sqlalchemy_pool_exporter.builder_cy import Kept
     from sqlalchemy_pool_exporter.segment.snapshot import Value
 
 METRICS = (
@@ -26,7 +24,7 @@ METRICS = (
 )
 
 
-def builder(known: Mapping[Owner, OwnerSeries] | None = None) -> Builder:
+def builder(known: Kept | None = None) -> Builder:
     return Builder(METRICS, owner=("pool", "worker"), known=known)
 
 
@@ -93,7 +91,7 @@ def test_a_family_is_its_metric() -> None:
     """A family has the name, type, help and unit of its metric."""
     found = {
         family.name: (family.type, family.documentation, family.unit)
-        for family in map(families.empty, METRICS)
+        for family in map(builder_cy.empty, METRICS)
     }
     assert found == {
         "sqlalchemy_pool_size": ("gauge", "Size.", ""),
@@ -103,17 +101,61 @@ def test_a_family_is_its_metric() -> None:
     }
 
 
-def test_series_are_kept() -> None:
-    """Series of the previous scrape are reused; series that are no longer shown are dropped."""
+def test_samples_are_kept() -> None:
+    """Samples of the scrape before are used again while their values stay; samples no longer shown are dropped."""
     first = builder()
     values: list[tuple[str, Value]] = [("size", 1.0), ("closes_total", {"gc": 1.0})]
     for owner in (("orders",), ("billing",)):
         first.add(owner, values)
-    second = builder(first.series)
-    second.add(("orders",), values)
-    (before, _), (after,) = (next(iter(built.families())).series for built in (first, second))
-    assert before is after
-    assert set(second.series) == {("orders",)}
+    second = builder(first.kept)
+    second.add(("orders",), [("size", 1.0), ("closes_total", {"gc": 2.0})])
+    (size, _), (same,) = (next(iter(built.families())).groups for built in (first, second))
+    assert same is size
+    assert lines(second) == [
+        'sqlalchemy_pool_size{pool="orders"} 1.0',
+        'sqlalchemy_pool_closes_total{pool="orders",reason="gc"} 2.0',
+    ]
+    assert set(second.kept.owners) == {("orders",)}
+
+
+def test_what_is_derived_is_kept() -> None:
+    """Samples that follow from something are not made again while that stays equal, and are when it does not."""
+    made = []
+
+    def values() -> tuple[dict[str, Value], int]:
+        made.append(1)
+        return {"size": float(len(made))}, len(made)
+
+    known = None
+    for source, expected in (([1.0], 1), ([1.0], 1), ([2.0], 2), ([1.0], 3)):
+        built = builder(known)
+        assert built.add_derived(("orders",), "limits", source, values) == expected
+        assert lines(built) == [f'sqlalchemy_pool_size{{pool="orders"}} {expected}.0']
+        known = built.kept
+
+
+def test_infos_that_go_are_forgotten() -> None:
+    """An info metric is kept as long as it is shown, however many there were."""
+    known = None
+    for number in range(5):
+        built = builder(known)
+        built.add_info((), "info", {"driver": "psycopg"})
+        built.add_info((), "info", {"driver": f"driver {number}"})
+        known = built.kept
+        assert len(known.infos) == 2
+
+
+def test_characters_that_formats_take_for_their_own() -> None:
+    """The name of a pool can have any characters: percent signs, braces, quotes and line ends."""
+    built = builder()
+    owner = ('%s {0} 100% "x"\\\n',)
+    built.add(owner, [("size", 1.0), ("closes_total", {"%d": 2.0})])
+    built.add(owner, [("wait_seconds", Histogram((1.0,) * (len(BUCKETS) + 1), 0.5))])
+    families_ = list(built.families())
+    ours = exposition.text(families_)
+    for family in families_:
+        family.samples  # noqa: B018 - from now on they are written from the samples
+    assert ours == exposition.text(families_)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +165,7 @@ def test_label_values_that_change(later: dict[str, float]) -> None:
     """The label values of a metric may differ between scrapes, in number and in order."""
     first = builder()
     first.add(("orders",), [("closes_total", {"a": 1.0, "b": 2.0})])
-    second, fresh = builder(first.series), builder()
+    second, fresh = builder(first.kept), builder()
     for built in (second, fresh):
         built.add(("orders",), [("closes_total", later)])
     assert lines(second) == lines(fresh)

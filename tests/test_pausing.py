@@ -15,9 +15,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import exposition, instrument, pausing, wsgi_app
-from sqlalchemy_pool_exporter.exposition import Family, Series
+from sqlalchemy_pool_exporter.exposition import Family
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
+from sqlalchemy_pool_exporter.metrics import Metric
 from sqlalchemy_pool_exporter.segment.directory import Reader
+from sqlalchemy_pool_exporter.series_cy import Samples, Series
 from tests.support.fakes import connect
 from tests.support.wait import eventually
 
@@ -64,11 +66,12 @@ class Big(Collector):
 
     def __init__(self) -> None:
         self.family = Family("big", "A help.", "gauge")
-        self.family.series = [Series.of("big", {"number": str(number)}) for number in range(20_000)]
-        self.family.values = [1.5] * len(self.family.series)
+        metric = Metric("big", "gauge", "A help.")
+        self._series = [Series(metric, {"number": str(number)}) for number in range(20_000)]
 
     def collect(self) -> Iterator[Family]:
-        """Yield the family."""
+        """Yield the family, with values whose text is not written yet."""
+        self.family.groups = [Samples(series, (1.5,)) for series in self._series]
         yield self.family
 
 

@@ -46,6 +46,11 @@ def boundscheck(_flag: bool, /) -> Callable[[T], T]:  # noqa: FBT001 - Cython's 
     return _same
 
 
+def cdivision(_flag: bool, /) -> Callable[[T], T]:  # noqa: FBT001 - as above
+    """Divide integers as C does, which is the same for those that are not negative."""
+    return _same
+
+
 def wraparound(_flag: bool, /) -> Callable[[T], T]:  # noqa: FBT001 - as above
     """Let negative indexes count from the end, or not."""
     return _same

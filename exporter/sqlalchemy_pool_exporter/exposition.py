@@ -2,8 +2,8 @@
 """Writes metric families in Prometheus' text format or in OpenMetrics.
 
 The output is byte for byte the same as that of prometheus_client's writers. Those examine each label of each sample at
-every scrape, which took more than half the time of a scrape of many workers. Here a series keeps the start of its line,
-so if a collector keeps its series, only the values are written anew. prometheus_client's writers still write families
+every scrape, which took more than half the time of a scrape of many workers. Here lines are kept with the values that
+they show (see ``series``), so only what has changed is written anew. prometheus_client's writers still write families
 with features that this project does not use, such as exemplars.
 """
 
@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import gzip
 import inspect
-import math
 import re
-from collections.abc import Iterable
-from functools import cached_property
-from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
@@ -24,11 +21,13 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.samples import Sample
 
 from .pausing import pause
+from .series_cy import number, start, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from .negotiation import Wanted
+    from .series_cy import Samples
 
 # OpenMetrics type → text-format type and name suffix. The text format reorders the samples of all other types, so
 # prometheus_client writes those.
@@ -45,27 +44,14 @@ _TEXT_TYPES: Final = {
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _TEXT_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
-# From this number on, Go writes an exponent. Prometheus compares values of the label `le` as text, so write as Go does.
-_FIRST_EXPONENT: Final = 1e6
 _OPENMETRICS_END: Final = "# EOF\n"
 _GZIP_LEVEL: Final = 3
-_BATCH: Final = 500  # lines, between two pauses
+# What is joined and encoded between two pauses: all lines at once would keep the GIL for milliseconds.
+_BATCH: Final = 100  # of ``Samples``, with up to 19 lines each
+_BATCH_OF_OTHERS: Final = 500  # lines
+_HEADS: Final = 256  # of families, which are kept
 # prometheus_client 0.21, the oldest supported release, has no such option.
 _HAS_ESCAPING: Final = "escaping" in inspect.signature(exposition.generate_latest).parameters
-
-
-class Series(NamedTuple):
-    """The name and the labels of a sample, and the start of its line up to the value."""
-
-    name: str
-    labels: Mapping[str, str]
-    start: str
-
-    @classmethod
-    def of(cls, name: str, labels: Mapping[str, str]) -> Series:
-        """Return the series with a name and labels; the names must need no escaping."""
-        pairs = ",".join([f'{key}="{value.translate(_ESCAPES)}"' for key, value in sorted(labels.items())])
-        return cls(name, labels, f"{name}{{{pairs}}} " if pairs else f"{name} ")
 
 
 class Family(Metric):
@@ -74,34 +60,31 @@ class Family(Metric):
     def __init__(self, name: str, documentation: str, kind: str, unit: str = "") -> None:
         # Do not call super().__init__(): it would set samples.
         self.name, self.documentation, self.type, self.unit = name, documentation, kind, unit
-        # Two lists instead of one list of pairs: the garbage collector would track tens of thousands of pairs.
-        self.series: list[Series] = []
-        self.values: list[float] = []
+        self.groups: list[Samples] = []
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of the base class
         """The samples, as objects of prometheus_client."""
-        return [
-            Sample(series.name, dict(series.labels), value)
-            for series, value in zip(self.series, self.values, strict=True)
-        ]
+        return list(self._samples())
+
+    def _samples(self) -> Iterator[Sample]:
+        for group in self.groups:
+            for (name, labels), value in zip(group.series.each(), group.values, strict=True):
+                yield Sample(name, dict(labels), value)
 
     @property
     def has_samples(self) -> bool:
         """Whether ``samples`` was made or set. It may have changed since, so it takes precedence over the series."""
         return "samples" in self.__dict__
 
-    def restricted(self, names: Collection[str]) -> Family:
-        """Return the part of the family whose samples have one of these names."""
-        part = Family(self.name, self.documentation, self.type, self.unit)
-        for series, value in zip(self.series, self.values, strict=True):
-            if series.name in names:
-                part.series.append(series)
-                part.values.append(value)
-        return part
+    def restricted(self, names: Collection[str]) -> list[Sample]:
+        """Return the samples with one of these names, which begin with the family's; ``samples`` would keep all."""
+        if not any(name.startswith(self.name) for name in names):
+            return []
+        return [sample for sample in self._samples() if sample.name in names]
 
 
-_Lines = Iterable[tuple[Series, float]]
+_Lines = list[tuple[str, float]]
 
 
 def write(families: Iterable[Metric], wanted: Wanted) -> bytes:
@@ -118,10 +101,12 @@ def _restricted(families: Iterable[Metric], names: Collection[str]) -> Iterator[
     for family in families:
         if family.name in names:
             yield family
-        elif isinstance(family, Family) and not family.has_samples:
-            if (own := family.restricted(names)).series:
-                yield own
-        elif samples := [sample for sample in family.samples if sample.name in names]:
+            continue
+        if isinstance(family, Family) and not family.has_samples:
+            samples = family.restricted(names)
+        else:
+            samples = [sample for sample in family.samples if sample.name in names]
+        if samples:
             part = Metric(family.name, family.documentation, family.type, family.unit)
             part.samples = samples
             yield part
@@ -138,14 +123,12 @@ def text(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
     parts: list[bytes] = []
     for family in families:
         kind, suffix = _TEXT_TYPES.get(family.type, ("", ""))
-        lines = _lines(family) if kind else None
+        lines = _written(family) if kind else None
         if lines is None:
             parts.append(_foreign(exposition.generate_latest, family, utf8_names=utf8_names).encode())
             continue
-        name = family.name + suffix
-        head = f"# HELP {name} {family.documentation.translate(_TEXT_HELP_ESCAPES)}\n# TYPE {name} {kind}\n"
-        parts.append(head.encode())
-        parts += _written(lines)
+        parts.append(_text_head(family.name + suffix, family.documentation, kind))
+        parts += lines
     return b"".join(parts)
 
 
@@ -153,58 +136,54 @@ def openmetrics(families: Iterable[Metric], *, utf8_names: bool = False) -> byte
     """Return the families in OpenMetrics 1.0; the arguments are those of ``text()``."""
     parts: list[bytes] = []
     for family in families:
-        lines = _lines(family)
+        lines = _written(family)
         if lines is None:
             written = _foreign(openmetrics_exposition.generate_latest, family, utf8_names=utf8_names)
             parts.append(written.removesuffix(_OPENMETRICS_END).encode())
             continue
-        name = family.name
-        head = f"# HELP {name} {family.documentation.translate(_ESCAPES)}\n# TYPE {name} {family.type}\n"
-        if family.unit:
-            head += f"# UNIT {name} {family.unit}\n"
-        parts.append(head.encode())
-        parts += _written(lines)
+        parts.append(_openmetrics_head(family.name, family.documentation, family.type, family.unit))
+        parts += lines
     parts.append(_OPENMETRICS_END.encode())
     return b"".join(parts)
 
 
-def _written(lines: _Lines) -> Iterator[bytes]:
-    remaining = iter(lines)
-    # In batches, because joining and encoding a hundred thousand lines at once would keep the GIL for milliseconds.
-    # No call of number() for short floats: nearly all of tens of thousands of values are short.
-    while batch := [
-        f"{start}{value!r}\n"
-        if -_FIRST_EXPONENT < value < _FIRST_EXPONENT and type(value) is float
-        else f"{start}{number(value)}\n"
-        for (_, _, start), value in islice(remaining, _BATCH)
-    ]:
+@lru_cache(_HEADS)
+def _text_head(name: str, documentation: str, kind: str) -> bytes:
+    return f"# HELP {name} {documentation.translate(_TEXT_HELP_ESCAPES)}\n# TYPE {name} {kind}\n".encode()
+
+
+@lru_cache(_HEADS)
+def _openmetrics_head(name: str, documentation: str, kind: str, unit: str) -> bytes:
+    head = f"# HELP {name} {documentation.translate(_ESCAPES)}\n# TYPE {name} {kind}\n"
+    return (head + f"# UNIT {name} {unit}\n" if unit else head).encode()
+
+
+def _written(family: Metric) -> Iterator[bytes] | None:
+    """Return the lines of a family, or None if only prometheus_client can write it."""
+    if isinstance(family, Family) and not family.has_samples:
+        return _written_groups(family.groups)
+    lines = _lines(family)
+    return None if lines is None else _written_lines(lines)
+
+
+def _written_groups(groups: list[Samples]) -> Iterator[bytes]:
+    for at in range(0, len(groups), _BATCH):
+        yield "".join(texts(groups[at : at + _BATCH])).encode()
+        pause()
+
+
+def _written_lines(lines: _Lines) -> Iterator[bytes]:
+    for at in range(0, len(lines), _BATCH_OF_OTHERS):
+        batch = [f"{begin}{number(value)}\n" for begin, value in lines[at : at + _BATCH_OF_OTHERS]]
         yield "".join(batch).encode()
         pause()
 
 
-def number(value: float) -> str:
-    """Return a number as Go writes it."""
-    value = float(value)
-    if -_FIRST_EXPONENT < value < _FIRST_EXPONENT:
-        return repr(value)
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0.0 else "-Inf"
-    whole, point, fraction = repr(value).partition(".")
-    if value < 0.0 or not point or "e" in fraction:
-        return repr(value)
-    digits = (whole + fraction).rstrip("0")
-    return f"{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e+{len(whole) - 1:02d}"
-
-
 def _lines(family: Metric) -> _Lines | None:
-    """Return the series of a family with their values, or None if only prometheus_client can write it."""
-    if isinstance(family, Family) and not family.has_samples:
-        return zip(family.series, family.values, strict=True)
+    """Return the starts of the lines of a family with their values, or None if only prometheus_client can write it."""
     if not _NAME.fullmatch(family.name):
         return None
-    lines: list[tuple[Series, float]] = []
+    lines: _Lines = []
     for sample in family.samples:
         name, labels, value, *more = sample
         if any(extra is not None for extra in more):  # a timestamp, an exemplar, a native histogram
@@ -213,7 +192,7 @@ def _lines(family: Metric) -> _Lines | None:
             return None
         if not all(map(_NAME.fullmatch, labels)):
             return None
-        lines.append((Series.of(name, labels), value))
+        lines.append((start(name, labels), value))
     return lines
 
 

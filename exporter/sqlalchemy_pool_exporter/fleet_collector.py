@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.about import package_version
 from sqlalchemy_pool_exporter.audit.rules import audit
-from sqlalchemy_pool_exporter.families import Builder, add_capacity, add_findings, add_sites, add_state
+from sqlalchemy_pool_exporter.builder_cy import Builder
+from sqlalchemy_pool_exporter.families import (
+    FAULTS_TOTAL,
+    add_capacity,
+    add_counters,
+    add_findings,
+    add_sites,
+    add_state,
+)
 from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
     FLEET_METRICS,
@@ -21,16 +29,15 @@ from sqlalchemy_pool_exporter.metrics import (
     WORKER_STATES,
 )
 from sqlalchemy_pool_exporter.segment import event_loop
-from sqlalchemy_pool_exporter.segment.block import FIRST_COUNTER, OVERFLOW_OPENED
+from sqlalchemy_pool_exporter.segment.block import FAULTS, FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
-from sqlalchemy_pool_exporter.segment.snapshot import counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from sqlalchemy_pool_exporter.builder_cy import Kept, Owner
     from sqlalchemy_pool_exporter.exposition import Family
-    from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
     from sqlalchemy_pool_exporter.held_connections import ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.identity import Identity
@@ -39,9 +46,6 @@ if TYPE_CHECKING:
 
 _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *PROCESS_METRICS, *FLEET_METRICS)
 OWNER: Final = ("pool", "worker")
-
-# Always one series for each pool, never one for each worker.
-_FAULTS = "exporter_recording_faults_total"
 
 
 class Reads(Protocol):
@@ -77,7 +81,7 @@ class FleetCollector(Collector):
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall, self._servers = monotonic, wall, servers
-        self._series: dict[Owner, OwnerSeries] = {}
+        self._kept: Kept | None = None
         self._sites = ShownSites(monotonic=monotonic)
         # Of the last scrape.
         self.labels_by_name: Mapping[str, Sequence[str]] = {}
@@ -86,10 +90,10 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
         began = time.perf_counter()
-        scrape = Builder(_METRICS, owner=OWNER, known=self._series)
+        scrape = Builder(_METRICS, owner=OWNER, known=self._kept)
         self.add_to(scrape)
         scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
-        self._series = scrape.series
+        self._kept = scrape.kept
         yield from scrape.families()
 
     def add_to(
@@ -160,16 +164,16 @@ class FleetCollector(Collector):
             scrape.add((), [("event_loop_lag_seconds", lags)])
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
-        faults: Counter[str] = Counter()
+        faults: defaultdict[str, float] = defaultdict(float)
         for labels, counts in fleet.counts.items():
             has_overflow = labels[0] in fleet.with_overflow or counts[OVERFLOW_OPENED - FIRST_COUNTER] > 0.0
-            values: dict[str, Any] = dict(counters(counts, has_overflow=has_overflow))
-            faults[labels[0]] += values.pop(_FAULTS)
-            scrape.add(labels, values.items())
+            # Always one series for each pool, never one for each worker.
+            faults[labels[0]] += counts[FAULTS - FIRST_COUNTER]
+            add_counters(scrape, labels, counts, has_overflow=has_overflow, with_faults=False)
         for labels, by_site in self._sites.of(fleet.view.sites).items():
             add_sites(scrape, labels, by_site)
         for pool, count in faults.items():
-            scrape.add((pool,), [(_FAULTS, float(count))])
+            scrape.add((pool,), [(FAULTS_TOTAL, count)])
 
 
 def without_names(fleet: Fleet, names: Collection[str]) -> Fleet:

@@ -386,3 +386,19 @@ def test_a_file_twice(
     exposition = scraper.scrape()
     assert exposition.value("checkouts_total", "orders") == 3
     assert by_worker(exposition, "size") == {"001": 2}
+
+
+def test_pages_of_the_dead_are_forgotten(tmp_path: Path) -> None:
+    """A reader keeps the pages of live workers, to compare them; not those of workers that ended or were deleted."""
+    reader = directory.Reader(tmp_path)
+    live, dead, deleted = (Process(tmp_path) for _ in range(3))
+    assert len(reader.read().live) == 3
+    assert len(reader._remembered.contents) == 3
+    dead.kill()
+    deleted.kill()
+    deleted.lease.path.unlink()
+    assert [worker.number for worker in reader.read().live] == ["000"]
+    assert len(reader._remembered.contents) == 1
+    live.kill()
+    reader.read()
+    assert reader._remembered.contents == {}

@@ -123,4 +123,4 @@ def test_state_of_one_is_its_own() -> None:
     """The state over one snapshot is the state of that snapshot."""
     one = snapshot(SIZE=2.0, LAST_CHECKIN=990.0)
     clocks = {"now": 1000.0, "wall": 5000.0}
-    assert sums.state([one], **clocks) == dict((*one.limits(), *one.state(**clocks)))
+    assert sums.state([one], **clocks) == one.limits() | one.state(**clocks)

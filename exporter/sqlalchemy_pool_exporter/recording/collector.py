@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.about import hot_path, package_version
-from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.fleet_collector import OWNER, FleetCollector, without_names
 from sqlalchemy_pool_exporter.metrics import (
     APPLICATION_METRICS,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from sqlalchemy_pool_exporter.builder_cy import Kept
     from sqlalchemy_pool_exporter.exposition import Family
-    from sqlalchemy_pool_exporter.families import Owner, OwnerSeries
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.ledger import View
 
@@ -92,7 +92,7 @@ class PoolCollector(Collector):
         self._fold = fold
         self.own = OwnPools()
         self._directories: set[Path] = set()  # of endpoints
-        self._series: dict[Owner, OwnerSeries] = {}
+        self._kept: Kept | None = None
         self._process = _Process()
         self._said: set[object] = set()
 
@@ -177,7 +177,7 @@ class PoolCollector(Collector):
             *APPLICATION_METRICS,
             *(FLEET_METRICS if fleets else ()),
         )
-        builder = Builder(metrics, owner=OWNER, known=self._series)
+        builder = Builder(metrics, owner=OWNER, known=self._kept)
         beside: View | None = None
         if fleets and not is_silent:
             beside = self._process.fleet_collector.add_to(
@@ -190,7 +190,7 @@ class PoolCollector(Collector):
             self._add_forks(builder)
         builder.add((), [("exporter_scrape_errors_total", float(self.own.errors))])
         builder.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
-        self._series = builder.series
+        self._kept = builder.kept
         yield from builder.families(with_empty=not is_silent)
 
     # -- what is not shown, said once

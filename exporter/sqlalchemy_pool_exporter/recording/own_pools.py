@@ -8,10 +8,17 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.audit.rules import audit
-from sqlalchemy_pool_exporter.families import add_capacity, add_findings, add_sites, add_state
+from sqlalchemy_pool_exporter.families import (
+    add_capacity,
+    add_counters,
+    add_findings,
+    add_sites,
+    add_state,
+)
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import event_loop, facts, texts
-from sqlalchemy_pool_exporter.segment.contents import WorkerPool
+from sqlalchemy_pool_exporter.segment.block import ACTIVE
+from sqlalchemy_pool_exporter.segment.contents_cy import WorkerPool
 from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
@@ -19,7 +26,6 @@ from sqlalchemy_pool_exporter.segment.ledger import Ledger
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
-from sqlalchemy_pool_exporter.segment.snapshot import counters
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from sqlalchemy_pool_exporter.segment.worker import Worker
 
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sqlalchemy_pool_exporter.families import Builder
+    from sqlalchemy_pool_exporter.builder_cy import Builder
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.ledger import View
     from sqlalchemy_pool_exporter.segment.pages import Pages, Totals
@@ -44,13 +50,13 @@ _PAUSES: Final = (0.0, 0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
 class Read(NamedTuple):
     """What was recorded at one moment."""
 
-    live: list[tuple[Recorder, WorkerPool]]
+    live: list[Recorder]
     pools: list[WorkerPool]  # those that no directory has, with the totals of pools that are gone
 
     @property
     def identities(self) -> set[Identity]:
         """Those of the pools that are shown."""
-        return {pool.identity for _, pool in self.live} | {
+        return {recorder.identity for recorder in self.live} | {
             pool.identity for pool in self.pools if pool.ended is None or _is_shown(pool.ended)
         }
 
@@ -152,17 +158,22 @@ class OwnPools:
         live, pools = [], []
         for recorder in list(self._recorders):
             pause()
+            is_shared = id(recorder.storage.pages) not in unshared
             try:
-                pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
+                if is_shared:  # what is recorded is read from the directory
+                    is_live = bool(recorder.storage.doubles[ACTIVE])
+                else:
+                    pool = WorkerPool(recorder.identity, recorder.info, recorder.snapshot())
+                    is_live = pool.snapshot.is_active
             except Exception as error:
                 if not is_own(error):
                     raise
                 # One odd pool never fails the scrape.
                 self.errors += 1
                 continue
-            if pool.snapshot.is_active:
-                live.append((recorder, pool))
-            if id(recorder.storage.pages) in unshared:
+            if is_live:
+                live.append(recorder)
+            if not is_shared:
                 pools.append(pool)
         for store in list(self._stores):
             pools.extend(
@@ -218,7 +229,7 @@ class OwnPools:
         for series, by_site in self._sites.of(view.sites).items():
             add_sites(builder, owners[series[0]], by_site)
         for (label, *_), counts in view.counts.items():
-            builder.add(owners[label], counters(counts, has_overflow=label in view.with_overflow))
+            add_counters(builder, owners[label], counts, has_overflow=label in view.with_overflow)
         add_findings(builder, audit(fleet, now=time.monotonic(), wall=time.time()), owners)
         lag = event_loop.lag(
             (pool.snapshot for pool in found.pools if pool.snapshot.is_active), time.monotonic()
@@ -234,10 +245,14 @@ class OwnPools:
         owners: dict[str, tuple[str, ...]],
     ) -> None:
         now, wall = time.monotonic(), time.time()
+        by_store: dict[BlockStore, list[Recorder]] = {}
+        for recorder in found.live:
+            by_store.setdefault(recorder.store, []).append(recorder)
         shared: dict[str, set[bool | None]] = {}
-        for recorder, pool in found.live:
-            is_shared = recorder.store.shares(recorder.storage.doubles)
-            shared.setdefault(by_identity[pool.identity], set()).add(is_shared)
+        for store, recorders in by_store.items():
+            are = store.share([recorder.storage.doubles for recorder in recorders])
+            for recorder, is_shared in zip(recorders, are, strict=True):
+                shared.setdefault(by_identity[recorder.identity], set()).add(is_shared)
         for label, are_shared in shared.items():
             if are_shared != {None}:
                 builder.add((label,), [("exporter_segment_shared", float(False not in are_shared))])

@@ -23,7 +23,7 @@ from .ledger import Ledger, View
 from .own_errors import is_own
 from .pages import RETENTION_SECONDS
 from .trust import Trust
-from .worker import OtherError, read
+from .worker import OtherError, Remembered, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -112,8 +112,9 @@ class _Stamp(NamedTuple):
 class Reader:
     """Reads a directory repeatedly, and remembers what must not be lost in between. Not thread-safe.
 
-    Mutable state: the last contents of each file, deleted ones included, by the file's identity; the stamp of each
-    dead worker's file, which tells whether the file is unchanged; and the ledger of all of them.
+    Mutable state: the last contents of each file, deleted ones included, by the file's identity; the pages of those of
+    live workers; the names of these; the stamp of each dead worker's file, which tells whether the file is unchanged;
+    and the ledger of all of them.
     """
 
     def __init__(
@@ -134,8 +135,10 @@ class Reader:
         """
         self.directory = directory
         self.ledger = ledger or Ledger(retention=retention, wall=wall)
-        self._known: dict[bytes, Worker] = {}
+        self._remembered = Remembered()
+        self._known = self._remembered.workers
         self._untouched: dict[str, tuple[_Stamp, Worker]] = {}
+        self._live: set[str] = set()
         self._complained: frozenset[tuple[str, SegmentErrorKind]] = frozenset()
 
     def read(self, *, per_worker: bool = False, beside: Collection[Identity] = ()) -> Fleet:
@@ -173,6 +176,10 @@ class Reader:
             if key in self._known:
                 self.ledger.keep_what_is_lost(self._known[key], worker)
         self._known.update(present)
+        for key in [
+            key for key in self._remembered.contents if key not in present or not present[key].is_live
+        ]:
+            del self._remembered.contents[key]
         if listed is not None:
             self._forget(
                 [w for key, w in self._known.items() if key not in present and w.number not in failed]
@@ -188,15 +195,20 @@ class Reader:
     def _read(self, name: str, trust: Trust) -> Worker | None:
         """Read a file, unless it is a dead worker's and has not changed since it was read."""
         path = f"{self.directory}/{name}"
-        stamp = _stamp(path)
+        # A live worker's file is read without a look at its stamp.
+        stamp = None if name in self._live else _stamp(path)
         before, worker = self._untouched.get(name, (None, None))
         if worker is not None and stamp == before:
             return worker
         self._untouched.pop(name, None)
-        worker = read(path, _NAMES[name], self._known, trust)
+        worker = read(path, _NAMES[name], self._remembered, trust)
+        if worker is not None and worker.is_live:
+            self._live.add(name)
+            return worker
+        self._live.discard(name)
         # A new owner chmods the file once it has taken over, which changes ctime. Trust ctime only if it is older than
         # the clock's resolution.
-        if worker is not None and not worker.is_live and stamp is not None and stamp.is_reliable:
+        if worker is not None and stamp is not None and stamp.is_reliable:
             self._untouched[name] = (stamp, worker)
         return worker
 

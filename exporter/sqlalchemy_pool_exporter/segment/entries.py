@@ -170,24 +170,27 @@ def with_sites(counts: _Counts, *, are_off: bool) -> _Counts:
     return counts
 
 
-def sites_of(page: bytes | memoryview, copy: int) -> list[SiteCounts]:
+def sites_of(page: bytes | memoryview, copy: int, known: dict[int, str] | None = None) -> list[SiteCounts]:
     """Return the sites in a page; the text of one that is being added is empty.
 
     Args:
         page: all of the page.
         copy: which copy of the counts is in use.
+        known: texts of the page that were read before, by where their entry begins; it gets those that are new.
 
     Raises:
         SegmentError: the page is damaged.
     """
     doubles: Any = memoryview(page).cast("d")
     counts_at = SITE_COPIES_AT[copy]
-    return [
-        SiteCounts(
-            _text(page, at, SITE_TEXT_BYTES), doubles[at + counts_at : at + counts_at + SITE_COUNTS].tolist()
-        )
-        for at in _entries(doubles, SITE_DOUBLES, SITES_PER_PAGE)
-    ]
+    known = {} if known is None else known
+    found: list[SiteCounts] = []
+    for at in entries(doubles, SITE_DOUBLES, SITES_PER_PAGE):
+        text = known.get(at, "")
+        if not text and (text := text_at(page, at, SITE_TEXT_BYTES)):
+            known[at] = text
+        found.append(SiteCounts(text, doubles[at + counts_at : at + counts_at + SITE_COUNTS].tolist()))
+    return found
 
 
 def texts_of(page: bytes | memoryview) -> list[str]:
@@ -197,17 +200,27 @@ def texts_of(page: bytes | memoryview) -> list[str]:
         SegmentError: the page is damaged.
     """
     doubles = memoryview(page).cast("d")
-    return [_text(page, at, 8 * TEXT_DOUBLES) for at in _entries(doubles, TEXT_DOUBLES, TEXTS_PER_PAGE)]
+    return [text_at(page, at, 8 * TEXT_DOUBLES) for at in entries(doubles, TEXT_DOUBLES, TEXTS_PER_PAGE)]
 
 
-def _entries(doubles: memoryview[float], size: int, length: int) -> range:
+def entries(doubles: memoryview[float], size: int, length: int) -> range:
+    """Return where the entries of a page begin, in doubles.
+
+    Args:
+        doubles: the page.
+        size: of an entry, in doubles.
+        length: how many entries there can be.
+
+    Raises:
+        SegmentError: the page is damaged.
+    """
     used = doubles[ENTRIES_USED]
     if not 0.0 <= used <= length:
         raise SegmentError("a table of an impossible length")
     return range(ENTRIES_AT, ENTRIES_AT + size * int(used), size)
 
 
-def _text(page: bytes | memoryview, at: int, size: int) -> str:
+def text_at(page: bytes | memoryview, at: int, size: int) -> str:
     """Return a text that an exposition can show, or an empty one."""
     text = bytes(page[8 * at : 8 * at + size]).rstrip(b"\0").decode("utf-8", "replace")
     return text if text.isprintable() else ""

@@ -27,7 +27,12 @@ def lag(snapshots: Iterable[Snapshot], now: float) -> float | None:
         snapshots: of its pools.
         now: seconds of ``time.monotonic()``.
     """
-    found = [late for snapshot in snapshots for late in (*_now(snapshot, now), *_recent(snapshot, now))]
+    found = [
+        late
+        for snapshot in snapshots
+        if any(snapshot.fields[LOOP_DUE : LOOP_PEAK_AT + 1])  # most pools of most applications have no loop
+        for late in (*_now(snapshot, now), *_recent(snapshot, now))
+    ]
     return max(found, default=None)
 
 

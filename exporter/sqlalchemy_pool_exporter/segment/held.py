@@ -43,6 +43,14 @@ def held(snapshot: Snapshot) -> Iterator[Held]:
             yield _held(snapshot, at)
 
 
+def sites_held(snapshot: Snapshot) -> Iterator[tuple[str, float]]:
+    """Yield the site of each connection of a pool that is checked out, and since when it is."""
+    rows = snapshot.connections
+    for since, number in zip(rows[HELD_SINCE::ROW], rows[SITE::ROW], strict=True):
+        if since:
+            yield _site(snapshot, number), abs(since)
+
+
 def idle(snapshot: Snapshot) -> Iterator[Held]:
     """Yield the connections of a pool that are open and not checked out."""
     rows = snapshot.connections
@@ -52,13 +60,11 @@ def idle(snapshot: Snapshot) -> Iterator[Held]:
 
 
 def _held(snapshot: Snapshot, at: int) -> Held:
-    rows, sites = snapshot.connections, snapshot.sites
-    number = rows[at + SITE]
-    is_known = 1.0 <= number <= len(sites)
+    rows = snapshot.connections
     since, waits = abs(rows[at + HELD_SINCE]), rows[at + WAITS_SINCE]
     return Held(
         since,
-        sites[int(number) - 1].text or OTHER if is_known else OTHER,
+        _site(snapshot, rows[at + SITE]),
         rows[at + HOLDER],
         rows[at + LABEL],
         waits if waits >= since else 0.0,
@@ -68,16 +74,23 @@ def _held(snapshot: Snapshot, at: int) -> Held:
     )
 
 
+def _site(snapshot: Snapshot, number: float) -> str:
+    sites = snapshot.sites
+    return sites[int(number) - 1].text or OTHER if 1.0 <= number <= len(sites) else OTHER
+
+
 def is_deadlocked(snapshot: Snapshot) -> bool:
     """Return whether every holder of a full pool waits for another connection of it, so that none can go on.
 
     The pool's timeout ends that: some holder fails, and returns what it holds.
     """
-    out = list(held(snapshot))
+    rows = snapshot.connections
+    out = sum(map(bool, rows[HELD_SINCE::ROW]))
+    # Most pools are not full: their rows are not looked at one by one.
     return (
-        bool(out)
-        and len(out) >= snapshot.capacity
-        and all(one.waits_since and not is_lost(snapshot, one) for one in out)
+        out > 0
+        and out >= snapshot.capacity
+        and all(one.waits_since and not is_lost(snapshot, one) for one in held(snapshot))
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from . import sums
-from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS, WITHOUT_SITES
+from .block import ACTIVE, FIRST_COUNTER, HAS_OVERFLOW, OTHER_SITES, SITE_COUNTS, WITHOUT_SITES
 from .entries import CHECKOUTS, OTHER
 from .label import labels
 from .pages import MOST_ENDED, RETENTION_SECONDS
@@ -21,7 +21,7 @@ from .pages import MOST_ENDED, RETENTION_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from .contents import WorkerPool
+    from .contents_cy import WorkerPool
     from .identity import Identity
     from .snapshot import Counts
     from .worker import Worker
@@ -33,7 +33,7 @@ CountsByLabels = dict[tuple[str, ...], "Counts"]
 Infos = list[dict[str, str]]
 # By the labels of the series, and by the site.
 SitesByLabels = dict[tuple[str, ...], dict[str, "Counts"]]
-# By the pool, the number of its worker, and the site; None for the counts of the pool itself.
+# By the pool, the number of its worker (empty in sums over all), and the site; None for the counts of the pool itself.
 _Rows = dict[tuple["Identity", str, str | None], "list[Counts]"]
 
 
@@ -65,11 +65,14 @@ class _Resting:
         self.rows: _Rows = {}
         _add(self.rows, workers)
         self.rows = _compacted(self.rows)
-        self.ends = _latest(pool for worker in workers for pool in worker.pools)
+        pools = [pool for worker in workers for pool in worker.pools]
+        self.ends = _latest(pools)
         # Processes ended with such pools, so it is likely that the next ones make them again.
-        self.last_pools = {
-            pool.identity for worker in workers for pool in worker.pools if pool.snapshot.is_active
-        }
+        self.last_pools = {pool.identity for pool in pools if pool.snapshot.is_active}
+        self.with_overflow = {pool.identity for pool in pools if pool.snapshot.has_overflow}
+        self.infos: dict[Identity, Infos] = {}
+        for pool in pools:
+            self.infos.setdefault(pool.identity, [pool.info])
 
 
 class Ledger:
@@ -136,10 +139,11 @@ class Ledger:
         # Cheap: a comparison of lists treats identical objects as equal and does not compare their fields.
         if self._resting.workers != resting:
             self._resting = _Resting(resting)
-        rows = {key: list(some) for key, some in self._resting.rows.items()}
-        for key, some in self._kept.items():
-            rows.setdefault(key, []).extend(some)
-        _add(rows, live)
+        rows: _Rows = {}
+        for known_rows in (self._resting.rows, self._kept):
+            for (identity, number, site), some in known_rows.items():
+                rows.setdefault((identity, number if per_worker else "", site), []).extend(some)
+        _add(rows, live, per_worker=per_worker)
         shown = self._shown(live, {identity for identity, _, _ in rows})
         known = shown.union(beside)
         if self._labels[0] != known:
@@ -157,16 +161,22 @@ class Ledger:
 
     def _shown(self, live: Sequence[Worker], every: set[Identity]) -> set[Identity]:
         now, last = self._wall(), self._last_live
-        pools = [pool for worker in live for pool in worker.pools]
-        of_live = {pool.identity for pool in pools if pool.snapshot.is_active}
-        gone = _latest(pool for pool in pools if not pool.snapshot.is_active)
+        of_live: set[Identity] = set()
+        not_live: list[WorkerPool] = []
+        for worker in live:
+            for pool in worker.pools:
+                if pool.snapshot.fields[ACTIVE]:
+                    of_live.add(pool.identity)
+                else:
+                    not_live.append(pool)
+        gone = _latest(not_live)
         for identity, ended in (*self._resting.ends.items(), *gone.items()):
             # Of a pool that was not folded it is not known when it went: since it was first seen so.
             last[identity] = max(last.get(identity, 0.0), min(ended, now)) or now
         last.update(dict.fromkeys(of_live, now))
         self._last_live = last = {identity: last.get(identity, now) for identity in every}
         shown = {identity for identity, since in last.items() if now - since <= self.retention}
-        resting = {pool.identity for pool in pools if pool.is_resting} | self._resting.last_pools
+        resting = {pool.identity for pool in not_live if pool.is_resting} | self._resting.last_pools
         others = sorted(shown - of_live - resting, key=last.__getitem__)
         shown.difference_update(others[: -MOST_ENDED or None] if len(others) > MOST_ENDED else ())
         self._kept = {key: rows for key, rows in self._kept.items() if key[0] in shown}
@@ -174,15 +184,17 @@ class Ledger:
 
     def _learn(self, live: Sequence[Worker], shown: set[Identity]) -> None:
         said: dict[Identity, Infos] = {}
-        moving = {id(worker) for worker in live}
-        for worker in (*live, *self._resting.workers):
+        for worker in live:
             for pool in worker.pools:
-                if pool.snapshot.has_overflow:
+                fields = pool.snapshot.fields
+                if fields[HAS_OVERFLOW]:
                     self._with_overflow.add(pool.identity)
-                if not (id(worker) in moving and pool.snapshot.is_active):
+                if not fields[ACTIVE]:
                     self._infos.setdefault(pool.identity, [pool.info])
                 elif pool.info not in said.setdefault(pool.identity, []):
                     said[pool.identity].append(pool.info)
+        self._with_overflow |= self._resting.with_overflow
+        self._infos = self._resting.infos | self._infos
         self._infos = {
             identity: infos for identity, infos in (self._infos | said).items() if identity in shown
         }
@@ -213,16 +225,20 @@ def _labelled(
         if label is not None:
             series: tuple[str, ...] = (label, number) if per_worker else (label,)
             every.setdefault((series, site), []).extend(some)
-            if site is None:
-                others = [counts[_OTHERS : _OTHERS + SITE_COUNTS] for counts in some]
-                every.setdefault((series, OTHER), []).extend(others)
     counts: CountsByLabels = {}
     sites: SitesByLabels = {}
+    others = {series: some for (series, site), some in every.items() if site == OTHER}
     for (series, site), some in every.items():
         if site is None:
-            counts[series] = sums.total(some)
-        else:
+            counts[series] = summed = sums.total(some)
+            if series in others:
+                others[series] += [row[_OTHERS : _OTHERS + SITE_COUNTS] for row in some]
+            else:  # nearly always: a part of the sum of the rows
+                others[series] = [list(summed[_OTHERS : _OTHERS + SITE_COUNTS])]
+        elif site != OTHER:
             sites.setdefault(series, {})[site] = sums.total(some)
+    for series, some in others.items():
+        sites.setdefault(series, {})[OTHER] = sums.total(some)
     for series, by_site in sites.items():
         # Where nothing has a site, none is shown.
         if any(one[CHECKOUTS] for one in by_site.values()):
@@ -231,12 +247,14 @@ def _labelled(
     return counts, sites
 
 
-def _add(rows: _Rows, workers: Iterable[Worker]) -> None:
+def _add(rows: _Rows, workers: Iterable[Worker], *, per_worker: bool = True) -> None:
     for worker in workers:
+        number = worker.number if per_worker else ""
         for pool in worker.pools:
-            rows.setdefault((pool.identity, worker.number, None), []).append(pool.snapshot.counts)
-            for site in pool.snapshot.sites:
-                rows.setdefault((pool.identity, worker.number, site.text or OTHER), []).append(site.counts)
+            identity, snapshot = pool.identity, pool.snapshot
+            rows.setdefault((identity, number, None), []).append(snapshot.counts)
+            for site in snapshot.sites:
+                rows.setdefault((identity, number, site.text or OTHER), []).append(site.counts)
 
 
 def _compacted(rows: _Rows) -> _Rows:

@@ -56,9 +56,23 @@ class Pages(Protocol):
 
 
 class PoolBlock:
-    """The block of one live pool. The mutable state is the further pages of rows, and the page of sites."""
+    """The block of one live pool.
 
-    __slots__ = ("_sites", "birth", "doubles", "other_sites", "page", "pages", "rows", "sites_page", "text")
+    The mutable state is the further pages of rows, the page of sites, and the texts of sites that were read from it.
+    """
+
+    __slots__ = (
+        "_sites",
+        "_texts",
+        "birth",
+        "doubles",
+        "other_sites",
+        "page",
+        "pages",
+        "rows",
+        "sites_page",
+        "text",
+    )
 
     def __init__(self, pages: Pages, page: int, text: bytes) -> None:
         self.pages = pages
@@ -70,6 +84,7 @@ class PoolBlock:
         self.rows: list[int] = []
         self.sites_page = 0
         self._sites: EntryWriter | None = None
+        self._texts: dict[int, str] = {}
         # The entry of all sites that have none of their own.
         self.other_sites = SiteEntry(0, self.doubles, OTHER_SITES)
 
@@ -102,7 +117,7 @@ class PoolBlock:
 
     def sites(self) -> list[SiteCounts]:
         """Return the sites and their counts now."""
-        return sites_of(self.pages.page(self.sites_page), 0) if self.sites_page else []
+        return sites_of(self.pages.page(self.sites_page), 0, self._texts) if self.sites_page else []
 
     @property
     def own_pages(self) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .block import FIRST_COUNTER, OTHER_SITES, SITE_COUNTS
 from .entries import CHECKOUTS, HELD_SECONDS, HOLDS, LEAKED, NESTED, OTHER, SUSPECTED
-from .held import held, is_deadlocked
+from .held import sites_held
 from .snapshot import Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .snapshot import Counts, Snapshot, Value
 
@@ -26,11 +26,16 @@ _OTHERS: Final = OTHER_SITES - FIRST_COUNTER
 
 
 class _Series:
-    """The sites of one series. Mutable state: what is shown of each, and of all others; and which the others are."""
+    """The sites of one series.
 
-    __slots__ = ("other", "others", "shown")
+    Mutable state: what is shown of each, and of all others; which the others are; and the last question and answer.
+    """
+
+    __slots__ = ("answer", "asked", "other", "others", "shown")
 
     def __init__(self) -> None:
+        self.asked: Mapping[str, Counts] | None = None
+        self.answer: dict[str, Counts] = {}
         self.shown: dict[str, _Shown] = {}
         self.others = {OTHER}
         self.other: Counts = [0.0] * SITE_COUNTS
@@ -78,6 +83,8 @@ class ShownSites:
 
     def _reduced(self, name: tuple[str, ...], by_site: Mapping[str, Counts]) -> dict[str, Counts]:
         series = self._series[name]
+        if series.asked == by_site:
+            return series.answer
         self._choose(series, by_site)
         found = {site: one.counts for site, one in series.shown.items()}
         # Rounded once: what is shown and what is read is the same for nearly all sites.
@@ -96,6 +103,7 @@ class ShownSites:
         series.other = list(map(max, series.other, other))
         if by_site.keys() - found.keys() or any(series.other):
             found[OTHER] = series.other
+        series.asked, series.answer = by_site, found
         return found
 
     def _choose(self, series: _Series, by_site: Mapping[str, Counts]) -> None:
@@ -134,31 +142,16 @@ def counters(by_site: Mapping[str, Counts]) -> dict[str, Value]:
     }
 
 
-def state(snapshots: Sequence[Snapshot], *, now: float) -> dict[str, Value]:
-    """Return what the sites of live pools of one name hold, by the key of the metric.
-
-    Args:
-        snapshots: of the pools.
-        now: seconds of ``time.monotonic()``.
-    """
-    values: dict[str, Value] = {"self_deadlocked": float(sum(map(is_deadlocked, snapshots)))}
+def held_at(snapshots: Sequence[Snapshot]) -> dict[str, tuple[float, float]] | None:
+    """Return how many connections each site holds, and since when; None if the pools record no sites."""
     if not any(snapshot.sites or snapshot.counts[_OTHERS + CHECKOUTS] for snapshot in snapshots):
-        return values
-    out = [one for snapshot in snapshots for one in held(snapshot)]
-    number = Counter(one.site for one in out)
+        return None
+    out = [one for snapshot in snapshots for one in sites_held(snapshot)]
+    number = Counter(site for site, _ in out)
     shown = {site for site, _ in sorted(number.items(), key=lambda item: (-item[1], item[0]))[:MOST_SITES]}
-    return values | {
-        "held_connections": _grouped(((one.site, 1.0) for one in out), shown, sum),
-        "site_longest_held_seconds": _grouped(
-            ((one.site, max(0.0, now - one.since)) for one in out), shown, max
-        ),
-    }
-
-
-def _grouped(
-    values: Iterable[tuple[str, float]], shown: set[str], join: Callable[[Iterable[float]], float]
-) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for site, value in values:
-        found.setdefault(site if site in shown else OTHER, []).append(value)
-    return {site: float(join(some)) for site, some in found.items()}
+    found: dict[str, tuple[float, float]] = {}
+    for site, began in out:
+        series = site if site in shown else OTHER
+        held, since = found.get(series, (0.0, began))
+        found[series] = (held + 1.0, min(since, began))
+    return found

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS
+from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS, STATES
 
 from .block import (
     ACTIVE,
@@ -27,27 +27,18 @@ from .block import (
     FIELDS,
     FIRST_COUNTER,
     HAS_OVERFLOW,
-    HELD_SINCE,
     HOLD,
     INVALIDATIONS,
-    LAST_CHECKIN,
-    LEAK_AFTER,
     LEAKED_CHECKOUTS,
-    LIFECYCLE,
     MAX_OVERFLOW,
     OVERFLOW_OPENED,
     PING,
     PING_FAILURES,
-    PRE_PING,
-    RECYCLE,
     REPLACED,
     ROW,
     SITES_OFF,
     SIZE,
     SUM,
-    TIMEOUT,
-    UNTRACKED_CONNECTIONS,
-    UNTRACKED_PENDING,
     USES,
     WAIT,
     WAIT_FAILED,
@@ -56,6 +47,7 @@ from .block import (
 )
 from .entries import with_sites
 from .page import ROWS_AT, ROWS_USED
+from .state_cy import DEADLOCKED, IN_USE, KEYS, LIMITS, row
 
 if TYPE_CHECKING:
     from array import array
@@ -67,14 +59,6 @@ L = TypeVar("L", str, tuple[str, ...])
 
 # The counters of a block: its fields from FIRST_COUNTER to FIELDS, which only grow.
 Counts = Sequence[float]
-
-_LIMITS: Final = (
-    ("size", SIZE),
-    ("max_overflow", MAX_OVERFLOW),
-    ("timeout_seconds", TIMEOUT),
-    ("recycle_seconds", RECYCLE),
-    ("pre_ping", PRE_PING),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +92,7 @@ Value = float | dict[str, float] | dict[tuple[str, ...], float] | dict[str, Summ
 class Snapshot(NamedTuple):
     """A copy of the used part of a block."""
 
-    fields: list[float]  # those before FIRST_COUNTER
+    fields: Sequence[float]  # those before FIRST_COUNTER
     waiters: list[float] | array[float]
     connections: list[float] | array[float]
     counts: Counts
@@ -170,63 +154,36 @@ class Snapshot(NamedTuple):
             now: seconds of ``time.monotonic()``.
             wall: seconds since the epoch at the same moment.
         """
-        yield from self.limits()
+        yield from self.limits().items()
         if not math.isnan(self.capacity):
             yield "capacity", self.capacity
-        yield from self.state(now=now, wall=wall)
+        yield from self.state(now=now, wall=wall).items()
         yield from counters(self.counts, has_overflow=self.has_overflow)
 
-    def limits(self) -> Iterator[tuple[str, float]]:
-        """Yield the limits that the pool has."""
-        fields = self.fields
-        for key, at in _LIMITS:
-            value = fields[at]
-            if value == value:  # noqa: PLR0124 - not NaN; runs five times for each pool of each worker
-                yield key, value
+    def limits(self) -> dict[str, float]:
+        """Return the limits that the pool has."""
+        return limits_of(row(self.fields, self.waiters, self.connections, now=0.0, wall=0.0))
 
-    def state(self, *, now: float, wall: float) -> Iterator[tuple[str, float | dict[str, float]]]:
-        """Yield the state: connections, waiting callers and ages. The arguments are those of ``values()``."""
-        fields, is_replaced = self.fields, self.is_replaced
-        waiting = list(filter(None, self.waiters))
-        # One pass, because a scrape can read many tables, and most rows of most tables are free.
-        in_use, opened, idle, empty, slots = [], [], 0.0, 0.0, 0.0
-        rows = self.connections
-        for connected, since, lifecycle in zip(
-            rows[::ROW], rows[HELD_SINCE::ROW], rows[LIFECYCLE::ROW], strict=True
-        ):
-            if since:
-                in_use.append(abs(since))
-            elif connected > 0.0:
-                idle += 1.0
-            elif connected < 0.0:
-                empty += 1.0
-            if connected > 0.0:
-                opened.append(connected)
-            if connected and not lifecycle:
-                slots += 1.0
-        held = float(len(in_use))
-        # Those without a row are as busy as those with one: all of them, if the pool is saturated.
-        untracked = fields[UNTRACKED_CONNECTIONS]
-        busy = round(untracked * held / (held + idle)) if held else 0.0
-        yield "connections", {"in_use": held + busy, "idle": idle + untracked - busy}
-        if self.has_overflow:
-            # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0 as well.
-            size = fields[SIZE]
-            is_none = is_replaced or math.isnan(size)
-            yield "overflow_connections", 0.0 if is_none else max(0.0, slots + untracked - size)
-        # The empty slots of a pool that was replaced will not be checked out again.
-        yield "empty_slots", 0.0 if is_replaced else empty
-        yield "pending_checkouts", len(waiting) + fields[UNTRACKED_PENDING]
-        yield "longest_pending_seconds", _age(waiting, now)
-        yield "longest_held_seconds", _age(in_use, now)
-        leak_after = fields[LEAK_AFTER]
-        if leak_after:
-            yield "leak_suspects", float(sum(now - since > leak_after for since in in_use))
-        yield "oldest_connection_seconds", _age(opened, now)
-        # Rounded, so that jitter between the two clocks does not change the value at each scrape.
-        last = fields[LAST_CHECKIN]
-        yield "last_checkin_timestamp_seconds", round(wall - (now - last), 3) if last else 0.0
-        yield "untracked_connections", untracked
+    def state(self, *, now: float, wall: float) -> dict[str, float | dict[str, float]]:
+        """Return the state: connections, waiting callers and ages. The arguments are those of ``values()``."""
+        return state_of(row(self.fields, self.waiters, self.connections, now=now, wall=wall))
+
+
+def state_of(numbers: array[float]) -> dict[str, float | dict[str, float]]:
+    """Return the state in the numbers of one pool or of several, by the key of the metric."""
+    connections = dict(zip(STATES, numbers[IN_USE:], strict=True))
+    return {"connections": connections, **_applying(numbers, slice(LIMITS.stop, DEADLOCKED))}
+
+
+def limits_of(numbers: array[float]) -> dict[str, float]:
+    """Return the limits in the numbers of one pool or of several, by the key of the metric."""
+    return _applying(numbers, LIMITS)
+
+
+def _applying(numbers: array[float], part: slice) -> dict[str, float]:
+    return {
+        key: number for key, number in zip(KEYS[part], numbers[part], strict=True) if not math.isnan(number)
+    }
 
 
 def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value]]:
@@ -269,8 +226,3 @@ def _labelled(counts: Counts, at: int, names: Sequence[L]) -> dict[L, float]:
 def _histogram(counts: Counts, at: int) -> Histogram:
     total = at + SUM - FIRST_COUNTER
     return Histogram(tuple(counts[at - FIRST_COUNTER : total]), counts[total])
-
-
-def _age(since: list[float], now: float) -> float:
-    # A writer can store a timestamp after the reader read the clock.
-    return max(0.0, now - min(since)) if since else 0.0

@@ -24,7 +24,7 @@ from .own_errors import Suppressing, is_own
 from .pages import Pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .file import Lease
     from .pool_block import PoolBlock
@@ -65,11 +65,15 @@ class BlockStore:
 
         This also makes a file that is missing. Each scrape calls it.
         """
+        (is_shared,) = self.share([block])
+        return is_shared
+
+    def share(self, blocks: Sequence[memoryview[float]]) -> list[bool | None]:
+        """Return ``shares()`` of several blocks, with one look at the file."""
         if self.directory is None:
-            return None
-        return self._has_file(wait_seconds=_WAIT_SECONDS) and not isinstance(
-            block.obj, bytearray
-        )  # of pages in memory
+            return [None] * len(blocks)
+        has_file = self._has_file(wait_seconds=_WAIT_SECONDS)
+        return [has_file and not isinstance(block.obj, bytearray) for block in blocks]  # of pages in memory
 
     def block(self, text: bytes) -> PoolBlock:
         """Return a block for a pool with this description; in memory if the file cannot be used or has no room."""

@@ -10,34 +10,28 @@ a few rows with exactly the same sum.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.pausing import pause
 
+from .held import is_deadlocked
+from .snapshot import limits_of, state_of
+from .state_cy import DEADLOCKED, joined, row
+from .total_cy import total as exact
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from array import array
+    from collections.abc import Sequence
 
     from .snapshot import Counts, Snapshot
 
 State = float | dict[str, float]
 
-# Limits that are added up.
-_ADDED: Final = frozenset(("size", "max_overflow"))
-# Ages and points in time are not added up; the largest one counts.
-_LARGEST: Final = frozenset(
-    (
-        "longest_pending_seconds",
-        "longest_held_seconds",
-        "oldest_connection_seconds",
-        "last_checkin_timestamp_seconds",
-    )
-)
-
 
 def total(rows: Sequence[Counts]) -> Counts:
     """Return the sum of rows of counts, rounded once."""
     pause()
-    return rows[0] if len(rows) == 1 else list(map(math.fsum, zip(*rows, strict=True)))
+    return rows[0] if len(rows) == 1 else exact(rows)
 
 
 def compacted(rows: Sequence[Counts]) -> list[Counts]:
@@ -59,44 +53,30 @@ def capacity(snapshots: Sequence[Snapshot]) -> float:
     return math.fsum(snapshot.capacity for snapshot in current(snapshots))
 
 
-def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
-    """Return the limits and the state of several pools together, of one worker or of several.
-
-    Sizes are the sum, and absent if one pool has no limit. Of the other limits the smallest one counts: some caller
-    fails after that time, some connection is replaced at that age, and only 1 means that all connections are tested.
-    Ages and points in time are the largest, all other values the sum.
+def numbers(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> array[float]:
+    """Return the limits and the state of several pools together, of one worker or of several; see ``state_cy``.
 
     Args:
         snapshots: at least one.
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
-    states = [dict(snapshot.state(now=now, wall=wall)) for snapshot in snapshots]
-    keys = dict.fromkeys(key for one in states for key in one)
-    return limits(snapshots) | {key: _summed(key, [one[key] for one in states if key in one]) for key in keys}
+    return joined([_row(snapshot, now, wall) for snapshot in snapshots])
 
 
-def limits(snapshots: Sequence[Snapshot]) -> dict[str, State]:
-    """Return the limits of several pools together; see ``state()``."""
-    limited = current(snapshots)
-    return {
-        key: math.fsum(values) if key in _ADDED else min(values)
-        for key, values in _by_key(snapshot.limits() for snapshot in limited).items()
-        if key not in _ADDED or len(values) == len(limited)
-    }
+def _row(snapshot: Snapshot, now: float, wall: float) -> array[float]:
+    numbers = row(snapshot.fields, snapshot.waiters, snapshot.connections, now=now, wall=wall)
+    if numbers[DEADLOCKED]:  # most pools are not full, and their connections are not looked at one by one
+        numbers[DEADLOCKED] = float(is_deadlocked(snapshot))
+    return numbers
 
 
-def _by_key(every: Iterable[Iterable[tuple[str, float]]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for values in every:
-        for key, value in values:
-            found.setdefault(key, []).append(value)
-    return found
+def state(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> dict[str, State]:
+    """Return ``numbers()`` by the key of the metric."""
+    found = numbers(snapshots, now=now, wall=wall)
+    return limits_of(found) | state_of(found)
 
 
-def _summed(key: str, values: list[State]) -> State:
-    by_label = [value for value in values if isinstance(value, dict)]
-    if by_label:
-        return {label: sum(one[label] for one in by_label) for label in by_label[0]}
-    numbers = [value for value in values if not isinstance(value, dict)]
-    return max(numbers) if key in _LARGEST else sum(numbers)
+def limits(snapshots: Sequence[Snapshot]) -> dict[str, float]:
+    """Return the limits of several pools together, by the key of the metric."""
+    return limits_of(numbers(snapshots, now=0.0, wall=0.0))

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.errors import SegmentError
 
-from . import facts
 from .block import (
     FIELDS,
 )
-from .contents import pools_of, texts_in
+from .contents_cy import Contents
 from .entries import NO_TEXTS, Texts
 from .format import (
-    FACTS_AT,
-    HEADER_BYTES,
+    HEADER,
     LAYOUT_VERSION,
     MAGIC,
     Header,
@@ -36,11 +34,9 @@ from .own_errors import is_own
 from .trust import is_possible
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
 
-    from .contents import WorkerPool
+    from .contents_cy import WorkerPool
     from .facts import Facts
     from .trust import Trust
 
@@ -77,17 +73,24 @@ class Worker:
     @property
     def is_parent(self) -> bool:
         """Whether the process only started other ones: it has forked, and has never used a pool."""
-        was_used = self.was_used or any(pool.snapshot.was_used for pool in self.pools)
-        return self.has_forked and not was_used
+        return self.has_forked and not (self.was_used or any(pool.snapshot.was_used for pool in self.pools))
 
 
-def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
+class Remembered:
+    """What a reader remembers of the files that it has read, by their identity. Mutable state: that."""
+
+    def __init__(self) -> None:
+        self.workers: dict[bytes, Worker] = {}
+        self.contents: dict[bytes, Contents] = {}  # of live workers
+
+
+def read(path: str, number: str, remembered: Remembered, trust: Trust) -> Worker | None:
     """Return the contents of a segment file, or None if the file was deleted or is still being made.
 
     Args:
         path: path of the file.
         number: number of the worker, from the name of the file.
-        known: results of earlier reads, by the identity of the file.
+        remembered: of earlier reads.
         trust: whose files are believed.
 
     Raises:
@@ -104,7 +107,7 @@ def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) ->
         kind: SegmentErrorKind = "foreign" if error.errno in _FOREIGN_ERRORS else "unreadable"
         raise OtherError(kind, error.strerror or str(error)) from error
     try:
-        return _read_open(descriptor, number, known, trust)
+        return _read_open(descriptor, number, remembered, trust)
     except OSError as error:
         if not is_own(error):
             raise
@@ -113,7 +116,7 @@ def read(path: str, number: str, known: Mapping[bytes, Worker], trust: Trust) ->
         os.close(descriptor)
 
 
-def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trust: Trust) -> Worker | None:
+def _read_open(descriptor: int, number: str, remembered: Remembered, trust: Trust) -> Worker | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise OtherError("foreign", "not a regular file")
@@ -123,52 +126,67 @@ def _read_open(descriptor: int, number: str, known: Mapping[bytes, Worker], trus
         )
     # Read the header before the lock is tested. A process that takes the lock after the test also adds itself to
     # ``holders`` after this read. So the next read sees another count and does not trust what this one remembers.
-    header = Header.read(descriptor)
+    said = os.pread(descriptor, HEADER.size, 0)
+    header = Header.of(said)
     if is_unfinished(header, status.st_size):
         return None
     header = _checked(header)
+    if status.st_size < header.used:
+        status = os.fstat(descriptor)  # it may have grown before its header was read
     if status.st_size < header.used:
         raise SegmentError(f"{status.st_size} bytes where {header.used} are in use")
     if not is_possible(status, header.used):
         raise SegmentError(f"{status.st_blocks} blocks on the disk where {header.used} bytes are in use")
     is_live = is_held(descriptor)
-    last = known.get(header.identity)
+    last = remembered.workers.get(header.identity)
     if last is not None and not last.is_live and (last.number, last.holders) == (number, header.holders):
         # Nothing was written since then. At most, a new holder has the lock and is about to take over.
         return last
-    data, is_whole = _read_pages(descriptor, is_live=is_live)
+    data, is_whole = _read_pages(descriptor, header, said, is_live=is_live)
     if not is_whole and last is not None:
         return last
-    said = facts.read(data[FACTS_AT:HEADER_BYTES].rstrip(b"\0"))
-    now = _checked(Header.of(data))
+    contents = remembered.contents.get(header.identity) or Contents()
+    pools, texts = contents.read(data)
+    now = header if data.startswith(said) else _checked(Header.of(data))
+    if is_live:
+        remembered.contents[header.identity] = contents
     return Worker(
         number,
         header.identity,
         header.holders,
         is_live,
-        tuple(pools_of(data)),
-        said,
+        pools,
+        contents.facts(data),
         has_forked=bool(now.has_forked),
         was_used=bool(now.was_used),
         drops=now.drops,
-        texts=texts_in(data),
+        texts=texts,
     )
 
 
-def _read_pages(descriptor: int, *, is_live: bool) -> tuple[bytes, bool]:
+def _read_pages(descriptor: int, header: Header, said: bytes, *, is_live: bool) -> tuple[bytes, bool]:
     """Return the part of a file that is in use, and whether no counts moved during the read.
 
     What a dead writer left is right, whatever it was about to do: the commit words say so.
+
+    Args:
+        descriptor: of the file.
+        header: as it was read before.
+        said: the bytes that say it.
+        is_live: whether a process writes the file.
     """
     for seconds in _PAUSES:
-        before = _checked(Header.read(descriptor))
-        if not is_possible(os.fstat(descriptor), before.used):
-            raise SegmentError(f"it grew to {before.used} bytes without taking them")
-        data = read_used(descriptor, before.used)
-        after = _checked(Header.read(descriptor))
-        if before.changes == after.changes and not (before.changes & 1 and is_live):
+        data = read_used(descriptor, header.used)
+        after = os.pread(descriptor, HEADER.size, 0)
+        # Nearly always nothing has changed at all.
+        is_same = after == said or _checked(Header.of(after)).changes == header.changes
+        if is_same and not (header.changes & 1 and is_live):
             return data, True
         time.sleep(seconds)
+        said = os.pread(descriptor, HEADER.size, 0)
+        header = _checked(Header.of(said))
+        if not is_possible(os.fstat(descriptor), header.used):
+            raise SegmentError(f"it grew to {header.used} bytes without taking them")
     return data, False
 
 
@@ -183,8 +201,7 @@ def check(header: Header | None, data: bytes) -> Header:
         SegmentError: a reader of the file would say so, too.
     """
     header = _checked(header)
-    tuple(pools_of(data))
-    texts_in(data)
+    Contents().read(data)
     return header
 
 

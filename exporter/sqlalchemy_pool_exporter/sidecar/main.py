@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.board.moment import Moments
+from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.errors import ConfigError
-from sqlalchemy_pool_exporter.families import Builder
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
 from sqlalchemy_pool_exporter.segment.directory import Reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from sqlalchemy_pool_exporter.families import Builder
+from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.held_connections import held_states
 from sqlalchemy_pool_exporter.metrics import (
     DATABASE_METRICS,
