@@ -5,15 +5,18 @@ These modules are ordinary Python. Cython compiles them where a wheel is built, 
 there by their names. Interpreted, a type is the one of Python and a decorator does nothing, whether Cython is installed
 or not. Each of these modules has::
 
-    from sqlalchemy_pool_exporter import cython
-
-    if cython.compiled:  # never run; Cython takes the name for its own where it reads such an import
+    try:
+        from sqlalchemy_pool_exporter import cython
+    except ImportError:  # never; Cython takes the name for its own where it reads such an import
         import cython  # type: ignore[no-redef]
+
+With an ``if`` instead of ``try``, Cython 3.3 does not know the types of local variables. The C functions that replace
+those of Python in a compiled module are in ``c_api.pxd``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +28,10 @@ compiled: Final = False
 # Types.
 bint = bool
 double = float
+long = int
 Py_ssize_t = int
+p_double: TypeAlias = "memoryview[float]"  # noqa: PYI042 - the names are Cython's
+p_uchar: TypeAlias = "memoryview[int]"  # noqa: PYI042
 
 
 # Decorators.

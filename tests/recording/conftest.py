@@ -39,7 +39,7 @@ def _no_children(monkeypatch: pytest.MonkeyPatch) -> None:
 def room_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the labels of earlier tests, since a process has room for few, and one may have been left."""
     monkeypatch.setitem(texts._texts.numbers, LABELS, {})
-    labels.current_label.set(labels._NONE)
+    labels.current_label.set(labels.NO_LABEL)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_pool_exporter.recording.connection_row import Holder
+from sqlalchemy_pool_exporter.recording.connection_row_cy import Holder
 from sqlalchemy_pool_exporter.recording.holders import current_holder
 from sqlalchemy_pool_exporter.recording.stacks import Activity, activity_of
 from tests.support.wait import eventually, eventually_async

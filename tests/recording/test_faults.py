@@ -11,12 +11,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording import checkout_cy
 from sqlalchemy_pool_exporter.recording import instrument as instrumentation
 from sqlalchemy_pool_exporter.recording.connection_table import ConnectionTable
 from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from sqlalchemy_pool_exporter.segment.block import FAULTS
 from tests.support.pool_incidents import INCIDENTS, listeners_raise, transcript
 from tests.support.samples import RegistrySamples
+from tests.support.sources import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +180,7 @@ def test_a_block_that_fails(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
         sabotage.everything(after=moment, times=1)
 
 
+@pytest.mark.skipif(is_compiled(checkout_cy), reason="compiled code takes nothing but a list")
 def test_waiters_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken list of free waiter slots changes nothing for the application."""
     sabotage = Sabotage(monkeypatch)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
-from sqlalchemy_pool_exporter.recording import checkout
+from sqlalchemy_pool_exporter.recording import checkout_cy
 from sqlalchemy_pool_exporter.recording import holders as recorded
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader
@@ -48,7 +48,7 @@ def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin without texts: labels are never removed."""
     monkeypatch.setattr(texts, "_texts", texts._Texts())
     fresh = ContextVar[Any]("holder", default=None)
-    for module in (recorded, checkout):
+    for module in (recorded, checkout_cy):
         monkeypatch.setattr(module, "holder_of_call", fresh)
 
 
@@ -379,7 +379,7 @@ def test_nested_checkouts_cost_no_memory(engine: Engine, registry: CollectorRegi
     """A thread that holds one connection for ever, and checks out others meanwhile, grows by nothing."""
     with engine.connect() as connection:
         engine.connect().close()
-        row = connection.connection._connection_record._pool_exporter_row
+        row = connection.connection._connection_record._pool_exporter_state.row
         before = len(row.nesting.inner)
         for _ in range(100):
             engine.connect().close()

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import CodeType, MemberDescriptorType
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,21 +32,23 @@ from sqlalchemy.pool.base import _ConnectionRecord
 import sqlalchemy_pool_exporter
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import (
-    checkout,
+    checkin_cy,
+    checkout_cy,
     connection_events,
-    connection_row,
+    connection_row_cy,
     connection_table,
     event_loops,
     holders,
     ping_cy,
     recorder,
+    recorder_state_cy,
     slots,
 )
-from sqlalchemy_pool_exporter.segment import block, pool_block, room, texts
+from sqlalchemy_pool_exporter.segment import block, pool_block, room, site_entry_cy, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
 from tests.support.samples import Exposition
-from tests.support.sources import source_file, source_of
+from tests.support.sources import is_compiled, source_file, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,9 +58,10 @@ if TYPE_CHECKING:
 
 PACKAGE = str(Path(sqlalchemy_pool_exporter.__file__).parent)
 MODULES = (
-    checkout,
+    checkin_cy,
+    checkout_cy,
     connection_events,
-    connection_row,
+    connection_row_cy,
     connection_table,
     event_loops,
     ping_cy,
@@ -149,10 +152,12 @@ def test_calls_of_a_checkout_and_return(sites: bool | None, pre_ping: bool, most
     added = instrumented - bare
     assert added.total() <= most, added
     if not pre_ping and sites is False:
-        assert [name for name in added if "." in name and "<locals>" in name] == [
-            "connect_hook.<locals>.connect",
-            "return_hook.<locals>._do_return_conn",
-        ]
+        # A compiled function makes no event.
+        assert [name for name in added if "." in name and "<locals>" in name] == (
+            []
+            if is_compiled(checkout_cy)
+            else ["connect_hook.<locals>.connect", "return_hook.<locals>._do_return_conn"]
+        )
 
 
 @pytest.mark.parametrize("moment", ["after dispose", "after closing"])
@@ -253,21 +258,23 @@ QUIET = re.compile(
     r"|LOAD_(CONST|SMALL_INT|COMMON_CONSTANT|GLOBAL|DEREF|ATTR)|STORE_(ATTR|SUBSCR)"
     r"|BINARY_(OP|SUBSCR)|COMPARE_OP|IS_OP|TO_BOOL|UNARY_\w+|JUMP_FORWARD|POP_JUMP(_FORWARD)?_IF_\w+|RETURN_(CONST|VALUE)"
 )
-# Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code.
+# Attributes of a recorder, a row or SQLAlchemy's record: slots or plain attributes, so reading them runs no code. So it
+# is with the attributes of a compiled class, which are read by functions of C.
 SLOTS = {
     name
     for owner in (
         recorder.Recorder,
-        connection_row.ConnectionRow,
-        connection_row.Holder,
-        pool_block.SiteEntry,
+        recorder_state_cy.RecorderState,
+        connection_row_cy.ConnectionRow,
+        connection_row_cy.Holder,
+        connection_row_cy.RecordState,
+        site_entry_cy.SiteEntry,
         connection_table.ConnectionTable,
         slots.FreeSlots,
         _ConnectionRecord,
     )
-    for name, member in vars(owner).items()
-    if isinstance(member, MemberDescriptorType)
-} | {connection_row.HOLDER_ATTRIBUTE, connection_row.ROW_ATTRIBUTE, "is_adding", "is_growing", "_pages"}
+    for name in owner.__slots__
+} | {connection_row_cy.STATE_ATTRIBUTE, "is_adding", "is_growing", "_pages"}
 CONSTANTS = {name for name, value in vars(block).items() if isinstance(value, int | float)}
 
 
@@ -330,15 +337,18 @@ def test_a_straight_line_is_one(module: ModuleType, first: int, last: int) -> No
 
 def test_there_are_straight_lines() -> None:
     """The hooks of checkout and return, and the methods that count, have marked stretches."""
-    assert len(stretches(checkout)) >= 2
+    assert len(stretches(checkout_cy)) >= 2
+    assert len(stretches(checkin_cy)) >= 2
     assert len(stretches(recorder)) >= 2
     assert len(stretches(connection_events)) >= 4
-    assert len(stretches(connection_row)) >= 1
+    assert len(stretches(connection_row_cy)) >= 1
     assert len(stretches(connection_table)) >= 2
     assert len(stretches(slots)) >= 1
 
 
-@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping_cy, recorder])
+@pytest.mark.parametrize(
+    "module", [checkin_cy, checkout_cy, connection_events, connection_table, ping_cy, recorder]
+)
 def test_what_is_added_is_not_interrupted(module: ModuleType) -> None:
     """Every ``+=`` on shared state reads, adds and stores without interruption, in a marked stretch or not."""
     found = 0
@@ -359,7 +369,9 @@ def _reads(instruction: dis.Instruction) -> bool:
     return name in {"BINARY_SUBSCR", "LOAD_ATTR"} or (name == "BINARY_OP" and instruction.argrepr == "[]")
 
 
-@pytest.mark.parametrize("module", [checkout, connection_events, connection_table, ping_cy, recorder, slots])
+@pytest.mark.parametrize(
+    "module", [checkin_cy, checkout_cy, connection_events, connection_table, ping_cy, recorder, slots]
+)
 def test_what_is_read_and_stored_is_on_one_line(module: ModuleType) -> None:
     """A statement that reads and stores the same place is on one line: a debugger can switch threads between lines."""
     found = 0
@@ -462,11 +474,11 @@ def test_memory_of_a_pool(options: dict[str, Any], most: int) -> None:
 
 
 def test_memory_of_a_connection() -> None:
-    """An open connection takes less than 1 kB, which is freed after its close."""
+    """An open connection takes little more than 1 kB, which is freed after its close."""
     engine = engine_of(pool_size=1, max_overflow=-1)
     instrument(engine, registry=CollectorRegistry())
     held: list[Any] = []
-    assert 0 < _taken(lambda _: held.append(engine.pool.connect()), 500) < 1_100
+    assert 0 < _taken(lambda _: held.append(engine.pool.connect()), 500) < 1_200
     tracemalloc.start(8)
     try:
         sizes = []

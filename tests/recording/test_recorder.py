@@ -13,9 +13,9 @@ from unittest.mock import MagicMock
 import pytest
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS
-from sqlalchemy_pool_exporter.recording.checkout import connect_hook
+from sqlalchemy_pool_exporter.recording.checkout_cy import connect_hook
 from sqlalchemy_pool_exporter.recording.connection_events import ERROR, GC
-from sqlalchemy_pool_exporter.recording.connection_row import row_of
+from sqlalchemy_pool_exporter.recording.connection_row_cy import row_of
 from sqlalchemy_pool_exporter.recording.connection_table import ConnectionTable
 from sqlalchemy_pool_exporter.recording.recorder import Recorder
 from sqlalchemy_pool_exporter.segment.block import (
@@ -43,7 +43,7 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_pool_exporter.recording.connection_row import ConnectionRow
+    from sqlalchemy_pool_exporter.recording.connection_row_cy import ConnectionRow
 
 
 class Record:
@@ -166,7 +166,7 @@ def test_a_record_that_is_collected(
     monkeypatch.setattr("sqlalchemy_pool_exporter.segment.pool_block.ROW_PAGES", 2)
     bench = Bench()
     if not tracked:
-        bench.connections += [bench.connect()() for _ in range(ROWS + 2 * ROWS_PER_PAGE)]
+        bench.connections += [bench.connect().record_ref() for _ in range(ROWS + 2 * ROWS_PER_PAGE)]
         bench.records.clear()
     row = bench.connect()
     assert bench.value("untracked_connections") == (not tracked)

@@ -28,7 +28,9 @@ LISTED = {name for names in UNPUBLISHED_NAMES.values() for name in names}
 HOME = "sqlalchemy_pool"
 # The hot path reads these names itself: a function for each would add two calls to the seven of a checkout and return.
 HOT_PATH = {
-    "checkout": {"_connection_record", "_overflow", "fairy_ref"},
+    "checkin_cy": {"_ConnectionRecord"},
+    "checkout_cy": {"_ConnectionFairy", "_ConnectionRecord", "_connection_record", "_overflow", "fairy_ref"},
+    "ping_cy": {"_ConnectionRecord"},
     # Only the word, for what a thread waits for.
     **{module: {"queue"} for module in ("exhaustion", "leaks", "stacks")},
 }

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
-from sqlalchemy_pool_exporter.recording import checkout, holders
+from sqlalchemy_pool_exporter.recording import checkout_cy, holders
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
@@ -117,7 +117,7 @@ def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time limit anywhere in the first checkout of a place, later places and labels are recorded."""
     # The thread's number is of a text, too; as it was, it would mean another text after the test.
     fresh = ContextVar[Any]("holder", default=None)
-    for module in (holders, checkout):
+    for module in (holders, checkout_cy):
         monkeypatch.setattr(module, "holder_of_call", fresh)
 
     def act(scene: Scene) -> None:

@@ -103,7 +103,8 @@ def told(error: BaseException | None, depth: int = 0) -> list[object]:
     frames = [
         frame.f_code.co_name
         for frame, _ in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith(PACKAGE)
+        # Not the file: a compiled module has the path that it was compiled from.
+        if not str(frame.f_globals.get("__name__")).startswith("sqlalchemy_pool_exporter.")
     ]
     return [
         type(error).__name__,

@@ -187,7 +187,10 @@ def _faults(recorder: Recorder, pool: Any) -> Iterator[str]:
         yield f"free slots of waiters: {sorted(waiters.free)}, {waiters._next} were in use"
     table = recorder.connections
     rows = table.rows()
-    if any(row.table[row.held_at] or row() is None for row in rows) or len(rows) != pool.checkedin():
+    if (
+        any(row.table[row.held_at] or row.record_ref() is None for row in rows)
+        or len(rows) != pool.checkedin()
+    ):
         yield f"rows: {rows}"
     taken = sorted([row.at for row in rows] + table._free.free)
     slots = table._free

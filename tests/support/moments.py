@@ -12,11 +12,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import CollectorRegistry
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter import instrument
+from sqlalchemy_pool_exporter.recording import checkout_cy
 from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.samples import RegistrySamples
+from tests.support.sources import is_compiled
 from tests.support.witness import assert_sites_add_up, metric_state, pool_state
 
 if TYPE_CHECKING:
@@ -30,6 +34,18 @@ _CALLS = {
 _SECOND_HALF = dis.opmap["CALL"] if "PRECALL" in dis.opmap else None
 _NONE, _RESUMED = -1, -2  # instead of the instruction before
 _BACKWARD = {dis.opmap[name] for name in dis.opmap if "JUMP_BACKWARD" in name and "NO_INTERRUPT" not in name}
+
+
+# Compiled code can be interrupted only inside of what it calls: an entry of a Python function is a moment, if compiled
+# code called it. That has no frame, so the caller seems to be SQLAlchemy, which itself calls those of these modules.
+_IS_COMPILED = is_compiled(checkout_cy)
+_CALLED_BY_SQLALCHEMY = {
+    f"sqlalchemy_pool_exporter.recording.{name}"
+    for name in ("connections", "faults", "hooks", "statement_errors")
+}
+# The methods that the compiled hooks wrap; not that of returns, which loses the connection without this package, too.
+_ORIGINALS = {Pool.connect.__code__, DefaultDialect._do_ping_w_event.__code__} if _IS_COMPILED else set()
+_FEWEST = 1 if _IS_COMPILED else 3
 
 
 class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
@@ -46,8 +62,8 @@ class Intruder:
 
     The moments are those at which CPython runs signal handlers, other threads and (since 3.12) the garbage collector:
     on entering a function, after a call of a C function, and at a jump backwards. Only the code of this package is
-    traced. The entry of a function that SQLAlchemy calls is left out, because without this package SQLAlchemy's own
-    function has the same moment.
+    traced, and, if the hot path is compiled, the methods that it wraps. The entry of one that SQLAlchemy calls is
+    left out, because without this package SQLAlchemy's own function has the same moment.
     """
 
     def __init__(self, moment: int, intrude: Callable[[], object], *, outermost: bool = False) -> None:
@@ -69,23 +85,26 @@ class Intruder:
 
     def _trace(self, frame: FrameType, what: str, _: object) -> Any:
         strikes = self._is_the_moment(frame, what)
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        is_ours = frame.f_code.co_filename.startswith(PACKAGE)
+        if not (is_ours or strikes):
             return None
         # No local of a function in the traceback may be the frame: this would look like a signal handler.
         del frame
         if strikes:
             self._intrude()
-        return self._trace
+        return self._trace if is_ours else None
 
     def _is_the_moment(self, frame: FrameType, what: str) -> bool:
         caller, passes = frame.f_back, False
         if what == "call" and caller in self._before:
             self._before[caller] = _NONE  # the called function is written in Python
+        if frame.f_code in _ORIGINALS and what == "call":
+            return self._counts(frame)
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return False
         frame.f_trace_opcodes = True
         if what == "call":
-            ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
+            ours = _is_called_by_us(frame, caller)
             self._before[frame] = _NONE
             if frame.f_code.co_flags & inspect.CO_GENERATOR:
                 # A generator that is closed has this event, too, but runs nothing: what is raised then would be lost.
@@ -103,11 +122,21 @@ class Intruder:
             self._before[frame] = _NONE  # CPython checks for no signals after a call that raises
         elif what == "return":
             self._before.pop(frame, None)
-        self._seen += passes
-        if not passes or self._seen != self._moment:
+        return passes and self._counts(frame)
+
+    def _counts(self, frame: FrameType) -> bool:
+        """Count a moment; return whether it is the one."""
+        self._seen += 1
+        if self._seen != self._moment:
             return False
         self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
         return True
+
+
+def _is_called_by_us(frame: FrameType, caller: FrameType | None) -> bool:
+    if _IS_COMPILED and frame.f_globals["__name__"] not in _CALLED_BY_SQLALCHEMY:
+        return True
+    return caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
 
 
 class Scene:
@@ -228,7 +257,7 @@ def each_moment(
         finally:
             gc.enable()
         if intruder.where is None:
-            assert moment > 3, "not a moment in it"
+            assert moment > _FEWEST, "not a moment in it"
             return
         yield scene, f"{act}: {intruder.where}", raised
 

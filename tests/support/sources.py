@@ -19,3 +19,8 @@ def source_file(module: ModuleType) -> Path:
 def source_of(module: ModuleType) -> str:
     """Return the source of a module."""
     return source_file(module).read_text("utf-8")
+
+
+def is_compiled(module: ModuleType) -> bool:
+    """Return whether a module is compiled."""
+    return not str(module.__file__).endswith(".py")

@@ -34,18 +34,18 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
-from .connection_row import IN_POOL, NOT_YET, BackupRef, ConnectionRow, row_of
+from .connection_row_cy import IN_POOL, NOT_YET, row_of
 from .leaks import WATCH
+from .recorder_state_cy import RecorderState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
     from sqlalchemy_pool_exporter.segment.store import BlockStore
 
-    from .connection_table import ConnectionTable
+    from .connection_row_cy import ConnectionRow, RecordRef
     from .leaks import Suspects
-    from .origins import Origins
+    from .origins_cy import Origins
 
 DISPOSE, DETACHED, GC = map(CLOSE_REASONS.index, ("dispose", "detached", "gc"))
 PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
@@ -54,20 +54,16 @@ _PING_ERROR = ERROR_COUNTS + ERRORS.index(("ping", "retryable"))
 _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
 
 
-class ConnectionEvents:
+class ConnectionEvents(RecorderState):
     """Records what happens to the connections of one pool. The recorder has the state."""
 
     __slots__ = ()
 
-    block: memoryview[float]
-    clock: Callable[[], float]
-    connections: ConnectionTable
     is_ended: bool
     is_replaced: bool
     leaks: Suspects | None
     name: Callable[[], str]
     origins: Origins | None
-    storage: PoolBlock
     store: BlockStore
     _size: float
 
@@ -189,13 +185,13 @@ class ConnectionEvents:
         """Free the row of a record that will not be used again; ``if_empty``: only if it has no connection."""
         self.connections.release(self.block, row, if_empty=if_empty)
 
-    def _record_collected(self, reference: ConnectionRow | BackupRef) -> None:
+    def _record_collected(self, reference: RecordRef) -> None:
         """Free the row of a garbage-collected record; if its connection is open, count that as closed."""
         try:
             if not fork.mark[0] and not fork.notice():
                 return  # a forked child that is leaving the blocks of its parent
             row = reference.row
-            if row.is_released:
+            if row is None or row.is_released:
                 return
             counters: tuple[int, ...] = ()
             site = None

@@ -21,15 +21,15 @@ from sqlalchemy_pool_exporter.segment.block import ROWS as ROWS_IN_BLOCK
 from sqlalchemy_pool_exporter.segment.entries import LEAKED
 from sqlalchemy_pool_exporter.segment.page import ROWS_AT, ROWS_PER_PAGE, ROWS_USED
 
-from .connection_row import IN_POOL, RELEASED, BackupRef, ConnectionRow, private_doubles
+from .connection_row_cy import IN_POOL, RELEASED, ConnectionRow, private_doubles
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row import Holder
+    from .connection_row_cy import Holder, RecordRef
 
 _UNCOUNTED: Final = (SCRATCH, SCRATCH)
 
@@ -49,7 +49,7 @@ class ConnectionTable:
 
     def __init__(
         self,
-        on_collected: Callable[[ConnectionRow | BackupRef], None],
+        on_collected: Callable[[RecordRef], None],
         more_rows: Callable[[], memoryview[float] | None],
     ) -> None:
         """Make an empty table.
@@ -79,7 +79,7 @@ class ConnectionTable:
     def has(self, record: object) -> bool:
         """Return whether a record has a row here."""
         row = self.by_id.get(id(record))
-        return row is not None and row() is record
+        return row is not None and row.record_ref() is record
 
     def add(
         self, block: memoryview[float], record: object, connected_at: float, server: float = 0.0
@@ -95,7 +95,7 @@ class ConnectionTable:
         row = ConnectionRow(record, self._on_collected)
         # Atomic: while a pool in use is being instrumented, two threads can add the same record.
         first = self.by_id.setdefault(row.record_id, row)
-        if first is None or first.is_released or first() is not record:
+        if first is None or first.is_released or first.record_ref() is not record:
             # That entry is left over from an object that had the address of this record, for example because a signal
             # interrupted its release. Pop it first, so that the new row is the last in the index.
             self.by_id.pop(row.record_id, None)
@@ -208,7 +208,7 @@ class ConnectionTable:
         if at:  # no call may come before this one
             give_back(at)
         row.forget_checkout()
-        row.backup_ref = None  # breaks the reference cycle
+        row.forget_references()
         self._forget(row.record_id, row)
         self.forget_connection(row)
         row.detach_from_record()

@@ -15,7 +15,7 @@ from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS
 from . import event_loops
 from .classification import classified
 from .connection_events import DISPOSE, ERROR, GC
-from .connection_row import row_of, was_collected
+from .connection_row_cy import row_of, was_collected
 from .faults import never_raises
 from .server_side import server_of
 from .sqlalchemy_pool import CLOSE_CONNECTION, holds, is_set_up, why_terminated
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import Pool
 
-    from .connection_row import ConnectionRow
+    from .connection_row_cy import ConnectionRow
     from .recorder import Recorder
     from .slow_path import SlowPath
 
@@ -142,7 +142,7 @@ class ConnectionHooks:
     @never_raises
     def _closing(self, connection: object, *, terminate: bool) -> _Closing | None:
         row = self._row_that_closes(connection)
-        record = row and row()
+        record = row and row.record_ref()
         if row is None or not holds(record, connection):
             return None
         # SQLAlchemy discards a record if a listener raised while its first connection was set up.
@@ -160,7 +160,7 @@ class ConnectionHooks:
         while frame is not None:
             caller = frame.f_locals.get("self")
             for row in sharing:
-                if row() is caller:
+                if row.record_ref() is caller:
                     return row
             frame = frame.f_back
         return sharing[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -24,11 +24,13 @@ class DialectTap:
         self._name = name
         self._original = getattr(dialect, name)
         self._was_set = name in dialect.__dict__
-        self._recorders: list[weakref.ref[Recorder]] = []
-        functools.update_wrapper(self, self._original)
+        self.recorders: list[weakref.ref[Recorder]] = []
+        hook: Any = self.make_hook(self._original)
+        self.hook = functools.update_wrapper(hook, self._original)
+        hook.tap = self
 
-    def __call__(self, *args: Any) -> Any:
-        """Call the method, and record what it does."""
+    def make_hook(self, original: Any) -> Any:
+        """Return the function that calls the method, and records what it does."""
         raise NotImplementedError
 
     @classmethod
@@ -37,30 +39,35 @@ class DialectTap:
         name = next((name for name in cls.METHODS if hasattr(dialect, name)), None)
         if name is None:  # the stub of a pool without an engine
             return
-        tap = dialect.__dict__.get(name)
-        if not isinstance(tap, cls):
+        tap = cls._found(dialect, name)
+        if tap is None:
             tap = cls(dialect, name)
-            setattr(dialect, name, tap)
+            setattr(dialect, name, tap.hook)
         tap.add(recorder)
 
     @classmethod
     def detach(cls, dialect: Any, recorder: Recorder) -> None:
         """Stop recording for this pool; after the last pool, restore the dialect."""
         for name in cls.METHODS:
-            tap = getattr(dialect, "__dict__", {}).get(name)
-            if isinstance(tap, cls) and not tap.remove(recorder):
+            tap = cls._found(dialect, name)
+            if tap is not None and not tap.remove(recorder):
                 tap.restore(dialect)
+
+    @classmethod
+    def _found(cls, dialect: Any, name: str) -> Self | None:
+        tap = getattr(getattr(dialect, "__dict__", {}).get(name), "tap", None)
+        return tap if isinstance(tap, cls) else None
 
     def add(self, recorder: Recorder) -> None:
         """Record for a pool."""
         self.remove(recorder)
         # First: those of pools that were replaced are hardly used.
-        self._recorders = [weakref.ref(recorder), *self._recorders]
+        self.recorders = [weakref.ref(recorder), *self.recorders]
 
     def remove(self, recorder: Recorder) -> bool:
         """Forget a pool, and pools that were garbage-collected; return whether any pool is left."""
-        self._recorders = [other for other in self._recorders if other() not in {None, recorder}]
-        return bool(self._recorders)
+        self.recorders = [other for other in self.recorders if other() not in {None, recorder}]
+        return bool(self.recorders)
 
     def restore(self, dialect: Any) -> None:
         """Put the dialect's own method back."""

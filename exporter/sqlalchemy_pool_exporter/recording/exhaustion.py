@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.held import Held
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
 
-    from .connection_row import Holder
+    from .connection_row_cy import Holder
     from .faults import CountsFaults
     from .stacks import Activity
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .classification import Failure
     from .faults import CountsFaults
-    from .origins import Origins
+    from .origins_cy import Origins
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 

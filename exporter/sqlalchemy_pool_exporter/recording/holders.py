@@ -16,14 +16,14 @@ from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_of_package, is_own
 from sqlalchemy_pool_exporter.segment.texts import name_of
 
-from .connection_row import Holder
+from .connection_row_cy import Holder
 from .to_thread import awaits_this_thread
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
     from collections.abc import Callable, Iterator
 
-    from .connection_row import ConnectionRow
+    from .connection_row_cy import ConnectionRow
 
 # The attributes of an asyncio task for its holder and for what it has checked out.
 _ATTRIBUTE: Final = "_pool_exporter_holder"

@@ -32,7 +32,8 @@ from sqlalchemy.engine import Engine
 
 from sqlalchemy_pool_exporter.segment.own_errors import Suppressing
 
-from .checkout import connect_hook, return_hook
+from .checkin_cy import return_hook
+from .checkout_cy import connect_hook
 from .connections import ConnectionHooks, current_caller
 from .faults import never_raises
 from .ping_cy import PingTap
@@ -136,12 +137,16 @@ class Hooks:
         if pings(pool):
             PingTap.attach(self.dialect, recorder)
         StatementErrorTap.attach(self.dialect, recorder)
+        # Before the hook, so that each checkout through it is seen to be, until there are no others.
+        recorder.has_latecomers = not is_new
         # The last hook: a checkout that is recorded needs all the others.
         self._install("connect", self._connect_hook)
         if not is_new:
             # After the hook, so that each checkout runs through it or is seen to be under way.
             if slow_path.is_in_use():
                 slow_path.await_latecomers(self._listen)
+            else:
+                recorder.has_latecomers = False
             # After the listener, so that each checkout is heard or its record is found.
             slow_path.adopt_present()
 

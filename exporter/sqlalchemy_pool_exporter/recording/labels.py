@@ -57,8 +57,8 @@ def _known(number: int) -> Label:
     return label
 
 
-_NONE: Final = _known(0)
-current_label: Final[ContextVar[Label]] = ContextVar("sqlalchemy_pool_exporter_label", default=_NONE)
+NO_LABEL: Final = _known(0)
+current_label: Final[ContextVar[Label]] = ContextVar("sqlalchemy_pool_exporter_label", default=NO_LABEL)
 
 
 @contextmanager

@@ -24,11 +24,12 @@ from .stacks import activity_of, stack_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock, SiteEntry
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row import ConnectionRow, Holder
+    from .connection_row_cy import ConnectionRow, Holder
     from .connection_table import ConnectionTable
-    from .origins import Origins
+    from .origins_cy import Origins
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 

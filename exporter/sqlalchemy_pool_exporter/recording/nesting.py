@@ -18,13 +18,13 @@ from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
 from sqlalchemy_pool_exporter.segment.entries import NESTED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
-from .connection_row import Nesting
+from .connection_row_cy import Nesting
 from .holders import acts_for
 
 if TYPE_CHECKING:
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row import ConnectionRow, Holder
+    from .connection_row_cy import ConnectionRow, Holder
     from .recorder import Recorder
 
 _WAITS: Final = WAITS_SINCE - HELD_SINCE

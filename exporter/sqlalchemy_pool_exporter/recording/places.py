@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import CodeType
 
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
     Shortcut = tuple[SiteEntry, CodeType | None]
 

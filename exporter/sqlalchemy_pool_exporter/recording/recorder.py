@@ -59,7 +59,7 @@ from .connection_table import ConnectionTable
 from .exhaustion import Schedule
 from .failure_reports import FailureReports
 from .leaks import Suspects
-from .origins import Origins
+from .origins_cy import Origins
 from .slots import FreeSlots
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.store import BlockStore
 
     from .classification import Failure
-    from .connection_row import ConnectionRow
+    from .connection_row_cy import ConnectionRow
     from .leaks import LeakOptions
 
 _TIMED_OUT = ERROR_COUNTS + ERRORS.index(("pool", "retryable"))
@@ -89,10 +89,7 @@ class Recorder(ConnectionEvents):
         "__weakref__",
         "_earlier_checkouts",
         "_size",
-        "block",
-        "clock",
         "configuration",
-        "connections",
         "failures",
         "identity",
         "info",
@@ -105,7 +102,6 @@ class Recorder(ConnectionEvents):
         "pool_ref",
         "reports",
         "request_deadline",
-        "storage",
         "store",
         "text",
         "waiters",
@@ -143,12 +139,11 @@ class Recorder(ConnectionEvents):
         self.identity = identity
         self.info = info
         self.text = written(identity, info, has_overflow=bool(configuration[HAS_OVERFLOW]))
-        self.clock = clock
         self.waiters = FreeSlots(first=WAITERS_AT, stride=1, used=WAITERS_USED)
-        self.connections = ConnectionTable(self._record_collected, self._more_rows)
         self.store = store
-        self.storage = store.block(self.text)
-        self.block = self.storage.doubles
+        super().__init__(
+            clock, ConnectionTable(self._record_collected, self._more_rows), store.block(self.text)
+        )
         self.origins = None if prefixes is None else Origins(self, prefixes, sites_from)
         if self.origins is not None:
             texts.write_into(self.storage.pages)
@@ -240,13 +235,11 @@ class Recorder(ConnectionEvents):
             self.leaks = Suspects(self.leaks.options)
         if self.origins is not None:
             self.origins.forget()
-        self.storage = Pages().pool(self.text)
-        self.block = self.storage.doubles
+        self.use(Pages().pool(self.text))
 
     def restart(self) -> None:
         """In a forked child that left its parent's block, take a block of its own."""
-        self.storage = self.store.block(self.text)
-        self.block = self.storage.doubles
+        self.use(self.store.block(self.text))
         if self.origins is not None:
             self.origins.forget()  # what a signal handler stored in between
             texts.write_into(self.storage.pages)
@@ -265,7 +258,7 @@ class Recorder(ConnectionEvents):
             return False
         # Its records are garbage, too, but the collector calls back in any order.
         for row in self.connections.rows():
-            self._record_collected(row)
+            self._record_collected(row.record_ref)
         # A pool that was replaced went without its engine.
         self.is_brief = not self.is_replaced and self._checkouts < _FEW_CHECKOUTS
         self._end()

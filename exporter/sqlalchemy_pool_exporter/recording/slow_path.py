@@ -11,8 +11,8 @@ from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import EMPTY, EXHAUSTION_REPORTS
 
 from . import exhaustion, nesting
-from .checkout import CONNECT_CODE, mark_held
-from .connection_row import forget_holder, has_row, remember_holder, row_of, was_collected
+from .checkout_cy import mark_held
+from .connection_row_cy import forget_proxy, has_row, remember_proxy, row_of, was_collected
 from .exhaustion import TimedOut
 from .faults import never_raises
 from .labels import current_label
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import Pool
 
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row import ConnectionRow, Holder
+    from .connection_row_cy import ConnectionRow, Holder
     from .recorder import Recorder
 
 # Callers that wait in the queue of a pool when it is instrumented are expected for this long plus the pool's timeout.
@@ -61,6 +61,13 @@ class SlowPath:
         self._checkout_listener: Any = None
 
     # -- checkouts
+
+    def call(self, original: Callable[[], Any]) -> Any:
+        """Call the pool's own method, so that a listener of the checkout sees that it runs through the hook.
+
+        A frame tells that, whichever thread or greenlet goes on with the checkout. The hook has none if it is compiled.
+        """
+        return original()
 
     @never_raises
     def checked_out(self, connection: Any, began: float, error: BaseException) -> None:
@@ -107,7 +114,7 @@ class SlowPath:
         record = record_of(connection)
         row = row_of(record)
         if row is not None and row.table[row.held_at]:
-            remember_holder(record, holder_of(record))
+            remember_proxy(record, holder_of(record))
 
     @never_raises
     def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None) -> None:
@@ -187,7 +194,7 @@ class SlowPath:
                 self._detached(row, was_out=False, collected=detaches_collected(self.pool))
             return
         collected = was_collected(record)
-        forget_holder(record)
+        forget_proxy(record)
         if is_detached:
             self._detached(row, was_out=True, collected=collected)
         else:
@@ -266,6 +273,7 @@ class SlowPath:
         recorder = self.recorder
         if recorder.clock() > self._latecomers_until:
             unlisten(self.pool, "checkout", self._checkout_listener)
+            recorder.has_latecomers = False
             return
         if is_of(self.pool, record) and not self._is_hooked():
             row = row_of(record) or self.adopt(record)
@@ -276,7 +284,7 @@ class SlowPath:
         frame = inspect.currentframe()
         while frame is not None:
             # The code first: f_locals copies the variables of a frame, and most frames are the application's.
-            if frame.f_code is CONNECT_CODE and frame.f_locals.get("slow_path") is self:
+            if frame.f_code is SlowPath.call.__code__ and frame.f_locals.get("self") is self:
                 return True
             frame = frame.f_back
         return False

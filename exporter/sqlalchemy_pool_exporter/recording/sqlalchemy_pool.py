@@ -74,7 +74,7 @@ UNPUBLISHED_NAMES: Final = {
     "events of a dialect": ("_event_names",),
     "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
-    "module of pools": ("_ConnectionFairy", "_finalize_fairy"),
+    "module of pools": ("_ConnectionFairy", "_ConnectionRecord", "_finalize_fairy"),
     # Not listed, because not every release has them: RECORDS_OUT, and the private one of PING_METHODS.
 }
 # The methods of a pool that are wrapped.

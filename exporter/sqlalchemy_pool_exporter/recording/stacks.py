@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from .connection_row import Holder
+    from .connection_row_cy import Holder
 
 _MOST: Final = 50  # frames, the innermost ones
 # What a holder that waits for the database has on top of its stack. A driver that is written in C has no frame.

@@ -88,12 +88,16 @@ class StatementErrorTap(DialectTap):
             and self._ended() is getattr(connection, "driver_connection", self)
         )
 
-    def __call__(self, e: Any, connection: Any, cursor: Any) -> Any:
-        """Return what the dialect says."""
-        is_disconnect = self._original(e, connection, cursor)
-        # None instead of the proxy: the connection was invalidated before the error.
-        if isinstance(connection, PoolProxiedConnection) or (connection is None and cursor is not None):
-            self._failed(e, connection, is_disconnect=bool(is_disconnect))
+    def make_hook(self, original: Any) -> Any:
+        """Return a function that returns what the dialect says."""
+
+        def is_disconnect(e: Any, connection: Any, cursor: Any) -> Any:
+            answer = original(e, connection, cursor)
+            # None instead of the proxy: the connection was invalidated before the error.
+            if isinstance(connection, PoolProxiedConnection) or (connection is None and cursor is not None):
+                self._failed(e, connection, is_disconnect=bool(answer))
+            return answer
+
         return is_disconnect
 
     def _failed(self, error: BaseException, connection: Any, *, is_disconnect: bool) -> None:
@@ -116,7 +120,7 @@ class StatementErrorTap(DialectTap):
     def _recorder_of(self, connection: Any) -> Recorder | None:
         """Return the recorder of the pool that has a connection; of the newest pool if the connection has left it."""
         record = connection and record_of(connection)
-        recorders = [recorder for each in self._recorders if (recorder := each()) is not None]
+        recorders = [recorder for each in self.recorders if (recorder := each()) is not None]
         if record is None:
             return recorders[0] if recorders else None
         return next((one for one in recorders if one.connections.has(record)), None)

@@ -6,26 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from .block import OTHER_SITES
-from .entries import HELD_SECONDS, HOLDS, EntryWriter, sites_of
+from .entries import EntryWriter, sites_of
 from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
+from .site_entry_cy import SiteEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from .entries import SiteCounts
-
-
-class SiteEntry:
-    """Where the counts of a site of one pool are. Not a named tuple, whose attributes take four times as long."""
-
-    __slots__ = ("at", "held_seconds_at", "holds_at", "number", "table")
-
-    def __init__(self, number: int, table: memoryview[float], at: int) -> None:
-        self.number = number  # as a row refers to it; 0 if the site has no entry of its own
-        self.table = table
-        self.at = at  # index in ``table`` of its first count
-        self.holds_at, self.held_seconds_at = at + HOLDS, at + HELD_SECONDS  # not to be added at each return
 
 
 class Pages(Protocol):

@@ -13,13 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock, SiteEntry
+    from sqlalchemy_pool_exporter.segment.pool_block import PoolBlock
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
+
+    from .places import Shortcut
 
 try:
     from greenlet import getcurrent as _current_greenlet
 except ImportError:  # pragma: no cover - SQLAlchemy 2.1 without the asyncio extra
     _current_greenlet = None
 
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
+    import cython  # type: ignore[no-redef]
+
+if cython.compiled:
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import address, caller_of, code_of, place_of
+else:
+    address = id
+
+# Where the caller of the caller of find() is in the stack; compiled functions have no frame.
+_START: Final = 0 if cython.compiled else 2
+_WITNESS: Final = WITNESS - 2 + _START
 # If none of so many checkouts comes from the application's own code, the application is installed like a library.
 _ENOUGH: Final = 64
 
@@ -78,47 +94,60 @@ class Origins:
         self._by_text.clear()
         self._places.clear()
 
-    def _finder(self) -> Callable[[], SiteEntry]:  # noqa: C901 - a call would cost
+    def _finder(self) -> Callable[[], SiteEntry]:  # noqa: C901, PLR0915 - a call would cost
         """Return a function that returns the site of the caller of its caller. It runs at every checkout."""
-        places, skipped = self._places, self._skipped
-        entries, silent, shortcuts, learn = places.entries, places.silent, places.shortcuts, places.learn
+        places = self._places
+        skipped: set[str] = self._skipped
+        entries: dict[int, SiteEntry] = places.entries
+        silent: set[int] = places.silent
+        shortcuts: list[Any] = places.shortcuts
+        learn = places.learn
         search, getframe = self._search, sys._getframe  # noqa: SLF001 - inspect.currentframe() has no depth
         current_greenlet = _current_greenlet
 
         def find() -> SiteEntry:  # noqa: C901, PLR0912 - as above
             frame: Any
             callee: Any
+            depth: cython.Py_ssize_t
+            by_callee: dict[int, dict[int, Shortcut]]
+            sites: dict[int, Shortcut] | None
             for depth, by_callee in shortcuts:
                 try:
                     callee = getframe(depth)
                 except ValueError:  # the stack is not as deep
                     continue
-                sites = by_callee.get(id(callee.f_code))
-                if sites is not None and (frame := callee.f_back) is not None:
-                    known = sites.get(id(frame.f_code) + frame.f_lasti)
+                sites = by_callee.get(address(code_of(callee) if cython.compiled else callee.f_code))
+                if sites is not None:
+                    frame = caller_of(callee) if cython.compiled else callee.f_back
+                    if frame is None:
+                        continue
+                    if cython.compiled:
+                        known = sites.get(place_of(frame))
+                    else:
+                        known = sites.get(id(frame.f_code) + frame.f_lasti)
                     if known is not None:
                         learned, witness = known
-                        if witness is None or getframe(WITNESS).f_code is witness:
+                        if witness is None or getframe(_WITNESS).f_code is witness:
                             return learned
-            frame, callee, depth = getframe(2), None, 2
+            frame, callee, depth = getframe(_START), None, _START
             greenlet = None
             while True:
                 while frame is not None:
-                    code = frame.f_code
+                    code = code_of(frame) if cython.compiled else frame.f_code
                     if code.co_filename not in skipped:
-                        place = id(code) + frame.f_lasti
+                        place = place_of(frame) if cython.compiled else id(code) + frame.f_lasti
                         entry = entries.get(place)
                         if entry is not None:
                             if (
                                 greenlet is None
                                 and callee is not None
-                                and (depth <= WITNESS + 2 or is_of_sqlalchemy(callee))
+                                and (depth <= _WITNESS + 2 or is_of_sqlalchemy(callee))
                             ):
-                                witness = getframe(WITNESS).f_code if depth > WITNESS + 1 else None
+                                witness = getframe(_WITNESS).f_code if depth > _WITNESS + 1 else None
                                 learn(depth - 1, callee.f_code, place, (entry, witness))
                             return entry
                         if place not in silent:
-                            return search(getframe(2))
+                            return search(getframe(_START))
                     callee, frame, depth = frame, frame.f_back, depth + 1
                 # An asyncio engine checks out in a greenlet of its own; its caller is the frame of the parent.
                 if current_greenlet is None:
@@ -127,7 +156,7 @@ class Origins:
                 if greenlet is None:
                     break
                 frame = greenlet.gr_frame
-            return search(getframe(2))
+            return search(getframe(_START))
 
         return find
 

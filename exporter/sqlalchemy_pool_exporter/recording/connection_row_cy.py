@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, ROW
 
@@ -16,17 +16,13 @@ if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Callable
 
-    from sqlalchemy_pool_exporter.segment.pool_block import SiteEntry
+    from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
     from sqlalchemy_pool_exporter.segment.texts import Name
 
     from .slots import FreeSlots
 
-# The record's attribute for its row. The hooks read it once at each checkout and once at each return.
-ROW_ATTRIBUTE: Final = "_pool_exporter_row"
-# The record's attribute for SQLAlchemy's weak reference to the proxy that the caller got. If the reference is dead, the
-# proxy was garbage-collected instead of returned. It is stored on the record and nowhere else, because elsewhere it
-# would keep a record alive that never came back.
-HOLDER_ATTRIBUTE: Final = "_pool_exporter_holder"
+# The record's attribute for its state. The hooks read it once at each checkout and once at each return.
+STATE_ATTRIBUTE: Final = "_pool_exporter_state"
 
 # The lifecycle state of a row: IN_POOL, DISPOSED, RELEASED. It only moves forward in this order.
 IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_size
@@ -82,18 +78,36 @@ class Nesting:
         self.inner: dict[SiteEntry, float] = {}
 
 
-class BackupRef(weakref.ref[Any]):
-    """Backup reference: frees the row if a signal interrupts the first weakref callback."""
+class RecordRef(weakref.ref[Any]):
+    """A weak reference to a connection record, whose callback frees the record's row."""
 
     __slots__ = ("row",)
 
-    row: ConnectionRow
+    row: ConnectionRow | None  # None once the row was released
 
 
-class ConnectionRow(weakref.ref[Any]):
-    """A row of the table of connections, and a weak reference to its record.
+class ConnectionRow:
+    """A row of the table of connections, with weak references to its record.
 
-    The recorder keeps this object alive, so its weakref callback runs when the record is garbage-collected.
+    The recorder keeps this object alive, so a weakref callback runs when the record is garbage-collected.
+
+    Attributes:
+        table: the block; before the row is placed, after it is released and if the table is full, private doubles.
+        at: index in ``table`` of the row's first field, connected_at; 0 in private doubles.
+        held_at: index in ``table`` of the field held_since.
+        slots: to which the row goes back; None for private doubles.
+        untracked: 1 if the block counts the row as untracked.
+        state: IN_POOL, DISPOSED or RELEASED.
+        site: of the last checkout, also after the return; None if not known. The fields of the row say the same.
+        label: likewise; 0 if not known.
+        holder: likewise; None if not known.
+        nesting: None unless the checkout is nested, or has a nested one.
+        order: how many rows counted against pool_size when this one was added, itself too; 0 if it does not count.
+        close_reason: index into CLOSE_REASONS, if it is known before the close.
+        record_id: the id of the record.
+        connection_id: the id of the record's connection, for the index.
+        record_ref: refers to the record.
+        backup_ref: frees the row if a signal interrupts the callback of ``record_ref``.
     """
 
     __slots__ = (
@@ -107,6 +121,7 @@ class ConnectionRow(weakref.ref[Any]):
         "nesting",
         "order",
         "record_id",
+        "record_ref",
         "site",
         "slots",
         "state",
@@ -114,68 +129,37 @@ class ConnectionRow(weakref.ref[Any]):
         "untracked",
     )
 
-    # The block; before the row is placed, after it is released and if the table is full, private doubles.
-    table: memoryview[float]
-    at: int  # index in ``table`` of the row's first field, connected_at; 0 in private doubles
-    held_at: int  # index in ``table`` of the field held_since
-    slots: FreeSlots | None  # to which the row goes back; None for private doubles
-    untracked: float  # 1 if the block counts the row as untracked
-    state: float  # IN_POOL, DISPOSED or RELEASED
-    # Of the last checkout, also after the return; None or 0 if not known. The fields of the row say the same.
-    site: SiteEntry | None
-    label: int
-    holder: Holder | None
-    nesting: Nesting | None  # None unless the checkout is nested, or has a nested one
-    order: int  # how many rows counted against pool_size when this one was added, itself too; 0 if it does not count
-    close_reason: int | None  # index into CLOSE_REASONS, if it is known before the close
-    record_id: int
-    connection_id: int
-    backup_ref: BackupRef | None
-
-    def __new__(
-        cls,
-        record: object,
-        on_collected: Callable[[ConnectionRow | BackupRef], None],
-    ) -> Self:
+    def __init__(self, record: object, on_collected: Callable[[RecordRef], None]) -> None:
         """Make a row with private doubles.
 
         Args:
             record: the connection record.
-            on_collected: called with this reference and with the backup when the record is garbage-collected.
+            on_collected: called with each of both references when the record is garbage-collected.
         """
-        table, record_id = private_doubles(), id(record)
-        self = super().__new__(cls, record, on_collected)
-        # No call comes before these stores: if a time limit strikes in one, the callback still finds a whole row.
-        self.table = table
+        self.table = private_doubles()
         self.at, self.held_at = 0, HELD_SINCE
-        self.slots = None
+        self.slots: FreeSlots | None = None
         self.untracked = 0.0
         self.state = IN_POOL
-        self.site = None
-        self.holder = None
+        self.site: SiteEntry | None = None
+        self.holder: Holder | None = None
         self.label = 0
-        self.nesting = None
+        self.nesting: Nesting | None = None
         self.order = 0
-        self.close_reason = None
-        self.record_id = record_id
+        self.close_reason: int | None = None
+        self.record_id = id(record)
         self.connection_id = 0
-        self.backup_ref = None
-        self.backup_ref = BackupRef(record, on_collected)
-        self.backup_ref.row = self
-        return self
+        self.record_ref = self._refer_to(record, on_collected)
+        self.backup_ref: RecordRef | None = self._refer_to(record, on_collected)
+
+    def _refer_to(self, record: object, on_collected: Callable[[RecordRef], None]) -> RecordRef:
+        reference = RecordRef(record, on_collected)
+        reference.row = self
+        return reference
 
     def __repr__(self) -> str:
         state = {IN_POOL: "in pool", DISPOSED: "disposed", RELEASED: "released"}
         return f"<{type(self).__name__} {state[self.state]} at={self.at}>"
-
-    def __reduce_ex__(self, _protocol: object) -> tuple[Callable[[], None], tuple[()]]:
-        """Make a deep copy of the record have no row."""
-        return _nothing, ()
-
-    @property
-    def row(self) -> ConnectionRow:
-        """This row. The weakref callback gets this reference or the backup, and asks either for its row."""
-        return self
 
     @property
     def is_released(self) -> bool:
@@ -209,25 +193,46 @@ class ConnectionRow(weakref.ref[Any]):
         self.at = 0
         self.held_at = HELD_SINCE
         # end of straight line
-        self.backup_ref = None  # breaks the reference cycle
+        self.forget_references()
+
+    def forget_references(self) -> None:
+        """Break the reference cycles of a released row."""
+        self.record_ref.row = self.backup_ref = None
 
     def attach_to_record(self, record: object) -> None:
-        """Set the attributes by which the hooks find the row."""
+        """Set the attribute by which the hooks find the row."""
         # Not through __dict__: that creates a dictionary and slows the look-up at each checkout.
-        setattr(record, HOLDER_ATTRIBUTE, None)
-        setattr(record, ROW_ATTRIBUTE, self)
+        setattr(record, STATE_ATTRIBUTE, RecordState(self))
 
     def detach_from_record(self) -> None:
-        """Remove our attributes from the record, unless it has another row by now."""
-        record: Any = self()
+        """Remove our attribute from the record, unless it has another row by now."""
+        record: Any = self.record_ref()
         try:
             # straight line: in between, another thread could give the record another row
-            if record._pool_exporter_row is self:
-                del record._pool_exporter_row
-                del record._pool_exporter_holder
+            if record._pool_exporter_state.row is self:
+                del record._pool_exporter_state
             # end of straight line
         except AttributeError:  # the record is garbage, or has no row
             return
+
+
+class RecordState:
+    """What a connection record has of ours. Mutable state: ``proxy_ref``.
+
+    ``proxy_ref`` is SQLAlchemy's weak reference to the proxy that the caller got, None if the connection is not out. If
+    the reference is dead, the proxy was garbage-collected instead of returned. Only the record may refer to it, because
+    its callback refers to the record, which would stay alive if it never came back.
+    """
+
+    __slots__ = ("proxy_ref", "row")
+
+    def __init__(self, row: ConnectionRow) -> None:
+        self.row = row
+        self.proxy_ref: weakref.ref[Any] | None = None
+
+    def __reduce_ex__(self, _protocol: object) -> tuple[Callable[[], None], tuple[()]]:
+        """Make a deep copy of the record have no row."""
+        return _nothing, ()
 
 
 def private_doubles() -> memoryview[float]:
@@ -241,26 +246,34 @@ def _nothing() -> None:
 
 def row_of(record: object) -> ConnectionRow | None:
     """Return the row of a record, or None if it has none or its row was released."""
-    row: ConnectionRow | None = getattr(record, ROW_ATTRIBUTE, None)
-    return None if row is None or row.is_released else row
+    state = _state_of(record)
+    return None if state is None or state.row.is_released else state.row
 
 
 def has_row(record: object) -> bool:
     """Return whether a record has a row, released or not."""
-    return getattr(record, ROW_ATTRIBUTE, None) is not None
+    return _state_of(record) is not None
 
 
 def was_collected(record: object) -> bool:
     """Return whether the proxy of a connection was garbage-collected instead of returned."""
-    holder = getattr(record, HOLDER_ATTRIBUTE, None)
-    return holder is not None and holder() is None
+    state = _state_of(record)
+    proxy_ref = None if state is None else state.proxy_ref
+    return proxy_ref is not None and proxy_ref() is None
 
 
-def remember_holder(record: object, holder: weakref.ref[Any] | None) -> None:
+def remember_proxy(record: object, proxy_ref: weakref.ref[Any] | None) -> None:
     """Store a reference to the proxy of a connection, so that the hot path finds no new checkout."""
-    setattr(record, HOLDER_ATTRIBUTE, holder)
+    state = _state_of(record)
+    if state is not None:
+        state.proxy_ref = proxy_ref
 
 
-def forget_holder(record: object) -> None:
+def forget_proxy(record: object) -> None:
     """Drop the reference to the proxy of a connection."""
-    setattr(record, HOLDER_ATTRIBUTE, None)
+    remember_proxy(record, None)
+
+
+def _state_of(record: object) -> RecordState | None:
+    state: RecordState | None = getattr(record, STATE_ATTRIBUTE, None)
+    return state

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts the processor's instructions of a checkout and its return, each way to watch a pool in turn.
+
+A program for valgrind: callgrind writes a profile at each call of ``getppid()``, so one profile is of one way.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from sqlalchemy import event
+
+from benchmarks import fake
+from sqlalchemy_pool_exporter import instrument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Engine
+
+WARM_UP, CYCLES = 300, 1000
+
+
+def nothing(_engine: Engine) -> None: ...
+
+
+def listeners(engine: Engine) -> None:
+    def checkout(_connection: object, _record: object, _proxy: object) -> None: ...
+
+    def checkin(_connection: object, _record: object) -> None: ...
+
+    event.listen(engine.pool, "checkout", checkout)
+    event.listen(engine.pool, "checkin", checkin)
+
+
+def recorded(**options: Any) -> Callable[[Engine], object]:
+    return lambda engine: instrument(engine, registry=CollectorRegistry(), **options)
+
+
+# The keys of WAYS, which say the order of the profiles.
+WAYS: dict[str, Callable[[Engine], object]] = {
+    "nothing": nothing,
+    "listeners": listeners,
+    "without sites": recorded(sites=False),
+    "by default": recorded(),
+    "with sites": recorded(sites=True),
+}
+
+
+def main() -> None:
+    gc.disable()
+    for attach in WAYS.values():
+        engine = fake.engine()
+        attach(engine)
+        connect = engine.pool.connect
+        for _ in repeat(None, WARM_UP):
+            connect().close()
+        os.getppid()
+        for _ in repeat(None, CYCLES):
+            connect().close()
+        os.getppid()
+
+
+if __name__ == "__main__":
+    main()
