@@ -207,6 +207,11 @@ def _add_run(commands: Any) -> None:
         help="leave engines alone whose URL matches (sqlite:*), whose pool has this class (class:NullPool), or that "
         "this module makes (module:airflow.*); may be given many times",
     )
+    command.add_argument(
+        "--otel",
+        action="store_true",
+        help="hand the pools to OpenTelemetry's meter provider, which the application or opentelemetry-instrument sets",
+    )
     command.add_argument("arguments", nargs="*", metavar="COMMAND", help="the command and its arguments")
 
 

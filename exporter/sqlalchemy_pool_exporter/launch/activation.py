@@ -93,9 +93,20 @@ def _start() -> None:
     try:
         from sqlalchemy_pool_exporter.recording.every_engine import instrument_all  # noqa: PLC0415
 
-        instrument_all(exclude=environment.words(environment.EXCLUDE), seen=_serve)
+        instrument_all(
+            exclude=environment.words(environment.EXCLUDE), seen=_serve, meter_provider=_meter_provider()
+        )
     except Exception:
         logger.exception("the engines of this process are not instrumented")
+
+
+def _meter_provider() -> Any:
+    """Return OpenTelemetry's provider, which passes all on to the one that the application sets, if it is asked for."""
+    if not environment.is_on(environment.OTEL):
+        return None
+    from opentelemetry.metrics import get_meter_provider  # noqa: PLC0415 - only applications that use it have it
+
+    return get_meter_provider()
 
 
 _served_in = 0  # the process that was asked to serve

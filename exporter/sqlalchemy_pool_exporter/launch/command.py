@@ -50,6 +50,7 @@ def _environment(options: Namespace, present: Mapping[str, str]) -> dict[str, st
         environment.DIRECTORY: options.directory,
         environment.SERVE: options.serve,
         environment.EXCLUDE: ",".join(options.exclude),
+        environment.OTEL: "1" if options.otel else None,
         environment.SITES: options.sites,
         environment.APPLICATION: options.application,
         environment.LEAK_AFTER: options.leak_after,

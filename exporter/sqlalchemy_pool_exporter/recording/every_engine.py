@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 
 from .exclusions import Exclusions, maker
-from .instrument import Handle, check_registry, instrument_found
+from .instrument import Handle, check_destinations, instrument_found
 from .options import options as checked
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from opentelemetry.metrics import MeterProvider
     from prometheus_client import CollectorRegistry
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     leak_stack: bool
     loop_lag: bool | None
     request_deadline: float | None
+    meter_provider: MeterProvider | None
 
 
 class Instrumentation:
@@ -169,7 +171,7 @@ def instrument_all(
 
 def _check(options: Options) -> None:
     rest: dict[str, Any] = dict(options)
-    check_registry(rest.pop("registry", REGISTRY))
+    check_destinations(rest.pop("registry", REGISTRY), rest.pop("meter_provider", None))
     for name in ("directory", "group_readable"):
         rest.pop(name, None)
     checked(**rest)  # raises TypeError for an option that does not exist

@@ -23,6 +23,7 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
+from .open_telemetry import export
 from .options import options
 from .recorder import Recorder
 from .sqlalchemy_pool import configuration, dialect_of, engine_with_pool, logging_name
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from opentelemetry.metrics import MeterProvider
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -154,6 +156,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     leak_stack: bool = False,
     loop_lag: bool | None = None,
     request_deadline: float | None = None,
+    meter_provider: MeterProvider | None = None,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
 
@@ -189,21 +192,24 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             is ``SQLALCHEMY_POOL_EXPORTER_LOOP_LAG``; if that is not set, yes.
         request_deadline: seconds that a request of the application has; then a ``pool_timeout`` that is not shorter is
             a finding of the audit. The default is ``SQLALCHEMY_POOL_EXPORTER_REQUEST_DEADLINE``.
+        meter_provider: of OpenTelemetry, which gets the pool, too, by the semantic conventions; the same numbers of
+            this process alone.
 
     Returns:
         A handle; ``close()`` undoes everything. The application need not keep it.
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
-            has no ``register()``, ``sites`` is no share, ``application`` is no list of prefixes, ``loop_lag`` is
-            neither True nor False, or ``leak_after`` or ``request_deadline`` is no number of seconds.
+            has no ``register()``, ``meter_provider`` has no ``get_meter()``, ``sites`` is no share, ``application`` is
+            no list of prefixes, ``loop_lag`` is neither True nor False, or ``leak_after`` or ``request_deadline`` is no
+            number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
-    check_registry(registry)
+    check_destinations(registry, meter_provider)
     chosen = options(
         sites=sites,
         application=application,
@@ -228,6 +234,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         handle = Handle(recorder.identity, registry)
         handle._known(engine)  # noqa: SLF001
         handle._record(pool, recorder)  # noqa: SLF001
+        if meter_provider is not None:
+            export(meter_provider, collector.own, recorder.identity)
         return handle
 
 
@@ -247,10 +255,13 @@ def instrument_found(engine: Engine, **arguments: Any) -> Handle | None:
         return handle
 
 
-def check_registry(registry: object) -> None:
+def check_destinations(registry: object, meter_provider: object) -> None:
     """Raise TargetError if metrics cannot appear there."""
     if not hasattr(registry, "register"):  # a restricted registry has no register() either
         message = f"registry must be a CollectorRegistry, got {type(registry).__qualname__}"
+        raise TargetError(message)
+    if meter_provider is not None and not hasattr(meter_provider, "get_meter"):
+        message = f"meter_provider must be a MeterProvider, got {type(meter_provider).__qualname__}"
         raise TargetError(message)
 
 

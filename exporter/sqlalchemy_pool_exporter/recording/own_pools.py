@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from sqlalchemy_pool_exporter.audit.rules import audit
 from sqlalchemy_pool_exporter.families import (
@@ -30,7 +30,7 @@ from sqlalchemy_pool_exporter.segment.store import BlockStore
 from sqlalchemy_pool_exporter.segment.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.builder_cy import Builder
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
+
+T = TypeVar("T")
 
 _MOST_SAID: Final = 1024
 # A read that overlapped a change is done again, at once and then after these pauses in seconds.
@@ -142,9 +144,16 @@ class OwnPools:
 
     def read(self) -> Read:
         """Copy what is recorded now."""
+        return self._unchanged(self._read_once)
+
+    def every(self) -> list[WorkerPool]:
+        """Copy what is recorded now of this process, in directories, too, with the totals of pools that are gone."""
+        return self._unchanged(self._read_every)
+
+    def _unchanged(self, read: Callable[[], T]) -> T:
         for seconds in _PAUSES:
             before = self._changes()
-            answer = self._read_once()
+            answer = read()
             if before == self._changes() and not any(changes & 1 for changes in before):
                 break
             time.sleep(seconds)
@@ -176,13 +185,14 @@ class OwnPools:
             if not is_shared:
                 pools.append(pool)
         for store in list(self._stores):
-            pools.extend(
-                WorkerPool.of_totals(
-                    read(totals.text), totals.counts, totals.ended, sites=totals.sites, brief=totals.brief
-                )
-                for totals in self._totals(store.unshared_pages())
-            )
+            pools.extend(map(_of_totals, self._totals(store.unshared_pages())))
         return Read(live, pools)
+
+    def _read_every(self) -> list[WorkerPool]:
+        pools = [pool for _, pool in self._read_once().live]
+        for store in list(self._stores):
+            pools.extend(map(_of_totals, self._totals(store.pages())))
+        return pools
 
     def fleet(self, found: Read, beside: View | None = None, number: str = "") -> Fleet:
         """Return the pools that no directory has as those of one worker.
@@ -264,6 +274,13 @@ class OwnPools:
             snapshots = [pool.snapshot for pool in pools]
             add_capacity(builder, owners[label], snapshots)
             add_state(builder, owners[label], snapshots, now=now, wall=wall)
+
+
+def _of_totals(totals: Totals) -> WorkerPool:
+    described = read(totals.text)
+    return WorkerPool.of_totals(
+        described, totals.counts, totals.ended, sites=totals.sites, brief=totals.brief
+    )
 
 
 def _is_shown(ended: float) -> bool:
