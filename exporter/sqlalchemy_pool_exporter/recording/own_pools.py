@@ -189,7 +189,15 @@ class OwnPools:
         return Read(live, pools)
 
     def _read_every(self) -> list[WorkerPool]:
-        pools = [pool for _, pool in self._read_once().live]
+        pools = []
+        for recorder in list(self._recorders):
+            pause()
+            try:
+                pools.append(WorkerPool(recorder.identity, recorder.info, recorder.snapshot()))
+            except Exception as error:
+                if not is_own(error):
+                    raise
+                self.errors += 1  # as above
         for store in list(self._stores):
             pools.extend(map(_of_totals, self._totals(store.pages())))
         return pools
