@@ -89,8 +89,9 @@ def test_options(registry: CollectorRegistry) -> None:
     calls: list[None] = []
     with instrument_all(registry=registry, request_deadline=1.0, seen=lambda: calls.append(None)):
         before = len(calls)
-        create_engine("sqlite://", poolclass=QueuePool, pool_logging_name="late")
+        engine = create_engine("sqlite://", poolclass=QueuePool, pool_logging_name="late")
         assert len(calls) == before + 1
+        assert is_recorded(engine)
         assert RegistrySamples(registry).value("finding", "late", rule="timeout_beyond_deadline") == 1
 
 
