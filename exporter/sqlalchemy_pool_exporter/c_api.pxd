@@ -80,6 +80,17 @@ cdef extern from *:
         return (PyObject *)PyFrame_GetCode((PyFrameObject *)frame);
     }
 
+    static inline PyObject *spe_file(PyObject *code) {
+        return Py_NewRef(((PyCodeObject *)code)->co_filename);
+    }
+
+    /* sys._getframe(0) */
+    static inline PyObject *spe_innermost(void) {
+        PyObject *frame = (PyObject *)PyThreadState_GetFrame(PyThreadState_Get());
+        if (frame == NULL) PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
+        return frame;
+    }
+
     static inline PyObject *spe_caller(PyObject *frame) {
         PyObject *back = (PyObject *)PyFrame_GetBack((PyFrameObject *)frame);
         if (back == NULL) Py_RETURN_NONE;
@@ -122,3 +133,5 @@ cdef extern from *:
     object code_of "spe_code"(object frame)
     object caller_of "spe_caller"(object frame)
     object place_of "spe_place"(object frame)
+    object file_of "spe_file"(object code)
+    object innermost "spe_innermost"()

@@ -29,7 +29,14 @@ except ImportError:  # never; Cython takes the name for its own where it reads s
     import cython  # type: ignore[no-redef]
 
 if cython.compiled:
-    from cython.cimports.sqlalchemy_pool_exporter.c_api import address, caller_of, code_of, place_of
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import (
+        address,
+        caller_of,
+        code_of,
+        file_of,
+        innermost,
+        place_of,
+    )
 else:
     address = id
 
@@ -129,12 +136,18 @@ class Origins:
                         learned, witness = known
                         if witness is None or getframe(_WITNESS).f_code is witness:
                             return learned
-            frame, callee, depth = getframe(_START), None, _START
+            frame = innermost() if cython.compiled else getframe(_START)
+            callee, depth = None, _START
             greenlet = None
             while True:
                 while frame is not None:
-                    code = code_of(frame) if cython.compiled else frame.f_code
-                    if code.co_filename not in skipped:
+                    if cython.compiled:
+                        code = code_of(frame)
+                        path = file_of(code)
+                    else:
+                        code = frame.f_code
+                        path = code.co_filename
+                    if path not in skipped:
                         place = place_of(frame) if cython.compiled else id(code) + frame.f_lasti
                         entry = entries.get(place)
                         if entry is not None:
