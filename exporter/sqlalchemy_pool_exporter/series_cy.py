@@ -29,8 +29,6 @@ _BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 # From this number on, Go writes an exponent. Prometheus compares values of the label `le` as text, so write as Go does.
 _FIRST_EXPONENT: Final = 1e6
-_LEAST_FRACTION: Final = 1e-4  # below, repr() writes an exponent
-_MILLION: Final = 1e6
 _THOUSAND: Final = 1e3
 _MOST_THOUSANDTHS: Final = 1e12
 _EXPONENTS: Final = {digits: f"e+{digits - 4:02d}" for digits in range(10, 17)}  # of a number of thousandths
@@ -117,21 +115,12 @@ def start(name: str, labels: Mapping[str, str]) -> str:
 @cython.cdivision(True)  # noqa: FBT003 - Cython's signature
 @cython.locals(double="double", parts="long long")
 def number(value: float) -> str:
-    """Return a number as Go writes it.
-
-    The text of a float takes ten times as long as that of integers, if it is not a whole number. What has at most 15
-    digits is the shortest text that is read as the same float, and ages and points in time have.
-    """
+    """Return a number as Go writes it."""
     double = value
     if -_FIRST_EXPONENT < double < _FIRST_EXPONENT:
-        if double >= _LEAST_FRACTION:
-            parts = int(double * _MILLION + 0.5)
-            if parts / _MILLION == double:
-                if parts % 1_000_000:
-                    return f"{parts // 1_000_000}.{parts % 1_000_000:06d}".rstrip("0")
-                return f"{parts // 1_000_000}.0"
-        return repr(float(value))
+        return repr(value) if type(value) is float else repr(float(value))
     if _FIRST_EXPONENT <= double < _MOST_THOUSANDTHS:
+        # For points in time. What has at most 15 digits is the shortest text that is read as the same float.
         parts = int(double * _THOUSAND + 0.5)
         if parts / _THOUSAND == double:
             digits = f"{parts}"

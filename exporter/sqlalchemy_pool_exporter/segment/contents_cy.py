@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import sys
 from array import array
@@ -17,9 +16,9 @@ from . import facts, identity
 from .block import (
     CONNECTIONS_AT,
     CONNECTIONS_USED,
+    FIELDS,
     FIRST_COUNTER,
     HAS_OVERFLOW,
-    NOT_APPLICABLE,
     PAGE_BYTES,
     RECYCLE,
     ROW,
@@ -67,10 +66,6 @@ if TYPE_CHECKING:
     from .identity import Description, Identity
     from .snapshot import Counts
 
-# Fields that are NaN if a limit does not apply.
-_LIMITS: Final = slice(SIZE, RECYCLE + 1)
-# The fields of a block before its counters.
-_STATE: Final = struct.Struct(f"={FIRST_COUNTER}d")
 _KIND: Final = struct.Struct("=Q")  # of a page
 _HEAD: Final = struct.Struct("=QQd")  # of a page, after its kind
 _COMMIT: Final = struct.Struct("=QdQQ")
@@ -131,9 +126,9 @@ class Contents:
 
     def facts(self, data: bytes) -> Facts:
         """Return the facts about the process that writes a file; the argument is that of ``read()``."""
-        said = data[FACTS_AT:HEADER_BYTES]
-        if said != self._said:
-            self._said, self._facts = said, facts.read(said.rstrip(b"\0"))
+        if not (self._said and data.startswith(self._said, FACTS_AT)):
+            self._said = data[FACTS_AT:HEADER_BYTES]
+            self._facts = facts.read(self._said.rstrip(b"\0"))
         return self._facts
 
     def read(self, data: bytes) -> tuple[tuple[WorkerPool, ...], Texts]:
@@ -160,17 +155,17 @@ class Contents:
     def _read(self, data: bytes) -> Iterator[tuple[int, _Page]]:
         for begin in range(HEADER_BYTES, len(data), PAGE_BYTES):
             pause()
-            page, before = data[begin : begin + PAGE_BYTES], self._pages.get(begin)
-            if before is not None and before.data == page:
+            before = self._pages.get(begin)
+            if before is not None and before.is_same(data, begin):
                 yield begin, before
                 continue
-            kind = _KIND.unpack_from(page)[0]
+            kind = _KIND.unpack_from(data, begin)[0]
             if kind == FREE:
                 continue
             if kind not in _KINDS:
                 message = f"the page at byte {begin} is of an unknown kind"
                 raise SegmentError(message)
-            yield begin, _KINDS[kind](page, before)
+            yield begin, _KINDS[kind](data, begin, before)
 
 
 class _Page:
@@ -178,34 +173,65 @@ class _Page:
 
     __slots__ = ("data", "owner", "used")
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:  # noqa: ARG002 - for subclasses
+    def __init__(self, data: bytes, begin: int, before: _Page | None) -> None:
         """Decode the page.
 
         Args:
-            data: the page.
+            data: the file.
+            begin: where the page begins.
             before: what was in its place at the last read.
         """
-        self.data = data
-        first, second, used = _HEAD.unpack_from(data, 8)
+        first, second, self.used = _HEAD.unpack_from(data, begin + _KIND.size)
         self.owner: tuple[int, int] = (first, second)  # or what the kind has in their place
-        self.used: float = used
+        self.data = data[begin : begin + PAGE_BYTES]
+        self.decode(before)
+
+    def is_same(self, data: bytes, begin: int) -> bool:
+        """Return whether a file still has the page."""
+        return data.startswith(self.data, begin)
+
+    def decode(self, before: _Page | None) -> None:
+        """Read what the page says."""
 
 
 class _PoolPage(_Page):
-    """Mutable state: what was made of it last, and of which other pages."""
+    """The block of a pool: of the page, only what is in use is compared and kept.
 
-    __slots__ = ("_parts", "_snapshot", "_whole", "described")
+    Mutable state: what was made of it last, and of which other pages.
+    """
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:
-        super().__init__(data, before)
-        self.described: Description = (
-            before.described
-            if isinstance(before, _PoolPage) and _is_described_alike(data, before.data)
-            else identity.read(data[TEXT_AT:DOUBLES_AT])
-        )
-        self._snapshot = _snapshot(data)
+    __slots__ = ("_connections", "_parts", "_snapshot", "_state", "_waiters", "_whole", "described")
+
+    def __init__(self, data: bytes, begin: int, before: _Page | None) -> None:
+        self.used = 0.0
+        self.owner = _HEAD.unpack_from(data, begin + _KIND.size)[0], 0
+        same = before if isinstance(before, _PoolPage) and data.startswith(before.data, begin) else None
+        self.data = data[begin : begin + DOUBLES_AT] if same is None else same.data
+        self.described: Description = identity.read(self.data[TEXT_AT:]) if same is None else same.described
+        block = begin + DOUBLES_AT
+        self._state = data[block : block + 8 * FIELDS]
+        state = array("d", self._state)
+        waiters, connections = state[WAITERS_USED], state[CONNECTIONS_USED]
+        # Comparisons with NaN are false.
+        if not (0.0 <= waiters <= WAITERS and 0.0 <= connections <= ROWS_IN_BLOCK):
+            raise SegmentError("tables of an impossible length")
+        at = block + 8 * WAITERS_AT
+        self._waiters = data[at : at + 8 * int(waiters)]
+        at = block + 8 * CONNECTIONS_AT
+        self._connections = data[at : at + 8 * ROW * int(connections)]
+        self._snapshot = _snapshot(state, self._waiters, self._connections)
         self._parts: tuple[_SitesPage | None, list[_RowsPage]] | None = None
         self._whole: WorkerPool | None = None
+
+    def is_same(self, data: bytes, begin: int) -> bool:
+        """Return whether a file still has the page, as far as it is in use."""
+        block = begin + DOUBLES_AT
+        return (
+            data.startswith(self._state, block)
+            and data.startswith(self._connections, block + 8 * CONNECTIONS_AT)
+            and data.startswith(self._waiters, block + 8 * WAITERS_AT)
+            and data.startswith(self.data, begin)
+        )
 
     def whole(self, sites: _SitesPage | None, more: list[_RowsPage]) -> WorkerPool:
         """Return the pool with its sites and further rows."""
@@ -229,9 +255,9 @@ class _TotalsPage(_Page):
 
     __slots__ = ("_sites", "_whole", "commit")
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:
-        super().__init__(data, before)
-        word, ended, _, _ = _COMMIT.unpack_from(data, DOUBLES_AT)
+    def decode(self, before: _Page | None) -> None:  # noqa: ARG002 - of the base class
+        """Read which copy of the counts is in use."""
+        word, ended, _, _ = _COMMIT.unpack_from(self.data, DOUBLES_AT)
         if not 0.0 <= ended < _MOST_SECONDS:
             raise SegmentError("a time that is no number")
         self.commit = Commit.of(word)
@@ -259,12 +285,12 @@ class _SitesPage(_Page):
 
     __slots__ = ("copies",)
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:
-        super().__init__(data, before)
+    def decode(self, before: _Page | None) -> None:
+        """Read the sites that have changed."""
         self.copies: dict[int, list[SiteCounts]] = {}
         if isinstance(before, _SitesPage):
             for copy, known in before.copies.items():
-                self.copies[copy] = _sites(data, copy, before.data, known)
+                self.copies[copy] = _sites(self.data, copy, before.data, known)
 
     def sites(self, copy: int) -> list[SiteCounts]:
         """Return the sites with one copy of their counts."""
@@ -276,19 +302,19 @@ class _SitesPage(_Page):
 class _RowsPage(_Page):
     __slots__ = ("rows",)
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:
-        super().__init__(data, before)
+    def decode(self, before: _Page | None) -> None:  # noqa: ARG002 - of the base class
+        """Read the rows."""
         if not 0.0 <= self.used <= ROWS_PER_PAGE:
             raise SegmentError("tables of an impossible length")
-        self.rows = _table(data, 8 * ROWS_AT, int(self.used), ROW)
+        self.rows = _table(self.data[8 * ROWS_AT : 8 * (ROWS_AT + ROW * int(self.used))], ROW)
 
 
 class _TextsPage(_Page):
     __slots__ = ("texts",)
 
-    def __init__(self, data: bytes, before: _Page | None) -> None:
-        super().__init__(data, before)
-        self.texts = texts_of(data)
+    def decode(self, before: _Page | None) -> None:  # noqa: ARG002 - of the base class
+        """Read the texts."""
+        self.texts = texts_of(self.data)
 
 
 _KINDS: Final[dict[int, type[_Page]]] = {
@@ -329,10 +355,6 @@ class _Found(NamedTuple):
         return found
 
 
-def _is_described_alike(page: bytes, other: bytes) -> bool:
-    return page[TEXT_AT:DOUBLES_AT] == other[TEXT_AT:DOUBLES_AT]
-
-
 def _sites(page: bytes, copy: int, before: bytes = b"", known: Sequence[SiteCounts] = ()) -> list[SiteCounts]:
     """Return the sites in a page; those that are as they were are taken from what is known of an earlier read."""
     doubles: Any = memoryview(page).cast("d")
@@ -355,76 +377,69 @@ def _sites(page: bytes, copy: int, before: bytes = b"", known: Sequence[SiteCoun
     return found
 
 
-def _snapshot(page: bytes) -> Snapshot:
-    fields = _STATE.unpack_from(page, DOUBLES_AT)
-    waiters, connections = fields[WAITERS_USED], fields[CONNECTIONS_USED]
-    # Comparisons with NaN are false.
-    if not (0.0 <= waiters <= WAITERS and 0.0 <= connections <= ROWS_IN_BLOCK):
-        raise SegmentError("tables of an impossible length")
+def _snapshot(state: array[float], waiters: bytes, connections: bytes) -> Snapshot:
+    """Return what a block says, from its fields and the parts of its tables that are in use."""
     # Only a limit that does not apply is NaN.
-    highest = page[DOUBLES_AT + _HIGHEST : DOUBLES_AT + 8 * FIRST_COUNTER : 8]
-    if highest.translate(None, _HIGHEST_SIGNED):
-        limits = [NOT_APPLICABLE if math.isnan(limit) else limit for limit in fields[_LIMITS]]
-        others = highest[: _LIMITS.start] + highest[_LIMITS.stop :]
-        if others.translate(None, _HIGHEST_SIGNED) or any(abs(limit) >= _MOST for limit in limits):
-            raise SegmentError("a state that is no number")
-        fields = (*fields[: _LIMITS.start], *limits, *fields[_LIMITS.stop :])
+    _used(state, 0, SIZE, -_MOST)
+    for at in range(SIZE, RECYCLE + 1):
+        if abs(state[at]) >= _MOST:
+            raise SegmentError(_NO_NUMBER)
+    _used(state, RECYCLE + 1, FIRST_COUNTER, -_MOST)
+    _used(state, FIRST_COUNTER, FIELDS, 0.0)
+    # Arrays make no float objects until a number is asked for. Those were most of what a scrape allocated.
     return Snapshot(
-        fields,
-        _table(page, DOUBLES_AT + 8 * WAITERS_AT, int(waiters), 1),
-        _table(page, DOUBLES_AT + 8 * CONNECTIONS_AT, int(connections), ROW),
-        with_sites(_counts(page, DOUBLES_AT + 8 * FIRST_COUNTER), are_off=bool(fields[SITES_OFF])),
+        state[:FIRST_COUNTER],
+        _table(waiters, 1),
+        _table(connections, ROW),
+        with_sites(state[FIRST_COUNTER:], are_off=bool(state[SITES_OFF])),
     )
 
 
+def _table(data: bytes, width: int) -> array[float]:
+    """Return the rows of a table without the free ones at its end, which are most of the table."""
+    table = array("d", data)
+    used = -(-_used(table, 0, len(table), -_MOST) // width) * width
+    return table if used == len(table) else table[:used]
+
+
 def _counts(data: bytes, begin: int) -> array[float]:
-    # An array makes no float objects until the counts are added up. Those were most of what a scrape allocated.
     counts = array("d", data[begin : begin + 8 * COUNTS])
-    if cython.compiled:
-        _used(counts, 0.0, 1)
-    elif data[begin + _HIGHEST : begin + 8 * COUNTS : 8].translate(None, _HIGHEST_BYTES):
-        raise SegmentError(_NO_NUMBER)
+    _used(counts, 0, COUNTS, 0.0)
     return counts
 
 
-def _table(data: bytes, begin: int, rows: int, width: int) -> array[float]:
-    """Return the rows of a table without the free rows at its end, which are zeros and most of the table."""
-    size = 8 * width
-    table = data[begin : begin + size * rows]
-    if cython.compiled:
-        doubles = array("d", table)
-        used = _used(doubles, -_MOST, width)
-        return doubles if used == len(doubles) else doubles[:used]
-    used = len(table.rstrip(b"\0"))
-    table = table[: -(-used // size) * size]
-    if table[_HIGHEST::8].translate(None, _HIGHEST_SIGNED):
-        raise SegmentError(_NO_NUMBER)
-    return array("d", table)  # a list would take four times as much
-
-
-@cython.boundscheck(False)  # noqa: FBT003 - Cython's signature
-@cython.wraparound(False)  # noqa: FBT003
-@cython.cdivision(True)  # noqa: FBT003
-@cython.locals(
-    doubles="double[::1]",
-    at="Py_ssize_t",
-    used="Py_ssize_t",
-    columns="Py_ssize_t",
-    value="double",
-    lowest="double",
-    most="double",
-)
-def _used(table: array[float], least: float, width: int) -> int:
-    """Return how many numbers of a table are used, in whole rows.
+def _used(doubles: array[float], begin: int, end: int, least: float) -> int:
+    """Return where the numbers in a part of a table end that are not 0; most rows of most tables are free.
 
     Raises:
         SegmentError: one is less than ``least``, too large, or no number.
     """
-    doubles, used, columns, lowest, most = table, 0, width, least, _MOST
-    for at in range(len(table)):
-        value = doubles[at]
-        if not lowest <= value < most:  # comparisons with NaN are false
+    if cython.compiled:
+        return _checked(doubles, begin, end, least)
+    data = doubles[begin:end].tobytes()
+    if data[_HIGHEST::8].translate(None, _HIGHEST_BYTES if least == 0.0 else _HIGHEST_SIGNED):
+        raise SegmentError(_NO_NUMBER)
+    return begin + (len(data.rstrip(b"\0")) + 7) // 8
+
+
+@cython.boundscheck(False)  # noqa: FBT003 - Cython's signature
+@cython.wraparound(False)  # noqa: FBT003
+@cython.locals(
+    numbers="double[::1]",
+    begin="Py_ssize_t",
+    end="Py_ssize_t",
+    at="Py_ssize_t",
+    used="Py_ssize_t",
+    least="double",
+    most="double",
+    number="double",
+)
+def _checked(doubles: array[float], begin: int, end: int, least: float) -> int:
+    numbers, used, most = doubles, begin, _MOST
+    for at in range(begin, end):
+        number = numbers[at]
+        if not least <= number < most:  # comparisons with NaN are false
             raise SegmentError(_NO_NUMBER)
-        if value:
+        if number:
             used = at + 1
-    return (used + columns - 1) // columns * columns
+    return used
