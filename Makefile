@@ -108,6 +108,20 @@ interpreted = rm -rf .venv/$(1)/interpreted && \
 	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --target .venv/$(1)/interpreted .venv/pure/*.whl && \
 	PYTHONPATH=$(CURDIR)/.venv/$(1)/interpreted
 
+# The tests of what depends on the interpreter: all that records, and what reads it, compiled as users get it; and those
+# of recording once more with the lock that interpreters without the GIL get, interpreted. What they leave out, charts,
+# dashboards, rules and pictures, and the tests that need other programs, run with PYTHON and do not depend on it.
+on-the-next := tests/recording tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
+.PHONY: test-next
+test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
+	@echo "==> the tests on $$(.venv/next$(NEXT)/bin/python -V)"
+	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
+		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(on-the-next) $(PYTEST_ARGS)
+	@echo "==> those of recording, interpreted and with locks"
+	@$(call interpreted,next$(NEXT)) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
+		.venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
+		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache tests/recording $(PYTEST_ARGS)
+
 .PHONY: soak
 soak: soak-staged soak-others ## run the tests that take minutes
 
@@ -201,7 +215,7 @@ clean: ## remove everything that was made
 	rm -rf .venv build dist exporter/*.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: environment-build environment-dist environment-newest environment-oldest environment-demo environment-bench \
+.PHONY: environment-build environment-dist environment-newest environment-oldest environment-next environment-demo environment-bench \
 	environment-lint wheel
 environment-build:
 	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
@@ -231,6 +245,10 @@ environment-oldest: wheel
 		print(*(bound.replace(">=", "==", 1) for bound in lower), sep="\n")' > .venv/oldest.txt
 	$(call environment,oldest,$(OLDEST_PYTHON),-c .venv/oldest.txt $(call wheel-with,pure,$(suite)))
 	$(call with-wheel,oldest,pure)
+
+environment-next: wheel
+	$(call environment,next$(NEXT),$(PYTHON),$(call wheel-with,wheel,sidecar$(comma)top$(comma)test) jsonschema)
+	$(call with-wheel,next$(NEXT),wheel)
 
 environment-demo: wheel
 	$(call environment,demo,$(PYTHON),$(call wheel-with,wheel,demo))
