@@ -27,6 +27,7 @@ from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
 from tests.support import site_app
 from tests.support.samples import Exposition, RegistrySamples
+from tests.support.segments import FORKS
 from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
@@ -492,6 +493,7 @@ def test_a_pool_that_keeps_nothing(registry: CollectorRegistry) -> None:
     assert by_site(registry, "checkouts_by_site_total") == {"tests.support.site_app:session": 1.0}
 
 
+@FORKS
 @pytest.mark.parametrize("in_directory", [False, True])
 def test_a_forked_child_has_its_own(
     an_engine: Callable[..., Engine], registry: CollectorRegistry, tmp_path: Path, in_directory: bool
