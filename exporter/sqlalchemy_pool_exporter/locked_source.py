@@ -168,8 +168,14 @@ class _Locking(ast.NodeTransformer):
 
 def _is_quiet(statement: ast.stmt) -> bool:
     return isinstance(statement, _QUIET) and not any(
-        isinstance(node, _LOUD) and not isinstance(node, _QUIET) for node in ast.walk(statement)
+        isinstance(node, _LOUD) and not isinstance(node, _QUIET) and not _is_of_cython(node)
+        for node in ast.walk(statement)
     )
+
+
+def _is_of_cython(node: ast.AST) -> bool:
+    """Return whether a call only gives a compiled module the memory of a view."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "doubles"
 
 
 def _adds(statement: ast.stmt) -> bool:

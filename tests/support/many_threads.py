@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument, straight_lines
+from sqlalchemy_pool_exporter.about import hot_path
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
 from tests.support.fakes import FakeConnection
@@ -122,6 +123,7 @@ def play(scene: str, turns: int) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
         "locks": bool(straight_lines.rewritten),
+        "hot_path": hot_path(),
         "reads": watcher.reads,
         "went_back": watcher.went_back,
         "expected": _expected(sum(done)),
