@@ -109,18 +109,18 @@ interpreted = rm -rf .venv/$(1)/interpreted && \
 	PYTHONPATH=$(CURDIR)/.venv/$(1)/interpreted
 
 # The tests of what depends on the interpreter: all that records, and what reads it, compiled as users get it; and those
-# of recording once more with the lock that interpreters without the GIL get, interpreted. What they leave out, charts,
-# dashboards, rules and pictures, and the tests that need other programs, run with PYTHON and do not depend on it.
+# of the hot path once more, interpreted and with the locks that interpreters without the GIL get. What is left out are
+# charts, dashboards, rules and pictures, which do not depend on it.
 on-the-next := tests/recording tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
 .PHONY: test-next
 test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
 	@echo "==> the tests on $$(.venv/next$(NEXT)/bin/python -V)"
 	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(on-the-next) $(PYTEST_ARGS)
-	@echo "==> those of recording, interpreted and with locks"
+	@echo "==> those of the hot path, interpreted and with locks"
 	@$(call interpreted,next$(NEXT)) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
 		.venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
-		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache tests/recording $(PYTEST_ARGS)
+		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(hot-path) $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: soak-staged soak-others ## run the tests that take minutes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Try an installed wheel with nothing but its dependencies: record checkouts, and read them in an exposition.
 
-``python tools/try_wheel.py compiled`` fails if the hot path is not compiled, or if a checkout is not counted. Without the
-GIL it must run interpreted.
+``python tools/try_wheel.py compiled`` fails if the hot path is not compiled, or if a checkout is not counted.
+Without the GIL it must run interpreted.
 """
 
 from __future__ import annotations
