@@ -111,7 +111,7 @@ interpreted = rm -rf .venv/$(1)/interpreted && \
 # The tests of what depends on the interpreter: all that records, and what reads it, compiled as users get it; and those
 # of the hot path once more, interpreted and with the locks that interpreters without the GIL get. What is left out are
 # charts, dashboards, rules and pictures, which do not depend on it.
-on-the-next := tests/recording tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
+on-the-next := tests/recording tests/launch tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
 .PHONY: test-next
 test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
 	@echo "==> the tests on $$(.venv/next$(NEXT)/bin/python -V)"
