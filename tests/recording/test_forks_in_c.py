@@ -362,22 +362,23 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
     assert counted(tmp_path, "p") == {"000": 1, "001": 1}
 
 
+# Before the package is imported.
+OLD_KERNEL = """
+import mmap
+
+class Old(mmap.mmap):
+    def madvise(self, *_):
+        raise OSError(22, "Invalid argument")
+
+mmap.mmap = Old
+"""
+
+
 @pytest.mark.parametrize("fork", ["fork_in_c", "os.fork"])
 def test_without_the_wiped_page(tmp_path: Path, fork: str) -> None:
     """Where the kernel cannot wipe a page, Python's hooks tell, and so does the first scrape."""
     result = run(
         f"""
-        import mmap
-        real = mmap.mmap
-
-        class Old(mmap.mmap):
-            def madvise(self, *_):
-                raise OSError(22, "Invalid argument")
-
-        mmap.mmap = Old
-        for name in [name for name in sys.modules if name.startswith("sqlalchemy_pool_exporter")]:
-            del sys.modules[name]
-        from sqlalchemy_pool_exporter import instrument
         pool = QueuePool(Connection, pool_size=2)
         instrument(pool, name="p", registry=registry, directory=directory)
         if {fork}() == 0:
@@ -387,7 +388,7 @@ def test_without_the_wiped_page(tmp_path: Path, fork: str) -> None:
         print(os.wait()[1])
         """,
         str(tmp_path),
-        prologue=FORK_IN_C,
+        prologue=OLD_KERNEL + FORK_IN_C,
     )
     assert result.stdout == "0\n", result.stderr
     assert counted(tmp_path, "p") == {"000": 0, "001": 1}

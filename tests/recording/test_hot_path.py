@@ -421,7 +421,9 @@ import sqlalchemy_pool_exporter
 registry = prometheus_client.CollectorRegistry()
 with sqlalchemy_pool_exporter.instrument(engine, registry=registry):
     prometheus_client.generate_latest(registry)
-print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
+# Not the table of types that compiled modules share.
+loaded = {{name.partition(".")[0] for name in set(sys.modules) - before if not name.startswith("_cython_")}}
+print(*sorted(loaded - set(sys.stdlib_module_names)))
 print(*sorted(name for name in set(sys.modules) - before if name.startswith("sqlalchemy")))
 """
     result = subprocess.run(

@@ -12,11 +12,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import CollectorRegistry
-from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import checkout_cy
+from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import PING_METHODS
 from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.samples import RegistrySamples
@@ -44,7 +45,8 @@ _CALLED_BY_SQLALCHEMY = {
     for name in ("connections", "faults", "hooks", "statement_errors")
 }
 # The methods that the compiled hooks wrap; not that of returns, which loses the connection without this package, too.
-_ORIGINALS = {Pool.connect.__code__, DefaultDialect._do_ping_w_event.__code__} if _IS_COMPILED else set()
+_PING = next(name for name in PING_METHODS if hasattr(SQLiteDialect, name))
+_ORIGINALS = {Pool.connect.__code__, getattr(SQLiteDialect, _PING).__code__} if _IS_COMPILED else set()
 _FEWEST = 1 if _IS_COMPILED else 3
 
 
