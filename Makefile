@@ -91,7 +91,7 @@ test-newest test-oldest: test-%:
 		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 # The tests of what is compiled, which must hold interpreted, too. With the oldest dependencies all tests run interpreted.
-hot-path := tests/recording/test_hot_path.py tests/recording/test_checkout.py tests/recording/test_recorder.py \
+hot-path := tests/recording/test_hot_path*.py tests/recording/test_checkout.py tests/recording/test_recorder.py \
 	tests/recording/test_counts_of_checkouts.py tests/recording/test_errors.py tests/recording/test_time_limits.py \
 	tests/recording/test_interrupts.py tests/recording/test_threads.py tests/recording/test_forks.py \
 	tests/recording/test_without_the_gil.py

@@ -41,7 +41,7 @@ BUNDLED = {
     "dashboards/pool.json": "bundled/dashboards/pool.json",
 }
 DIRECTIVES = {"language_level": "3", "freethreading_compatible": True}
-OPTIONS = [] if os.name == "nt" else ["-O3", "-g0"]
+OPTIONS = [] if os.name == "nt" else ["-g0"]  # no symbols for a debugger; CFLAGS say how to optimize
 
 # The same sources give the same wheel: the files in it have the earliest time that a ZIP archive can have, and modes
 # that do not depend on the builder's umask.
