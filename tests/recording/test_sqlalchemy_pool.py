@@ -31,13 +31,15 @@ HOT_PATH = {
     "checkin_cy": {"_ConnectionRecord"},
     "checkout_cy": {"_ConnectionFairy", "_ConnectionRecord", "_connection_record", "_overflow", "fairy_ref"},
     "ping_cy": {"_ConnectionRecord"},
+    # The one method that it wraps.
+    "every_engine": {"_instantiate_plugins"},
     # Only the word, for what a thread waits for.
     **{module: {"queue"} for module in ("exhaustion", "leaks", "stacks")},
 }
 # Names of other packages: only these say what prometheus_client has registered, and which socket a connection of
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
 # And asyncio's: which loop runs, for other implementations of loops; and for what a task waits. anyio's: in which task.
-# And that of concurrent.futures: what an executor runs, and what follows.
+# And that of concurrent.futures: what an executor runs, and what follows. And OpenTelemetry's: the readers of its SDK.
 OTHERS = {
     "_collector_to_names",
     "_names_to_collectors",
@@ -52,6 +54,10 @@ OTHERS = {
     "_WorkItem",
     "_threads_queues",
     "_done_callbacks",
+    "_instrument_class_temporality",
+    "_metric_readers",
+    "_real_meter_provider",
+    "_sdk_config",
 }
 
 
@@ -145,6 +151,7 @@ def test_the_installed_release_has_them() -> None:
         "copy of an engine": engine.execution_options(),
         "listeners of an event": pool.dispatch.checkout.for_modify(pool.dispatch),
         "module of pools": base,
+        "URL": engine.url,
     }
     assert owners.keys() == UNPUBLISHED_NAMES.keys()
     missing = {

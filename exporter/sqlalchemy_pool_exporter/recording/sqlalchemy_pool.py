@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about SQLAlchemy's pools and connection records that only its private names tell.
 
-``UNPUBLISHED_NAMES`` lists every private name that this project uses. Only this module and the hot path (``checkout``
-and the ping of ``ping``) use them. A test checks both, and that the installed SQLAlchemy has each name.
+``UNPUBLISHED_NAMES`` lists every private name that this project uses. Only this module, the hot path (``checkout_cy``,
+``checkin_cy`` and ``ping_cy``) and ``instrument_all()`` use them. A test checks both, and that the installed SQLAlchemy
+has each name.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ UNPUBLISHED_NAMES: Final = {
     "copy of an engine": ("_proxied",),
     "listeners of an event": ("for_modify", "listeners"),
     "module of pools": ("_ConnectionFairy", "_ConnectionRecord", "_finalize_fairy"),
+    "URL": ("_instantiate_plugins",),
     # Not listed, because not every release has them: RECORDS_OUT, and the private one of PING_METHODS.
 }
 # The methods of a pool that are wrapped.
