@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from statistics import median
 from threading import Barrier, Thread
@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import column, select, table
 
-from . import fake
+from . import fake, interpreted
 from .measure import Pairs, Turn, added, confidence, no_collections, paired, relative
 from .need import MissingError
 from .report import Table
-from .watchers import LISTENERS, WATCHERS
+from .watchers import LISTENERS, WATCHERS, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Engine
-
-    from .watchers import Watcher
 
 _THREADS, _CONNECTIONS = 8, 4
 _ORDERS = table("orders", column("id"), column("customer"), column("total"))
@@ -58,14 +56,12 @@ def _measure(variant: _Variant, rounds: int) -> Table:
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         for watcher in WATCHERS:
-            base, watched = _engine(variant, stack), _engine(variant, stack)
             try:
-                stack.enter_context(watcher.attach(watched))
+                pairs.append(_pair(variant, watcher, stack))
             except MissingError as error:
                 missing[watcher.name] = str(error)
                 continue
             names.append(watcher.name)
-            pairs.append((_turn(watcher, base, variant), _turn(watcher, watched, variant)))
         with no_collections():
             paired(2, pairs)  # warm up: open the connections, let the interpreter specialise
             times = dict(zip(names, paired(rounds, pairs), strict=True))
@@ -77,6 +73,21 @@ def _measure(variant: _Variant, rounds: int) -> Table:
         missing=tuple(f"{name}: {why}" for name, why in missing.items()),
         headline=variant.headline,
     )
+
+
+def pair(title: str, name: str, stack: ExitStack) -> tuple[Turn, Turn]:
+    """Return the two turns of the watcher *name* for the way to use a pool that is called *title*, of this process."""
+    variant = next(each for each in _VARIANTS if each.title == title)
+    watcher = next(each for each in WATCHERS if each.name == name)
+    return _pair(variant, replace(watcher, interpreted=False), stack)
+
+
+def _pair(variant: _Variant, watcher: Watcher, stack: ExitStack) -> tuple[Turn, Turn]:
+    if watcher.interpreted:
+        return stack.enter_context(interpreted.turns(variant.title, watcher.name))
+    base, watched = _engine(variant, stack), _engine(variant, stack)
+    stack.enter_context(watcher.attach(watched))
+    return _turn(watcher, base, variant), _turn(watcher, watched, variant)
 
 
 def _engine(variant: _Variant, stack: ExitStack) -> Engine:

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy_pool_exporter.about import hot_path
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -74,6 +76,7 @@ def environment() -> list[tuple[str, str]]:
         ("Processor", f"{_processor()}, {_processors()} usable"),
         ("System", f"{platform.system()} {platform.machine()}"),
         ("Python", f"{platform.python_implementation()} {platform.python_version()}"),
+        ("Hot path", hot_path()),
     ]
     for distribution in _DISTRIBUTIONS:
         try:
@@ -105,9 +108,10 @@ def document(tables: Iterable[Table], command: str, facts: Sequence[tuple[str, s
         "# Benchmarks",
         _wrap(
             f"Written by `{command}`; run it to get the figures of your own machine. Everything is measured in one "
-            "process, in short turns that alternate with the turns of what they are compared to; each figure is a "
-            "median over pairs of neighbouring turns, so a busy machine widens the spread more than it moves the "
-            "figure. Compare the ratios; the nanoseconds belong to the machine."
+            "process (the interpreted build in one of its own, which takes its turns in between), in short turns that "
+            "alternate with the turns of what they are compared to; each figure is a median over pairs of neighbouring "
+            "turns, so a busy machine widens the spread more than it moves the figure. Compare the ratios; the "
+            "nanoseconds belong to the machine."
         ),
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)]),
     ]
@@ -120,7 +124,7 @@ def excerpt(tables: Iterable[Table], command: str, facts: Sequence[tuple[str, st
     """Return what the README shows: the headline tables, the machine and the command."""
     known = dict(facts)
     parts = [f"**{table.title}**\n\n{table.markdown()}" for table in tables if table.headline]
-    where = f"{known['Processor']}; {known['Python']}; SQLAlchemy {known['SQLAlchemy']}"
+    where = f"{known['Processor']}; {known['Python']}, hot path {known['Hot path']}; SQLAlchemy {known['SQLAlchemy']}"
     return "\n\n".join(
         [
             *parts,

@@ -26,12 +26,14 @@ class Watcher:
     """A row of a table; *attach* instruments an engine for the duration of a block.
 
     A watcher that instruments engines instead of pools sets *through_engine*: its connections are checked out with
-    ``engine.raw_connection()``, and so are those of the bare engine that it is compared with.
+    ``engine.raw_connection()``, and so are those of the bare engine that it is compared with. An *interpreted* one
+    runs the interpreted build, whichever is installed.
     """
 
     name: str
     attach: Callable[[Engine], AbstractContextManager[None]]
     through_engine: bool = False
+    interpreted: bool = False
 
 
 @contextmanager
@@ -121,6 +123,7 @@ WATCHERS = (
     # By default a pool of which half is not in use, as here, records no site.
     Watcher("the same with the site of each checkout", partial(this_project, sites=True)),
     Watcher("the same without sites", partial(this_project, sites=False)),
+    Watcher("the same interpreted", this_project, interpreted=True),
     Watcher("three prometheus_client calls", _three_prometheus_calls),
     Watcher("sqlalchemy-collectd", _collectd, through_engine=True),
     Watcher("opentelemetry-instrumentation-sqlalchemy", _opentelemetry, through_engine=True),

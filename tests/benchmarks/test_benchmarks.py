@@ -25,6 +25,7 @@ ROWS = (
     "sqlalchemy-pool-exporter",
     "the same with the site of each checkout",
     "the same without sites",
+    "the same interpreted",
     "three prometheus_client calls",
     "sqlalchemy-collectd",
     "opentelemetry-instrumentation-sqlalchemy",
