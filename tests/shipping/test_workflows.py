@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +129,31 @@ def test_hooks_are_of_this_repository() -> None:
             make, target = hook["entry"].split()
             assert "make" == make
             assert target in targets
+
+
+@pytest.mark.parametrize(
+    ("platform", "archs"), [("linux", "x86_64"), ("linux", "aarch64"), ("macos", "arm64")]
+)
+def test_wheels_of_every_interpreter(platform: str, archs: str) -> None:
+    """cibuildwheel, in the release that the workflow pins, compiles wheels for each interpreter and C library."""
+    command = [
+        str(TOOLS / "cibuildwheel"),
+        "--platform",
+        platform,
+        "--archs",
+        archs,
+        "--print-build-identifiers",
+    ]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    systems = ("manylinux", "musllinux") if platform == "linux" else ("macosx",)
+    assert {
+        f"cp3{minor}-{system}_{archs}"
+        for minor in ("11", "12", "13", "14", "14t", "15", "15t")
+        for system in systems
+    } == set(printed)
+    (action,) = (
+        line
+        for line in (ROOT / ".github/workflows/release.yml").read_text().splitlines()
+        if "/cibuildwheel@" in line
+    )
+    assert action.endswith(f"# v{version('cibuildwheel')}")
