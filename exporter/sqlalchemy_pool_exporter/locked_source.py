@@ -6,7 +6,13 @@ What is locked:
 * each stretch between ``# straight line`` and ``# end of straight line``, and the statements just above it that call
   nothing: they read what it depends on;
 * statements that share a line;
-* each other ``+=`` on an element or an attribute, unless it calls something.
+* each other ``+=`` on an element or an attribute, unless it calls something;
+* in modules that have straight lines, each other assignment to an element, unless it calls something: a straight line
+  may have looked at the element just before.
+
+What gives a slot back calls ``list.append()``, and nothing is called with the lock. Without it, the thread that takes a
+slot could read the last one, and delete the one that was given back meanwhile. So here a slot goes to the beginning of
+the list: ``free.append(x)`` becomes ``free[:0] = (x,)``, which is atomic, too, and touches no end.
 
 The lines keep their numbers, so a traceback and a debugger show the file as it is.
 """
@@ -158,7 +164,11 @@ class _Locking(ast.NodeTransformer):
             else:
                 while rest and rest[0].lineno == group[0].lineno:
                     group.append(rest.pop(0))
-                if len(group) == 1 and not _adds(group[0]):
+                given_back = _in_front(group[0])
+                if given_back is not None:
+                    done.append(given_back)
+                    continue
+                if len(group) == 1 and not _adds(group[0]) and not (self._stretches and _stores(group[0])):
                     self._lock_in(group[0])
                     done += group
                     continue
@@ -187,11 +197,38 @@ def _adds(statement: ast.stmt) -> bool:
     )
 
 
+def _stores(statement: ast.stmt) -> bool:
+    """Return whether a statement assigns to an element, and calls nothing."""
+    return (
+        isinstance(statement, ast.Assign)
+        and any(isinstance(target, ast.Subscript) for target in statement.targets)
+        and _is_quiet(statement)
+    )
+
+
+def _in_front(statement: ast.stmt) -> ast.stmt | None:
+    """Return the statement that gives a slot back in front, if this one appends it to a list of free slots."""
+    match statement:
+        case ast.Expr(ast.Call(ast.Attribute(free, "append"), [slot], [])):
+            text = ast.unparse(free)
+            if text == "free" or text.endswith(".free"):
+                (given_back,) = ast.parse(f"{text}[:0] = ({ast.unparse(slot)},)").body
+                return _at(statement, given_back)
+    return None
+
+
 def _with_lock(group: list[ast.stmt]) -> list[ast.stmt]:
     acquired, held = ast.parse(_TEMPLATE).body
     assert isinstance(held, ast.Try)  # noqa: S101 - for the type checker
-    for node in (*ast.walk(acquired), *ast.walk(held)):
-        if isinstance(node, ast.stmt | ast.expr):
-            ast.copy_location(node, group[0])
+    for one in (acquired, held):
+        _at(group[0], one)
     held.body = group
     return [acquired, held]
+
+
+def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:
+    """Let a new statement have the line of one in the source."""
+    for node in ast.walk(new):
+        if isinstance(node, ast.stmt | ast.expr):
+            ast.copy_location(node, place)
+    return new

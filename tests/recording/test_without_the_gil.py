@@ -24,7 +24,6 @@ from sqlalchemy_pool_exporter.about import hot_path
 from sqlalchemy_pool_exporter.recording import checkout_cy  # noqa: F401 - whose build is asked for
 from tests.support.many_threads import SCENES
 from tests.support.paths import ROOT
-from tests.support.programs import PROLOGUE, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,10 +55,12 @@ needs_free_threading = pytest.mark.skipif(
 )
 
 
-def played(scene: str, turns: int, *, python: str = sys.executable, locks: bool = False) -> dict[str, Any]:
+def played(
+    scene: str, turns: int, *, python: str = sys.executable, locks: bool = False, interrupted: float = 0.0
+) -> dict[str, Any]:
     """Return what a program in an interpreter says of a scene."""
     done = subprocess.run(
-        [python, "-m", "tests.support.many_threads", scene, str(turns)],
+        [python, "-m", "tests.support.many_threads", scene, str(turns), str(interrupted)],
         capture_output=True,
         check=False,
         text=True,
@@ -113,50 +114,28 @@ def test_800000_checkouts_without_the_gil(scene: str) -> None:
 
 # -- bytecode by bytecode
 
-INTERRUPTED = """
-import random
 
-pool = QueuePool(Connection, pool_size=2, max_overflow=4, timeout=60)
-instrument(pool, name="p", registry=registry)
-start = threading.Barrier(4)
+@pytest.mark.skipif(straight_lines.are_interruptible(), reason="this interpreter always has the locks")
+@pytest.mark.parametrize("scene", SCENES)
+def test_interrupted_between_bytecodes(scene: str) -> None:
+    """If threads interrupt each other between any two bytecodes, the locks keep every count and every slot."""
+    assert_exact(played(scene, 150, locks=True, interrupted=0.02))
 
-def trace(frame, what, _):
-    if "sqlalchemy_pool_exporter" not in frame.f_code.co_filename:
-        return None
-    frame.f_trace_opcodes = True
-    if what == "opcode" and random.random() < 0.02:
-        time.sleep(0)  # another thread goes on
-    return trace
 
-def work():
-    start.wait()
-    sys.settrace(trace)
-    try:
-        for turn in range(150):
-            pool.connect().close()
-    finally:
-        sys.settrace(None)
-
-threads = [threading.Thread(target=work) for _ in range(4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-found = samples()
-print([int(found[key]) for key in ("checkouts_total", "checkins_total", "hold_seconds_count")])
-"""
+@pytest.mark.soak
+@pytest.mark.skipif(straight_lines.are_interruptible(), reason="this interpreter always has the locks")
+@pytest.mark.parametrize("scene", SCENES)
+def test_interrupted_more_often_between_bytecodes(scene: str) -> None:
+    """The same with ten times as many interruptions, and more checkouts."""
+    assert_exact(played(scene, 1_000, locks=True, interrupted=0.2))
 
 
 @pytest.mark.skipif(straight_lines.are_interruptible(), reason="this interpreter always has the locks")
-@pytest.mark.parametrize("locks", [False, True])
-def test_interrupted_between_bytecodes(locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If threads interrupt each other between any two bytecodes, the locks keep every count; without, some are lost."""
-    if not locks and hot_path() == "compiled":
-        pytest.skip("a trace function does not interrupt compiled code")
-    monkeypatch.setenv(straight_lines.SWITCH, str(int(locks)))
-    done = run(INTERRUPTED, prologue=PROLOGUE)
-    assert done.stderr == ""
-    assert locks == (done.stdout == f"{[600] * 3}\n"), done.stdout
+@pytest.mark.skipif(hot_path() == "compiled", reason="a trace function does not interrupt compiled code")
+def test_interrupted_without_the_locks() -> None:
+    """Without the locks some counts are lost then: the two tests above see what the locks are for."""
+    said = played("one-pool", 150, interrupted=0.02)
+    assert said["expected"] != said["counted"]
 
 
 # -- what is locked
@@ -217,7 +196,10 @@ def test_nothing_is_called_with_the_lock(path: Path) -> None:
 
 
 def test_what_is_locked() -> None:
-    """Beside straight lines: what reads for them just before, statements that share a line, and what is added."""
+    """Beside straight lines: what reads for them just before, statements that share a line, what is added and stored.
+
+    A free slot is given back at the other end of its list, without a lock.
+    """
     source = b'''"""Docstring."""
 from __future__ import annotations
 import math
@@ -234,19 +216,23 @@ def act(self, x, block):
     self.count += f(x)
     x += 1
     doubles(block)[2] += 1.0
+    self.table[x] = y
+    self.table[x] = f(x)
+    if x:
+        self.free.append(x)
     try:
         pass
     except ValueError:
         block[1] -= x
 '''
-    found = {
-        "; ".join(" ".join(ast.unparse(one).split()) for one in lock.body)
-        for lock in locks_of(locked_source.locked(source))
-    }
+    tree = locked_source.locked(source)
+    found = {"; ".join(" ".join(ast.unparse(one).split()) for one in lock.body) for lock in locks_of(tree)}
+    assert "self.free[:0] = (x,)" in ast.unparse(tree)
     assert found == {
         "block = self.block; block[0] = x; if x: return block",
         "a = x[-1]; del x[-1]",
         "self.count += 1.0",
         "doubles(block)[2] += 1.0",
+        "self.table[x] = y",
         "block[1] -= x",
     }

@@ -4,16 +4,20 @@
 Run as a program, also by an interpreter that has nothing installed but finds the packages of another one::
 
     python -m tests.support.many_threads one-pool 100000
+    python -m tests.support.many_threads one-pool 1000 0.02
+
+With a third argument a trace function lets another thread go on before that share of all bytecodes of the package.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import random
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -22,17 +26,34 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy_pool_exporter import instrument, straight_lines
 from sqlalchemy_pool_exporter.about import hot_path
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
+from sqlalchemy_pool_exporter.segment.block import SITE_COUNTS
+from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HOLDS, LEAKED, NESTED
 from sqlalchemy_pool_exporter.segment.snapshot import Histogram
 from tests.support.fakes import FakeConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from sqlalchemy.pool import Pool
 
     from sqlalchemy_pool_exporter.recording.recorder import Recorder
 
 THREADS: Final = 8
 # The number of pools, and the size and the overflow of each.
-SCENES: Final = {"one-pool": (1, 8, 0), "own-pools": (THREADS, 2, 0), "overflow": (1, 2, 6)}
+SCENES: Final = {
+    "one-pool": (1, 8, 0),
+    "own-pools": (THREADS, 2, 0),
+    "overflow": (1, 2, 6),
+    "every-end": (1, 4, 2 * THREADS - 4),  # a nested checkout takes two
+}
+# How checkouts end, in turn; all but "every-end" only close.
+ENDS: Final = ("close", "invalidate", "detach", "leak", "soft invalidate", "nested")
+_BY_SITE: Final = {
+    "sites": CHECKOUTS,
+    "returns by site": HOLDS,
+    "nested by site": NESTED,
+    "leaked by site": LEAKED,
+}
 _EVERY_SECONDS: Final = 0.002
 
 
@@ -87,7 +108,38 @@ def counters(recorder: Recorder) -> Iterator[tuple[str, float]]:
             yield from ((f"{key}{label}", float(count)) for label, count in by_label.items())
 
 
-def play(scene: str, turns: int) -> dict[str, Any]:
+def interrupt(share: float) -> Any:
+    """Return a trace function that interrupts the package between any two bytecodes, at random."""
+
+    def trace(frame: Any, what: str, _: Any) -> Any:
+        if "sqlalchemy_pool_exporter" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if what == "opcode" and random.random() < share:  # noqa: S311 - no secret
+            time.sleep(0)  # another thread goes on
+        return trace
+
+    return trace
+
+
+def use(pool: Pool, how: str) -> None:
+    """Check out, and end the checkout in one way."""
+    connection = pool.connect()
+    match how:
+        case "invalidate":
+            connection.invalidate()
+        case "soft invalidate":
+            connection.invalidate(soft=True)
+        case "detach":
+            connection.detach()
+        case "nested":
+            pool.connect().close()
+        case "leak":
+            return
+    connection.close()
+
+
+def play(scene: str, turns: int, interrupted: float = 0.0) -> dict[str, Any]:
     """Check out ``turns`` times in each thread; return what was counted, and what is wrong with the tables."""
     number, size, max_overflow = SCENES[scene]
     creator: Any = Link
@@ -99,14 +151,18 @@ def play(scene: str, turns: int) -> dict[str, Any]:
         instrument(pool, name=f"pool {at}", registry=registry)
     recorders = list(INSTRUMENTED.recorders)
     start = threading.Barrier(THREADS)
-    done: list[int] = []
+    done: list[str] = []
+    ends = ENDS if scene == "every-end" else ENDS[:1]
 
     def work(at: int) -> None:
         pool = pools[at % number]
         start.wait()
-        for _ in range(turns):
-            pool.connect().close()
-        done.append(turns)
+        if interrupted:
+            sys.settrace(interrupt(interrupted))
+        for turn in range(turns):
+            use(pool, ends[turn % len(ends)])
+        sys.settrace(None)
+        done.extend(ends[turn % len(ends)] for turn in range(turns))
 
     watcher = Watcher(recorders)
     watcher.start()
@@ -126,7 +182,7 @@ def play(scene: str, turns: int) -> dict[str, Any]:
         "hot_path": hot_path(),
         "reads": watcher.reads,
         "went_back": watcher.went_back,
-        "expected": _expected(sum(done)),
+        "expected": _expected(Counter(done)),
         "counted": _counted(recorders),
         "wrong": [
             fault
@@ -136,18 +192,25 @@ def play(scene: str, turns: int) -> dict[str, Any]:
     }
 
 
-def _expected(checkouts: int) -> dict[str, float]:
+def _expected(done: Mapping[str, int]) -> dict[str, float]:
+    checkouts = sum(done.values()) + done["nested"]
+    checkins = checkouts - done["detach"]
     return {
         "checkouts_total": checkouts,
-        "checkins_total": checkouts,
+        "checkins_total": checkins,
         "checkout_wait_seconds": checkouts,
-        "hold_seconds": checkouts,
+        "hold_seconds": checkins,
         "connects_total": len(Link.opened),
         "connect_seconds": len(Link.opened),
         "closes_total": len(Link.closed),
+        "invalidations_total": done["invalidate"] + done["soft invalidate"],
+        "detaches_total": done["detach"],
+        "leaked_checkouts_total": done["leak"],
         "exporter_recording_faults_total": 0,
         "sites": checkouts,
-        "returns by site": checkouts,
+        "returns by site": checkins,
+        "nested by site": done["nested"],
+        "leaked by site": done["leak"],
     }
 
 
@@ -163,25 +226,26 @@ def _counted(recorders: list[Recorder]) -> dict[str, float]:
                 counted[key] += value
         snapshot = recorder.snapshot()
         for site in _sites(recorder, snapshot):
-            counted["sites"] += site[0]
-            counted["returns by site"] += site[1]
-    return {key: counted[key] for key in _expected(0)}
+            for key, at in _BY_SITE.items():
+                counted[key] += site[at]
+    return {key: counted[key] for key in _expected(Counter())}
 
 
 def _sites(recorder: Recorder, snapshot: Any) -> Iterator[list[float]]:
     table, at = recorder.storage.other_sites.table, recorder.storage.other_sites.at
-    yield [table[at], table[at + 1]]
+    yield list(table[at : at + SITE_COUNTS])
     for site in snapshot.sites:
-        yield list(site.counts[:2])
+        yield list(site.counts)
 
 
 def _faults(recorder: Recorder, pool: Any) -> Iterator[str]:
     """Yield what is wrong with the tables of a pool that is idle."""
     values = dict(recorder.values())
-    state = {"in_use": 0.0, "idle": float(pool.checkedin())}
-    if values["connections"] != state:
-        yield f"connections: {values['connections']}, not {state}"
-    for key in ("pending_checkouts", "longest_held_seconds", "empty_slots", "untracked_connections"):
+    empty = sum(record.dbapi_connection is None for record in pool._pool.queue)
+    state = {"in_use": 0.0, "idle": float(pool.checkedin() - empty)}
+    if (values["connections"], values["empty_slots"]) != (state, empty):
+        yield f"connections: {values['connections']}, {values['empty_slots']} empty, not {state}, {empty} empty"
+    for key in ("pending_checkouts", "longest_held_seconds", "untracked_connections"):
         if values[key]:
             yield f"{key}: {values[key]}"
     waiters = recorder.waiters
@@ -203,4 +267,4 @@ def _faults(recorder: Recorder, pool: Any) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    json.dump(play(sys.argv[1], int(sys.argv[2])), sys.stdout)
+    json.dump(play(sys.argv[1], int(sys.argv[2]), *map(float, sys.argv[3:])), sys.stdout)

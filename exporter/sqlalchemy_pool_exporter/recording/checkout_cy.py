@@ -189,7 +189,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                         began = monotonic() if is_monotonic else clock()
                         doubles(recorder.block)[waiter] = began
                     else:
-                        recorder.block[waiter] = began = clock()
+                        began = clock()
+                        recorder.block[waiter] = began
                 if has_origins:
                     # As current_holder() does; to call it takes twice as long.
                     loop = running_loop()

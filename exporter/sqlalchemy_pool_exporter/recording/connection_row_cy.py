@@ -199,10 +199,13 @@ class ConnectionRow:
         """Break the reference cycles of a released row."""
         self.record_ref.row = self.backup_ref = None
 
-    def attach_to_record(self, record: object) -> None:
+    def attach_to_record(self, record: Any) -> None:
         """Set the attribute by which the hooks find the row."""
         # Not through __dict__: that creates a dictionary and slows the look-up at each checkout.
-        setattr(record, STATE_ATTRIBUTE, RecordState(self))
+        state = RecordState(self)
+        # straight line: see detach_from_record()
+        record._pool_exporter_state = state
+        # end of straight line
 
     def detach_from_record(self) -> None:
         """Remove our attribute from the record, unless it has another row by now."""

@@ -184,7 +184,7 @@ class ConnectionTable:
         """
         first, second = counters or _UNCOUNTED
         counts, leaked_at = (block, SCRATCH) if leaked is None else (leaked.table, leaked.at + LEAKED)
-        give_back = (row.slots or self._free).free.append
+        slots = row.slots or self._free
         nowhere = private_doubles()
         # straight line: a time limit that strikes in between would leave the row in use for ever
         table = row.table
@@ -206,7 +206,7 @@ class ConnectionTable:
         block[UNTRACKED_CONNECTIONS] -= row.untracked
         # end of straight line
         if at:  # no call may come before this one
-            give_back(at)
+            slots.free.append(at)
         row.forget_checkout()
         row.forget_references()
         self._forget(row.record_id, row)

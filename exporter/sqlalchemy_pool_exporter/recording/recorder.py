@@ -268,12 +268,17 @@ class Recorder(ConnectionEvents):
         """Stop recording: the pool is no longer instrumented."""
         # An empty block: a hook that is still running, or that the application wrapped, fails to store, and its error
         # path sees that the recorder is stopped.
-        self.block = memoryview(b"").cast("d")
+        empty = memoryview(b"").cast("d")
+        # straight line: none that stores into the old block is under way when its counts are folded
+        self.block = empty
+        # end of straight line
         self._end()
         self.connections.clear()
 
     def _end(self) -> None:
+        # straight line: as in stop(), of those that ask for this
         self.is_ended = True
+        # end of straight line
         self.pool_ref = None  # breaks the reference cycle, and drops the callback
         self.storage.doubles[ACTIVE] = 0.0
 
