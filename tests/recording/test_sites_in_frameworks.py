@@ -21,6 +21,7 @@ from tests.examples.test_servers import Server
 from tests.support.examples import example
 from tests.support.holding import Holding, holding
 from tests.support.samples import RegistrySamples
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -296,5 +297,9 @@ def test_an_installed_application(tmp_path: Path, named: str, sites: list[str]) 
     command = str(Path(sys.executable).with_name("uvicorn"))  # a script, which is no application either
     with Server(command, "--port", "0", "shop:app", **environment) as served:
         url = served.url()
-        found = [httpx.get(f"{url}/{path}").json() for path in ("pay", "select", "async")]
+        found = []
+        for path in ("pay", "select", "async"):
+            found.append(httpx.get(f"{url}/{path}").json())
+            # FastAPI closes the session of a request after it has answered.
+            assert eventually(lambda: not holding(shared))
     assert found == [[site] for site in sites]
