@@ -40,6 +40,7 @@ SHARED = {
     "negotiation",
     "pausing",
     "series_cy",
+    "states_cy",
     "straight_lines",
 }
 # Subpackage, or module at the top of the package → what it may import besides itself. The modules of SHARED may import

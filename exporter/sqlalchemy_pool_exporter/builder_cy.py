@@ -6,22 +6,29 @@ builder of the next one. Samples that appear again with the same values are adde
 series are. What does not appear again is dropped.
 """
 
+# cython: language_level=3, nonecheck=True, auto_pickle=False
+
 from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import cython
 from .exposition import Family
 from .pausing import pause
 from .segment.snapshot import Histogram, Summary
-from .series_cy import Samples, Series
 
-if cython.compiled:  # never run; Cython takes the name for its own where it reads such an import
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
     import cython  # type: ignore[no-redef]
+
+if cython.compiled:
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import array_of
+    from cython.cimports.sqlalchemy_pool_exporter.series_cy import Samples, Series
+else:
+    from .series_cy import Samples, Series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,27 +41,35 @@ _T = TypeVar("_T")
 
 # The owner of a sample, as label values: a pool, a pool and a worker, a database, or an empty tuple.
 Owner = tuple[str, ...]
+# A metric, and the values of its label.
+Labelled = tuple[str, tuple[str, ...]]
 
 
-@dataclass(slots=True)
 class OwnerSamples:
     """The samples of one owner, by the key of their metric."""
 
-    labels: dict[str, str]
-    numbers: dict[str, Samples] = field(default_factory=dict)
-    labelled: dict[str, Samples] = field(default_factory=dict)
-    histograms: dict[str, Samples] = field(default_factory=dict)
-    row: tuple[array[float], list[Samples | None]] | None = None  # see ``Builder.add_numbers()``
-    # By name, what samples were derived from, the samples, and what came with them; see ``Builder.add_derived()``.
-    derived: dict[str, tuple[object, list[tuple[str, Samples]], Any]] = field(default_factory=dict)
+    __slots__ = ("derived", "histograms", "labelled", "labels", "numbers", "row", "row_samples")
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = labels
+        self.numbers: dict[str, Samples] = {}
+        self.labelled: dict[str, Samples] = {}
+        self.histograms: dict[str, Samples] = {}
+        # The numbers of ``Builder.add_numbers()``, and their samples.
+        self.row: array[float] | None = None
+        self.row_samples: list[Samples | None] = []
+        # By name, what samples were derived from, the samples, and what came with them; see ``Builder.add_derived()``.
+        self.derived: dict[str, tuple[object, list[tuple[str, Samples]], Any]] = {}
 
 
-@dataclass(slots=True)
 class Kept:
     """What a builder keeps for the next scrape."""
 
-    owners: dict[Owner, OwnerSamples] = field(default_factory=dict)
-    infos: dict[object, Samples] = field(default_factory=dict)  # by metric, owner and labels
+    __slots__ = ("infos", "owners")
+
+    def __init__(self) -> None:
+        self.owners: dict[Owner, OwnerSamples] = {}
+        self.infos: dict[object, Samples] = {}  # by metric, owner and labels
 
 
 _NOTHING = Kept()
@@ -77,6 +92,8 @@ class Builder:
         owner: names of the labels of the owner; an owner may leave out the last ones.
         known: ``kept`` of the builder of the last scrape.
     """
+
+    __slots__ = ("_columns", "_families", "_groups", "_known", "_metrics", "_owner", "kept")
 
     def __init__(
         self, metrics: Iterable[Metric], *, owner: Sequence[str] = (), known: Kept | None = None
@@ -102,6 +119,8 @@ class Builder:
 
     def _add(self, known: OwnerSamples, values: Iterable[tuple[str, Value]]) -> None:
         groups, numbers = self._groups, known.numbers
+        samples: Samples | None
+        key: str
         for key, value in values:
             # Numbers first, because nearly all of tens of thousands of values are numbers.
             if type(value) is float:
@@ -113,17 +132,12 @@ class Builder:
                 samples = self._other(known, key, value)
             groups[key].append(samples)
 
-    @cython.boundscheck(False)  # noqa: FBT003 - Cython's signature
-    @cython.wraparound(False)  # noqa: FBT003
-    @cython.locals(
-        now="double[::1]", before="double[::1]", number="double", at="Py_ssize_t", singles="Py_ssize_t"
-    )
     def add_numbers(
         self,
         owner: Owner,
         keys: tuple[str, ...],
         numbers: array[float],
-        labelled: tuple[str, tuple[str, ...]],
+        labelled: Labelled,
     ) -> None:
         """Add many numbers of one owner; those that are NaN are left out.
 
@@ -134,34 +148,48 @@ class Builder:
             labelled: the metric of the last numbers, and the values of its label for which they are.
         """
         pause()
-        known, metrics, (last_key, own) = self._of(owner), self._metrics, labelled
+        at: cython.Py_ssize_t
+        number: cython.double
+        samples: Samples | None
+        together: Samples | None
+        column: list[Samples]
+        known: OwnerSamples = self._of(owner)
+        last_key, own = labelled
+        length: cython.Py_ssize_t = len(keys)
+        singles: cython.Py_ssize_t = length - len(own)
         if self._columns is None:
-            self._columns = [self._groups[key] for key in keys[: len(keys) - len(own)]]
-        columns, singles = self._columns, len(keys) - len(own)
-        row = known.row
-        if row is None:
-            row = known.row = (array("d", [math.nan] * len(keys)), [None] * singles)
-        now, before, kept = numbers, row[0], row[1]
+            self._columns = [self._groups[key] for key in keys[:singles]]
+        columns: list[list[Samples]] = self._columns
+        if known.row is None:
+            known.row, known.row_samples = array("d", [math.nan] * length), [None] * singles
+        kept: list[Samples | None] = known.row_samples
+        if cython.compiled:
+            now: cython.p_double = array_of(numbers)
+            before: cython.p_double = array_of(known.row)
+        else:
+            now, before = numbers, known.row  # type: ignore[assignment]  # pointers, where this is compiled
         for at in range(singles):
             number = now[at]
             if number != number:  # noqa: PLR0124 - NaN
                 continue
             samples = kept[at]
             if samples is None or number != before[at]:
-                series = Series(metrics[keys[at]], known.labels) if samples is None else samples.series
+                series = Series(self._metrics[keys[at]], known.labels) if samples is None else samples.series
                 samples = kept[at] = Samples(series, (number,))
-            columns[at].append(samples)
+            column = columns[at]
+            column.append(samples)
         together = known.labelled.get(last_key)
         if together is None:
-            series = Series(metrics[last_key], known.labels, own)
+            series = Series(self._metrics[last_key], known.labels, own)
             together = known.labelled[last_key] = Samples(series, tuple(numbers[singles:]))
         else:
-            for at in range(singles, len(keys)):
+            for at in range(singles, length):
                 if now[at] != before[at]:
                     together = known.labelled[last_key] = Samples(together.series, tuple(numbers[singles:]))
                     break
-        self._groups[last_key].append(together)
-        known.row = (numbers, kept)
+        column = self._groups[last_key]
+        column.append(together)
+        known.row = numbers
 
     def add_derived(
         self, owner: Owner, name: str, source: object, make: Callable[[], tuple[Mapping[str, Value], _T]]
@@ -177,7 +205,8 @@ class Builder:
         Returns:
             What ``make`` returned beside the values.
         """
-        known, groups = self._of(owner), self._groups
+        known: OwnerSamples = self._of(owner)
+        groups = self._groups
         before = known.derived.get(name)
         if before is not None and before[0] == source:
             for key, samples in before[1]:
@@ -194,7 +223,7 @@ class Builder:
         """Add a sample with the value 1, whose labels carry the information."""
         pause()
         which = (key, owner, tuple(labels.items()))
-        samples = self._known.infos.get(which)
+        samples: Samples | None = self._known.infos.get(which)
         if samples is None:
             samples = Samples(Series(self._metrics[key], {**self._of(owner).labels, **labels}), (1.0,))
         self.kept.infos[which] = samples
@@ -208,7 +237,7 @@ class Builder:
 
     def _of(self, owner: Owner) -> OwnerSamples:
         owners = self.kept.owners
-        known = owners.get(owner)
+        known: OwnerSamples | None = owners.get(owner)
         if known is None:
             known = self._known.owners.get(owner) or OwnerSamples(dict(zip(self._owner, owner, strict=False)))
             owners[owner] = known
@@ -216,6 +245,7 @@ class Builder:
 
     def _other(self, known: OwnerSamples, key: str, value: Value) -> Samples:
         """Return the samples of a value that is no float; those of the last scrape, if they are the same."""
+        samples: Samples | None
         kind, own, values = known.numbers, _NO_LABELS, _NO_VALUES
         if isinstance(value, (float, int)):
             values = (float(value),)

@@ -23,6 +23,21 @@ cdef extern from *:
         return (double *)PyMemoryView_GET_BUFFER(view)->buf;
     }
 
+    /* The memory of an array of doubles, which must keep its length meanwhile. */
+    static inline double *spe_array(PyObject *array) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(array, &view, PyBUF_SIMPLE) < 0) return NULL;
+        PyBuffer_Release(&view);
+        return (double *)view.buf;
+    }
+
+    /* data.startswith(part, at), of bytes. */
+    static inline int spe_has(PyObject *data, Py_ssize_t at, PyObject *part) {
+        Py_ssize_t length = PyBytes_GET_SIZE(part);
+        return at >= 0 && at + length <= PyBytes_GET_SIZE(data)
+            && memcmp(PyBytes_AS_STRING(data) + at, PyBytes_AS_STRING(part), length) == 0;
+    }
+
     static inline unsigned char *spe_bytes(PyObject *view) {
         return (unsigned char *)spe_doubles(view);
     }
@@ -123,6 +138,8 @@ cdef extern from *:
     """
     double *doubles "spe_doubles"(object view) except NULL
     unsigned char *bytes_of "spe_bytes"(object view) except NULL
+    double *array_of "spe_array"(object array) except NULL
+    bint has "spe_has"(bytes data, Py_ssize_t at, bytes part) noexcept
     double monotonic "spe_monotonic"() noexcept
     object value_of "spe_value_of"(object var)
     unsigned long get_ident "PyThread_get_thread_ident"() noexcept

@@ -29,6 +29,7 @@ compiled: Final = False
 bint = bool
 double = float
 long = int
+longlong = int
 Py_ssize_t = int
 p_double: TypeAlias = "memoryview[float]"  # noqa: PYI042 - the names are Cython's
 p_uchar: TypeAlias = "memoryview[int]"  # noqa: PYI042

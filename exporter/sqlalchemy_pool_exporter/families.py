@@ -3,43 +3,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
-from .metrics import STATES
-from .segment import sites, sums
+from .segment import sites
 from .segment.snapshot import counters
-from .segment.state_cy import KEYS, age
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from .audit.rules import Found
     from .builder_cy import Builder, Owner
-    from .segment.snapshot import Counts, Snapshot, Value
+    from .segment.snapshot import Counts
 
-# The metric of the last two numbers of a row (see ``state_cy``), and the values of its label.
-CONNECTIONS: Final = ("connections", STATES)
 FAULTS_TOTAL: Final = "exporter_recording_faults_total"
-
-
-def add_capacity(scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
-    """Add what is always summed: the number of connections that all pools of a name together can open."""
-    capacity = sums.capacity(snapshots)
-    if not math.isnan(capacity):
-        scrape.add(owner, [("capacity", capacity)])
-
-
-def add_state(
-    scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot], *, now: float, wall: float
-) -> None:
-    """Add the limits and the state of live pools of one name."""
-    scrape.add_numbers(owner, KEYS, sums.numbers(snapshots, now=now, wall=wall), labelled=CONNECTIONS)
-    at_sites = sites.held_at(snapshots)
-    if at_sites is not None:
-        held: Value = {site: number for site, (number, _) in at_sites.items()}
-        longest: Value = {site: age(since, now) for site, (_, since) in at_sites.items()}
-        scrape.add(owner, [("held_connections", held), ("site_longest_held_seconds", longest)])
 
 
 def add_counters(

@@ -15,11 +15,9 @@ from sqlalchemy_pool_exporter.audit.rules import audit
 from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.families import (
     FAULTS_TOTAL,
-    add_capacity,
     add_counters,
     add_findings,
     add_sites,
-    add_state,
 )
 from sqlalchemy_pool_exporter.metrics import (
     EXPORTER_METRICS,
@@ -28,21 +26,21 @@ from sqlalchemy_pool_exporter.metrics import (
     PROCESS_METRICS,
     WORKER_STATES,
 )
-from sqlalchemy_pool_exporter.segment import event_loop
 from sqlalchemy_pool_exporter.segment.block import FAULTS, FIRST_COUNTER, OVERFLOW_OPENED
 from sqlalchemy_pool_exporter.segment.facts import Versions
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
+from sqlalchemy_pool_exporter.states_cy import add_lags, add_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from sqlalchemy_pool_exporter.builder_cy import Kept, Owner
+    from sqlalchemy_pool_exporter.builder_cy import Kept
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.held_connections import ProbedServer
     from sqlalchemy_pool_exporter.segment.directory import Fleet
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.ledger import View
-    from sqlalchemy_pool_exporter.segment.snapshot import Snapshot, Value
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
 
 _METRICS: Final = (*POOL_METRICS, *EXPORTER_METRICS, *PROCESS_METRICS, *FLEET_METRICS)
 OWNER: Final = ("pool", "worker")
@@ -116,52 +114,23 @@ class FleetCollector(Collector):
         for pool, infos in fleet.infos.items():
             for info in infos:
                 scrape.add_info((pool,), "info", info)
-        self._add_states(scrape, fleet)
+        live, running = fleet.live, fleet.running
+        now, wall = self._monotonic(), self._wall()
+        add_states(scrape, live, fleet.labels, worker_label=self._worker_label, now=now, wall=wall)
         self._add_counters(scrape, fleet)
-        self._add_lags(scrape, fleet)
-        found = audit(fleet, self._servers(), now=self._monotonic(), wall=self._wall())
-        add_findings(scrape, found)
-        live, running = len(fleet.live), len(fleet.running)
-        counts = (live, running - live, len(fleet.workers) - running)
+        add_lags(scrape, running, now)
+        add_findings(scrape, audit(fleet, self._servers(), now=now, wall=wall))
+        counts = (len(live), len(running) - len(live), len(fleet.workers) - len(running))
         workers = dict(zip(WORKER_STATES, map(float, counts), strict=True))
         errors: Value = {str(kind): float(count) for kind, count in fleet.errors.items()}
         scrape.add((), [("exporter_workers", workers), ("exporter_segment_errors", errors)])
         for versions in _versions(fleet):
             scrape.add_info((), "exporter_build_info", {"version": package_version(), **versions})
-        for worker in fleet.running:
+        for worker in running:
             if worker.facts.process is not None:
                 labels = {"worker": worker.number, **worker.facts.process._asdict()}
                 scrape.add_info((), "exporter_worker_info", labels)
         return fleet.view
-
-    def _add_states(self, scrape: Builder, fleet: Fleet) -> None:
-        by_pool: dict[str, dict[str, list[Snapshot]]] = {}
-        for worker in fleet.live:
-            for pool in worker.pools:
-                if pool.snapshot.is_active:
-                    by_worker = by_pool.setdefault(fleet.labels[pool.identity], {})
-                    by_worker.setdefault(worker.number, []).append(pool.snapshot)
-        for label, by_worker in by_pool.items():
-            every = [snapshot for snapshots in by_worker.values() for snapshot in snapshots]
-            add_capacity(scrape, (label,), every)
-            if self._worker_label:
-                for number, snapshots in by_worker.items():
-                    self._add_state(scrape, (label, number), snapshots)
-            else:
-                self._add_state(scrape, (label,), every)
-
-    def _add_state(self, scrape: Builder, owner: Owner, snapshots: Sequence[Snapshot]) -> None:
-        add_state(scrape, owner, snapshots, now=self._monotonic(), wall=self._wall())
-
-    def _add_lags(self, scrape: Builder, fleet: Fleet) -> None:
-        now = self._monotonic()
-        lags: dict[str, float] = {}
-        for worker in fleet.running:
-            lag = event_loop.lag((pool.snapshot for pool in worker.pools if pool.snapshot.is_active), now)
-            if lag is not None:
-                lags[worker.number] = lag
-        if lags:
-            scrape.add((), [("event_loop_lag_seconds", lags)])
 
     def _add_counters(self, scrape: Builder, fleet: Fleet) -> None:
         faults: defaultdict[str, float] = defaultdict(float)

@@ -6,15 +6,18 @@ together are one text, which is written once and kept with its values: while the
 ``Samples`` again. The objects of prometheus_client are made only for a registry that asks for them.
 """
 
+# cython: language_level=3, nonecheck=True, auto_pickle=False
+
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final
 
-from . import cython
 from .metrics import BUCKETS
 
-if cython.compiled:  # never run; Cython takes the name for its own where it reads such an import
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
     import cython  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
@@ -103,7 +106,13 @@ class Samples:
 def texts(samples: Sequence[Samples]) -> list[str]:
     """Return the lines of several."""
     # No call for those that are written, which are nearly all of tens of thousands.
-    return [one._text or one._written() for one in samples]  # noqa: SLF001 - of this module
+    if cython.compiled:
+        written: list[str] = []
+        one: Samples
+        for one in samples:
+            written.append(one._text or one._written())  # noqa: PERF401, SLF001 - see the next line
+        return written
+    return [each._text or each._written() for each in samples]  # noqa: SLF001 - of this module
 
 
 def start(name: str, labels: Mapping[str, str]) -> str:
@@ -113,10 +122,10 @@ def start(name: str, labels: Mapping[str, str]) -> str:
 
 
 @cython.cdivision(True)  # noqa: FBT003 - Cython's signature
-@cython.locals(double="double", parts="long long")
 def number(value: float) -> str:
     """Return a number as Go writes it."""
-    double = value
+    double: cython.double = value
+    parts: cython.longlong
     if -_FIRST_EXPONENT < double < _FIRST_EXPONENT:
         return repr(value) if type(value) is float else repr(float(value))
     if _FIRST_EXPONENT <= double < _MOST_THOUSANDTHS:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlalchemy_pool_exporter.segment import block as layout
-from sqlalchemy_pool_exporter.segment import directory, file
+from sqlalchemy_pool_exporter.segment import directory, facts, file, identity
 from sqlalchemy_pool_exporter.segment.format import FILES, file_name
 from tests.support.segments import (
     NOW,
@@ -90,6 +90,25 @@ def test_deleted_and_made_again(
     shown = scraper.scrape()
     total = sum(v for (name, _), v in shown.samples.items() if name == "sqlalchemy_pool_checkouts_total")
     assert total == 6
+
+
+def test_what_is_known_is_not_decoded_again(tmp_path: Path, process: Callable[..., Process]) -> None:
+    """A pool that did nothing is the same object at the next read. Of one that did, only the numbers are decoded."""
+    busy = process()
+    process("billing")
+    reader = directory.Reader(tmp_path)
+
+    def read() -> dict[str, object]:
+        return {pool.name: pool for worker in reader.find().workers for pool in worker.pools}
+
+    first = read()
+    decoded = identity.read.cache_info(), facts.read.cache_info()
+    busy.count(3)
+    second, third = read(), read()
+    assert second["billing"] is first["billing"]
+    assert second["orders"] is not first["orders"]
+    assert third["orders"] is second["orders"]
+    assert decoded == (identity.read.cache_info(), facts.read.cache_info())
 
 
 def test_the_dead_cost_nothing(

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-    from sqlalchemy_pool_exporter.segment.contents_cy import WorkerPool
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
+    from sqlalchemy_pool_exporter.segment.worker import WorkerPool
 
     from .own_pools import OwnPools
 

@@ -8,17 +8,10 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from sqlalchemy_pool_exporter.audit.rules import audit
-from sqlalchemy_pool_exporter.families import (
-    add_capacity,
-    add_counters,
-    add_findings,
-    add_sites,
-    add_state,
-)
+from sqlalchemy_pool_exporter.families import add_counters, add_findings, add_sites
 from sqlalchemy_pool_exporter.pausing import pause
 from sqlalchemy_pool_exporter.segment import event_loop, facts, texts
 from sqlalchemy_pool_exporter.segment.block import ACTIVE
-from sqlalchemy_pool_exporter.segment.contents_cy import WorkerPool
 from sqlalchemy_pool_exporter.segment.directory import Fleet
 from sqlalchemy_pool_exporter.segment.identity import read
 from sqlalchemy_pool_exporter.segment.label import labels
@@ -27,7 +20,8 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from sqlalchemy_pool_exporter.segment.pages import MOST_ENDED, RETENTION_SECONDS
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
 from sqlalchemy_pool_exporter.segment.store import BlockStore
-from sqlalchemy_pool_exporter.segment.worker import Worker
+from sqlalchemy_pool_exporter.segment.worker import Worker, WorkerPool
+from sqlalchemy_pool_exporter.states_cy import add_capacity, add_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -281,7 +275,7 @@ class OwnPools:
         for label, pools in by_label.items():
             snapshots = [pool.snapshot for pool in pools]
             add_capacity(builder, owners[label], snapshots)
-            add_state(builder, owners[label], snapshots, now=now, wall=wall)
+            add_state(builder, owners[label], snapshots, now, wall)
 
 
 def _of_totals(totals: Totals) -> WorkerPool:

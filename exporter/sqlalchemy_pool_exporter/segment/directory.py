@@ -22,8 +22,8 @@ from .format import FILES, file_name
 from .ledger import Ledger, View
 from .own_errors import is_own
 from .pages import RETENTION_SECONDS
+from .reading_cy import OtherError, Remembered, read
 from .trust import Trust
-from .worker import OtherError, Remembered, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -48,8 +48,8 @@ from .format import (
 from .own_errors import Suppressing, is_own
 from .page import TEXT_BYTES
 from .pages import Pages
+from .reading_cy import check
 from .room import Space
-from .worker import check
 
 if TYPE_CHECKING:
     from pathlib import Path

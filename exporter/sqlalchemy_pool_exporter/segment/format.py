@@ -28,6 +28,7 @@ from .block import FIELDS, PAGE_BYTES
 LAYOUT_VERSION: Final = 3
 MAGIC: Final = b"SAPOOLEX"
 HEADER: Final = struct.Struct("=8sIIQQ16sQQQQQ")
+IDENTITY: Final = slice(32, 48)  # in the header
 # Indexes into the header, in words of eight bytes.
 MAGIC_WORD, USED_WORD, HOLDERS_WORD, FORKED_WORD, CHANGES_WORD, DROPS_WORD, BIRTHS_WORD = 0, 2, 3, 6, 7, 8, 9
 WAS_USED_WORD: Final = 10

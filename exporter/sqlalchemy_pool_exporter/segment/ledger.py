@@ -21,10 +21,9 @@ from .pages import MOST_ENDED, RETENTION_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from .contents_cy import WorkerPool
     from .identity import Identity
     from .snapshot import Counts
-    from .worker import Worker
+    from .worker import Worker, WorkerPool
 
 _OTHERS: Final = OTHER_SITES - FIRST_COUNTER
 _WITHOUT: Final = WITHOUT_SITES - FIRST_COUNTER

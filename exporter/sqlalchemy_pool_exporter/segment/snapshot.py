@@ -162,11 +162,11 @@ class Snapshot(NamedTuple):
 
     def limits(self) -> dict[str, float]:
         """Return the limits that the pool has."""
-        return limits_of(row(self.fields, self.waiters, self.connections, now=0.0, wall=0.0))
+        return limits_of(row(self.fields, self.waiters, self.connections, 0.0, 0.0))
 
     def state(self, *, now: float, wall: float) -> dict[str, float | dict[str, float]]:
         """Return the state: connections, waiting callers and ages. The arguments are those of ``values()``."""
-        return state_of(row(self.fields, self.waiters, self.connections, now=now, wall=wall))
+        return state_of(row(self.fields, self.waiters, self.connections, now, wall))
 
 
 def state_of(numbers: array[float]) -> dict[str, float | dict[str, float]]:

@@ -4,13 +4,13 @@
 A number that does not apply to a pool is NaN.
 """
 
+# cython: language_level=3, nonecheck=True, auto_pickle=False
+
 from __future__ import annotations
 
 import math
 from array import array
 from typing import TYPE_CHECKING, Final
-
-from sqlalchemy_pool_exporter import cython
 
 from .block import (
     ACTIVE,
@@ -30,8 +30,16 @@ from .block import (
     UNTRACKED_PENDING,
 )
 
-if cython.compiled:  # never run; Cython takes the name for its own where it reads such an import
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
     import cython  # type: ignore[no-redef]
+
+if cython.compiled:
+    from cython.cimports.libc.math import floor
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import array_of
+else:
+    from math import floor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,28 +79,36 @@ _NAN: Final = math.nan
 _NEVER: Final = math.inf
 _MILLISECONDS: Final = 1e3  # in a second
 _MICROSECONDS: Final = 1e6
-_FIELDS: Final = (
-    ACTIVE,
-    SIZE,
-    MAX_OVERFLOW,
-    TIMEOUT,
-    RECYCLE,
-    PRE_PING,
-    HAS_OVERFLOW,
-    UNTRACKED_CONNECTIONS,
-    UNTRACKED_PENDING,
-    LAST_CHECKIN,
-    LEAK_AFTER,
-)
+_NUMBERS: Final = bytes(8 * len(KEYS))
+# As numbers of C, not as objects of the module.
+_active_at: cython.Py_ssize_t = ACTIVE
+_size_at: cython.Py_ssize_t = SIZE
+_max_overflow_at: cython.Py_ssize_t = MAX_OVERFLOW
+_timeout_at: cython.Py_ssize_t = TIMEOUT
+_recycle_at: cython.Py_ssize_t = RECYCLE
+_pre_ping_at: cython.Py_ssize_t = PRE_PING
+_has_overflow_at: cython.Py_ssize_t = HAS_OVERFLOW
+_connections_at: cython.Py_ssize_t = UNTRACKED_CONNECTIONS
+_pending_at: cython.Py_ssize_t = UNTRACKED_PENDING
+_checkin_at: cython.Py_ssize_t = LAST_CHECKIN
+_leak_at: cython.Py_ssize_t = LEAK_AFTER
+_replaced: cython.double = REPLACED
+_milliseconds: cython.double = _MILLISECONDS
+_microseconds: cython.double = _MICROSECONDS
+_width: cython.Py_ssize_t = ROW
+_held_since: cython.Py_ssize_t = HELD_SINCE
+_lifecycle: cython.Py_ssize_t = LIFECYCLE
+_never: cython.double = _NEVER
+_nan: cython.double = _NAN
 
 
-def row(
+@cython.cdivision(True)  # noqa: FBT003 - Cython's signature
+def row(  # noqa: C901, PLR0912, PLR0915 - one pass over each table, and each number by itself
     fields: Sequence[float],
     waiters: Sequence[float],
     connections: Sequence[float],
-    *,
-    now: float,
-    wall: float,
+    now: cython.double,
+    wall: cython.double,
 ) -> array[float]:
     """Return the numbers of one pool.
 
@@ -106,41 +122,92 @@ def row(
         now: seconds of ``time.monotonic()``.
         wall: seconds since the epoch at the same moment.
     """
-    active, size, max_overflow, timeout, recycle, pre_ping, has_overflow, untracked, waiting, last, leak = [
-        fields[at] for at in _FIELDS
-    ]
-    is_replaced = active == REPLACED
-    callers, first_caller = _callers(_table(waiters)) if waiters else (0.0, _NEVER)
-    held, idle, empty, slots, first_held, first_opened = _connections(_table(connections))
+    at: cython.Py_ssize_t
+    end: cython.Py_ssize_t
+    since: cython.double
+    connected: cython.double
+    callers: cython.double = 0.0
+    first_caller: cython.double = _never
+    held: cython.double = 0.0
+    idle: cython.double = 0.0
+    empty: cython.double = 0.0
+    slots: cython.double = 0.0
+    suspects: cython.double = 0.0
+    first_held: cython.double = _never
+    first_opened: cython.double = _never
+    found = array("d", _NUMBERS)
+    if cython.compiled:
+        every: list[object] = [_array(fields), _array(waiters), _array(connections)]  # which keeps them
+        state: cython.p_double = array_of(every[0])
+        calls: cython.p_double = array_of(every[1])
+        rows: cython.p_double = array_of(every[2])
+        numbers: cython.p_double = array_of(found)
+    else:
+        state = _list(fields)  # type: ignore[assignment]  # a pointer, where this is compiled
+        calls, rows = _list(waiters), _list(connections)  # type: ignore[assignment]
+        numbers = found  # type: ignore[assignment]
+    for at in range(len(waiters)):
+        since = calls[at]
+        if since != 0.0:
+            callers += 1.0
+            first_caller = min(first_caller, since)
+    leak: cython.double = state[_leak_at]
+    suspected: cython.double = now - leak
+    width: cython.Py_ssize_t = _width
+    held_since: cython.Py_ssize_t = _held_since
+    lifecycle: cython.Py_ssize_t = _lifecycle
+    at, end = 0, len(connections)
+    # All rows once, because a scrape can read many tables.
+    while at < end:
+        connected, since = rows[at], rows[at + held_since]
+        if since != 0.0:
+            since = abs(since)
+            held += 1.0
+            first_held = min(first_held, since)
+            if since < suspected:
+                suspects += 1.0
+        elif connected > 0.0:
+            idle += 1.0
+        elif connected < 0.0:
+            empty += 1.0
+        if connected > 0.0:
+            first_opened = min(first_opened, connected)
+        if connected != 0.0 and rows[at + lifecycle] == 0.0:
+            slots += 1.0
+        at += width
+    is_replaced: cython.bint = state[_active_at] == _replaced
+    size: cython.double = state[_size_at]
+    untracked: cython.double = state[_connections_at]
+    last: cython.double = state[_checkin_at]
     # Those without a row are as busy as those with one: all of them, if the pool is saturated.
-    busy = float(round(untracked * held / (held + idle))) if held and untracked else 0.0
-    overflow = _NAN
-    if has_overflow:
+    busy: cython.double = 0.0
+    if held > 0.0 and untracked != 0.0:
+        busy = float(round(untracked * held / (held + idle)))
+    overflow: cython.double = _nan
+    if state[_has_overflow_at] != 0.0:
         # With pool_size=0 the size is unlimited (NaN), and SQLAlchemy's overflow() is 0 as well.
         overflow = 0.0 if is_replaced or size != size else max(0.0, slots + untracked - size)  # noqa: PLR0124
-    numbers = (
-        0.0 if is_replaced else 1.0,
-        size,
-        max_overflow,
-        timeout,
-        recycle,
-        pre_ping,
-        # The empty slots of a pool that was replaced will not be checked out again.
-        0.0 if is_replaced else empty,
-        callers + waiting,
-        untracked,
-        overflow,
-        age(first_caller, now),
-        age(first_held, now),
-        age(first_opened, now),
-        # Rounded, so that jitter between the two clocks does not change the value at each scrape.
-        math.floor((wall - (now - last)) * _MILLISECONDS + 0.5) / _MILLISECONDS if last else 0.0,
-        _suspects(connections, now - leak) if leak else _NAN,
-        1.0 if held and held >= size + max_overflow else 0.0,
-        held + busy,
-        idle + untracked - busy,
-    )
-    return array("d", numbers)
+    numbers[0] = 0.0 if is_replaced else 1.0
+    numbers[1] = size
+    numbers[2] = state[_max_overflow_at]
+    numbers[3] = state[_timeout_at]
+    numbers[4] = state[_recycle_at]
+    numbers[5] = state[_pre_ping_at]
+    # The empty slots of a pool that was replaced will not be checked out again.
+    numbers[6] = 0.0 if is_replaced else empty
+    numbers[7] = callers + state[_pending_at]
+    numbers[8] = untracked
+    numbers[9] = overflow
+    numbers[10] = age(first_caller, now)
+    numbers[11] = age(first_held, now)
+    numbers[12] = age(first_opened, now)
+    # Rounded, so that jitter between the two clocks does not change the value at each scrape.
+    numbers[13] = floor((wall - (now - last)) * _milliseconds + 0.5) / _milliseconds if last != 0.0 else 0.0
+    numbers[14] = suspects if leak != 0.0 else _nan
+    numbers[15] = 1.0 if held > 0.0 and held >= size + state[_max_overflow_at] else 0.0
+    numbers[16] = held + busy
+    numbers[17] = idle + untracked - busy
+    return found
 
 
 def joined(rows: Sequence[array[float]]) -> array[float]:
@@ -169,78 +236,17 @@ def joined(rows: Sequence[array[float]]) -> array[float]:
     return together
 
 
-def _table(doubles: Sequence[float]) -> Sequence[float]:
-    """Return a table as a buffer where this is compiled, or else as a list, whose numbers are objects already."""
-    if cython.compiled:
-        return doubles if isinstance(doubles, array) else array("d", doubles)
+def _array(doubles: Sequence[float]) -> array[float]:
+    return doubles if isinstance(doubles, array) else array("d", doubles)
+
+
+def _list(doubles: Sequence[float]) -> Sequence[float]:
+    """Return a list, whose numbers are objects already; each number of an array is made when it is asked for."""
     return doubles.tolist() if isinstance(doubles, array) else doubles
 
 
-@cython.locals(since="double", now="double", seconds="double")
-def age(since: float, now: float) -> float:
+@cython.cdivision(True)  # noqa: FBT003
+def age(since: cython.double, now: cython.double) -> cython.double:
     """Return an age in whole microseconds, whose text is short; 0 of nothing, and of what is later than the clock."""
-    seconds = now - since
-    return math.floor(seconds * _MICROSECONDS + 0.5) / _MICROSECONDS if seconds > 0.0 else 0.0
-
-
-@cython.boundscheck(False)  # noqa: FBT003 - Cython's signature
-@cython.wraparound(False)  # noqa: FBT003
-@cython.locals(doubles="double[::1]", at="Py_ssize_t", since="double", first="double", number="double")
-def _callers(table: Sequence[float]) -> tuple[float, float]:
-    """Return how many callers wait, and since when the first one does."""
-    doubles, number, first = table, 0.0, _NEVER
-    for at in range(len(table)):
-        since = doubles[at]
-        if since:
-            number += 1.0
-            first = min(first, since)
-    return number, first
-
-
-@cython.boundscheck(False)  # noqa: FBT003
-@cython.wraparound(False)  # noqa: FBT003
-@cython.locals(
-    doubles="double[::1]",
-    at="Py_ssize_t",
-    connected="double",
-    since="double",
-    held="double",
-    idle="double",
-    empty="double",
-    slots="double",
-    first_held="double",
-    first_opened="double",
-    end="Py_ssize_t",
-    width="Py_ssize_t",
-    held_since="Py_ssize_t",
-    lifecycle="Py_ssize_t",
-)
-def _connections(table: Sequence[float]) -> tuple[float, float, float, float, float, float]:
-    """Look at all rows once, because a scrape can read many tables, and most rows of most tables are free.
-
-    Returns how many connections are checked out and idle; how many slots are empty, and how many count against
-    ``pool_size``; and the moments since when the first is checked out, and since when it is open.
-    """
-    held, idle, empty, slots, first_held, first_opened = 0.0, 0.0, 0.0, 0.0, _NEVER, _NEVER
-    # As numbers of C, not as objects of the module.
-    doubles, at, end, width, held_since, lifecycle = table, 0, len(table), ROW, HELD_SINCE, LIFECYCLE
-    while at < end:
-        connected, since = doubles[at], doubles[at + held_since]
-        if since:
-            held += 1.0
-            first_held = min(first_held, abs(since))
-        elif connected > 0.0:
-            idle += 1.0
-        elif connected < 0.0:
-            empty += 1.0
-        if connected > 0.0:
-            first_opened = min(first_opened, connected)
-        if connected and not doubles[at + lifecycle]:
-            slots += 1.0
-        at += width
-    return held, idle, empty, slots, first_held, first_opened
-
-
-def _suspects(table: Sequence[float], before: float) -> float:
-    """Return how many connections were checked out before a moment."""
-    return float(sum(0.0 < abs(since) < before for since in table[HELD_SINCE::ROW]))
+    seconds: cython.double = now - since
+    return floor(seconds * _microseconds + 0.5) / _microseconds if seconds > 0.0 else 0.0

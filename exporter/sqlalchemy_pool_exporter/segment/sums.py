@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.pausing import pause
 
+from .block import ACTIVE, REPLACED
 from .held import is_deadlocked
 from .snapshot import limits_of, state_of
 from .state_cy import DEADLOCKED, joined, row
@@ -45,12 +46,12 @@ def compacted(rows: Sequence[Counts]) -> list[Counts]:
 
 def current(snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
     """Return those of pools that no other pool has replaced: only these can open connections. All, if there is none."""
-    return [snapshot for snapshot in snapshots if not snapshot.is_replaced] or snapshots
+    return [snapshot for snapshot in snapshots if snapshot.fields[ACTIVE] != REPLACED] or snapshots
 
 
 def capacity(snapshots: Sequence[Snapshot]) -> float:
     """Return how many connections these pools can have checked out at once; NaN if one of them has no limit."""
-    return math.fsum(snapshot.capacity for snapshot in current(snapshots))
+    return math.fsum([snapshot.capacity for snapshot in current(snapshots)])
 
 
 def numbers(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> array[float]:
@@ -65,7 +66,7 @@ def numbers(snapshots: Sequence[Snapshot], *, now: float, wall: float) -> array[
 
 
 def _row(snapshot: Snapshot, now: float, wall: float) -> array[float]:
-    numbers = row(snapshot.fields, snapshot.waiters, snapshot.connections, now=now, wall=wall)
+    numbers = row(snapshot.fields, snapshot.waiters, snapshot.connections, now, wall)
     if numbers[DEADLOCKED]:  # most pools are not full, and their connections are not looked at one by one
         numbers[DEADLOCKED] = float(is_deadlocked(snapshot))
     return numbers
