@@ -91,6 +91,30 @@ cdef extern from *:
         return PyObject_GetAttr(object, name);
     }
 
+    /* What a record has of ours: the attribute at ``at`` of its weak reference of the class ``type``. */
+    static inline PyObject *spe_referred(PyObject *record, PyObject *type, Py_ssize_t at) {
+        Py_ssize_t list_at = Py_TYPE(record)->tp_weaklistoffset;
+        if (list_at) {
+            PyWeakReference *each = *(PyWeakReference **)((char *)record + list_at);
+            for (; each != NULL; each = each->wr_next) {
+                if ((PyObject *)Py_TYPE(each) == type) {
+                    PyObject *value = *(PyObject **)((char *)each + at);
+                    if (value != NULL && value != Py_None) return Py_NewRef(value);
+                }
+            }
+        }
+        PyErr_SetString(PyExc_AttributeError, "the record has no state");
+        return NULL;
+    }
+
+    #ifdef Py_GIL_DISABLED
+    #define SPE_IN_REFERENCE 0  /* another thread can change the list meanwhile */
+    #define spe_state_of(record, type, at, name) PyObject_GetAttr(record, name)
+    #else
+    #define SPE_IN_REFERENCE 1
+    #define spe_state_of(record, type, at, name) spe_referred(record, type, at)
+    #endif
+
     static inline PyObject *spe_code(PyObject *frame) {
         return (PyObject *)PyFrame_GetCode((PyFrameObject *)frame);
     }
@@ -120,6 +144,19 @@ cdef extern from *:
         return PyLong_FromVoidPtr(at);
     }
 
+    /* What a weak reference returns when it is called. */
+    static inline PyObject *spe_referent(PyObject *reference) {
+        PyObject *referent = NULL;
+    #if PY_VERSION_HEX >= 0x030D0000
+        if (PyWeakref_GetRef(reference, &referent) < 0) return NULL;
+        if (referent == NULL) Py_RETURN_NONE;
+    #else
+        referent = PyWeakref_GetObject(reference);
+        Py_XINCREF(referent);
+    #endif
+        return referent;
+    }
+
     static inline PyObject *spe_address(PyObject *object) {
         return PyLong_FromVoidPtr(object);
     }
@@ -146,6 +183,11 @@ cdef extern from *:
     bint is_dead "spe_is_dead"(object reference) except -1
     Py_ssize_t slot_at "spe_slot_at"(object type, object name)
     object slot "spe_slot"(object of, object type, Py_ssize_t at, object name)
+    bint IN_REFERENCE "SPE_IN_REFERENCE"
+    object state_of "spe_state_of"(object record, object type, Py_ssize_t at, object name)
+    object referent "spe_referent"(object reference)
+    object call "PyObject_CallNoArgs"(object function)
+    object call_with "PyObject_CallOneArg"(object function, object argument)
     object address "spe_address"(object of)
     object code_of "spe_code"(object frame)
     object caller_of "spe_caller"(object frame)

@@ -20,6 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy_pool_exporter import instrument, label
 from sqlalchemy_pool_exporter.recording import checkout_cy
 from sqlalchemy_pool_exporter.recording import holders as recorded
+from sqlalchemy_pool_exporter.recording.connection_row_cy import row_of
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.entries import texts_of
@@ -379,7 +380,7 @@ def test_nested_checkouts_cost_no_memory(engine: Engine, registry: CollectorRegi
     """A thread that holds one connection for ever, and checks out others meanwhile, grows by nothing."""
     with engine.connect() as connection:
         engine.connect().close()
-        row = connection.connection._connection_record._pool_exporter_state.row
+        row: Any = row_of(connection.connection._connection_record)
         before = len(row.nesting.inner)
         for _ in range(100):
             engine.connect().close()

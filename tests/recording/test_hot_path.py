@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
@@ -202,6 +203,40 @@ def test_calls_once_latecomers_are_served() -> None:
     assert not pool.dispatch.checkout
 
 
+@pytest.mark.skipif(not is_compiled(checkout_cy), reason="an attribute is the fastest that is interpreted")
+def test_a_record_gets_no_attribute() -> None:
+    """Compiled, the first attribute of a record would make each call of its methods look the method up."""
+    engine = engine_of()
+    instrument(engine, registry=CollectorRegistry())
+    with engine.connect() as connection:
+        assert {} == vars(connection.connection._connection_record)
+
+
+def test_other_references_to_a_record() -> None:
+    """What refers weakly to a record, before it gets a row or afterwards, does not hide its row."""
+    engine, registry = create_engine("sqlite://", poolclass=QueuePool, creator=Link), CollectorRegistry()
+    held: list[Any] = []
+
+    def refer(_connection: object, record: Any) -> None:
+        held.extend([weakref.ref(record), weakref.ref(record, held.append), weakref.proxy(record)])
+
+    event.listen(engine.pool, "connect", refer)
+    handle = instrument(engine, registry=registry)
+    with engine.connect() as connection:
+        refer(None, connection.connection._connection_record)
+    engine.connect().close()
+    exposition = Exposition(registry)
+    assert (
+        2
+        == exposition.value("checkouts_total", handle.name)
+        == exposition.value("checkins_total", handle.name)
+    )
+    assert not exposition.get("exporter_recording_faults_total", handle.name)
+    assert {"idle": 1.0, "in_use": 0.0} == {
+        state: exposition.value("connections", handle.name, state=state) for state in ("idle", "in_use")
+    }
+
+
 @pytest.mark.parametrize("act", ["checkout", "overflow", "ping"])
 def test_work_does_not_grow(act: str) -> None:
     """A checkout makes the same calls with 500 connections open as with one.
@@ -266,6 +301,7 @@ SLOTS = {
         recorder.Recorder,
         recorder_state_cy.RecorderState,
         connection_row_cy.ConnectionRow,
+        connection_row_cy.HeldRows,
         connection_row_cy.Holder,
         connection_row_cy.RecordState,
         site_entry_cy.SiteEntry,
@@ -413,7 +449,7 @@ import sqlalchemy
 if "aio" in {driver!r}:
     from sqlalchemy.ext.asyncio import create_async_engine as create_engine
 else:
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, event
 engine = create_engine("{driver}://")
 import prometheus_client
 before = set(sys.modules)

@@ -28,6 +28,7 @@ from sqlalchemy_pool_exporter.segment.entries import LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
+from .connection_row_cy import RecordRef
 
 try:
     from sqlalchemy_pool_exporter import cython
@@ -42,9 +43,11 @@ if cython.compiled:
         monotonic,
         slot,
         slot_at,
+        state_of,
     )
     from cython.cimports.sqlalchemy_pool_exporter.recording.connection_row_cy import (
         ConnectionRow,
+        HeldRows,
         Holder,
         RecordState,
     )
@@ -53,7 +56,7 @@ if cython.compiled:
 elif TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row_cy import ConnectionRow, Holder, RecordState
+    from .connection_row_cy import ConnectionRow, HeldRows, Holder, RecordState
     from .recorder import Recorder as RecorderState
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
         mark: cython.p_uchar = bytes_of(fork.mark)
         record_class = base._ConnectionRecord
         connection_at: cython.Py_ssize_t = slot_at(record_class, "dbapi_connection")
+        reference_class = RecordRef
+        state_at: cython.Py_ssize_t = slot_at(reference_class, "state")
     else:
         mark = fork.mark
 
@@ -91,6 +96,8 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
         bucket: cython.Py_ssize_t
         state: RecordState
         who: Holder | None
+        rows: HeldRows
+        is_first: cython.bint
         site: SiteEntry | None
         # Three cases. 1 is the hot path; 2 and 3 are for the slow path.
         # 1. A connection whose checkout was recorded comes back.
@@ -102,9 +109,10 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
                 notice_fork()
             if cython.compiled:
                 vacant = slot(record, record_class, connection_at, "dbapi_connection") is None
+                state = state_of(record, reference_class, state_at, "_pool_exporter_state")
             else:
                 vacant = record.dbapi_connection is None
-            state = record._pool_exporter_state
+                state = record._pool_exporter_state
             row = state.row
             table = row.table
             if cython.compiled:
@@ -128,10 +136,17 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
                 proxy_ref = None
                 who, site = row.holder, row.site
                 if who is not None:
-                    try:  # noqa: SIM105 - a call takes longer
-                        del who.rows[row.record_id]
-                    except KeyError:  # another checkout of its holder found it out of date
-                        pass
+                    rows = who.rows
+                    # straight line
+                    is_first = rows.first is row
+                    if is_first:
+                        rows.first = None
+                    # end of straight line
+                    if not is_first:
+                        try:  # noqa: SIM105 - a call takes longer
+                            del rows.others[row.record_id]
+                        except KeyError:  # another checkout of its holder found it out of date
+                            pass
                     if row.nesting is not None:
                         nesting.returned(row, row.nesting)
                 # Drop this reference while the proxy lives, as SQLAlchemy drops its own: if the proxy went first, the

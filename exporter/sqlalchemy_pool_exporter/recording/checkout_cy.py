@@ -37,6 +37,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
+from .connection_row_cy import RecordRef, record_state
 from .holders import holder_in, holder_of_call, new_for_thread
 from .labels import NO_LABEL, current_label
 
@@ -53,10 +54,12 @@ if cython.compiled:
         monotonic,
         slot,
         slot_at,
+        state_of,
         value_of,
     )
     from cython.cimports.sqlalchemy_pool_exporter.recording.connection_row_cy import (
         ConnectionRow,
+        HeldRows,
         Holder,
         RecordState,
     )
@@ -71,7 +74,7 @@ else:
 if not cython.compiled and TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry
 
-    from .connection_row_cy import ConnectionRow, Holder, RecordState
+    from .connection_row_cy import ConnectionRow, HeldRows, Holder, RecordState
     from .recorder import Recorder as RecorderState
 
 if TYPE_CHECKING:
@@ -137,9 +140,9 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     is_monotonic: cython.bint = clock is time.monotonic
     has_origins: cython.bint = origins is not None
     find = origins.find if origins is not None else _no_site
-    pool, idle = (slow_path.pool, None) if level is None else level[:2]
+    idle = None if level is None else level.idle
+    fields: dict[str, Any] = {} if level is None else level.fields
     least: cython.Py_ssize_t = 0 if level is None else level.least
-    generation: list[int] = fork.generation
     notice_fork = fork.notice
     scratch: cython.Py_ssize_t = SCRATCH
     untracked: cython.Py_ssize_t = UNTRACKED
@@ -148,12 +151,17 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     first_bucket: cython.double = _FIRST_BUCKET
     running_loop, of_call, of_label, no_label = _get_running_loop, holder_of_call, current_label, NO_LABEL
     if cython.compiled:
+        # The mark is the generation, too.
         mark: cython.p_uchar = bytes_of(fork.mark)
+        generation: cython.p_uchar = mark
         proxy_class, record_class = base._ConnectionFairy, base._ConnectionRecord
         record_at: cython.Py_ssize_t = slot_at(proxy_class, "_connection_record")
         proxy_ref_at: cython.Py_ssize_t = slot_at(record_class, "fairy_ref")
+        reference_class = RecordRef
+        state_at: cython.Py_ssize_t = slot_at(reference_class, "state")
     else:
         mark = fork.mark
+        generation = fork.generation  # type: ignore[assignment]
 
     def connect() -> Any:  # noqa: C901, PLR0912, PLR0915 - see above
         waiter: cython.Py_ssize_t = scratch
@@ -164,9 +172,11 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         bucket: cython.Py_ssize_t
         at: cython.Py_ssize_t
         held_at: cython.Py_ssize_t
+        overflow: cython.Py_ssize_t
         label: cython.long
         who: Holder | None = None
         known: Holder | None
+        rows: HeldRows
         state: RecordState
         row: ConnectionRow
         site: SiteEntry
@@ -179,15 +189,22 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 if not mark[0]:  # a forked child
                     notice_fork()
                     here = generation[0]
-                try:
-                    # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
-                    waiter = free[-1]; del free[-1]  # fmt: skip # noqa: E702
-                except IndexError:  # no free slot yet
-                    waiter, began = recorder.acquire_waiter()
-                else:
-                    if cython.compiled:
+                if cython.compiled:
+                    if free:
+                        taken = free[-1]; del free[-1]  # fmt: skip # noqa: E702
+                        waiter = taken
                         began = monotonic() if is_monotonic else clock()
                         doubles(recorder.block)[waiter] = began
+                    else:  # no free slot yet
+                        taken, began = recorder.acquire_waiter()
+                        waiter = taken
+                else:
+                    try:
+                        # A call would lose the slot to a time limit. A debugger can switch threads between two lines.
+                        waiter = taken = free[-1]; del free[-1]  # fmt: skip # noqa: E702
+                    except IndexError:
+                        waiter, began = recorder.acquire_waiter()
+                        taken = waiter
                     else:
                         began = clock()
                         recorder.block[waiter] = began
@@ -201,7 +218,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                         if known is None or known.thread_id != get_ident():
                             known = new_for_thread()
                         who = known
-                    if who.rows:
+                    rows = who.rows
+                    if rows.first is not None or rows.others:
                         outer = nesting.began(recorder, who, began) or None
             except Exception as error:
                 if not recorder.fault(error):
@@ -245,7 +263,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
             else:
                 recorder.block[waiter] = 0.0
             if waiter > untracked:
-                free.append(waiter)
+                free.append(taken)
             elif waiter == untracked:
                 recorder.block[UNTRACKED_PENDING] -= 1.0
             if outer is not None:
@@ -254,11 +272,12 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 now = monotonic() if is_monotonic else clock()
                 record = slot(connection, proxy_class, record_at, "_connection_record")
                 proxy_ref = slot(record, record_class, proxy_ref_at, "fairy_ref")
+                state = state_of(record, reference_class, state_at, "_pool_exporter_state")
             else:
                 now = clock()
                 record = connection._connection_record
                 proxy_ref = record.fairy_ref
-            state = record._pool_exporter_state
+                state = record._pool_exporter_state
             if state.proxy_ref is not proxy_ref:
                 state.proxy_ref = proxy_ref
                 row = state.row
@@ -281,10 +300,11 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     # end of straight line
                 else:
                     # To find the site takes time, and it says most when others may soon have to wait.
-                    if idle is None or pool._overflow - len(idle) >= least:
+                    if idle is None:
                         site = find()
                     else:
-                        site = recorder.other_sites
+                        overflow = fields["_overflow"]
+                        site = find() if overflow - len(idle) >= least else recorder.other_sites
                     said = value_of(of_label)
                     label = 0 if said is no_label else said.number
                     if outer is not None:
@@ -301,7 +321,10 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     # straight line, with the comparison above
                     at = site.at
                     held_at = row.held_at
-                    who.rows[row.record_id] = row
+                    if rows.first is None and not rows.others:
+                        rows.first = row
+                    else:
+                        rows.others[row.record_id] = row
                     cells[held_at] = now
                     # A comparison costs a tenth of a store, and most callers are those of the last checkout.
                     if row.site is not site:
@@ -339,10 +362,10 @@ def mark_held(record: Any, row: ConnectionRow, proxy_ref: weakref.ref[Any] | Non
         proxy_ref: a weak reference to the caller's proxy, if it is known.
         before: a time at which the connection was already checked out.
     """
-    since, table, held_at = -before, row.table, row.held_at
+    since, table, held_at, state = -before, row.table, row.held_at, record_state(record)
     # straight line: in between, another thread could return the connection
-    if record.fairy_ref is not None and not table[held_at]:
-        record._pool_exporter_state.proxy_ref = proxy_ref
+    if state is not None and record.fairy_ref is not None and not table[held_at]:
+        state.proxy_ref = proxy_ref
         row.site = row.holder = None
         row.label = 0
         table[held_at + 1] = table[held_at + 2] = table[held_at + 3] = 0.0

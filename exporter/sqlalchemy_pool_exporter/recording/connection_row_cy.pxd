@@ -3,6 +3,13 @@
 from sqlalchemy_pool_exporter.segment.site_entry_cy cimport SiteEntry
 
 
+cdef class ConnectionRow
+
+cdef class HeldRows:
+    cdef public ConnectionRow first
+    cdef public dict others
+
+
 cdef class Holder:
     cdef object __weakref__
     cdef public double number
@@ -11,7 +18,7 @@ cdef class Holder:
     cdef public object task
     cdef public unsigned long thread_id
     cdef public bint hands_on
-    cdef public dict rows
+    cdef public HeldRows rows
 
 
 cdef class ConnectionRow:

@@ -7,6 +7,7 @@ This module only needs a record that can be weakly referenced and that takes att
 from __future__ import annotations
 
 import weakref
+from itertools import chain, islice
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 
     from .slots import FreeSlots
 
-# The record's attribute for its state. The hooks read it once at each checkout and once at each return.
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
+    import cython  # type: ignore[no-redef]
+
+if cython.compiled:
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import IN_REFERENCE, slot_at, state_of
+else:
+    IN_REFERENCE = False
+
+# The record's attribute for its state. The hooks read it once at each checkout and once at each return. Compiled, the
+# state is in a weak reference to the record instead: an attribute of the record would be its only one, and would make
+# each call of a method of the record look the method up, which takes 350 instructions.
 STATE_ATTRIBUTE: Final = "_pool_exporter_state"
 
 # The lifecycle state of a row: IN_POOL, DISPOSED, RELEASED. It only moves forward in this order.
@@ -30,6 +43,44 @@ IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_s
 RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
 NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connection
+
+
+class HeldRows:
+    """The rows of the connections that a holder has checked out.
+
+    Most holders have one connection at a time. Its row is not put into a dictionary, where an insertion and a deletion
+    take 500 instructions.
+
+    Mutable state: both attributes.
+    """
+
+    __slots__ = ("first", "others")
+
+    def __init__(self) -> None:
+        self.first: ConnectionRow | None = None  # the oldest; None once it came back
+        self.others: dict[int, ConnectionRow] = {}  # by the id of the record, in the order of the checkouts
+
+    def latest(self, most: int) -> list[ConnectionRow]:
+        """Return the latest rows, the oldest first; raise ``RuntimeError`` if they change meanwhile."""
+        # CPython crashes if a dictionary is emptied and filled again beside an iterator that runs backwards, as a
+        # finalizer or another thread could do between two calls. So the iterator is made and used within one call, that
+        # of list(). Of values, not of items: to make the pairs could start a collection, in its midst.
+        backwards = chain.from_iterable(map(reversed, (self.others.values(),)))
+        rows = list(islice(backwards, most))
+        if self.first is not None and len(rows) < most:
+            rows.append(self.first)
+        rows.reverse()
+        return rows
+
+    def discard(self, row: ConnectionRow) -> None:
+        """Forget a row, if it is among these."""
+        # straight line
+        is_first = self.first is row
+        if is_first:
+            self.first = None
+        # end of straight line
+        if not is_first:
+            self.others.pop(row.record_id, None)
 
 
 class Holder:
@@ -46,7 +97,7 @@ class Holder:
         task: Task[Any] | None = None,
         *,
         name: Name | None = None,
-        rows: dict[int, ConnectionRow] | None = None,
+        rows: HeldRows | None = None,
         call: weakref.ref[Any] | None = None,
     ) -> None:
         # See ``HOLDER``. While the name is kept, its number means the same text.
@@ -57,8 +108,7 @@ class Holder:
         self.thread_id = get_ident()  # of the thread, or the one that runs the task
         # Whether others return what it checks out: then it has them no more, and does not wait for itself.
         self.hands_on = False
-        # By the id of the record, in the order of the checkouts.
-        self.rows: dict[int, ConnectionRow] = {} if rows is None else rows
+        self.rows = HeldRows() if rows is None else rows
 
     @property
     def is_abandoned(self) -> bool:
@@ -81,9 +131,15 @@ class Nesting:
 class RecordRef(weakref.ref[Any]):
     """A weak reference to a connection record, whose callback frees the record's row."""
 
-    __slots__ = ("row",)
+    __slots__ = ("row", "state")
 
     row: ConnectionRow | None  # None once the row was released
+    state: RecordState | None  # see STATE_ATTRIBUTE
+
+
+if cython.compiled:
+    # Where references have their state, for the hooks.
+    _STATE_AT: Final = slot_at(RecordRef, "state")
 
 
 class ConnectionRow:
@@ -155,6 +211,7 @@ class ConnectionRow:
     def _refer_to(self, record: object, on_collected: Callable[[RecordRef], None]) -> RecordRef:
         reference = RecordRef(record, on_collected)
         reference.row = self
+        reference.state = None
         return reference
 
     def __repr__(self) -> str:
@@ -180,7 +237,7 @@ class ConnectionRow:
         """Note that the connection came back; return the site of its checkout, if that is known."""
         self.nesting = None
         if self.holder is not None:
-            self.holder.rows.pop(self.record_id, None)
+            self.holder.rows.discard(self)
         return self.site
 
     def mark_released(self) -> None:
@@ -201,14 +258,20 @@ class ConnectionRow:
 
     def attach_to_record(self, record: Any) -> None:
         """Set the attribute by which the hooks find the row."""
-        # Not through __dict__: that creates a dictionary and slows the look-up at each checkout.
         state = RecordState(self)
+        if IN_REFERENCE:
+            self.record_ref.state = state
+            return
+        # Not through __dict__: that creates a dictionary and slows the look-up at each checkout.
         # straight line: see detach_from_record()
         record._pool_exporter_state = state
         # end of straight line
 
     def detach_from_record(self) -> None:
-        """Remove our attribute from the record, unless it has another row by now."""
+        """Let the hooks find this row no more. If the record has another row by now, they find that."""
+        if IN_REFERENCE:
+            self.record_ref.state = None
+            return
         record: Any = self.record_ref()
         try:
             # straight line: in between, another thread could give the record another row
@@ -249,25 +312,25 @@ def _nothing() -> None:
 
 def row_of(record: object) -> ConnectionRow | None:
     """Return the row of a record, or None if it has none or its row was released."""
-    state = _state_of(record)
+    state = record_state(record)
     return None if state is None or state.row.is_released else state.row
 
 
 def has_row(record: object) -> bool:
     """Return whether a record has a row, released or not."""
-    return _state_of(record) is not None
+    return record_state(record) is not None
 
 
 def was_collected(record: object) -> bool:
     """Return whether the proxy of a connection was garbage-collected instead of returned."""
-    state = _state_of(record)
+    state = record_state(record)
     proxy_ref = None if state is None else state.proxy_ref
     return proxy_ref is not None and proxy_ref() is None
 
 
 def remember_proxy(record: object, proxy_ref: weakref.ref[Any] | None) -> None:
     """Store a reference to the proxy of a connection, so that the hot path finds no new checkout."""
-    state = _state_of(record)
+    state = record_state(record)
     if state is not None:
         state.proxy_ref = proxy_ref
 
@@ -277,6 +340,14 @@ def forget_proxy(record: object) -> None:
     remember_proxy(record, None)
 
 
-def _state_of(record: object) -> RecordState | None:
-    state: RecordState | None = getattr(record, STATE_ATTRIBUTE, None)
+def record_state(record: object) -> RecordState | None:
+    """Return what a record has of ours, or None if it has nothing."""
+    state: RecordState | None
+    if cython.compiled:
+        try:
+            state = state_of(record, RecordRef, _STATE_AT, STATE_ATTRIBUTE)
+        except AttributeError:
+            state = None
+    else:
+        state = getattr(record, STATE_ATTRIBUTE, None)
     return state

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -24,7 +24,8 @@ class DialectTap:
         self._name = name
         self._original = getattr(dialect, name)
         self._was_set = name in dialect.__dict__
-        self.recorders: list[weakref.ref[Recorder]] = []
+        # In a list of one, which the hook keeps: an attribute of this object would be looked up at each call.
+        self.current: Final[list[list[weakref.ref[Recorder]]]] = [[]]
         hook: Any = self.make_hook(self._original)
         self.hook = functools.update_wrapper(hook, self._original)
         hook.tap = self
@@ -32,6 +33,11 @@ class DialectTap:
     def make_hook(self, original: Any) -> Any:
         """Return the function that calls the method, and records what it does."""
         raise NotImplementedError
+
+    @property
+    def recorders(self) -> list[weakref.ref[Recorder]]:
+        """The recorders now; the list is never changed, but replaced."""
+        return self.current[0]
 
     @classmethod
     def attach(cls, dialect: Any, recorder: Recorder) -> None:
@@ -62,11 +68,11 @@ class DialectTap:
         """Record for a pool."""
         self.remove(recorder)
         # First: those of pools that were replaced are hardly used.
-        self.recorders = [weakref.ref(recorder), *self.recorders]
+        self.current[0] = [weakref.ref(recorder), *self.recorders]
 
     def remove(self, recorder: Recorder) -> bool:
         """Forget a pool, and pools that were garbage-collected; return whether any pool is left."""
-        self.recorders = [other for other in self.recorders if other() not in {None, recorder}]
+        self.current[0] = [other for other in self.recorders if other() not in {None, recorder}]
         return bool(self.recorders)
 
     def restore(self, dialect: Any) -> None:

@@ -16,14 +16,12 @@ from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_of_package, is_own
 from sqlalchemy_pool_exporter.segment.texts import name_of
 
-from .connection_row_cy import Holder
+from .connection_row_cy import HeldRows, Holder
 from .to_thread import awaits_this_thread
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
     from collections.abc import Callable, Iterator
-
-    from .connection_row_cy import ConnectionRow
 
 # The attributes of an asyncio task for its holder and for what it has checked out.
 _ATTRIBUTE: Final = "_pool_exporter_holder"
@@ -126,12 +124,12 @@ def _waits_in_anyio() -> Task[Any] | None:
     return task
 
 
-def _rows_of(task: Task[Any]) -> dict[int, ConnectionRow] | None:
+def _rows_of(task: Task[Any]) -> HeldRows | None:
     """Return what a task has checked out, itself or in threads."""
-    rows: dict[int, ConnectionRow] | None = getattr(task, _ROWS, None)
+    rows: HeldRows | None = getattr(task, _ROWS, None)
     if rows is None:
         with suppress(AttributeError):  # as above
-            setattr(task, _ROWS, {})
+            setattr(task, _ROWS, HeldRows())
             rows = getattr(task, _ROWS)
     return rows
 

@@ -11,7 +11,6 @@ connection another one returned hands them on, until one proves to be nested: it
 
 from __future__ import annotations
 
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.segment.block import HELD_SINCE, WAITS_SINCE
@@ -39,7 +38,7 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
     if holder.is_abandoned:
         return []
     try:
-        latest = _latest(holder.rows)
+        latest = holder.rows.latest(_MOST)
     except RuntimeError as error:  # another thread returned one of them in between
         if not is_own(error):  # a time limit of the application
             raise
@@ -48,24 +47,13 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
     for row in latest:
         if row.holder is None or row.holder.rows is not holder.rows or not row.table[row.held_at]:
             # A time limit of the application struck while a checkout was recorded, or another thread returns it now.
-            holder.rows.pop(row.record_id, None)
+            holder.rows.discard(row)
         elif by_id.get(row.record_id) is row and not row.holder.is_abandoned:
             rows.append(row)
     if not holder.hands_on:
         for row in rows:
             row.table[row.held_at + _WAITS] = at
     return rows
-
-
-def _latest(rows: dict[int, ConnectionRow]) -> list[ConnectionRow]:
-    """Return the latest rows, the oldest first; raise ``RuntimeError`` if they change meanwhile."""
-    # CPython crashes if a dictionary is emptied and filled again beside an iterator that runs backwards, as a finalizer
-    # or another thread could do between two calls. So the iterator is made and used within one call, that of list().
-    # Of values, not of items: to make the pairs could start a collection, in its midst.
-    backwards = chain.from_iterable(map(reversed, (rows.values(),)))
-    latest = list(islice(backwards, _MOST))
-    latest.reverse()
-    return latest
 
 
 def ended(rows: list[ConnectionRow], *, by_timeout: bool = False) -> None:

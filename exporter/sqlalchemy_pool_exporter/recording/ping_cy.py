@@ -29,8 +29,10 @@ if cython.compiled:
     from cython.cimports.sqlalchemy_pool_exporter.c_api import (
         address,
         bytes_of,
+        call_with,
         doubles,
         monotonic,
+        referent,
         slot,
         slot_at,
     )
@@ -66,7 +68,7 @@ def ping_hook(tap: PingTap, original: Callable[[Any], Any]) -> Callable[[Any], A
         tap: has the recorders of the pools that use the dialect.
         original: the method that is wrapped.
     """
-    notice_fork = fork.notice
+    notice_fork, current = fork.notice, tap.current
     system_clock = time.monotonic
     first: cython.Py_ssize_t = PING
     total: cython.Py_ssize_t = PING + SUM
@@ -82,65 +84,85 @@ def ping_hook(tap: PingTap, original: Callable[[Any], Any]) -> Callable[[Any], A
         recorder: RecorderState | None = None
         row: ConnectionRow | None
         found: ConnectionRow | None = None
+        has_begun: cython.bint = False
+        has_ended: cython.bint = False
         began: cython.double = 0.0
         elapsed: cython.double
         bucket: cython.Py_ssize_t
+        # One ``try`` for what comes before the ping, the ping, and what comes after it: each takes 50 instructions.
         try:
             if not mark[0]:  # a forked child
                 notice_fork()
-            recorders: list[Any] = tap.recorders
+            recorders: list[Any] = current[0]
             for reference in recorders:
-                recorder = reference()
+                if cython.compiled:
+                    recorder = referent(reference)
+                else:
+                    recorder = reference()
                 if recorder is None:
                     continue
                 row = recorder.rows_by_id.get(address(dbapi_connection))
                 if row is None:
                     continue
-                record = row.record_ref()
-                if record is None:
-                    continue
-                if cython.compiled:
-                    connection = slot(record, record_class, connection_at, "dbapi_connection")
-                else:
-                    connection = record.dbapi_connection
                 # The id of an object can be reused, so check that the record has this connection.
-                if connection is dbapi_connection:
-                    found = row
-                    if cython.compiled:
-                        began = monotonic() if recorder.clock is system_clock else recorder.clock()
+                if cython.compiled:
+                    record = referent(row.record_ref)
+                    if (
+                        record is None
+                        or slot(record, record_class, connection_at, "dbapi_connection")
+                        is not dbapi_connection
+                    ):
+                        continue
+                    if recorder.clock is system_clock:
+                        began = monotonic()
                     else:
                         began = recorder.clock()
-                    break
-        except Exception as error:
+                else:
+                    record = row.record_ref()
+                    if record is None or record.dbapi_connection is not dbapi_connection:
+                        continue
+                    began = recorder.clock()
+                found = row
+                break
+            has_begun = True
+            if cython.compiled:
+                answer = call_with(original, dbapi_connection)
+            else:
+                answer = original(dbapi_connection)
+            has_ended = True
+            if recorder is None or found is None:
+                return answer
+            if answer and began:
+                if cython.compiled:
+                    if recorder.clock is system_clock:
+                        elapsed = monotonic() - began
+                    else:
+                        elapsed = recorder.clock() - began
+                    bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
+                    block: cython.p_double = doubles(recorder.block)
+                else:
+                    elapsed = recorder.clock() - began
+                    bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
+                    block = recorder.block
+                # straight line
+                block[bucket] += 1.0
+                block[total] += elapsed
+                # end of straight line
+                return answer
+        except BaseException as error:
+            if has_begun and not has_ended:
+                if recorder is not None and found is not None:
+                    _pinged(recorder, found, began, error)
+                raise
+            if not isinstance(error, Exception):
+                raise
             if not (is_own(error) if recorder is None else recorder.fault(error)):
                 raise
-        if recorder is None or found is None:
+            if has_ended:
+                return answer
+        if not has_begun:
             return original(dbapi_connection)
-        try:
-            answer = original(dbapi_connection)
-        except BaseException as error:
-            _pinged(recorder, found, began, error)
-            raise
-        if not answer or not began:
-            _pinged(recorder, found, began, alive=bool(answer))
-            return answer
-        try:
-            if cython.compiled:
-                elapsed = (monotonic() if recorder.clock is system_clock else recorder.clock()) - began
-            else:
-                elapsed = recorder.clock() - began
-            bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
-            if cython.compiled:
-                block: cython.p_double = doubles(recorder.block)
-            else:
-                block = recorder.block
-            # straight line
-            block[bucket] += 1.0
-            block[total] += elapsed
-            # end of straight line
-        except Exception as error:
-            if not recorder.fault(error):
-                raise
+        _pinged(recorder, found, began, alive=bool(answer))
         return answer
 
     return ping

@@ -278,9 +278,12 @@ def _idle(pool: QueuePool) -> Collection[Any]:
 
 
 class FillLevel(NamedTuple):
-    """A pool is at the level if ``pool._overflow - len(idle) >= least``: two looks, which take no lock."""
+    """A pool is at the level if ``fields["_overflow"] - len(idle) >= least``: two looks, which take no lock.
 
-    pool: Any
+    ``fields`` are the pool's attributes, where a compiled function finds one in a third of the time.
+    """
+
+    fields: dict[str, Any]
     idle: Collection[Any]
     least: int
 
@@ -293,13 +296,14 @@ def fill_level(pool: Pool, share: float) -> FillLevel | None:
     Returns:
         None if the share is 0, or the pool has no queue: it keeps no connection, or one for each thread, or one.
     """
-    if not share or not isinstance(pool, QueuePool):
+    fields = vars(pool)
+    if not share or not isinstance(pool, QueuePool) or "_overflow" not in fields:
         return None
     size = pool.size()
     # Rounded down, so that a small pool has the site of each checkout.
     least = math.floor(round(share * (size + max(pool._max_overflow, 0)), 6))
     # The pool counts its overflow from the negative of its size, and idle connections with those in use.
-    return FillLevel(pool, _idle(pool), least - size)
+    return FillLevel(fields, _idle(pool), least - size)
 
 
 # -- a connection record
