@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
@@ -102,6 +102,43 @@ class Interrupted(QueuePool):
         if name == "connect" and self.__dict__.get("meanwhile"):
             self.meanwhile.pop()()
         super().__setattr__(name, value)
+
+
+def test_a_record_that_another_thread_invalidates_before_it_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
+) -> None:
+    """A return counts if a thread only then looks whether the pool kept the record, which it had returned before."""
+    pool: Any = Database().engine(pool_size=1, max_overflow=0, pool_timeout=60).pool
+    handle = instrument(pool, registry=registry)
+    is_closed, has_looked = threading.Event(), threading.Event()
+    look = slow_path.SlowPath.release_if_discarded
+
+    def look_late(path: slow_path.SlowPath, record: Any) -> None:
+        if threading.current_thread() is other:
+            is_closed.wait()
+        look(path, record)
+        has_looked.set()
+
+    def let_it_look(*_: object) -> None:
+        is_closed.set()
+        has_looked.wait()
+
+    monkeypatch.setattr(slow_path.SlowPath, "release_if_discarded", look_late)
+    other = threading.Thread(target=lambda: pool.connect().invalidate())
+    other.start()
+    while not pool.checkedin():
+        time.sleep(0.001)
+    mine = pool.connect()
+    event.listen(
+        pool, "checkin", let_it_look
+    )  # called when the connection is closed, and the record still out
+    mine.invalidate()
+    other.join()
+    exposition = Exposition(registry)
+    counted = exposition.counters(handle.name)
+    expected = {"checkouts": 2, "checkins": 2, "hold_seconds_count": 2, "exporter_recording_faults": 0}
+    assert expected == {key: counted.get(key, 0) for key in expected}
+    assert metric_state(exposition, handle.name) == pool_state(pool)
 
 
 def test_two_threads_that_use_a_replaced_pool_again(registry: CollectorRegistry) -> None:

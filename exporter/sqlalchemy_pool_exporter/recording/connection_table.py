@@ -180,7 +180,8 @@ class ConnectionTable:
             row: the row.
             counters: fields of the block.
             leaked: the site of the checkout that ends with the record, if one does.
-            if_empty: leave the row if its record has a connection again: another thread may have taken it.
+            if_empty: leave the row if another thread has taken its record meanwhile: if that has a connection again,
+                or is checked out and has lost its connection.
         """
         first, second = counters or _UNCOUNTED
         counts, leaked_at = (block, SCRATCH) if leaked is None else (leaked.table, leaked.at + LEAKED)
@@ -189,7 +190,7 @@ class ConnectionTable:
         # straight line: a time limit that strikes in between would leave the row in use for ever
         table = row.table
         at = row.at
-        if row.state == RELEASED or (if_empty and table[at] != EMPTY):
+        if row.state == RELEASED or (if_empty and (table[at] != EMPTY or table[row.held_at])):
             return
         if row.order:
             self._in_pool -= 1
