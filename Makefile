@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 # One more than the number of processors, since tests spend much of their time waiting.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_ARGS ?=
+SQLALCHEMY ?= 2.1.* 2.0.*
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 # The caller's own Python settings must not affect the environments. Without bytecode, every process that a test starts
@@ -94,7 +95,7 @@ test-newest test-oldest: test-%:
 hot-path := tests/recording/test_hot_path*.py tests/recording/test_checkout.py tests/recording/test_recorder.py \
 	tests/recording/test_counts_of_checkouts.py tests/recording/test_errors.py tests/recording/test_time_limits.py \
 	tests/recording/test_interrupts.py tests/recording/test_threads.py tests/recording/test_forks.py \
-	tests/recording/test_without_the_gil.py
+	tests/recording/test_without_the_gil.py tests/recording/test_greenlets.py
 .PHONY: test-interpreted
 test-interpreted: environment-newest ## ... of the hot path alone, with the newest, interpreted
 	@if ls .venv/wheel/*-none-any.whl >/dev/null 2>&1; then \
@@ -136,6 +137,12 @@ soak-staged soak-others: soak-%:
 	@echo "==> the soak tests in .venv/newest: $*"
 	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
 		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(selected) $(PYTEST_ARGS)
+
+# Tries both builds with the newest of each series that is supported.
+.PHONY: try-sqlalchemy
+try-sqlalchemy: environment-newest ## run SQLAlchemy's own tests with every pool instrumented, and compare (SQLALCHEMY="2.1.* 2.0.*")
+	@.venv/newest/bin/python -m tools.try_sqlalchemy $(foreach each,$(SQLALCHEMY),--sqlalchemy '$(each)') \
+		$$(ls .venv/wheel/*.whl .venv/pure/*.whl | sort -t/ -k3 -u)
 
 .PHONY: coverage
 coverage: environment-newest ## run the tests and report what they reach

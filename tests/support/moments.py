@@ -238,14 +238,14 @@ ACTS = ("checkout", "overflow", "timeout", "refused", "invalidate", "detach", "l
 
 
 def each_moment(
-    act: str, intrude: Callable[[Scene], object], **options: Any
+    act: str, intrude: Callable[[Any], object], *, make: Callable[..., Scene] = Scene, **options: Any
 ) -> Iterator[tuple[Scene, str, Any]]:
     """Repeat an act, each time with the intrusion one moment later, until no moment is left.
 
     Yields the scene, the place of the intrusion, and the exception that the act raised.
     """
     for moment in count(1):
-        scene = Scene(**options)
+        scene = make(**options)
         raised: BaseException | None = None
         intruder = Intruder(moment, partial(intrude, scene))
         # The pool of an earlier scene may be garbage: what is raised where that is collected would be lost.
