@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
 
+_PREFIX: Final = f"{__package__}."
 # The packages that record.
 _PACKAGES: Final = tuple(f"{__package__}.{name}." for name in ("recording", "segment"))
 
@@ -83,7 +84,8 @@ class _Finder:
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         """Return the specification of a module; None for all others."""
-        if not name.startswith(_PACKAGES):
+        # And all that are compiled: the C interface of a compiled module is not there if its source is loaded.
+        if not name.startswith(_PACKAGES) and not (name.startswith(_PREFIX) and name.endswith("_cy")):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.origin is None:
