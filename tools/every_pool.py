@@ -64,12 +64,14 @@ class EveryPool:
 
     def _wrapped_of_engine(self, original: Any) -> Any:
         from sqlalchemy.engine import URL  # noqa: PLC0415
+        from sqlalchemy.pool import Pool  # noqa: PLC0415
 
         @functools.wraps(original)
         def __init__(engine: Any, pool: Any, dialect: Any, url: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             original(engine, pool, dialect, url, *args, **kwargs)
-            if not isinstance(url, URL):  # a mock, which instrument_all() sees nothing of
-                self._instrument(engine)
+            # A mock of a URL, which instrument_all() sees nothing of, and that has no name for the pool.
+            if isinstance(pool, Pool) and not isinstance(url, URL):
+                self._instrument(pool)
 
         return __init__
 
