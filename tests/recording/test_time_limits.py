@@ -264,6 +264,8 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
         """
         import ctypes
         import logging
+        from types import FrameType
+        from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import records_of
 
         class OutOfTime(Exception):
             pass
@@ -314,22 +316,29 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
         def look():
             gc.collect()
             assert len(lost) <= len(swallowed), (lost, swallowed)
+            # One that strikes where SQLAlchemy's callback of a collected proxy begins leaves the record to SQLAlchemy,
+            # which gives it to nobody again.
+            out = len([record for record in records_of(pool) if record.in_use and record.fairy_ref() is None])
+            assert out <= len(swallowed), (out, swallowed)
             idle = samples()
             assert idle["pending_checkouts"] == 0, idle
-            assert idle["connections.in_use"] == 0, idle
+            assert idle["connections.in_use"] == out, idle
             assert idle["exporter_recording_faults_total"] == 0, idle
             closes = sum(value for key, value in idle.items() if key.startswith("closes_total"))
-            assert idle["connects_total"] - closes == idle["connections.idle"], idle
+            assert idle["connects_total"] - closes == idle["connections.idle"] + out, idle
             held = [pool.connect() for _ in range(3)]
-            assert samples()["connections.in_use"] == 3, samples()
+            assert samples()["connections.in_use"] == out + 3, samples()
             print("done")
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         thread, kind = ctypes.c_ulong(worker.ident), ctypes.py_object(OutOfTime)
         while sent < int(sys.argv[2]):
-            code = sys._current_frames()[worker.ident].f_code
-            if not is_inside or "sqlalchemy_pool_exporter" not in code.co_filename:
+            frame = sys._current_frames()[worker.ident]
+            # CPython 3.11 gave another object twice in 600 runs.
+            code = frame.f_code if isinstance(frame, FrameType) else None
+            del frame
+            if not is_inside or code is None or "sqlalchemy_pool_exporter" not in code.co_filename:
                 continue
             before, since = caught, turns
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, kind)
