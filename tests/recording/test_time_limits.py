@@ -316,8 +316,8 @@ def test_many_from_another_thread(pool: str, number: int) -> None:
         def look():
             gc.collect()
             assert len(lost) <= len(swallowed), (lost, swallowed)
-            # One that strikes where SQLAlchemy's callback of a collected proxy begins leaves the record to SQLAlchemy,
-            # which gives it to nobody again.
+            # If one strikes where SQLAlchemy's callback of a collected proxy begins, SQLAlchemy keeps the record in its
+            # table and never hands it out again.
             out = len([record for record in records_of(pool) if record.in_use and record.fairy_ref() is None])
             assert out <= len(swallowed), (out, swallowed)
             idle = samples()
