@@ -189,6 +189,10 @@ types: environment-lint ## check types
 chart: environment-newest ## renew what the chart takes from rules, dashboards, configuration and its own comments
 	@.venv/newest/bin/python -m tools.generate_chart
 
+.PHONY: docs
+docs: environment-docs ## build the documentation site, build/site/index.html; a dead link or a warning fails
+	@.venv/docs/bin/python -m tools.build_docs build/site
+
 sbom = dist/sqlalchemy-pool-exporter.cdx.json
 .PHONY: dist
 dist: environment-build environment-dist ## build wheel, source distribution and SBOM, and check what would be shipped
@@ -223,17 +227,17 @@ clean: ## remove everything that was made
 	rm -rf .venv build dist exporter/*.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: environment-build environment-dist environment-newest environment-oldest environment-next environment-demo environment-bench \
+.PHONY: environment-build environment-dist environment-docs environment-newest environment-oldest environment-next environment-demo environment-bench \
 	environment-lint wheel
 environment-build:
 	$(call environment,build,$(PYTHON),--require-hashes -r requirements/build.lock)
 
 # Only the requirements of the extra: its tools import neither the package nor the package's dependencies.
-environment-dist:
+environment-dist environment-docs: environment-%:
 	@mkdir -p .venv
 	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print(*extras["dist"], sep="\n")' > .venv/dist.txt
-	$(call environment,dist,$(PYTHON),-r .venv/dist.txt)
+		print(*extras["$*"], sep="\n")' > .venv/$*.txt
+	$(call environment,$*,$(PYTHON),-r .venv/$*.txt)
 
 # Built every time, because make does not notice a deleted source file. That takes a second if nothing is to be compiled.
 wheel: environment-build
