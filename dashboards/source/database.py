@@ -9,8 +9,10 @@ from grafana_foundation_sdk.models import units
 
 from sqlalchemy_pool_exporter.metrics import HeldState
 
-from .panels import DATABASE, TARGET_VARIABLES, Column, Query, dashboard, stat, table, timeseries
-from .promql import database, exporter, rate
+from .frame import DATABASE, TARGET_VARIABLES, dashboard
+from .panels import AGE, EVENTS, LONG_AGE, Query, stat, timeseries
+from .promql import FEW, database, exporter, rate, targets_up, top
+from .tables import Column, table
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
@@ -35,7 +37,7 @@ def _held(state: str) -> str:
     return exporter("held_connections_by_server_state", f'server_state="{state}"')
 
 
-SITES = 20
+EMPTY = "No database is probed"
 USERS = f"max by (database, pool) ({database('pool_info')})"
 ALLOWED = f"({of_server('max_connections')} - {of_server('reserved_connections')})"
 TAKEN = f"sum by (database) (max by (database, state) ({database('connections')}))"
@@ -47,6 +49,25 @@ def health() -> list[Builder[Panel]]:
     """Return the panels for a first look."""
     return [
         stat(
+            "Targets up",
+            "Targets that Prometheus can scrape, of those that showed pools within the last hour. Good: 100 %. Bad: "
+            "less: what their probes say is not on this page.",
+            targets_up(),
+            unit=units.PercentUnit,
+            warning=1,
+            critical=0.5,
+            is_good_high=True,
+            empty="No target: scrape one",
+        ),
+        stat(
+            "Databases",
+            "Databases that a sidecar probes. Neither good nor bad; a pool whose database is not among them has no "
+            "panel here: add it to databases in the sidecar's configuration.",
+            f"count(count by (database) ({database('up')}))",
+            unit=units.Short,
+            empty=EMPTY,
+        ),
+        stat(
             "All databases answer",
             "Whether the last probe of every chosen database succeeded. Good: Yes. Bad: No; it is down, full, or "
             "refuses the probe: see Probes that failed.",
@@ -54,57 +75,27 @@ def health() -> list[Builder[Panel]]:
             unit=units.BoolYesNo,
             warning=1,
             is_good_high=True,
+            empty=EMPTY,
         ),
         stat(
-            "Fullest database",
-            "Share of the connections that an ordinary role can have, which are taken. Good: under 80 %. Bad: 100 %; "
-            "nobody but a superuser can connect, and applications get `too many clients already`.",
-            f"max({TAKEN} / {ALLOWED})",
-            unit=units.PercentUnit,
-            warning=0.8,
-            critical=0.95,
-        ),
-        stat(
-            "Fewest connections left",
-            "Connections that an ordinary role can still open, on the fullest database. Good: more than one more "
-            "deployment needs. Bad: 0.",
-            f"min({ALLOWED} - {TAKEN})",
-            unit=units.Short,
-        ),
-        stat(
-            "Ceiling of the pools",
-            "What all pools together may open, of what the database allows. Good: under 100 %: however busy it gets, "
-            "no pool is refused. Bad: above; the day all pools are full, the last ones get errors.",
-            f"max({CEILING} / {ALLOWED})",
-            unit=units.PercentUnit,
-            warning=0.9,
-            critical=1,
-        ),
-        stat(
-            "Idle in transaction now",
-            "How long a session has sat in a transaction without doing anything. Good: under a second. Bad: minutes; "
-            "it holds locks and keeps the server from cleaning up: look for code that awaits something else in "
-            "between.",
-            f"max({database('longest_idle_in_transaction_seconds')})",
-            unit=units.Seconds,
-            warning=5,
-            critical=60,
+            "Last success",
+            "How long ago the database that has not answered for longest last did. Good: under two probes' intervals. "
+            "Bad: more: all else here is absent since then.",
+            f"time() - min({database('last_success_timestamp_seconds')} > 0)",
+            unit=AGE,
+            warning=60,
+            critical=300,
+            empty="None ever answered",
         ),
         stat(
             "Oldest probe",
             "Age of the numbers on this page, of the database that was asked longest ago. Good: under the probe's "
             "interval. Bad: more; its probe hangs or backs off.",
             f"max({database('probe_age_seconds')})",
-            unit=units.Seconds,
+            unit=AGE,
             warning=60,
             critical=300,
-        ),
-        stat(
-            "Last success",
-            "When the database that has not answered for longest last did. Good: seconds ago. Bad: older: all else "
-            "here is absent since then.",
-            f"min({database('last_success_timestamp_seconds')}) * 1000",
-            unit=units.DateTimeFromNow,
+            empty=EMPTY,
         ),
         stat(
             "Refusing writes",
@@ -114,6 +105,67 @@ def health() -> list[Builder[Panel]]:
             f"sum({of_server('read_only')} > bool {of_server('read_only_expected')})",
             unit=units.Short,
             critical=1,
+            empty=EMPTY,
+        ),
+        stat(
+            "Fullest database",
+            "Share of the connections that an ordinary role can have, which are taken. Good: under 80 %. Bad: 100 %; "
+            "nobody but a superuser can connect, and applications get `too many clients already`.",
+            f"max({TAKEN} / {ALLOWED})",
+            unit=units.PercentUnit,
+            warning=0.8,
+            critical=0.95,
+            empty=EMPTY,
+        ),
+        stat(
+            "Fewest connections left",
+            "Connections that an ordinary role can still open, on the fullest database. Good: more than one more "
+            "deployment needs. Bad: 0.",
+            f"min({ALLOWED} - {TAKEN})",
+            unit=units.Short,
+            warning=10,
+            critical=1,
+            is_good_high=True,
+            empty=EMPTY,
+        ),
+        stat(
+            "Ceiling of the pools",
+            "What all pools together may open, of what the database allows. Good: under 100 %: however busy it gets, "
+            "no pool is refused. Bad: above; the day all pools are full, the last ones get errors.",
+            f"max({CEILING} / {ALLOWED})",
+            unit=units.PercentUnit,
+            warning=0.9,
+            critical=1,
+            empty="No pool of a database",
+        ),
+        stat(
+            "Idle in transaction now",
+            "How long a session has sat in a transaction without doing anything. Good: under a second. Bad: minutes; "
+            "it holds locks and keeps the server from cleaning up: look for code that awaits something else in "
+            "between.",
+            f"max({database('longest_idle_in_transaction_seconds')})",
+            unit=AGE,
+            warning=5,
+            critical=60,
+            empty=EMPTY,
+        ),
+        stat(
+            "Held behind a lock",
+            "Connections that the pools have handed out, whose sessions wait for a lock of another session. Good: 0. "
+            "Bad: a number that stays; `sqlalchemy-pool-exporter top` says who has the lock.",
+            f"sum({of_pools(_held('waiting_for_lock'))})",
+            unit=units.Short,
+            warning=1,
+            critical=10,
+            empty="No pool of a database",
+        ),
+        stat(
+            "Failed probes",
+            "Probes a second that failed. Good: 0. Bad: any other: the reason is in Probes that failed.",
+            f"sum({rate(database('probe_failures_total'))})",
+            unit=EVENTS,
+            critical=1e-9,
+            empty=EMPTY,
         ),
     ]
 
@@ -151,6 +203,7 @@ def problems() -> list[Builder[Panel]]:
             Query(of_server("read_only"), "{{database}} refuses writes"),
             Query(of_server("in_recovery"), "{{database}} in recovery"),
             unit=units.Short,
+            is_bad=True,
             span=12,
         ),
         timeseries(
@@ -158,7 +211,7 @@ def problems() -> list[Builder[Panel]]:
             "Good: lines that climb. Bad: one that falls to 0: the server was restarted, or the name leads to another "
             "server, as after a failover. What broke at that moment broke with it.",
             Query(f"time() - {of_server('start_time_seconds')}", "{{database}}"),
-            unit=units.Seconds,
+            unit=LONG_AGE,
             span=12,
         ),
         timeseries(
@@ -178,10 +231,12 @@ def problems() -> list[Builder[Panel]]:
             "Who holds connections to them, by site",
             "Connections in use of the pools of these databases, by the place in the applications that checked them "
             "out (module:function:line). Good: a mixture. Bad: one that grows with the panel beside. "
-            f"The {SITES} largest are shown.",
+            f"{FEW}",
             Query(
-                f"topk({SITES}, sum by (pool, site) ({exporter('held_connections')}) * on (pool) group_left () "
-                f"max by (pool) ({database('pool_info')}))",
+                top(
+                    f"sum by (pool, site) ({exporter('held_connections')}) * on (pool) group_left () "
+                    f"max by (pool) ({database('pool_info')})"
+                ),
                 "{{pool}} {{site}}",
             ),
             unit=units.Short,
@@ -194,7 +249,7 @@ def problems() -> list[Builder[Panel]]:
             "it has one. Good: near 0. Bad: a line that climbs: one session, for as long as it does.",
             Query(of_server("longest_idle_in_transaction_seconds"), "{{database}}"),
             Query(of_server("idle_in_transaction_session_timeout_seconds"), "{{database}} limit", limit=True),
-            unit=units.Seconds,
+            unit=AGE,
         ),
         timeseries(
             "Idle in transaction",
@@ -214,7 +269,8 @@ def problems() -> list[Builder[Panel]]:
                 f"sum by (database, reason) ({rate(database('probe_failures_total'))})",
                 "{{database}} {{reason}}",
             ),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
+            is_bad=True,
         ),
     ]
 
@@ -235,9 +291,10 @@ def performance() -> list[Builder[Panel]]:
         timeseries(
             "Connections by application",
             "Who has them, by application_name. Good: each service has what its pools show. Bad: one that nobody "
-            "knows; one with far more than its pools: it leaks them, or has engines that are not instrumented.",
+            "knows; one with far more than its pools: it leaks them, or has engines that are not instrumented. "
+            f"{FEW}",
             Query(
-                f"max by (database, application_name) ({database('application_connections')})",
+                top(f"max by (database, application_name) ({database('application_connections')})"),
                 "{{database}} {{application_name}}",
             ),
             unit=units.Short,
@@ -270,12 +327,12 @@ def maintenance() -> list[Builder[Panel]]:
             Query(of_server("max_connections"), "max_connections"),
             keys=("database",),
             columns={
-                "refuses writes": Column(units.BoolYesNo),
-                "expected to": Column(units.BoolYesNo),
-                "in recovery": Column(units.BoolYesNo),
-                "started": Column(units.DatetimeISO),
-                "behind a pooler": Column(units.BoolYesNo),
-                "max_connections": Column(),
+                "refuses writes": Column(units.BoolYesNo, width=120),
+                "expected to": Column(units.BoolYesNo, width=110),
+                "in recovery": Column(units.BoolYesNo, width=110),
+                "started": Column(units.DatetimeISO, width=170),
+                "behind a pooler": Column(units.BoolYesNo, width=130),
+                "max_connections": Column(width=140),
             },
             height=6,
         ),
@@ -299,11 +356,11 @@ def maintenance() -> list[Builder[Panel]]:
             Query(of_pools(exporter("capacity")), "capacity of all"),
             keys=("database", "pool"),
             columns={
-                "pool_recycle": Column(units.Seconds),
+                "pool_recycle": Column(AGE, width=120),
                 "pre-ping": Column(units.BoolYesNo),
-                "idle limit": Column(units.Seconds),
-                "idle in transaction limit": Column(units.Seconds),
-                "capacity of all": Column(),
+                "idle limit": Column(AGE, width=110),
+                "idle in transaction limit": Column(AGE, width=190),
+                "capacity of all": Column(width=120),
             },
             height=6,
         ),
@@ -313,7 +370,7 @@ def maintenance() -> list[Builder[Panel]]:
             "Bad: at or above: the server is first. No line: no limit, or no recycle.",
             Query(recycle, "{{database}} {{pool}} pool_recycle"),
             Query(of_server("idle_session_timeout_seconds"), "{{database}} idle limit", limit=True),
-            unit=units.Seconds,
+            unit=AGE,
         ),
         timeseries(
             "Time of a probe",
@@ -327,7 +384,7 @@ def maintenance() -> list[Builder[Panel]]:
             "Probes a second, of all sidecars that ask the database. Good: one for each interval and sidecar. Bad: "
             "fewer: they back off after failures. Many: give the database to one sidecar alone.",
             Query(f"sum by (database) ({rate(database('probes_total'))})", "{{database}}"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
         ),
     ]
 

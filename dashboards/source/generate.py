@@ -6,32 +6,34 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from . import database, overview, pool
-
-if TYPE_CHECKING:
-    from grafana_foundation_sdk.builders.dashboard import Dashboard
+from . import alerts, database, overview, pool
 
 DIRECTORY = Path(__file__).parents[1]
 BOARDS = {"overview": overview.board, "pool": pool.board, "database": database.board}
 
 
-def text(board: Dashboard) -> str:
+def text(name: str) -> str:
     """Return the JSON of a dashboard as Grafana's file provisioning reads it."""
-    made: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
-    return json.dumps(finished(made), indent=2, ensure_ascii=False) + "\n"
+    made: dict[str, Any] = json.loads(json.dumps(BOARDS[name]().build(), cls=JSONEncoder))
+    return json.dumps(finished(name, made), indent=2, ensure_ascii=False) + "\n"
 
 
-def finished(board: dict[str, Any]) -> dict[str, Any]:
-    """Add the fields that the SDK does not support, and remove an obsolete one."""
+def finished(name: str, board: dict[str, Any]) -> dict[str, Any]:
+    """Add links to runbooks and the fields that the SDK does not support, and remove an obsolete one."""
     del board["style"]  # Grafana 10.2 removed it: each user chooses a theme
     numbers = count(1)
     for panel in board["panels"]:
         # A link to a panel contains its id. Without an id here, Grafana assigns a new one at each load.
         panel["id"] = next(numbers)
+        if found := alerts.runbooks_of(name, panel["title"]):
+            panel["links"] = [
+                {"title": alert, "url": alerts.runbook(alert), "type": "link", "targetBlank": True}
+                for alert in found
+            ]
     for annotation in board["annotations"]["list"]:
         # The texts of an annotation are fields that only Prometheus' annotations have.
         annotation["titleFormat"] = "{{alertname}}"
@@ -42,8 +44,8 @@ def finished(board: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Write all dashboards."""
-    for name, board in BOARDS.items():
-        (DIRECTORY / f"{name}.json").write_text(text(board()), encoding="utf-8")
+    for name in BOARDS:
+        (DIRECTORY / f"{name}.json").write_text(text(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
-from .panels import Column, Query, stat, table, timeseries
-from .promql import IN_USE, PROCESS, exporter, largest, pool, rate, state
+from .panels import AGE, EVENTS, Query, stat, timeseries
+from .promql import FEW, IN_USE, PROCESS, WORKERS, exporter, largest, pool, rate, state, top
+from .tables import Column, table
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.cog.builder import Builder
     from grafana_foundation_sdk.models.dashboard import Panel
 
-SHOWN = 20
-FEW = f"The {SHOWN} largest are shown."
 SITE = "{{site}}"
-WORKER = 'worker=~"$worker"'
 
 
 def of_sites(expr: str) -> Query:
     """Return a query of the sites with the largest values, one series for each site."""
-    return Query(f"topk({SHOWN}, {expr})", SITE)
+    return Query(top(expr), SITE)
 
 
 def by_site(expr: str) -> str:
@@ -62,30 +60,29 @@ def _now() -> list[Builder[Panel]]:
     return [
         stat(
             "Largest site's share",
-            "Of the connections that are in use, the share that one site has. Good: many sites have a few each. Bad: "
-            "near 100 % while callers wait: that place in the code is where to look.",
+            "Of the connections that are in use, the share that one site has. Neither good nor bad; near 100 % while "
+            "callers wait: that place in the code is where to look.",
             f"max({by_site(state('held_connections'))}) / scalar(sum({state('connections', IN_USE)}) > 0)",
             unit=units.PercentUnit,
-            span=3,
+            empty="Nothing is in use",
         ),
         stat(
-            "Wait for themselves",
+            "Self-deadlocked",
             "Pools in which every holder waits for another connection of the same pool. Good: 0. Bad: any other; none "
             "of them can go on before a checkout times out: see Nested checkouts.",
             f"sum({state('self_deadlocked')})",
             unit=units.Short,
-            span=3,
             critical=1,
         ),
         stat(
             "Event loop lag",
             "How late the event loop of an asyncio application is, in the process that is latest. Good: under 0.1 s. "
             "Bad: seconds: a call that is not asynchronous blocks it, and no task returns its connection meanwhile.",
-            f"max({exporter('event_loop_lag_seconds', WORKER)})",
+            f"max({exporter('event_loop_lag_seconds', WORKERS)})",
             unit=units.Seconds,
-            span=3,
             warning=0.5,
             critical=1,
+            empty="No event loop runs",
         ),
         stat(
             "Behind a lock",
@@ -93,8 +90,8 @@ def _now() -> list[Builder[Panel]]:
             "Good: 0. Bad: a number that stays; `sqlalchemy-pool-exporter top` says who has the lock.",
             in_server("waiting_for_lock"),
             unit=units.Short,
-            span=3,
             warning=1,
+            empty="No probed database",
         ),
         stat(
             "Held, idle in transaction",
@@ -102,35 +99,17 @@ def _now() -> list[Builder[Panel]]:
             "Good: few, for moments. Bad: a number that stays: the code does something else while it holds them.",
             in_server("idle_in_transaction"),
             unit=units.Short,
-            span=3,
             warning=1,
+            empty="No probed database",
         ),
         stat(
             "Suspected leaks",
             "Connections that are held for longer than leak_after. Good: 0. Bad: any other; the log of the application "
-            "names each. Nothing is shown where leak_after is off.",
+            "names each.",
             f"sum({state('leak_suspects')})",
             unit=units.Short,
-            span=3,
             warning=1,
-        ),
-        stat(
-            "Findings",
-            "Common mistakes in how the pools are configured or used, each once. Good: 0, or nothing. Bad: any: "
-            "`sqlalchemy-pool-exporter audit` says which, why, and what to do.",
-            f"count(max by (job, pool, rule) ({pool('finding')}))",
-            unit=units.Short,
-            span=3,
-            warning=1,
-        ),
-        stat(
-            "Exhaustion reports",
-            "Reports a second of who had the connections, in the log of the application: at most one a minute of each "
-            "pool and process. Good: 0. Bad: any other; the log says who, since when, and the likely cause.",
-            f"sum({rate(pool('exhaustion_reports_total'))})",
-            unit=units.CountsPerSecond,
-            span=3,
-            critical=1e-9,
+            empty="leak_after is off",
         ),
         table(
             "Who holds the connections now",
@@ -139,7 +118,7 @@ def _now() -> list[Builder[Panel]]:
             "far above needed, or out for minutes: it does not give back. Which process and task: the board of the "
             "exporter, or `sqlalchemy-pool-exporter top`.",
             Query(held, "Held"),
-            Query(longest, "Longest held"),
+            Query(longest, "Held for"),
             Query(rates("hold_seconds_by_site_sum"), "Needed"),
             Query(
                 f"{rates('hold_seconds_by_site_sum')} / {rates('hold_seconds_by_site_count')} >= 0",
@@ -148,17 +127,18 @@ def _now() -> list[Builder[Panel]]:
             Query(rates("checkouts_by_site_total"), "Checkouts"),
             Query(rates("nested_checkouts_total"), "Nested"),
             Query(rates("leaked_checkouts_by_site_total"), "Leaked"),
-            keys=("site", "job", "pool"),
+            keys=("site", "pool"),
+            last_keys=("job",),
             columns={
                 "Held": Column(),
-                "Longest held": Column(units.Seconds, 10, 60),
+                "Held for": Column(AGE, 10, 60),
                 "Needed": Column(),
-                "Held, mean": Column(units.Seconds),
-                "Checkouts": Column(units.CountsPerSecond),
-                "Nested": Column(units.CountsPerSecond, warning=1e-9),
-                "Leaked": Column(units.CountsPerSecond, critical=1e-9),
+                "Held, mean": Column(units.Seconds, width=105),
+                "Checkouts": Column(EVENTS),
+                "Nested": Column(EVENTS, warning=1e-9),
+                "Leaked": Column(EVENTS, critical=1e-9),
             },
-            sort_by=("Held", "desc"),
+            sort_by=("Held", "Held for"),
         ),
     ]
 
@@ -179,7 +159,7 @@ def _over_time() -> list[Builder[Panel]]:
             "Age of the oldest checkout that each site has not returned. Good: as your longest request. Bad: a line "
             f"that climbs without end: that site lost a connection, or waits for something else. {FEW}",
             of_sites(f"max by (site) ({state('site_longest_held_seconds')})"),
-            unit=units.Seconds,
+            unit=AGE,
             span=12,
         ),
         timeseries(
@@ -218,40 +198,33 @@ def _over_time() -> list[Builder[Panel]]:
             "Connections handed out a second. Good: follows the requests. Bad: a site that multiplies, which is a "
             f"connection taken in a loop. {FEW}",
             of_sites(by_site(rate(pool("checkouts_by_site_total")))),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
         ),
         timeseries(
             "Nested checkouts, by site",
             "Checkouts a second by a thread or task that held a connection of the same pool already. Good: 0. Bad: "
             f"any: as many at once as the pool has connections wait for each other. {FEW}",
             of_sites(by_site(rate(pool("nested_checkouts_total")))),
-            unit=units.CountsPerSecond,
+            is_bad=True,
+            unit=EVENTS,
         ),
         timeseries(
             "Pools that wait for themselves, by process",
             "Pools in which every holder waits for another connection of the same pool. Good: 0. Bad: 1 in a process: "
             f"that one serves nobody until a checkout times out, and then begins anew. {FEW}",
-            Query(largest(PROCESS, SHOWN, state("self_deadlocked")), "{{instance}} {{pool}} {{worker}}"),
+            Query(largest(PROCESS, state("self_deadlocked")), "{{instance}} {{pool}} {{worker}}"),
+            span=12,
+            is_bad=True,
             unit=units.Short,
-        ),
-        timeseries(
-            "Event loop lag, by process",
-            "How late the event loop of each process is, now or within the last minute. Good: under 0.1 s. Bad: a line "
-            f"that climbs: that loop is blocked, and nothing in it returns a connection. {FEW}",
-            Query(
-                largest("job, instance, worker", SHOWN, exporter("event_loop_lag_seconds", WORKER)),
-                "{{instance}} {{worker}}",
-            ),
-            unit=units.Seconds,
         ),
         timeseries(
             "Leaks, by site",
             "Leaked: nobody returned the connection and the garbage collector found it. Suspected: held for longer "
             "than leak_after, also those that came back. Good: 0. Bad: any; the site is where it was checked out.",
-            Query(
-                f"topk({SHOWN}, {by_site(rate(pool('leaked_checkouts_by_site_total')))})", f"leaked {SITE}"
-            ),
-            Query(f"topk({SHOWN}, {by_site(rate(pool('suspected_leaks_total')))})", f"suspected {SITE}"),
-            unit=units.CountsPerSecond,
+            Query(top(by_site(rate(pool("leaked_checkouts_by_site_total")))), f"leaked {SITE}"),
+            Query(top(by_site(rate(pool("suspected_leaks_total")))), f"suspected {SITE}"),
+            span=12,
+            is_bad=True,
+            unit=EVENTS,
         ),
     ]

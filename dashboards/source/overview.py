@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
-from .panels import (
-    POOL,
-    RUNBOOKS,
-    TARGET_VARIABLES,
-    Column,
-    Query,
-    dashboard,
-    stat,
-    table,
-    timeseries,
+from .alerts import RUNBOOKS
+from .exporter_health import maintenance
+from .frame import POOL, TARGET_VARIABLES, dashboard
+from .panels import AGE, BLUE, CALLERS, EVENTS, ORANGE, RED, Query, stat, timeseries
+from .promql import (
+    IN_USE,
+    alerts_of_targets,
+    fullness,
+    pool,
+    quantile,
+    rate,
+    stuck,
+    targets_up,
+    top,
 )
-from .promql import ALERTS_OF_TARGETS, IN_USE, exporter, fullness, pool, quantile, rate
+from .tables import Column, table
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
@@ -29,10 +33,9 @@ UID = "sqlalchemy-pool-overview"
 # Group by job as well: pools of several services may have the same name.
 BY = "job, pool"
 NAME = "{{job}} {{pool}}"
-SITES = 10
 TO_POOL = (
     "Look at this pool",
-    "/d/sqlalchemy-pool-pool?var-job=${__data.fields.job}&var-pool=${__data.fields.pool}&${datasource:queryparam}&${instance:queryparam}&${__url_time_range}",
+    "/d/sqlalchemy-pool-pool?var-job=${__data.fields.job}&var-pool=${__data.fields.pool}&${datasource:queryparam}&${cluster:queryparam}&${namespace:queryparam}&${instance:queryparam}&${__url_time_range}",
 )
 
 
@@ -46,21 +49,37 @@ def worst(expr: str) -> str:
     return f"max by ({BY}) ({expr})"
 
 
+def of_pools(expr: str) -> Query:
+    """Return a query of the pools with the largest values, one series for each pool."""
+    return Query(top(expr), NAME)
+
+
 def health() -> list[Builder[Panel]]:
     """Return the panels for a first look."""
     return [
         stat(
+            "Targets up",
+            "Targets that Prometheus can scrape, of those that showed pools within the last hour. Good: 100 %. Bad: "
+            "less: what the others do is not on this page.",
+            targets_up(),
+            unit=units.PercentUnit,
+            warning=1,
+            critical=0.5,
+            is_good_high=True,
+            empty="No target: scrape one",
+        ),
+        stat(
             "Pools",
-            "Pools that are seen, a name in several processes once. Good: as many as your services have. Bad: fewer "
-            "than yesterday; a service is down, or its pool is not instrumented any more.",
+            "Pools that are seen, a name in several processes once. Neither good nor bad; fewer than yesterday: a "
+            "service is down, or its pool is not instrumented any more.",
             f"count(count by ({BY}) ({pool('info')}))",
             unit=units.Short,
         ),
         stat(
             "Processes",
-            "Processes that have a pool and live, the workers behind a sidecar each for itself. Good: as many as are "
-            "deployed. Bad: fewer; look at Workers below.",
-            f"count(count by (job, instance, worker) ({pool('connections')}))",
+            "Processes that have a pool and live, the workers behind a sidecar each for itself. Neither good nor bad; "
+            "fewer than are deployed: look at Workers below.",
+            f"count(count by (job, instance, worker) ({pool('instances')}))",
             unit=units.Short,
         ),
         stat(
@@ -71,11 +90,12 @@ def health() -> list[Builder[Panel]]:
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
+            empty="No pool has a limit",
         ),
         stat(
             "Callers waiting",
-            "Callers inside connect() now. Good: near 0; a connection is handed out in microseconds. Bad: a number "
-            "that stays; they wait for one to come back, or for the database to accept one.",
+            "Callers inside connect() now. Good: near 0, whatever the traffic. Bad: a number that stays: connections "
+            "come back more slowly than they are asked for.",
             f"sum({pool('pending_checkouts')})",
             unit=units.Short,
             warning=1,
@@ -91,20 +111,39 @@ def health() -> list[Builder[Panel]]:
             critical=10,
         ),
         stat(
+            "Stuck for",
+            "How long a process that is full has got no connection back, the worst of all. Good: 0, or under a second "
+            "in a busy pool. Bad: minutes: its holders do not come on; Pools that hurt says in which pool.",
+            f"max({stuck(of_chosen_workers=False)})",
+            unit=AGE,
+            warning=10,
+            critical=120,
+            empty="No pool has a limit",
+        ),
+        stat(
+            "Self-deadlocked",
+            "Pools whose holders all wait for another connection of the same pool. Good: 0. Bad: any other; none of "
+            "them can go on before a checkout times out.",
+            f"sum({pool('self_deadlocked')})",
+            unit=units.Short,
+            critical=1,
+        ),
+        stat(
             "Wait, 99 %",
             "99 of 100 checkouts got their connection within this time. Good: milliseconds. Bad: more than a request "
-            "may take in all. Nothing is shown while nobody checks out.",
+            "may take in all.",
             f"{quantile(0.99, 'checkout_wait_seconds')} >= 0",
             unit=units.Seconds,
             warning=0.1,
             critical=1,
+            empty="Nobody checks out",
         ),
         stat(
             "Turned away",
             "Callers a second who got `QueuePool limit … reached, connection timed out` instead of a connection. "
             "Good: 0. Bad: anything else; those requests failed.",
             f"sum({rate(pool('checkout_timeouts_total'))})",
-            unit=units.CountsPerSecond,
+            unit=CALLERS,
             critical=1e-9,
         ),
         stat(
@@ -112,10 +151,27 @@ def health() -> list[Builder[Panel]]:
             "Attempts a second to open a connection that failed. Good: 0. Bad: anything else; the database is down, "
             "refuses, or has no connection left.",
             f"sum({rate(pool('connect_errors_total'))})",
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             critical=1e-9,
         ),
+        stat(
+            "Findings of the audit",
+            "Common mistakes in how pools are configured or used, each once. Good: 0. Bad: any; the table below says "
+            "which, and of which pool.",
+            f"count(max by ({BY}, rule) ({pool('finding')})) or 0 * count({pool('info')})",
+            unit=units.Short,
+            warning=1,
+        ),
     ]
+
+
+def _alerts() -> str:
+    """Return the alerts that fire, with a number for their severity, because names would sort info above warning."""
+    labels = "alertname, pool, database, job, instance"
+    ranks = {"critical": 3, "warning": 2, "info": 1}
+    return " or ".join(
+        f"max by ({labels}) ({alerts_of_targets(name)}) * {rank}" for name, rank in ranks.items()
+    )
 
 
 def problems() -> list[Builder[Panel]]:
@@ -123,83 +179,90 @@ def problems() -> list[Builder[Panel]]:
     return [
         table(
             "Alerts that fire",
-            "Each alert of the rules that fires for the chosen targets; its name leads to the runbook. Good: empty. "
-            "Bad: a critical one; somebody is turned away now. Alerts about a whole service or a database have no "
-            "instance: those are among the red marks in the graphs.",
-            Query(
-                f"max by (alertname, severity, job, pool, database, instance) ({ALERTS_OF_TARGETS})",
-                "",
-            ),
-            keys=("severity", "alertname", "job", "pool", "database", "instance"),
-            columns={},
-            sort_by=("severity", "asc"),  # critical, info, warning
-            links={"alertname": ("Runbook", f"{RUNBOOKS}/${{__value.raw}}.md")},
+            "Each alert of the rules that fires for the chosen targets, the most severe first; its name leads to the "
+            "runbook. Good: empty. Bad: a critical one; somebody is turned away now. Alerts about a whole service or a "
+            "database have no instance: those are among the red marks in the graphs. Without the rules it is always "
+            "empty.",
+            Query(_alerts(), "Severity"),
+            keys=("alertname", "pool", "database"),
+            last_keys=("job", "instance"),
+            columns={
+                "Severity": Column(
+                    mappings={3: ("critical", RED), 2: ("warning", ORANGE), 1: ("info", BLUE)}
+                ),
+            },
+            sort_by=("Severity",),
+            links={"alertname": ("Runbook", f"{RUNBOOKS}/${{__value.raw}}.md"), "pool": TO_POOL},
             height=6,
         ),
         table(
             "Pools that hurt",
-            "Every pool with what can be wrong with it, the worst wait first; a click on a name opens the pool. Good: "
-            "green. Bad: red in Fullest and Waiting is starvation, in Held a slow or leaking holder, in Self-deadlock "
-            "code that checks out twice, in Pings failed a server that cuts connections, in Overflow a pool that is "
-            "too small.",
-            Query(f"{quantile(0.99, 'checkout_wait_seconds', BY)} >= 0", "Wait 99 %"),
-            Query(worst(fullness(of_chosen_workers=False)), "Fullest"),
+            "Every pool with what can be wrong with it, the one that is stuck worst first: by the longest wait and "
+            "how full it is. A click on a name opens the pool. Good: green. Bad: red in Waits for and Full is "
+            "starvation, in Stuck or Held for a holder that does not come on, in Deadlock code that checks out twice, "
+            "in Dead pings a server that cuts connections, in Overflow a pool that is too small.",
+            Query(worst(pool("longest_pending_seconds")), "Waits for"),
+            Query(worst(fullness(of_chosen_workers=False)), "Full"),
             Query(by_pool(pool("pending_checkouts")), "Waiting"),
-            Query(worst(pool("longest_pending_seconds")), "Longest wait"),
-            Query(worst(pool("longest_held_seconds")), "Longest held"),
-            Query(by_pool(pool("self_deadlocked")), "Self-deadlock"),
+            Query(worst(stuck(of_chosen_workers=False)), "Stuck for"),
+            Query(worst(pool("longest_held_seconds")), "Held for"),
             Query(by_pool(rate(pool("checkout_timeouts_total"))), "Turned away"),
-            Query(by_pool(rate(pool("connect_errors_total"))), "Connect errors"),
-            Query(by_pool(rate(pool("ping_failures_total"))), "Pings failed"),
-            Query(by_pool(rate(pool("overflow_opened_total"))), "Overflow opened"),
+            Query(by_pool(pool("self_deadlocked")), "Deadlock"),
+            Query(f"{quantile(0.99, 'checkout_wait_seconds', BY)} >= 0", "Wait 99 %"),
+            Query(by_pool(rate(pool("connect_errors_total"))), "No connect"),
+            Query(by_pool(rate(pool("ping_failures_total"))), "Dead pings"),
+            Query(by_pool(rate(pool("overflow_opened_total"))), "Overflow"),
             Query(by_pool(rate(pool("leaked_checkouts_total"))), "Leaked"),
-            keys=("job", "pool"),
+            keys=("pool",),
+            last_keys=("job",),
             columns={
+                "Waits for": Column(units.Seconds, 1, 10, width=85),
+                "Full": Column(units.PercentUnit, 0.8, 0.95, width=70),
+                "Waiting": Column(units.Short, 1, 10, width=75),
+                "Stuck for": Column(AGE, 10, 120),
+                "Held for": Column(AGE, 10, 60),
+                "Turned away": Column(CALLERS, critical=1e-9, width=105),
+                "Deadlock": Column(units.Short, critical=1, width=85),
                 "Wait 99 %": Column(units.Seconds, 0.1, 1),
-                "Fullest": Column(units.PercentUnit, 0.8, 0.95),
-                "Waiting": Column(units.Short, 1, 10),
-                "Longest wait": Column(units.Seconds, 1, 10),
-                "Longest held": Column(units.Seconds, 10, 60),
-                "Self-deadlock": Column(units.Short, critical=1),
-                "Turned away": Column(units.CountsPerSecond, critical=1e-9),
-                "Connect errors": Column(units.CountsPerSecond, critical=1e-9),
-                "Pings failed": Column(units.CountsPerSecond, warning=1e-9),
-                "Overflow opened": Column(units.CountsPerSecond, warning=0.1),
-                "Leaked": Column(units.CountsPerSecond, critical=1e-9),
+                "No connect": Column(EVENTS, critical=1e-9, width=100),
+                "Dead pings": Column(EVENTS, warning=1e-9, width=100),
+                "Overflow": Column(EVENTS, warning=0.1),
+                "Leaked": Column(EVENTS, critical=1e-9, width=80),
             },
             links={"pool": TO_POOL},
-            sort_by=("Wait 99 %", "desc"),
+            sort_by=("Waits for", "Full"),
         ),
         table(
             "Who holds the most",
             "The places in the applications (module:function:line) that hold the most connections now, and the "
             "longest; a click on the pool opens it. Good: what the traffic of that place needs. Bad: most of a pool "
             "that is full, or minutes: that is who has it.",
-            Query(f"topk({SITES}, sum by ({BY}, site) ({pool('held_connections')}))", "Held"),
-            Query(
-                f"topk({SITES}, max by ({BY}, site) ({pool('site_longest_held_seconds')}))", "Longest held"
-            ),
-            keys=("job", "pool", "site"),
-            columns={"Held": Column(), "Longest held": Column(units.Seconds, 10, 60)},
+            Query(top(f"sum by ({BY}, site) ({pool('held_connections')})"), "Held"),
+            Query(top(f"max by ({BY}, site) ({pool('site_longest_held_seconds')})"), "Held for"),
+            keys=("site", "pool"),
+            last_keys=("job",),
+            columns={"Held": Column(width=70), "Held for": Column(AGE, 10, 60)},
             links={"pool": TO_POOL},
-            sort_by=("Held", "desc"),
+            sort_by=("Held", "Held for"),
         ),
         timeseries(
             "Callers turned away, by pool",
             "Checkouts a second that ended with pool_timeout. Good: a line at 0. Bad: a step up: from then on "
             "requests failed, and the pool it belongs to is the one to open.",
-            Query(by_pool(rate(pool("checkout_timeouts_total"))), NAME),
-            unit=units.CountsPerSecond,
+            of_pools(by_pool(rate(pool("checkout_timeouts_total")))),
+            unit=CALLERS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
-            "Checkouts that failed otherwise, by reason",
+            "Failed otherwise, by reason",
             "connect: the connection could not be made. cancelled: the caller gave up, such as a request whose client "
             "went away. other: such as a listener that raised. Good: 0. Bad: connect at all; cancelled that rises "
             "together with the wait.",
             Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
             "Errors, by layer",
@@ -207,8 +270,9 @@ def problems() -> list[Builder[Panel]]:
             "(statement). Good: 0, and a few fatal statements that the code expects. Bad: retryable that rises, which "
             "is the server, the network or the load; fatal that rises, which is a release.",
             Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
             "Dead, invalidated and leaked connections",
@@ -217,8 +281,9 @@ def problems() -> list[Builder[Panel]]:
             Query(f"sum({rate(pool('ping_failures_total'))})", "pings failed"),
             Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
             Query(f"sum({rate(pool('leaked_checkouts_total'))})", "leaked"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
     ]
 
@@ -239,130 +304,36 @@ def performance() -> list[Builder[Panel]]:
             "Wait for a connection, 99 % by pool",
             "99 of 100 checkouts took at most this long. Good: milliseconds. Bad: one line far above the others is "
             "the pool to open; all of them together are the database or the network.",
-            Query(quantile(0.99, "checkout_wait_seconds", BY), NAME),
+            of_pools(quantile(0.99, "checkout_wait_seconds", BY)),
             unit=units.Seconds,
         ),
         timeseries(
             "Fullest process, by pool",
             "Share of its connections that the fullest process of each pool has in use. Good: peaks under 80 %. Bad: "
             "a line that lies at 100 %; callers of that process wait. Pools without a limit have no line.",
-            Query(worst(fullness(of_chosen_workers=False)), NAME),
+            of_pools(worst(fullness(of_chosen_workers=False))),
             unit=units.PercentUnit,
         ),
         timeseries(
             "In use, by pool",
             "Connections that are checked out, in all processes together. Good: follows the traffic. Bad: rises while "
             "the checkouts do not; each is held longer, or is never returned.",
-            Query(by_pool(pool("connections", IN_USE)), NAME),
+            of_pools(by_pool(pool("connections", IN_USE))),
             unit=units.Short,
         ),
         timeseries(
             "Callers waiting, by pool",
             "Callers inside connect(), in all processes together. Good: 0 with short peaks. Bad: a level that stays "
             "or grows; more work comes in than connections come back.",
-            Query(by_pool(pool("pending_checkouts")), NAME),
+            of_pools(by_pool(pool("pending_checkouts"))),
             unit=units.Short,
         ),
         timeseries(
             "Checkouts, by pool",
             "Connections handed out a second. Good: follows the requests. Bad: falls while callers wait; much more "
             "than requests come in, which is a connection taken for each statement.",
-            Query(by_pool(rate(pool("checkouts_total"))), NAME),
-            unit=units.CountsPerSecond,
-        ),
-    ]
-
-
-def maintenance() -> list[Builder[Panel]]:
-    """Return the panels for routine checks: capacity, and the exporter itself."""
-    live, gone = (exporter("exporter_workers", f'state="{state}"') for state in ("live", "gone"))
-    return [
-        timeseries(
-            "Capacity, by pool",
-            "What all processes together may open: pool_size and max_overflow of each. Good: the database can "
-            "take the sum of all that use it, see the Database dashboard. Bad: it grows with each deployment.",
-            Query(by_pool(pool("capacity")), NAME),
-            unit=units.Short,
-            span=6,
-        ),
-        timeseries(
-            "Workers",
-            "Worker processes that share a directory. Good: live is what is deployed, gone stays where it is. Bad: "
-            "live falls; gone rises by a worker that died and that nobody replaced.",
-            Query(f"sum({live})", "live"),
-            Query(f"sum({gone})", "gone"),
-            unit=units.Short,
-            span=6,
-        ),
-        timeseries(
-            "Time to collect",
-            "How long the exporter took to collect a scrape, the slowest of each service. Good: milliseconds. Bad: "
-            "near the scrape timeout; the next is missing.",
-            Query(f"max by (job) ({exporter('exporter_scrape_duration_seconds')})", "{{job}}"),
-            unit=units.Seconds,
-            span=6,
-        ),
-        timeseries(
-            "What the exporter could not see",
-            "Good: all at 0. Bad: files in the segments' directory that cannot be read, are of another version or are "
-            "damaged; connections that found no room in the table; pools that could not be read or recorded.",
-            Query(f"sum by (reason) ({exporter('exporter_segment_errors')})", "segment {{reason}}"),
-            Query(f"sum({pool('untracked_connections')})", "connections untracked"),
-            Query(f"sum({rate(exporter('exporter_recording_faults_total'))})", "recording faults/s"),
-            Query(f"sum({rate(exporter('exporter_scrape_errors_total'))})", "pools not read/s"),
-            unit=units.Short,
-            span=6,
-        ),
-        stat(
-            "Configuration is the file's",
-            "Whether every sidecar works with the configuration that is in its files. Good: Yes. Bad: No; a reload "
-            "failed, and one goes on with what it had.",
-            f"min({exporter('exporter_config_last_reload_successful')})",
-            unit=units.BoolYesNo,
-            span=4,
-            warning=1,
-            is_good_high=True,
-        ),
-        stat(
-            "Configuration read",
-            "When the configuration at work was read, in the sidecar that did so longest ago. Good: since the last "
-            "change. Bad: before it.",
-            f"min({exporter('exporter_config_last_reload_success_timestamp_seconds')}) * 1000",
-            unit=units.DateTimeFromNow,
-            span=4,
-        ),
-        stat(
-            "Segments shared",
-            "Whether each application that was given a directory for a sidecar can write there. Good: Yes. Bad: No; "
-            "the sidecar does not see one of its pools. Applications scraped by themselves say it; sidecars cannot.",
-            f"min({exporter('exporter_segment_shared')})",
-            unit=units.BoolYesNo,
-            span=4,
-            warning=1,
-            is_good_high=True,
-        ),
-        table(
-            "Versions",
-            "Which versions are at work, and in how many targets. Good: one line. Bad: an old one after a "
-            "rollout; a hot path that is interpreted where it could be compiled.",
-            Query(
-                f"count by (version, python, sqlalchemy, hot_path) ({exporter('exporter_build_info')})",
-                "Targets",
-            ),
-            keys=("version", "python", "sqlalchemy", "hot_path"),
-            columns={"Targets": Column()},
-            span=12,
-            height=4,
-        ),
-        table(
-            "Findings of the audit",
-            "Common mistakes in how pools are configured or used, and in how many targets each is found. Good: empty. "
-            "Bad: any: `sqlalchemy-pool-exporter audit` says why it is one, and what to do.",
-            Query(f"count by (job, pool, rule) ({pool('finding')})", "Targets"),
-            keys=("job", "pool", "rule"),
-            columns={"Targets": Column()},
-            links={"pool": TO_POOL},
-            height=6,
+            of_pools(by_pool(rate(pool("checkouts_total")))),
+            unit=EVENTS,
         ),
     ]
 
@@ -378,6 +349,6 @@ def board() -> Dashboard:
             "Health": health(),
             "Problems": problems(),
             "Performance": performance(),
-            "Maintenance": maintenance(),
+            "Maintenance": maintenance(TO_POOL),
         },
     )

@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
-from .holders import FEW, SHOWN, holders
-from .panels import (
-    POOL,
-    TARGET_VARIABLES,
-    WORKER,
-    Column,
-    Query,
-    dashboard,
-    heatmap,
-    stat,
-    table,
-    timeseries,
+from .frame import POOL, TARGET_VARIABLES, WORKER, dashboard
+from .holders import holders
+from .panels import AGE, BLUE, CALLERS, EVENTS, GREEN, ORANGE, Query, heatmap, stat, timeseries
+from .promql import (
+    FEW,
+    IN_USE,
+    WORKERS,
+    exporter,
+    fullness,
+    largest,
+    limit,
+    pool,
+    quantile,
+    rate,
+    state,
+    stuck,
+    targets_up,
 )
-from .promql import IN_USE, PROCESS, fullness, largest, limit, pool, quantile, rate, state
+from .selections import of_processes, seconds_of, total
+from .upkeep import maintenance
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
@@ -28,42 +34,39 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Panel
 
 UID = "sqlalchemy-pool-pool"
-NAME = "{{instance}} {{pool}} {{worker}}"
+IDLE = 'state="idle"'
 HELD = state("connections", IN_USE)
-
-
-def of_processes(expr: str) -> Query:
-    """Return a query of the processes with the largest values, one series for each process."""
-    return Query(largest(PROCESS, SHOWN, expr), NAME)
-
-
-def total(counter: str) -> str:
-    """Return the increase per second of a counter, summed over all processes."""
-    return f"sum({rate(pool(counter))})"
-
-
-def seconds_of(histogram: str) -> str:
-    """Return the seconds spent in a phase per second, summed over all processes."""
-    return total(f"{histogram}_sum")
 
 
 def health() -> list[Builder[Panel]]:
     """Return the panels for a first look."""
     return [
         stat(
+            "Targets up",
+            "Chosen targets that Prometheus can scrape, of those that showed pools within the last hour. Good: 100 %. "
+            "Bad: less: what the others do is not on this page.",
+            targets_up(),
+            unit=units.PercentUnit,
+            warning=1,
+            critical=0.5,
+            is_good_high=True,
+            empty="No target: scrape one",
+        ),
+        stat(
             "In use",
-            "Connections checked out now, in all chosen processes. Good: follows the traffic. Bad: at the capacity.",
+            "Connections checked out now, in all chosen processes. Neither good nor bad; it follows the traffic.",
             f"sum({HELD})",
             unit=units.Short,
         ),
         stat(
             "Fullest process",
             "The largest share of its connections that one process has in use. Good: under 80 %. Bad: 100 %; the next "
-            "caller of that process waits. Nothing is shown for a pool without a limit.",
+            "caller of that process waits.",
             f"max({fullness(of_chosen_workers=True)})",
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
+            empty="The pool has no limit",
         ),
         stat(
             "Callers waiting",
@@ -86,17 +89,19 @@ def health() -> list[Builder[Panel]]:
             "How long the oldest checkout has not been returned. Good: as long as your longest request. Bad: minutes; "
             "a leak, a stuck query, or code that waits for something else while it holds a connection.",
             f"max({state('longest_held_seconds')})",
-            unit=units.Seconds,
+            unit=AGE,
             warning=10,
             critical=60,
         ),
         stat(
-            "Last return",
-            "Time since a connection last came back, in the process that has waited longest for one. Good: seconds "
-            "under traffic. Bad: long, while the pool is full: it is stuck, not busy. Long without traffic is "
-            "harmless.",
-            f"max(time() - ({state('last_checkin_timestamp_seconds')} > 0))",
-            unit=units.Seconds,
+            "Stuck for",
+            "How long a process that is full has got no connection back, the worst of all; 0 while none is full. Good: "
+            "0, or under a second in a busy pool. Bad: minutes: it is stuck, not busy; see Who holds it.",
+            f"max({stuck(of_chosen_workers=True)})",
+            unit=AGE,
+            warning=10,
+            critical=120,
+            empty="The pool has no limit",
         ),
         stat(
             "Wait, 99 %",
@@ -106,23 +111,66 @@ def health() -> list[Builder[Panel]]:
             unit=units.Seconds,
             warning=0.1,
             critical=1,
+            empty="Nobody checks out",
         ),
         stat(
             "Turned away",
             "Callers a second who got an error from pool_timeout. Good: 0. Bad: anything else.",
             total("checkout_timeouts_total"),
-            unit=units.CountsPerSecond,
+            unit=CALLERS,
             critical=1e-9,
+        ),
+        stat(
+            "Failed to connect",
+            "Attempts a second to open a connection that failed. Good: 0. Bad: anything else; the database is down, "
+            "refuses, or has no connection left.",
+            total("connect_errors_total"),
+            unit=EVENTS,
+            critical=1e-9,
+        ),
+        stat(
+            "Findings of the audit",
+            "Common mistakes in how the pools are configured or used, each once. Good: 0. Bad: any; the table Findings "
+            "says which, and `sqlalchemy-pool-exporter audit` why, and what to do.",
+            f"count(max by (job, pool, rule) ({pool('finding')})) or 0 * count({pool('info')})",
+            unit=units.Short,
+            warning=1,
+        ),
+        stat(
+            "Exhaustion reports",
+            "Reports a second of who had the connections, in the log of the application: at most one a minute of each "
+            "pool and process. Good: 0. Bad: any other; the log says who, since when, and the likely cause.",
+            total("exhaustion_reports_total"),
+            unit=EVENTS,
+            critical=1e-9,
+        ),
+        timeseries(
+            "Connections and callers waiting",
+            "All processes together: connections in use and idle, the callers that wait on top of them, and what the "
+            "pools may open (dashed). Good: some are idle, nobody waits. Bad: in use reaches the dashed line and "
+            "callers pile up above it. A gap is time in which nothing was scraped.",
+            Query(f"sum({HELD})", "in use", color=BLUE),
+            Query(f"sum({state('connections', IDLE)})", "idle", color=GREEN),
+            Query(f"sum({state('pending_checkouts')})", "waiting", color=ORANGE),
+            Query(f"sum({pool('capacity')})", "capacity", limit=True),
+            unit=units.Short,
+            span=12,
+            stacked=True,
+        ),
+        timeseries(
+            "Stuck for, by process",
+            "How long a process that is full has got no connection back; 0 while it is not full or returns. Good: 0, "
+            f"or under a second, which is busy. Bad: it climbs, which is stuck: look at what the holders do. {FEW}",
+            of_processes(stuck(of_chosen_workers=True)),
+            unit=AGE,
+            span=12,
+            is_bad=True,
         ),
     ]
 
 
 def problems() -> list[Builder[Panel]]:
-    """Return the panels on starvation, stuck processes, failures and leaks."""
-    stuck = (
-        f"(time() - ({state('last_checkin_timestamp_seconds')} > 0)) * ignoring (state) ({HELD} >= bool ignoring "
-        f"(state) {limit(of_chosen_workers=True)})"
-    )
+    """Return the panels on starvation, failures and leaks."""
     return [
         timeseries(
             "In use against capacity, by process",
@@ -134,12 +182,16 @@ def problems() -> list[Builder[Panel]]:
             span=12,
         ),
         timeseries(
-            "Full, and nothing comes back",
-            "How long a process that is full has got no connection back; 0 while it is not full or returns. Good: 0, "
-            f"or under a second, which is busy. Bad: it climbs, which is stuck: look at what the holders do. {FEW}",
-            of_processes(stuck),
+            "Event loop lag, by process",
+            "How late the event loop of each process is, now or within the last minute. Good: under 0.1 s. Bad: a line "
+            f"that climbs: that loop is blocked, and nothing in it returns a connection. {FEW}",
+            Query(
+                largest("job, instance, worker", exporter("event_loop_lag_seconds", WORKERS)),
+                "{{instance}} {{worker}}",
+            ),
             unit=units.Seconds,
             span=12,
+            is_bad=True,
         ),
         timeseries(
             "Callers waiting, by process",
@@ -160,7 +212,7 @@ def problems() -> list[Builder[Panel]]:
             "Age of the oldest checkout that is not returned. Good: as your longest request. Bad: a line that climbs "
             f"without end: that connection is lost until its holder lets go. {FEW}",
             of_processes(state("longest_held_seconds")),
-            unit=units.Seconds,
+            unit=AGE,
         ),
         timeseries(
             "Checkouts that failed",
@@ -168,8 +220,9 @@ def problems() -> list[Builder[Panel]]:
             "Good: 0. Bad: anything else, each is a failed request.",
             Query(total("checkout_timeouts_total"), "turned away"),
             Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
-            unit=units.CountsPerSecond,
+            unit=CALLERS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
             "Errors, by layer",
@@ -177,8 +230,9 @@ def problems() -> list[Builder[Panel]]:
             "that failed (ping), and statements (statement). Good: 0, and a few fatal statements that the code "
             "expects. Bad: retryable that rises points at the server, the network or the load; fatal at a release.",
             Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
             "Dead connections",
@@ -188,8 +242,9 @@ def problems() -> list[Builder[Panel]]:
             Query(total("ping_failures_total"), "pings failed"),
             Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
             Query(total("connect_errors_total"), "connecting failed"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
         timeseries(
             "Leaked and detached",
@@ -197,8 +252,9 @@ def problems() -> list[Builder[Panel]]:
             "pool for good, by detach(). Good: 0. Bad: leaked at all; each held a slot until it was found.",
             Query(total("leaked_checkouts_total"), "leaked"),
             Query(total("detaches_total"), "detached"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
             span=6,
+            is_bad=True,
         ),
     ]
 
@@ -259,7 +315,7 @@ def performance() -> list[Builder[Panel]]:
             "connections are lost, detached, or ever more of them are out.",
             Query(total("checkouts_total"), "handed out"),
             Query(total("checkins_total"), "returned"),
-            unit=units.CountsPerSecond,
+            unit=EVENTS,
         ),
         timeseries(
             "Connections that the traffic needs",
@@ -270,86 +326,6 @@ def performance() -> list[Builder[Panel]]:
             Query(f"sum({state('size')})", "pool_size"),
             Query(f"sum({pool('capacity')})", "capacity", limit=True),
             unit=units.Short,
-        ),
-    ]
-
-
-def maintenance() -> list[Builder[Panel]]:
-    """Return the panels on why connections open and close, and on the pool's configuration."""
-    thrown_away = pool("closes_total", 'reason="overflow"')
-    return [
-        timeseries(
-            "Closed, by reason",
-            "Connections closed a second. recycle: by pool_recycle. overflow: beyond pool_size. ping_failed, error: "
-            "dead. pool_invalidated: the whole pool after one was dead. gc: leaked. unpooled: NullPool. Good: a "
-            "little recycle. Bad: any other that stays; overflow in step with the traffic.",
-            Query(f"sum by (reason) ({rate(pool('closes_total'))})", "{{reason}}"),
-            unit=units.CountsPerSecond,
-            span=12,
-            stacked=True,
-        ),
-        timeseries(
-            "Overflow churn",
-            "Connections opened, opened beyond pool_size, and closed on return for that. Good: opened near 0. Bad: "
-            "all three together: the pool opens and throws away a connection for each burst; a larger pool_size would "
-            "keep them.",
-            Query(total("connects_total"), "opened"),
-            Query(total("overflow_opened_total"), "opened as overflow"),
-            Query(f"sum({rate(thrown_away)})", "closed as overflow"),
-            unit=units.CountsPerSecond,
-            span=12,
-        ),
-        timeseries(
-            "Open connections",
-            "Connections by state, and of them those beyond pool_size; and slots whose connection was closed and not "
-            "replaced yet. Good: some are idle. Bad: none is idle; all are, for days.",
-            Query(f"sum by (state) ({state('connections')})", "{{state}}"),
-            Query(f"sum({state('overflow_connections')})", "overflow"),
-            Query(f"sum({state('empty_slots')})", "empty slots"),
-            unit=units.Short,
-        ),
-        timeseries(
-            "Oldest connection, by process",
-            "Age of the oldest open connection, and pool_recycle (dashed) if it is set. Good: falls back at "
-            "restarts, deployments and failovers. Bad: older than the last failover: it leads to the old primary. "
-            f"{FEW}",
-            of_processes(state("oldest_connection_seconds")),
-            Query(f"min({state('recycle_seconds')})", "pool_recycle", limit=True),
-            unit=units.Seconds,
-        ),
-        timeseries(
-            "Not seen",
-            "Open connections that found no room in the table, and faults while recording. Good: 0. Bad: the numbers "
-            "above are too small; report it.",
-            Query(f"sum({state('untracked_connections')})", "untracked"),
-            Query(total("exporter_recording_faults_total"), "faults/s"),
-            unit=units.Short,
-        ),
-        table(
-            "Configuration",
-            "How each pool is set up; where processes differ, the smallest, and for the overflow the largest. Good: "
-            "recycle below what the server allows an idle connection, pre-ping on against a database that cuts them. "
-            "Bad: recycle under 300 s: connections are made anew for nothing; ever more pools of a name: an engine is "
-            "made again and again.",
-            Query(f"count by (job, pool, pool_class, dialect, driver) ({pool('info')})", ""),
-            Query(f"sum by (job, pool) ({state('instances')})", "pools"),
-            Query(f"min by (job, pool) ({state('size')})", "pool_size"),
-            Query(f"max by (job, pool) ({state('max_overflow')})", "max_overflow"),
-            Query(f"min by (job, pool) ({state('timeout_seconds')})", "pool_timeout"),
-            Query(f"min by (job, pool) ({state('recycle_seconds')})", "pool_recycle"),
-            Query(f"min by (job, pool) ({state('pre_ping')})", "pre-ping"),
-            Query(f"sum by (job, pool) ({pool('capacity')})", "capacity of all"),
-            keys=("job", "pool", "pool_class", "dialect", "driver"),
-            columns={
-                "pools": Column(),
-                "pool_size": Column(),
-                "max_overflow": Column(),
-                "pool_timeout": Column(units.Seconds),
-                "pool_recycle": Column(units.Seconds),
-                "pre-ping": Column(units.BoolYesNo),
-                "capacity of all": Column(),
-            },
-            height=6,
         ),
     ]
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from sqlalchemy_pool_exporter.metrics import PREFIX
 
-TARGET = 'job=~"$job", instance=~"$instance"'
+# A fleet can be spread over clusters and namespaces.
+FLEET = 'cluster=~"$cluster", namespace=~"$namespace"'
+TARGET = f'{FLEET}, job=~"$job", instance=~"$instance"'
 # The names of all alerts in this project's rules begin with SQLAlchemyPool.
 _FIRING = 'alertname=~"SQLAlchemyPool.+", alertstate="firing"'
-ALERTS_OF_TARGETS = f"ALERTS{{{TARGET}, {_FIRING}}}"
 # Alerts on a service or a database have no instance. The `|` matches an absent label, which equals an empty one.
-ALERTS = f'ALERTS{{job=~"$job|", instance=~"$instance|", {_FIRING}}}'
+ALERTS = f'ALERTS{{{FLEET}, job=~"$job|", instance=~"$instance|", {_FIRING}}}'
 IN_USE = 'state="in_use"'
+SHOWN = 10
+FEW = f"The {SHOWN} largest are shown."
+WORKERS = 'worker=~"$worker"'
 _OF_WORKER = 'worker!=""'
 # The labels that identify a pool in one process.
 PROCESS = "job, instance, pool, worker"
@@ -27,6 +31,16 @@ def exporter(name: str, *matchers: str) -> str:
     return f"{PREFIX}{name}{{{', '.join((TARGET, *matchers))}}}"
 
 
+def alerts_of_targets(severity: str) -> str:
+    """Select the alerts of the chosen targets that fire with a severity."""
+    return f'ALERTS{{{TARGET}, {_FIRING}, severity="{severity}"}}'
+
+
+def targets_up() -> str:
+    """Return the share of targets that answer, of those that have shown pools and are still to be scraped, 0 to 1."""
+    return f"avg(up{{{TARGET}}} and on (job, instance) last_over_time({exporter('exporter_build_info')}[1h]))"
+
+
 def pool(name: str, *matchers: str) -> str:
     """Select a metric of the chosen pools."""
     return exporter(name, 'pool=~"$pool"', *matchers)
@@ -34,7 +48,7 @@ def pool(name: str, *matchers: str) -> str:
 
 def state(name: str, *matchers: str) -> str:
     """Select a state of the chosen pools in the chosen workers."""
-    return pool(name, 'worker=~"$worker"', *matchers)
+    return pool(name, WORKERS, *matchers)
 
 
 def database(name: str, *matchers: str) -> str:
@@ -70,6 +84,22 @@ def fullness(*, of_chosen_workers: bool) -> str:
     return f"{select('connections', IN_USE)} / ignoring (state) {limit(of_chosen_workers=of_chosen_workers)}"
 
 
-def largest(labels: str, number: int, expr: str) -> str:
-    """Return the ``number`` largest series: a fleet has thousands of processes, too many for one graph."""
-    return f"topk({number}, max by ({labels}) ({expr}))"
+def stuck(*, of_chosen_workers: bool) -> str:
+    """Return for how long each process that is full has got no connection back, in seconds; 0 while it is not full.
+
+    Where none ever came back, it is the age of the oldest checkout.
+    """
+    select = state if of_chosen_workers else pool
+    since = f"(time() - ({select('last_checkin_timestamp_seconds')} > 0) or {select('longest_held_seconds')})"
+    is_full = f"({fullness(of_chosen_workers=of_chosen_workers)} >= bool 1)"
+    return f"{since} * {is_full}"
+
+
+def largest(labels: str, expr: str) -> str:
+    """Return the largest series: a fleet has thousands of processes, too many for one graph."""
+    return top(f"max by ({labels}) ({expr})")
+
+
+def top(expr: str) -> str:
+    """Return as many of the largest series as a graph and its colours can show."""
+    return f"topk({SHOWN}, {expr})"

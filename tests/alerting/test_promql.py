@@ -51,7 +51,9 @@ APPLICATION = {
     'capacity{pool="p"}': 5,
     'connections{pool="p", state="in_use"}': 5,
     'last_checkin_timestamp_seconds{pool="p"}': 0,  # no connection has been returned yet
+    'longest_held_seconds{pool="p"}': 33,
 }
+NO_LIMIT = {key: value for key, value in SIDECAR.items() if 'pool="null"' in key}
 NOTHING: list[float] = []
 DATABASES = {
     **SIDECAR,
@@ -75,11 +77,12 @@ DATABASES = {
         (SUMMED, "In use against capacity, by process B", [10.0]),
         (APPLICATION, "In use against capacity, by process B", [5.0]),
         # At 60 s the full worker has had no return for 20 s, the other is not full, and the third pool has no limit.
-        (SIDECAR, "Full, and nothing comes back", [0.0, 20.0]),
-        (SUMMED, "Full, and nothing comes back", [0.0]),
-        (APPLICATION, "Full, and nothing comes back", NOTHING),
-        (SIDECAR, "Last return", [50.0]),
-        (APPLICATION, "Last return", NOTHING),
+        (SIDECAR, "Stuck for, by process", [0.0, 20.0]),
+        (SUMMED, "Stuck for, by process", [0.0]),
+        # Nothing was ever returned: it is stuck for as long as the oldest checkout is.
+        (APPLICATION, "Stuck for, by process", [33.0]),
+        (SIDECAR, "Stuck for", [20.0]),
+        (NO_LIMIT, "Stuck for", NOTHING),
         (SIDECAR, "Connections that the traffic needs C", [10.0]),
         (DATABASES, "What the pools could ask for A", [10.0, 10.0]),
         (DATABASES, "What the pools could ask for B", [6.0, 13.0]),

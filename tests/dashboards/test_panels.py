@@ -23,7 +23,7 @@ SECONDS = 65.0
 # every process of its directory, too: what is left is the configuration that only a sidecar reads, and what its probes
 # of databases say of held connections.
 OF_SIDECAR = {
-    "Configuration is the file's A",
+    "Configuration current A",
     "Configuration read A",
     "Behind a lock A",
     "Held, idle in transaction A",

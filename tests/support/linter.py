@@ -157,13 +157,17 @@ def target_promql_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def target_rate_interval_rule(board: Board) -> Iterator[str]:
-    """Rates are over ``$__rate_interval``, and so is every other range."""
+    """Rates are over ``$__rate_interval``, and so is every other range, except for what was seen lately."""
     for target, expr in _parsed(board):
         for node, parents in grafana.walk(expr):
             if isinstance(node, promql.SubqueryExpr):
                 yield f"{target}: a subquery, whose steps are not the graph's: {target.expr}"
             elif isinstance(node, promql.MatrixSelector) and node.range.total_seconds() != MAGIC:
                 function = parents[-1].func.name if parents else "nothing"
+                if (
+                    function == "last_over_time"
+                ):  # how long a target is remembered is no matter of the graph's steps
+                    continue
                 yield f"{target}: {function} over {node.range}: {target.expr}"
 
 
