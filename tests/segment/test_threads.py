@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread that the package starts in the midst of the application's work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from sqlalchemy_pool_exporter.segment import fork
+from tests.support import wait
+
+if TYPE_CHECKING:
+    import pytest
+
+# Sets time limits for a thread that starts others, as often as it can.
+LIMITS = """
+import ctypes, sys, threading
+from sqlalchemy_pool_exporter.segment import fork
+sys.unraisablehook = threading.excepthook = lambda _: None  # a started thread may be ended by a limit
+class Limit(Exception): ...
+struck, begun, ends = [], threading.Event(), threading.Event()
+def work():
+    begun.set()
+    for _ in range(2000):
+        try:
+            fork.start_thread(int, name="started")
+        except Limit:
+            struck.append(None)
+    ends.set()
+def run():
+    while not ends.is_set():
+        try:
+            work()
+        except Limit:
+            struck.append(None)
+worker = threading.Thread(target=run)
+worker.start()
+begun.wait()
+while not ends.wait(0.0005):
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(Limit))
+print(len(struck))
+import os; sys.stdout.flush(); os._exit(0)
+"""
+
+
+def test_started_thread_has_its_name_and_does_not_keep_the_process() -> None:
+    """The thread has the name, and is a daemon."""
+    found: list[tuple[str, bool]] = []
+
+    def act(number: int) -> None:
+        this = threading.current_thread()
+        found.append((f"{this.name} {number}", this.daemon))
+
+    assert fork.start_thread(act, 7, name="sqlalchemy-pool-exporter test")
+
+    assert wait.eventually(lambda: found == [("sqlalchemy-pool-exporter test 7", True)])
+
+
+def test_no_thread_left_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system has no thread left, the caller goes on and is told so."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+
+    assert not fork.start_thread(int, name="test")
+
+
+def test_time_limits_do_not_let_a_caller_wait_for_ever() -> None:
+    """A thread that is given time limits while it starts others ends; on CPython 3.11 it once waited for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITS], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert int(done.stdout) > 0
