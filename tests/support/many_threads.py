@@ -79,17 +79,25 @@ class Watcher(threading.Thread):
         self._ends = threading.Event()
         self.went_back: list[tuple[str, float, float]] = []
         self.reads = 0
+        self._last: dict[tuple[int, str], float] = {}
+        # Also where the threads are done before a watcher gets its first turn.
+        self.read()
 
     def run(self) -> None:
-        """Watch until it is stopped."""
-        last: dict[tuple[int, str], float] = {}
+        """Watch until it is stopped, and read once more then."""
         while not self._ends.wait(_EVERY_SECONDS):
-            self.reads += 1
-            for number, recorder in enumerate(self._recorders):
-                for key, value in counters(recorder):
-                    if value < last.get((number, key), 0.0):
-                        self.went_back.append((key, last[number, key], value))
-                    last[number, key] = value
+            self.read()
+        self.read()
+
+    def read(self) -> None:
+        """Read the counters, and note those that went back since the last time."""
+        self.reads += 1
+        for number, recorder in enumerate(self._recorders):
+            for key, value in counters(recorder):
+                last = self._last.get((number, key), 0.0)
+                if value < last:
+                    self.went_back.append((key, last, value))
+                self._last[number, key] = value
 
     def stop(self) -> None:
         """Stop it, and wait for its end."""
