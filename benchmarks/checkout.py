@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from statistics import median
 from threading import Barrier, Thread
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import column, select, table
 
-from . import fake, interpreted
-from .measure import Pairs, Turn, added, confidence, no_collections, paired, relative
+from . import fake, process
+from .measure import Pairs, Turn, added, confidence, paired, relative
 from .need import MissingError
 from .report import Table
 from .watchers import LISTENERS, WATCHERS, Watcher
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _THREADS, _CONNECTIONS = 8, 4
+# How often all processes are started anew: the memory of each is laid out by chance, and code that lies badly stays so.
+_GENERATIONS = 6
 _ORDERS = table("orders", column("id"), column("customer"), column("total"))
 
 
@@ -47,24 +49,16 @@ class _Variant:
 def run(*, quick: bool) -> Iterator[Table]:
     """Yield one table for each way a pool is used."""
     for variant in _VARIANTS:
-        yield _measure(variant, variant.quick_rounds if quick else variant.rounds)
+        rounds, generations = (variant.quick_rounds, 1) if quick else (variant.rounds, _GENERATIONS)
+        yield _measure(variant, rounds, generations)
 
 
-def _measure(variant: _Variant, rounds: int) -> Table:
-    names: list[str] = []
-    pairs: list[tuple[Turn, Turn]] = []
+def _measure(variant: _Variant, rounds: int, generations: int) -> Table:
+    times: dict[str, list[tuple[int, int]]] = {}
     missing: dict[str, str] = {}
-    with ExitStack() as stack:
-        for watcher in WATCHERS:
-            try:
-                pairs.append(_pair(variant, watcher, stack))
-            except MissingError as error:
-                missing[watcher.name] = str(error)
-                continue
-            names.append(watcher.name)
-        with no_collections():
-            paired(2, pairs)  # warm up: open the connections, let the interpreter specialise
-            times = dict(zip(names, paired(rounds, pairs), strict=True))
+    for _ in range(generations):
+        for name, pairs in _one_generation(variant, rounds // generations, missing).items():
+            times.setdefault(name, []).extend(pairs)
     return Table(
         title=variant.title,
         note=f"{variant.note} {rounds} rounds of {variant.cycles} cycles. {_MEANINGS[variant.quiet]}",
@@ -75,19 +69,51 @@ def _measure(variant: _Variant, rounds: int) -> Table:
     )
 
 
-def pair(title: str, name: str, stack: ExitStack) -> tuple[Turn, Turn]:
-    """Return the two turns of the watcher *name* for the way to use a pool that is called *title*, of this process."""
+def _one_generation(
+    variant: _Variant, rounds: int, missing: dict[str, str]
+) -> dict[str, list[tuple[int, int]]]:
+    pairs: dict[str, tuple[Turn, Turn]] = {}
+    with ExitStack() as stack:
+        # Those that use the pool in the same way are compared with the same one without anything.
+        bare = {
+            each.through_engine: _process(variant, each, stack, is_watched=False)
+            for each in {each.through_engine: each for each in WATCHERS}.values()
+        }
+        watched = [_process(variant, watcher, stack) for watcher in WATCHERS]
+        for watcher, each in zip(WATCHERS, watched, strict=True):
+            try:
+                bare[watcher.through_engine].wait()
+                each.wait()
+            except MissingError as error:
+                missing[watcher.name] = str(error)
+                continue
+            pairs[watcher.name] = (bare[watcher.through_engine].turn, each.turn)
+        paired(2, list(pairs.values()))  # warm up: open the connections, let the interpreter specialise
+        return dict(zip(pairs, paired(rounds, list(pairs.values())), strict=True))
+
+
+def _process(
+    variant: _Variant, watcher: Watcher, stack: ExitStack, *, is_watched: bool = True
+) -> process.Process:
+    started = process.Process(
+        variant.title, watcher.name, interpreted=watcher.interpreted and is_watched, is_watched=is_watched
+    )
+    stack.callback(started.close)
+    return started
+
+
+def turn(title: str, name: str, stack: ExitStack, *, is_watched: bool) -> Turn:
+    """Return the turn of the watcher *name* for the way to use a pool that is called *title*, of this process.
+
+    Raises:
+        MissingError: the watcher's package is not installed.
+    """
     variant = next(each for each in _VARIANTS if each.title == title)
     watcher = next(each for each in WATCHERS if each.name == name)
-    return _pair(variant, replace(watcher, interpreted=False), stack)
-
-
-def _pair(variant: _Variant, watcher: Watcher, stack: ExitStack) -> tuple[Turn, Turn]:
-    if watcher.interpreted:
-        return stack.enter_context(interpreted.turns(variant.title, watcher.name))
-    base, watched = _engine(variant, stack), _engine(variant, stack)
-    stack.enter_context(watcher.attach(watched))
-    return _turn(watcher, base, variant), _turn(watcher, watched, variant)
+    engine = _engine(variant, stack)
+    if is_watched:
+        stack.enter_context(watcher.attach(engine))
+    return _turn(watcher, engine, variant)
 
 
 def _engine(variant: _Variant, stack: ExitStack) -> Engine:
@@ -190,10 +216,11 @@ _VARIANTS = (
         title="Checkout and return",
         note=(
             "One thread, `pool.connect().close()` on a QueuePool whose connections do nothing; processor time of the "
-            "thread (`thread_time_ns`), the cyclic garbage collector off. Each turn runs beside one of the same length "
-            "on a pool without anything; added comes from the median of the ratios of the two, the middle half from "
-            "their quartiles. The first row is such a pool again: the noise. sqlalchemy-collectd listens to `reset` "
-            "as SQLAlchemy 1 called it; looking for whom to warn of that is part of its figure at each return."
+            "thread (`thread_time_ns`), the cyclic garbage collector off. Each pool is in a process of its own. Each "
+            "turn runs beside one of the same length on a pool without anything; added comes from the median of the "
+            "ratios of the two, the middle half from their quartiles. The first row is such a pool again: the noise. "
+            "sqlalchemy-collectd listens to `reset` as SQLAlchemy 1 called it; looking for whom to warn of that is "
+            "part of its figure at each return."
         ),
         engine_options={},
         turn=_one_thread,

@@ -60,6 +60,17 @@ def this_project(engine: Engine, *, sites: bool | float | None = None) -> Iterat
 
 
 @contextmanager
+def _this_project_to_opentelemetry(engine: Engine) -> Iterator[None]:
+    metrics = need("opentelemetry.sdk.metrics", "opentelemetry-sdk")
+    export = need("opentelemetry.sdk.metrics.export", "opentelemetry-sdk")
+    provider = metrics.MeterProvider([export.InMemoryMetricReader()])
+    handle = instrument(engine, name="benchmark", registry=CollectorRegistry(), meter_provider=provider)
+    yield
+    handle.close()
+    provider.shutdown()
+
+
+@contextmanager
 def _three_prometheus_calls(engine: Engine) -> Iterator[None]:
     # What a developer writes first without a library: connections in use, checkouts and hold time.
     registry = CollectorRegistry()
@@ -115,7 +126,6 @@ def _opentelemetry(engine: Engine) -> Iterator[None]:
 
 LISTENERS = Watcher("two empty listeners", two_empty_listeners)
 
-# OpenTelemetry is last because it also wraps create_engine(): engines made after it would be instrumented, too.
 WATCHERS = (
     Watcher("nothing", nothing),
     LISTENERS,
@@ -123,6 +133,7 @@ WATCHERS = (
     # By default a pool of which half is not in use, as here, records no site.
     Watcher("the same with the site of each checkout", partial(this_project, sites=True)),
     Watcher("the same without sites", partial(this_project, sites=False)),
+    Watcher("the same with OpenTelemetry", _this_project_to_opentelemetry),
     Watcher("the same interpreted", this_project, interpreted=True),
     Watcher("three prometheus_client calls", _three_prometheus_calls),
     Watcher("sqlalchemy-collectd", _collectd, through_engine=True),

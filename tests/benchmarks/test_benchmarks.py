@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from benchmarks import measure, names
 from benchmarks.report import Table, replace_block
 from tests.support.paths import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.newest  # `make bench` installs the newest dependencies
 
@@ -25,26 +23,30 @@ ROWS = (
     "sqlalchemy-pool-exporter",
     "the same with the site of each checkout",
     "the same without sites",
+    "the same with OpenTelemetry",
     "the same interpreted",
     "three prometheus_client calls",
     "sqlalchemy-collectd",
     "opentelemetry-instrumentation-sqlalchemy",
 )
 VARIANTS = ("Checkout and return", "among other work", "with pre-ping", "under contention")
-# Make the competitors' packages unimportable, even where they are installed.
+# Makes the competitors' packages unimportable, even where they are installed.
 WITHOUT_COMPETITORS = """
 import sys
 sys.modules.update(dict.fromkeys(("opentelemetry.sdk.metrics", "sqlalchemy_collectd.client.plugin")))
-from benchmarks.__main__ import main
-from tests.support.paths import ROOT
-sys.exit(main(sys.argv[1:]))
 """
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the repository, where the benchmarks are, and return the ended process with its output."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
@@ -73,7 +75,10 @@ def test_a_package_that_is_missing_is_an_error_that_names_the_extra(tmp_path: Pa
     """If a competitor is missing, its rows say "not measured", and the run fails and names the extra to install."""
     page = tmp_path / "benchmarks.md"
 
-    result = run("-c", WITHOUT_COMPETITORS, "--quick", "--only", "checkout", "--output", page)
+    Path(tmp_path, "sitecustomize.py").write_text(WITHOUT_COMPETITORS, encoding="utf-8")
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+
+    result = run("-m", "benchmarks", "--quick", "--only", "checkout", "--output", page, PYTHONPATH=path)
 
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
