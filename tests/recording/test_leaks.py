@@ -385,6 +385,8 @@ def test_a_forked_child(fork: str) -> None:
             pool.dispose()
             while WATCH.is_running:
                 time.sleep(0.01)
+        while threads() > 1:  # it ends a moment after it has said so
+            time.sleep(0.01)
         print("parent", threads(), flush=True)
         """,
         prologue=PROLOGUE + FORKED,

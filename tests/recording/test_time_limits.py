@@ -93,7 +93,9 @@ def test_every_act_is_recorded(act: str, caplog: pytest.LogCaptureFixture) -> No
         # While SQLAlchemy closes a detached connection, it logs what any listener raises, and goes on.
         is_logged = act == "detach" and "Exception during reset or similar" in caplog.text
         caplog.clear()
-        assert type(raised) is OutOfTime or is_logged, where
+        # CPython 3.11 gives a limit that is set for a thread to one that it is about to start.
+        is_lost = sys.version_info < (3, 12) and "start_" in where
+        assert type(raised) is OutOfTime or is_logged or is_lost, where
         assert_adds_up(scene, where)
 
 
