@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Render ``config/alerts.yml`` for Prometheus, and write the documentation's tables of its rules.
+"""Render ``config/alerts.yml``, and write the tables of its rules and the runbooks' lines on panels.
 
 Run it after changing a rule or a threshold; a test fails until the files are up to date.
 """
@@ -11,10 +11,12 @@ from typing import Any
 
 import yaml
 
+from dashboards.source.alerts import SHOWN
 from sqlalchemy_pool_exporter.alerting import rules
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+RUNBOOKS = DOCS / "runbooks"
 SOURCE = ROOT / "config" / "alerts.yml"
 RENDERED = ROOT / "config" / "prometheus" / "rules" / rules.FILE
 SEVERITIES = ("info", "warning", "critical")
@@ -33,11 +35,17 @@ def pages() -> dict[Path, str]:
         "recorded": recorded(source),
         "thresholds": thresholds(source),
     }
-    index = {"alerts": alerts(source, "")}
-    return {
-        page: _renewed(page.read_text("utf-8"), of_page)
-        for page, of_page in ((DOCS / "rules.md", parts), (DOCS / "runbooks" / "README.md", index))
-    }
+    pages = {DOCS / "rules.md": parts, RUNBOOKS / "README.md": {"alerts": alerts(source, "")}}
+    pages |= {RUNBOOKS / f"{name}.md": {"panels": panels(name)} for name in SHOWN}
+    return {page: _renewed(page.read_text("utf-8"), of_page) for page, of_page in pages.items()}
+
+
+def panels(name: str) -> str:
+    """Return the line of a runbook that says which panels of which dashboard show the alert."""
+    shown = SHOWN[name]
+    named = ", ".join(f"*{title}*" for title in shown.panels)
+    board = f"[{shown.board.capitalize()}](../dashboards.md)"
+    return f"On the dashboard {board}, to which the alert's `dashboard_url` leads: {named}.\n"
 
 
 def alerts(source: str, runbooks: str) -> str:

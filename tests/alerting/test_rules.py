@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from dashboards.source.alerts import SHOWN
 from sqlalchemy_pool_exporter import metrics as catalogue
 from sqlalchemy_pool_exporter.alerting import rules
 from sqlalchemy_pool_exporter.errors import ThresholdError
+from tests.support import grafana
 from tests.support.incident_list import INCIDENTS, UNSTAGED
 from tests.support.paths import ROOT
 from tests.support.promtool import evaluate
@@ -181,12 +183,33 @@ def test_alerts_have_the_usual_form(rule: dict[str, Any]) -> None:
     assert len(name) <= 40
     assert ["severity"] == list(rule["labels"])
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-    assert {"summary", "description", "runbook_url"} == set(annotations)
+    assert {"summary", "description", "runbook_url", "dashboard_url"} == set(annotations)
     assert re.fullmatch(r"[A-Z][^{}]*\.", annotations["summary"])
     assert re.search(r"\{\{ \$(value|labels\.\w+)", annotations["description"])
     assert "\n" not in annotations["description"]
     assert "  " not in annotations["description"]
     assert URL.format(name) == annotations["runbook_url"]
+    # The promtool tests have what it becomes: an address relative to Grafana, with the alert's labels as variables.
+    assert annotations["dashboard_url"].startswith(f"/d/sqlalchemy-pool-{SHOWN[name].board}?")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_alert_leads_to_a_dashboard_and_back(name: str) -> None:
+    """The panels that show an alert exist and link to its runbook, and the runbook names them."""
+    shown = SHOWN[name]
+    runbook = (RUNBOOKS / f"{name}.md").read_text("utf-8")
+    links = {
+        panel["title"]: [link["url"] for link in panel.get("links", ())]
+        for panel in grafana.panels(grafana.load(shown.board))
+    }
+    for title in shown.panels:
+        assert URL.format(name) in links[title]
+        assert f"*{title}*" in runbook
+
+
+def test_no_panel_leads_to_an_alert_that_is_gone() -> None:
+    """Only alerts that there are have panels."""
+    assert set(NAMES) == SHOWN.keys()
 
 
 def test_a_tier_is_there_once() -> None:
