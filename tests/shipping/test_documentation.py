@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.paths import ROOT
+from tools import build_docs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.newest
 
-HOME = "https://github.com/sqlalchemy-pool-exporter/sqlalchemy-pool-exporter"
+HOME = build_docs.HOME
 PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "helm") for page in (ROOT / name).rglob("*.md"))]
 
 
@@ -52,6 +54,12 @@ def test_dead_links_are_found() -> None:
     """``links()`` and ``anchors()``, on which the test above relies, find links and headings."""
     assert ["a.md#b", "/docs/rules.md"] == links(f"[a](a.md#b) [c]({HOME}/blob/main/docs/rules.md)")
     assert {"a-b-c", "d"} == anchors("# A `b`: c\n```\n# no\n```\n## D")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """docs/README.md leads to each page below docs, itself or by the index of its directory."""
+    written = {PurePosixPath(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
+    assert set() == written - set(build_docs.pages())
 
 
 def test_commands_exist() -> None:

@@ -71,12 +71,6 @@ def pages(site: Path) -> dict[Path, Html]:
     return {path: Html(path) for path in site.rglob("*.html")}
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    """docs/README.md leads to each page below docs, itself or by the index of its directory."""
-    written = {PurePosixPath(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
-    assert set() == written - set(build_docs.pages())
-
-
 def test_order_of_a_readers_questions() -> None:
     """The parts of the navigation are in the order in which a reader asks, and the first page is the README."""
     sections = build_docs.sections()
