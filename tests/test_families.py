@@ -71,6 +71,23 @@ def test_a_histogram() -> None:
     assert len(shown) == len(BUCKETS) + 3
 
 
+def test_fewer_buckets() -> None:
+    """Only the chosen buckets of a histogram are shown, and +Inf; the values are those that all together have."""
+    few = Builder(METRICS, owner=("pool", "worker"), buckets=(0.25, 10))
+    values = Histogram((1.0, *(0.0 for _ in BUCKETS[1:]), 2.0), 99.5)
+    few.add(("orders",), [("wait_seconds", values)])
+    assert lines(few) == [
+        'sqlalchemy_pool_wait_seconds_bucket{le="0.25",pool="orders"} 1.0',
+        'sqlalchemy_pool_wait_seconds_bucket{le="10.0",pool="orders"} 1.0',
+        'sqlalchemy_pool_wait_seconds_bucket{le="+Inf",pool="orders"} 3.0',
+        'sqlalchemy_pool_wait_seconds_count{pool="orders"} 3.0',
+        'sqlalchemy_pool_wait_seconds_sum{pool="orders"} 99.5',
+    ]
+    again = Builder(METRICS, owner=("pool", "worker"), known=few.kept, buckets=(0.25, 10))
+    again.add(("orders",), [("wait_seconds", values)])
+    assert lines(again) == lines(few)
+
+
 def test_an_info() -> None:
     """An info metric carries its information in labels and has the value 1."""
     built = builder()

@@ -82,12 +82,12 @@ def _shown(default: object) -> str:
         return "*required*"
     if default is None:
         return "none"
-    if default == ():
-        return "`[]`"
     if isinstance(default, Address):
         return f"`{default}`"
     if isinstance(default, float):
         return f"`{default:g}`"
+    if isinstance(default, tuple):  # empty, or of numbers
+        return f"`[{', '.join(f'{one:g}' for one in default)}]`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

@@ -158,7 +158,7 @@ def health() -> list[Builder[Panel]]:
             "Findings of the audit",
             "Common mistakes in how pools are configured or used, each once. Good: 0. Bad: any; the table below says "
             "which, and of which pool.",
-            f"count(max by ({BY}, rule) ({pool('finding')})) or 0 * count({pool('info')})",
+            f"count(max by ({BY}, rule) ({pool('finding')})) or 0 * count({pool('self_deadlocked')})",
             unit=units.Short,
             warning=1,
         ),

@@ -132,7 +132,7 @@ def health() -> list[Builder[Panel]]:
             "Findings of the audit",
             "Common mistakes in how the pools are configured or used, each once. Good: 0. Bad: any; the table Findings "
             "says which, and `sqlalchemy-pool-exporter audit` why, and what to do.",
-            f"count(max by (job, pool, rule) ({pool('finding')})) or 0 * count({pool('info')})",
+            f"count(max by (job, pool, rule) ({pool('finding')})) or 0 * count({pool('self_deadlocked')})",
             unit=units.Short,
             warning=1,
         ),

@@ -24,6 +24,8 @@ cdef class Builder:
     cdef dict _groups
     cdef object _owner
     cdef Kept _known
+    cdef object _shown
+    cdef object _bounds
     cdef list _columns
     cdef readonly Kept kept
 

@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .exposition import Family
+from .metrics import BUCKETS
 from .pausing import pause
 from .segment.snapshot import Histogram, Summary
 
@@ -29,9 +30,10 @@ if cython.compiled:
     from cython.cimports.sqlalchemy_pool_exporter.series_cy import Samples, Series
 else:
     from .series_cy import Samples, Series
+from .series_cy import BOUNDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from .metrics import Metric
     from .segment.snapshot import Value
@@ -91,18 +93,39 @@ class Builder:
         metrics: the families to build, in this order.
         owner: names of the labels of the owner; an owner may leave out the last ones.
         known: ``kept`` of the builder of the last scrape.
+        buckets: upper bounds of the histograms' buckets that are shown; the last one, +Inf, is always.
     """
 
-    __slots__ = ("_columns", "_families", "_groups", "_known", "_metrics", "_owner", "kept")
+    __slots__ = (
+        "_bounds",
+        "_columns",
+        "_families",
+        "_groups",
+        "_known",
+        "_metrics",
+        "_owner",
+        "_shown",
+        "kept",
+    )
 
     def __init__(
-        self, metrics: Iterable[Metric], *, owner: Sequence[str] = (), known: Kept | None = None
+        self,
+        metrics: Iterable[Metric],
+        *,
+        owner: Sequence[str] = (),
+        known: Kept | None = None,
+        buckets: Collection[float] = BUCKETS,
     ) -> None:
         self._metrics = {metric.key: metric for metric in metrics}
         self._families = {key: empty(metric) for key, metric in self._metrics.items()}
         self._groups = {key: family.groups for key, family in self._families.items()}
         self._owner = owner
         self._known = known or _NOTHING
+        self._shown: list[int] | None = None  # positions of the buckets, and their bounds
+        self._bounds = _NO_LABELS
+        if len(buckets) < len(BUCKETS):
+            self._shown = [*(at for at, bound in enumerate(BUCKETS) if bound in buckets), len(BUCKETS)]
+            self._bounds = tuple([BOUNDS[at] for at in self._shown])
         self._columns: list[list[Samples]] | None = None  # of the metrics that add_numbers() adds to
         self.kept = Kept()
 
@@ -251,7 +274,8 @@ class Builder:
             values = (float(value),)
         elif isinstance(value, Histogram):
             buckets = tuple(accumulate(value.buckets))
-            kind, values = known.histograms, (*buckets, buckets[-1], value.sum)
+            shown = buckets if self._shown is None else [buckets[at] for at in self._shown]
+            kind, own, values = known.histograms, self._bounds, (*shown, buckets[-1], value.sum)
         else:
             kind, own, values = known.labelled, tuple(value), _flat(value.values())
         samples = kind.get(key)

@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.families import (
     add_sites,
 )
 from sqlalchemy_pool_exporter.metrics import (
+    BUCKETS,
     EXPORTER_METRICS,
     FLEET_METRICS,
     POOL_METRICS,
@@ -63,6 +64,7 @@ class FleetCollector(Collector):
         monotonic: the clock of the segments, in seconds.
         wall: Unix time, in seconds.
         servers: returns what the last probes of databases said.
+        buckets: upper bounds of the histograms' buckets that are shown.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only options
@@ -74,11 +76,13 @@ class FleetCollector(Collector):
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         servers: Callable[[], Sequence[ProbedServer]] = tuple,
+        buckets: Collection[float] = BUCKETS,
     ) -> None:
         self._reader = reader
         self._worker_label = worker_label
         self._counters_per_worker = counters_per_worker
         self._monotonic, self._wall, self._servers = monotonic, wall, servers
+        self._buckets = buckets
         self._kept: Kept | None = None
         self._sites = ShownSites(monotonic=monotonic)
         # Of the last scrape.
@@ -88,7 +92,7 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Read the directory and yield fresh families."""
         began = time.perf_counter()
-        scrape = Builder(_METRICS, owner=OWNER, known=self._kept)
+        scrape = Builder(_METRICS, owner=OWNER, known=self._kept, buckets=self._buckets)
         self.add_to(scrape)
         scrape.add((), [("exporter_scrape_duration_seconds", time.perf_counter() - began)])
         self._kept = scrape.kept

@@ -554,3 +554,14 @@ DATABASE_METRICS: Final = (
     _database("probe_age_seconds", "gauge", "Time since the last probe ended: the age of all these numbers."),
     _database("last_success_timestamp_seconds", "gauge", "Unix time of the last probe that succeeded."),
 )
+
+ALL_METRICS: Final = (
+    *POOL_METRICS,
+    *EXPORTER_METRICS,
+    *PROCESS_METRICS,
+    *APPLICATION_METRICS,
+    *FLEET_METRICS,
+    *RELOAD_METRICS,
+    *DATABASE_METRICS,
+    *PROBED_POOL_METRICS,
+)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The values of a metric's own labels: one, or several.
 Label = str | tuple[str, ...]
 
-_BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
+BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 # From this number on, Go writes an exponent. Prometheus compares values of the label `le` as text, so write as Go does.
 _FIRST_EXPONENT: Final = 1e6
@@ -50,7 +50,8 @@ class Series:
         Args:
             metric: its name and the names of its labels must need no escaping.
             labels: of the owner; shared, and never changed.
-            own: the values of the metric's own labels, if it has such.
+            own: the values of the metric's own labels, if it has such; of a histogram, the bounds of the buckets
+                that are shown, if these are not all.
         """
         self.metric, self.own, self._labels = metric, own, labels
         # Whether it is one series, without labels of the metric's own.
@@ -64,17 +65,17 @@ class Series:
     def each(self) -> Iterator[tuple[str, Mapping[str, str]]]:
         """Yield the name and the labels of each series, in the order of its values."""
         name, labels = self.metric.name, self._labels
-        if self.own is not None:
+        if self.metric.kind == "histogram":
+            for bound in self.own or BOUNDS:
+                yield f"{name}_bucket", {**labels, "le": str(bound)}
+            yield f"{name}_count", labels
+            yield f"{name}_sum", labels
+        elif self.own is not None:
             for value in self.own:
                 values = (value,) if isinstance(value, str) else value
                 every = {**labels, **dict(zip(self.metric.labels, values, strict=True))}
                 for suffix in self.metric.suffixes:
                     yield name + suffix, every
-        elif self.metric.kind == "histogram":
-            for bound in _BOUNDS:
-                yield f"{name}_bucket", {**labels, "le": bound}
-            yield f"{name}_count", labels
-            yield f"{name}_sum", labels
         else:
             yield name, labels
 

@@ -46,18 +46,6 @@ def _series(metric: Metric) -> list[str]:
     ]
 
 
-ALL: tuple[Metric, ...] = (
-    *metrics.POOL_METRICS,
-    *metrics.EXPORTER_METRICS,
-    *metrics.PROCESS_METRICS,
-    *metrics.APPLICATION_METRICS,
-    *metrics.FLEET_METRICS,
-    *metrics.RELOAD_METRICS,
-    *metrics.DATABASE_METRICS,
-    *metrics.PROBED_POOL_METRICS,
-)
-
-
 def _answered(directory: Path, name: str, when: str, *, is_configured: bool = True) -> dict[str, str]:
     """Return what the stats of a dashboard show at a time, by title; those without a value are not there.
 
@@ -67,7 +55,9 @@ def _answered(directory: Path, name: str, when: str, *, is_configured: bool = Tr
     series = [{"series": 'up{job="shop", instance="a"}', "values": up}]
     if is_configured:
         series += [
-            {"series": one, "values": f"1+1x{LOST} stale"} for metric in ALL for one in _series(metric)
+            {"series": one, "values": f"1+1x{LOST} stale"}
+            for metric in metrics.ALL_METRICS
+            for one in _series(metric)
         ]
     board = grafana.load(name)
     stats = {

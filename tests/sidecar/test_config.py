@@ -99,6 +99,25 @@ def test_empty_means_default(given_file: Callable[[str], Path], text: str) -> No
     assert load(given_file(text)) == load() == Config()
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (
+            "drop: [sqlalchemy_pool_sizes]",
+            "metrics.drop[0]: there is no metric 'sqlalchemy_pool_sizes', did you mean",
+        ),
+        ("drop: [up]", "metrics.drop[0]: there is no metric 'up'"),
+        ("buckets: [0.25, 0.3]", "metrics.buckets[1]: is none of the bounds: 0.0005, 0.001"),
+        ("buckets: []", "metrics.buckets: "),
+    ],
+)
+def test_fewer_series_of_what_there_is(given_file: Callable[[str], Path], options: str, fault: str) -> None:
+    """Only metrics that there are can be dropped, and only bounds that there are can be chosen."""
+    with pytest.raises(ConfigError) as raised:
+        load(given_file(f"metrics: {{{options}}}"))
+    assert fault in str(raised.value)
+
+
 def test_a_configuration_is_a_value() -> None:
     """A configuration is immutable, and equal sections have equal hashes."""
     config = load(SHIPPED)

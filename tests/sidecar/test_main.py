@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -77,6 +78,31 @@ def test_serve(directory: Path) -> None:
         assert sidecar.value("checkouts_total", pool="orders") == 6
         assert sidecar.value("connections", pool="orders", worker="000", state="in_use") is None
         assert sidecar.end() == 0
+
+
+def test_fewer_series(directory: Path, config: Path) -> None:
+    """What `metrics.drop` names is not shown, of histograms only the `metrics.buckets` are; the rest is as before."""
+    config.write_text(
+        f"segments: {{directory: {directory}}}\n"
+        "metrics:\n"
+        "  drop: [sqlalchemy_pool_ping_seconds, sqlalchemy_pool_detaches_total, sqlalchemy_pool_info]\n"
+        "  buckets: [0.01, 0.25, 1]\n"
+    )
+    with (
+        Worker(directory) as worker,
+        Sidecar("--directory", directory) as sidecar,
+        Sidecar("--config", config) as other,
+    ):
+        worker.do("pool", "orders")
+        before, after = sidecar.get()[1], other.get()[1]
+    dropped = {"ping_seconds_bucket", "ping_seconds_count", "ping_seconds_sum", "detaches_total", "info"}
+    assert _names(before) - _names(after) == {f"sqlalchemy_pool_{name}" for name in dropped}
+    bounds = set(re.findall(r'sqlalchemy_pool_checkout_wait_seconds_bucket\{le="([^"]+)"', after))
+    assert {"0.01", "0.25", "1.0", "+Inf"} == bounds
+
+
+def _names(exposition: str) -> set[str]:
+    return set(re.findall(r"^([a-z_]+)(?=[ {])", exposition, re.MULTILINE))
 
 
 def test_board(directory: Path) -> None:

@@ -7,6 +7,7 @@ read them, and a test compares ``config/exporter.yaml`` with them.
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
 from collections import Counter
@@ -19,6 +20,7 @@ from pydantic import Field, PlainSerializer, WithJsonSchema
 
 from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.metrics import ALL_METRICS, BUCKETS
 
 from .document import Document, Untyped, read_regular, read_text
 from .probe.dsn import DSN, OptionError, check_connect, client_context
@@ -71,6 +73,10 @@ VariableName = Annotated[
     ),
 ]
 DSNText = Annotated[DSN, parsed(DSN, DSN), WithJsonSchema({"type": "string"})]
+MetricName = Annotated[str, Field(min_length=1, json_schema_extra={"expects": "the name of a metric"})]
+Bound = Annotated[float, Field(gt=0, json_schema_extra={"expects": "seconds"})]
+# Every metric by the name of its samples, and its family.
+ALL_NAMES: Mapping[str, str] = {metric.name: metric.family for metric in ALL_METRICS}
 PoolName = Annotated[str, Field(min_length=1, json_schema_extra={"expects": "the name of a pool"})]
 
 
@@ -176,6 +182,34 @@ class Metrics(Section):
         default=False,
         description="Counters and histograms for each worker, too; otherwise summed over all workers.",
     )
+    drop: tuple[MetricName, ...] = Field(
+        default=(),
+        description="Metrics that are not shown, to have fewer series; alerts and panels on them are silent.",
+    )
+    buckets: tuple[Bound, ...] = Field(
+        default=BUCKETS,
+        min_length=1,
+        json_schema_extra={"expects": "a list of upper bounds in seconds"},
+        description="Upper bounds of the histograms' buckets that are shown; keep the objective of the rules, 0.25.",
+    )
+
+    def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:
+        """Check that the metrics and the bounds are those that there are."""
+        del given, context
+        for at, name in enumerate(self.drop):
+            if name not in ALL_NAMES:
+                close = difflib.get_close_matches(name, ALL_NAMES, 1)
+                what = f"there is no metric {name!r}" + (f", did you mean {close[0]!r}?" if close else "")
+                yield contradiction(what, ("drop", at))
+        for at, bound in enumerate(self.buckets):
+            if bound not in BUCKETS:
+                among = ", ".join(f"{one:g}" for one in BUCKETS)
+                yield contradiction(f"is none of the bounds: {among}", ("buckets", at))
+
+    @property
+    def dropped(self) -> frozenset[str]:
+        """The families of ``drop``, as the exposition names them."""
+        return frozenset(ALL_NAMES[name] for name in self.drop)
 
 
 class DatabaseTLS(Section):

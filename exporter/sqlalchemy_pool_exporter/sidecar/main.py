@@ -150,6 +150,7 @@ class Sidecar:
             worker_label=config.metrics.worker_label,
             counters_per_worker=config.metrics.counters_per_worker,
             servers=self.servers,
+            buckets=config.metrics.buckets,
         )
 
     async def _reload_quietly(self) -> None:
@@ -184,7 +185,11 @@ class Sidecar:
         return [probe.status.server_side(now) for probe, _ in list(self._probes.values())]
 
     def collect(self) -> Iterator[Family]:
-        """Yield all metric families; called in a thread."""
+        """Yield all metric families that are shown; called in a thread."""
+        dropped = self._config.metrics.dropped
+        return (family for family in self._families() if family.name not in dropped)
+
+    def _families(self) -> Iterator[Family]:
         collector, labels = self._fleet, None
         # First: whoever held a connection when a server was asked holds it still, if the segments say so afterwards.
         statuses = [probe.status for probe, _ in list(self._probes.values())]
