@@ -71,7 +71,7 @@ no-extension := SQLALCHEMY_POOL_EXPORTER_DISABLE_EXTENSION=1
 extension := $(if $(REQUIRE_TOOLS),SQLALCHEMY_POOL_EXPORTER_REQUIRE_EXTENSION=1)
 comma := ,
 suite := sidecar,top,demo,test,boards
-everything := $(suite),ship,bench,lint
+everything := $(suite),ship,recipes,bench,lint
 
 .PHONY: help
 help: ## show this
@@ -247,7 +247,7 @@ wheel: environment-build
 	@$(call backend,build_wheel,.venv/wheel,$(extension))
 
 environment-newest: wheel
-	$(call environment,newest,$(PYTHON),$(call wheel-with,wheel,$(suite)$(comma)ship))
+	$(call environment,newest,$(PYTHON),$(call wheel-with,wheel,$(suite)$(comma)ship$(comma)recipes))
 	$(call with-wheel,newest,wheel)
 
 # Installs exactly the lower bounds of pyproject.toml.

@@ -115,7 +115,12 @@ class Server:
 
     def url(self) -> str:
         """Wait until the server listens, and return its URL."""
-        return f"http://{self.wait_for(r'(?:Listening at|running on|TCP address).*?([0-9.]+:[0-9]+)')[1]}"
+        return f"http://{self.wait_for(r'(?:Listening at|[Rr]unning on|TCP address).*?([0-9.]+:[0-9]+)')[1]}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """End it with all its processes at once."""
@@ -221,6 +226,29 @@ def test_server(
         assert eventually(lambda: sidecar.value("exporter_workers", state="live") == WORKERS)
         _holds(tally, sidecar, server, application_name, parents=parents)
     assert _files_in(tmp_path) == WORKERS + parents
+
+
+def test_hypercorn(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
+    """Hypercorn ends if one of its workers is killed; started again, its counts go on from there."""
+    pytest.importorskip("hypercorn")
+    environment = {
+        "DATABASE_URL": server.url("postgresql+asyncpg", application_name=application_name),
+        "SQLALCHEMY_POOL_EXPORTER_DIR": str(tmp_path),
+    }
+    arguments = ("-m", "hypercorn", "--workers", str(WORKERS), "--bind", "127.0.0.1:0", ASGI)
+    by_process: Counter[int] = Counter()
+    with Sidecar("--directory", tmp_path) as sidecar:
+        for _ in range(2):
+            with Server(*arguments, **environment) as served:
+                url = served.url()
+                tally = Tally(lambda url=url: _ask(url))  # type: ignore[misc]
+                tally.by_process = by_process
+                tally.ask_until(lambda seen: len(seen) == WORKERS)
+                # Two lives of each file: only the workers that live have states.
+                _holds(tally, sidecar, server, application_name, parents=0)
+                os.kill(max(tally.by_process), signal.SIGKILL)
+                assert eventually(lambda served=served: served.ended)  # type: ignore[misc]
+    assert _files_in(tmp_path) == WORKERS
 
 
 def test_uwsgi_under_load(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:

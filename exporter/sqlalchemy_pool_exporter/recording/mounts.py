@@ -53,12 +53,21 @@ def asgi_app(
 ) -> Callable[..., Any]:
     """Return an ASGI application that serves the metrics at any path where it is mounted.
 
-    The arguments are those of ``wsgi_app()``.
+    Starlette and FastAPI also take it as a route, ``app.add_route("/metrics", asgi_app())``; their mounts redirect from
+    ``/metrics`` to ``/metrics/``. The arguments are those of ``wsgi_app()``.
     """
     show_directory(registry, directory)
+    return _ASGIApp(registry)
 
-    async def application(
-        scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
+
+class _ASGIApp:
+    """An ASGI application. It is no function, because Starlette takes a function for a view of its own kind."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def __call__(
+        self, scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> None:
         if scope["type"] != "http":
             message = f"metrics are served over HTTP, not over {scope['type']!r}"
@@ -70,7 +79,7 @@ def asgi_app(
         )
         method = scope.get("method", "GET")
         wanted = wanted_by(accept, accept_encoding, scope.get("query_string", b"").decode("latin-1"))
-        status, answered, body = await _in_thread(registry, method, wanted)
+        status, answered, body = await _in_thread(self._registry, method, wanted)
         answered = {**answered, "Content-Length": str(len(body))}
         await send(
             {
@@ -80,8 +89,6 @@ def asgi_app(
             }
         )
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
-
-    return application
 
 
 def aiohttp_handler(

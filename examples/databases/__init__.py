@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines for databases of several kinds; docs/recipes/databases.md shows them."""

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each web recipe in a real server, on a real PostgreSQL: a page uses the pool, and /metrics shows it at once."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.examples.test_servers import Server
+from tests.support.recipes import NAME, checkouts, database_url, get, scrape
+from tests.support.samples import key
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.support.pg import Server as DatabaseServer
+
+pytestmark = pytest.mark.newest
+
+UVICORN = "uvicorn --port 0 --lifespan on examples.web."
+# The command, the driver, and what the application needs.
+RECIPES = {
+    "fastapi_app": (f"{UVICORN}fastapi_app:app", "asyncpg", "fastapi"),
+    "starlette_app": (f"{UVICORN}starlette_app:app", "asyncpg", "starlette"),
+    "litestar_app": (f"{UVICORN}litestar_app:app", "asyncpg", "litestar"),
+    "flask_app": ("flask --app examples.web.flask_app run --port 0", "psycopg", "flask"),
+    "flask_sqlalchemy_app": (
+        "flask --app examples.web.flask_sqlalchemy_app run --port 0",
+        "psycopg",
+        "flask_sqlalchemy",
+    ),
+    "quart_app": ("hypercorn --bind 127.0.0.1:0 examples.web.quart_app:app", "asyncpg", "quart"),
+    "django_site": ("gunicorn --bind 127.0.0.1:0 examples.web.django_site:application", "psycopg", "django"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_web(recipe: str, server: DatabaseServer) -> None:
+    """Three pages take three connections; /metrics answers 200 itself; the server knows the application by its name."""
+    command, driver, needed = RECIPES[recipe]
+    pytest.importorskip(needed)
+    module, *arguments = command.split()
+    assert eventually(lambda: server.count(NAME) == 0)  # the recipe before has gone
+    with Server("-m", module, *arguments, DATABASE_URL=database_url(server, driver)) as served:
+        url = served.url()
+        before = checkouts(scrape(url))
+        for _ in range(3):
+            status, body = get(url)
+            assert (200, "1,2,3") == (status, re.sub(r"[^\d,]", "", body))
+        samples = scrape(url)
+        assert (0.0, 3.0) == (before, checkouts(samples))
+        assert 15.0 == samples[key("capacity", pool=NAME)]
+        assert 1 == server.count(NAME) == samples[key("connections", pool=NAME, state="idle")]
+    assert "Traceback" not in served.said
+    assert eventually(lambda: server.count(NAME) == 0)
