@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .exposition import Family
 from .metrics import BUCKETS
 from .pausing import pause
+from .segment.exemplars import merged
 from .segment.snapshot import Histogram, Summary
 
 try:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from .metrics import Metric
+    from .segment.exemplars import Exemplar
     from .segment.snapshot import Value
     from .series_cy import Label
 
@@ -270,19 +272,22 @@ class Builder:
         """Return the samples of a value that is no float; those of the last scrape, if they are the same."""
         samples: Samples | None
         kind, own, values = known.numbers, _NO_LABELS, _NO_VALUES
+        exemplars: tuple[Exemplar | None, ...] = ()
         if isinstance(value, (float, int)):
             values = (float(value),)
         elif isinstance(value, Histogram):
             buckets = tuple(accumulate(value.buckets))
             shown = buckets if self._shown is None else [buckets[at] for at in self._shown]
             kind, own, values = known.histograms, self._bounds, (*shown, buckets[-1], value.sum)
+            if value.exemplars:
+                exemplars = value.exemplars if self._shown is None else merged(value.exemplars, self._shown)
         else:
             kind, own, values = known.labelled, tuple(value), _flat(value.values())
         samples = kind.get(key)
         if samples is None or samples.series.own != own:
-            samples = kind[key] = Samples(Series(self._metrics[key], known.labels, own), values)
-        elif samples.values != values:
-            samples = kind[key] = Samples(samples.series, values)
+            samples = kind[key] = Samples(Series(self._metrics[key], known.labels, own), values, exemplars)
+        elif samples.values != values or samples.exemplars != exemplars:
+            samples = kind[key] = Samples(samples.series, values, exemplars)
         return samples
 
 

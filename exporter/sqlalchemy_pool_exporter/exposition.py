@@ -4,7 +4,7 @@
 The output is byte for byte the same as that of prometheus_client's writers. Those examine each label of each sample at
 every scrape, which took more than half the time of a scrape of many workers. Here lines are kept with the values that
 they show (see ``series``), so only what has changed is written anew. prometheus_client's writers still write families
-with features that this project does not use, such as exemplars.
+with features that this project does not use, such as timestamps. Only OpenMetrics has exemplars.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import gzip
 import inspect
 import re
 from functools import cached_property, lru_cache
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 from .pausing import pause
-from .series_cy import number, start, texts
+from .series_cy import number, start, texts, texts_with_exemplars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from .negotiation import Wanted
+    from .segment import exemplars as segment
     from .series_cy import Samples
 
 # OpenMetrics type → text-format type and name suffix. The text format reorders the samples of all other types, so
@@ -69,8 +71,11 @@ class Family(Metric):
 
     def _samples(self) -> Iterator[Sample]:
         for group in self.groups:
-            for (name, labels), value in zip(group.series.each(), group.values, strict=True):
-                yield Sample(name, dict(labels), value)
+            exemplars = chain(group.exemplars, repeat(None))
+            for (name, labels), value, exemplar in zip(
+                group.series.each(), group.values, exemplars, strict=False
+            ):
+                yield Sample(name, dict(labels), value, None, _exemplar(exemplar))
 
     @property
     def has_samples(self) -> bool:
@@ -82,6 +87,13 @@ class Family(Metric):
         if not any(name.startswith(self.name) for name in names):
             return []
         return [sample for sample in self._samples() if sample.name in names]
+
+
+def _exemplar(own: segment.Exemplar | None) -> Exemplar | None:
+    """Return an exemplar as an object of prometheus_client."""
+    if own is None:
+        return None
+    return Exemplar({"trace_id": own.trace_id, "span_id": own.span_id}, own.value, own.moment)
 
 
 _Lines = list[tuple[str, float]]
@@ -123,7 +135,7 @@ def text(families: Iterable[Metric], *, utf8_names: bool = False) -> bytes:
     parts: list[bytes] = []
     for family in families:
         kind, suffix = _TEXT_TYPES.get(family.type, ("", ""))
-        lines = _written(family) if kind else None
+        lines = _written(family, texts) if kind else None
         if lines is None:
             parts.append(_foreign(exposition.generate_latest, family, utf8_names=utf8_names).encode())
             continue
@@ -136,7 +148,7 @@ def openmetrics(families: Iterable[Metric], *, utf8_names: bool = False) -> byte
     """Return the families in OpenMetrics 1.0; the arguments are those of ``text()``."""
     parts: list[bytes] = []
     for family in families:
-        lines = _written(family)
+        lines = _written(family, texts_with_exemplars)
         if lines is None:
             written = _foreign(openmetrics_exposition.generate_latest, family, utf8_names=utf8_names)
             parts.append(written.removesuffix(_OPENMETRICS_END).encode())
@@ -158,17 +170,17 @@ def _openmetrics_head(name: str, documentation: str, kind: str, unit: str) -> by
     return (head + f"# UNIT {name} {unit}\n" if unit else head).encode()
 
 
-def _written(family: Metric) -> Iterator[bytes] | None:
-    """Return the lines of a family, or None if only prometheus_client can write it."""
+def _written(family: Metric, write: Callable[[list[Samples]], list[str]]) -> Iterator[bytes] | None:
+    """Return the lines of a family, or None if only prometheus_client can write it; ``write`` writes this project's."""
     if isinstance(family, Family) and not family.has_samples:
-        return _written_groups(family.groups)
+        return _written_groups(family.groups, write)
     lines = _lines(family)
     return None if lines is None else _written_lines(lines)
 
 
-def _written_groups(groups: list[Samples]) -> Iterator[bytes]:
+def _written_groups(groups: list[Samples], write: Callable[[list[Samples]], list[str]]) -> Iterator[bytes]:
     for at in range(0, len(groups), _BATCH):
-        yield "".join(texts(groups[at : at + _BATCH])).encode()
+        yield "".join(write(groups[at : at + _BATCH])).encode()
         pause()
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from .segment import sites
+from .segment.exemplars import by_histogram
 from .segment.snapshot import counters
 
 if TYPE_CHECKING:
@@ -13,28 +15,33 @@ if TYPE_CHECKING:
 
     from .audit.rules import Found
     from .builder_cy import Builder, Owner
-    from .segment.snapshot import Counts
+    from .segment.exemplars import Exemplars
+    from .segment.snapshot import Counts, Value
 
 FAULTS_TOTAL: Final = "exporter_recording_faults_total"
 
 
-def add_counters(
-    scrape: Builder, owner: Owner, counts: Counts, *, has_overflow: bool, with_faults: bool = True
+def add_counters(  # noqa: PLR0913 - keyword-only options
+    scrape: Builder,
+    owner: Owner,
+    counts: Counts,
+    *,
+    has_overflow: bool,
+    exemplars: Exemplars = (),
+    with_faults: bool = True,
 ) -> None:
     """Add the counters and histograms of the pools of one name."""
-    scrape.add_derived(
-        owner,
-        "counters",
-        [has_overflow, *counts],
-        lambda: (
-            {
-                key: value
-                for key, value in counters(counts, has_overflow=has_overflow)
-                if with_faults or key != FAULTS_TOTAL
-            },
-            None,
-        ),
-    )
+
+    def make() -> tuple[dict[str, Value], None]:
+        values = dict(counters(counts, has_overflow=has_overflow))
+        if not with_faults:
+            del values[FAULTS_TOTAL]
+        for key, some in by_histogram(exemplars).items():
+            histogram: Any = values[key]
+            values[key] = replace(histogram, exemplars=some)
+        return values, None
+
+    scrape.add_derived(owner, "counters", [has_overflow, exemplars, *counts], make)
 
 
 def add_findings(

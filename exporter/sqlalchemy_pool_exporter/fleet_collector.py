@@ -142,7 +142,10 @@ class FleetCollector(Collector):
             has_overflow = labels[0] in fleet.with_overflow or counts[OVERFLOW_OPENED - FIRST_COUNTER] > 0.0
             # Always one series for each pool, never one for each worker.
             faults[labels[0]] += counts[FAULTS - FIRST_COUNTER]
-            add_counters(scrape, labels, counts, has_overflow=has_overflow, with_faults=False)
+            exemplars = fleet.view.exemplars.get(labels, ())
+            add_counters(
+                scrape, labels, counts, has_overflow=has_overflow, exemplars=exemplars, with_faults=False
+            )
         for labels, by_site in self._sites.of(fleet.view.sites).items():
             add_sites(scrape, labels, by_site)
         for pool, count in faults.items():

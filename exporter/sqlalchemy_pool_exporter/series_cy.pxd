@@ -11,10 +11,13 @@ cdef class Series:
 cdef class Samples:
     cdef readonly Series series
     cdef readonly tuple values
+    cdef readonly tuple exemplars
     cdef readonly double first
     cdef str _text
+    cdef str _with_exemplars
 
     cdef str _written(self)
+    cdef str _written_with_exemplars(self)
 
 
 cpdef str number(double value)

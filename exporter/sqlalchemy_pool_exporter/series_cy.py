@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .metrics import Metric
+    from .segment.exemplars import Exemplar
 
 # The values of a metric's own labels: one, or several.
 Label = str | tuple[str, ...]
@@ -83,12 +84,22 @@ class Series:
 class Samples:
     """Series and their values at one moment. Immutable, so scrapes may share it; its text is written once."""
 
-    __slots__ = ("_text", "first", "series", "values")
+    __slots__ = ("_text", "_with_exemplars", "exemplars", "first", "series", "values")
 
-    def __init__(self, series: Series, values: tuple[float, ...]) -> None:
-        self.series, self.values = series, values
+    def __init__(
+        self, series: Series, values: tuple[float, ...], exemplars: tuple[Exemplar | None, ...] = ()
+    ) -> None:
+        """Keep values.
+
+        Args:
+            series: to which they belong.
+            values: of each series.
+            exemplars: of the first series, the buckets of a histogram; empty if there is none.
+        """
+        self.series, self.values, self.exemplars = series, values, exemplars
         self.first = values[0] if values else math.nan
         self._text = ""
+        self._with_exemplars = ""
 
     @property
     def text(self) -> str:
@@ -102,6 +113,32 @@ class Samples:
         else:
             self._text = series.template % tuple([number(value) for value in values])
         return self._text
+
+    def _written_with_exemplars(self) -> str:
+        texts = [number(value) for value in self.values]
+        for at, exemplar in enumerate(self.exemplars):
+            if exemplar is not None:
+                texts[at] += exemplar_text(exemplar)
+        self._with_exemplars = self.series.template % tuple(texts)
+        return self._with_exemplars
+
+
+def texts_with_exemplars(samples: Sequence[Samples]) -> list[str]:
+    """Return the lines of several, as OpenMetrics has them."""
+    written: list[str] = []
+    one: Samples
+    for one in samples:
+        if one.exemplars:
+            written.append(one._with_exemplars or one._written_with_exemplars())  # noqa: SLF001 - of this module
+        else:
+            written.append(one._text or one._written())  # noqa: SLF001 - as above
+    return written
+
+
+def exemplar_text(exemplar: Exemplar) -> str:
+    """Return what OpenMetrics has behind the value of a bucket: at most 63 characters of labels, of 128."""
+    labels = f'span_id="{exemplar.span_id}",trace_id="{exemplar.trace_id}"'
+    return f" # {{{labels}}} {number(exemplar.value)} {exemplar.moment!r}"
 
 
 def texts(samples: Sequence[Samples]) -> list[str]:

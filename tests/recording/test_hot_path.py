@@ -44,6 +44,7 @@ from sqlalchemy_pool_exporter.recording import (
     recorder,
     recorder_state_cy,
     slots,
+    traces,
 )
 from sqlalchemy_pool_exporter.segment import block, pool_block, room, site_entry_cy, texts
 from sqlalchemy_pool_exporter.segment.block import ROWS
@@ -71,6 +72,7 @@ MODULES = (
     room,
     slots,
     texts,
+    traces,
 )
 
 

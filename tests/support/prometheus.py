@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -150,6 +151,12 @@ class Prometheus:
         """Return the labels of the series that a selector has between two Unix times."""
         found: list[Labels] = self._ask("series", start=repr(start), end=repr(end), **{"match[]": selector})
         return found
+
+    def exemplars(self, query: str, seconds: float = 600.0) -> list[dict[str, Any]]:
+        """Return the exemplars of the series in a query, of the last seconds; it must have the feature enabled."""
+        now = time.time()
+        data = self._ask("query_exemplars", query=query, start=repr(now - seconds), end=repr(now + 60.0))
+        return [exemplar for series in data for exemplar in series["exemplars"]]
 
     def alerts(self) -> list[Alert]:
         """Return the alerts that are pending or firing now."""

@@ -32,6 +32,7 @@ assert_type(instrument(engine, name=None, registry=CollectorRegistry()), Handle)
 assert_type(instrument(engine, directory=Path("segments"), group_readable=True), Handle)
 assert_type(instrument(engine, leak_after=60, leak_stack=True), Handle)
 assert_type(instrument(engine, loop_lag=False, request_deadline=30), Handle)
+assert_type(instrument(engine, trace_after=0.5), Handle)
 assert_type(instrument(engine, sites=True), Handle)
 assert_type(instrument(engine, sites=0.8), Handle)
 

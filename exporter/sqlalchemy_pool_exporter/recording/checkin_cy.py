@@ -77,6 +77,7 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
     hold_sum: cython.Py_ssize_t = HOLD + SUM
     last_checkin: cython.Py_ssize_t = LAST_CHECKIN
     first_bucket: cython.double = _FIRST_BUCKET
+    trace_after: cython.double = recorder.trace_after
     if cython.compiled:
         mark: cython.p_uchar = bytes_of(fork.mark)
         record_class = base._ConnectionRecord
@@ -174,6 +175,8 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
                         if site is not None:
                             counts[site.at + LEAKED] += 1.0
                 # end of straight line
+                if held >= trace_after:
+                    slow_path.held(row, since, held, collected)
             else:
                 slow_path.returned(record, row, since)
         except BaseException as error:

@@ -103,6 +103,15 @@ class SlowPath(Protocol):
     def call(self, original: Callable[[], Any]) -> Any:
         """Call the pool's own method, so that a listener of the checkout sees that it runs through the hook."""
 
+    def waited(self, row: ConnectionRow, began: float, now: float) -> object:
+        """Tie a checkout that waited for long to its trace."""
+
+    def wait_failed(self, wait: float, error: BaseException) -> object:
+        """Likewise a checkout that raised, after a wait in seconds."""
+
+    def held(self, row: ConnectionRow, since: float, held: float, collected: bool) -> object:  # noqa: FBT001 - of C
+        """Tie a connection that was held for long to its trace."""
+
     def timed_out(self, began: float, site: SiteEntry | None, holder: Holder | None) -> object:
         """Report who has the connections, after a checkout timed out."""
 
@@ -149,6 +158,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     wait_first: cython.Py_ssize_t = WAIT
     wait_sum: cython.Py_ssize_t = WAIT + SUM
     first_bucket: cython.double = _FIRST_BUCKET
+    trace_after: cython.double = recorder.trace_after
     running_loop, of_call, of_label, no_label = _get_running_loop, holder_of_call, current_label, NO_LABEL
     if cython.compiled:
         # The mark is the generation, too.
@@ -237,7 +247,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 elif waiter == untracked:
                     recorder.block[UNTRACKED_PENDING] -= 1.0
                 field = _error_field(error, creator)
-                recorder.checkout_failed(began, field)
+                wait = recorder.checkout_failed(began, field)
                 if outer is not None:
                     nesting.ended(outer, by_timeout=field == CHECKOUT_TIMEOUTS)
                 if field == CHECKOUT_TIMEOUTS:
@@ -245,6 +255,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     if outer is not None:
                         nesting.timed_out(where, who)
                     slow_path.timed_out(began, where, who)
+                if wait >= trace_after:
+                    slow_path.wait_failed(wait, error)
             except Exception as fault:
                 if not recorder.fault(fault):
                     raise
@@ -340,6 +352,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     of_pool[bucket] += 1.0
                     of_pool[wait_sum] += wait
                     # end of straight line
+                if wait >= trace_after:
+                    slow_path.waited(row, began, now)
         except BaseException as error:  # noqa: BLE001 - recording never raises
             try:
                 if not is_own(error):

@@ -34,7 +34,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.entries import HELD_SECONDS, HOLDS, LEAKED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
-from .connection_row_cy import IN_POOL, NOT_YET, row_of
+from .connection_row_cy import IN_POOL, NOT_YET, Phases, row_of
 from .leaks import WATCH
 from .recorder_state_cy import RecorderState
 
@@ -52,6 +52,7 @@ PING_FAILED, ERROR = map(CLOSE_REASONS.index, ("ping_failed", "error"))
 _PING_ERROR = ERROR_COUNTS + ERRORS.index(("ping", "retryable"))
 # One field for each of INVALIDATION_KINDS.
 _HARD, _SOFT = INVALIDATIONS, INVALIDATIONS + 1
+_QUICK = BUCKETS[0]  # seconds: what a checkout need not tell of
 
 
 class ConnectionEvents(RecorderState):
@@ -79,7 +80,7 @@ class ConnectionEvents(RecorderState):
             self.block[FAULTS] += 1.0
         return is_fault
 
-    def _observe(self, histogram: int, began: float, counter: int = SCRATCH, other: int = SCRATCH) -> None:
+    def _observe(self, histogram: int, began: float, counter: int = SCRATCH, other: int = SCRATCH) -> float:
         elapsed = self.clock() - began
         bucket = histogram + bisect_left(BUCKETS, elapsed)
         block = self.block
@@ -89,6 +90,7 @@ class ConnectionEvents(RecorderState):
         block[bucket] += 1.0
         block[histogram + SUM] += elapsed
         # end of straight line
+        return elapsed
 
     # -- connections that open
 
@@ -113,6 +115,8 @@ class ConnectionEvents(RecorderState):
             row.close_reason = None
             self.connections.index_connection(row, connection)
         elapsed = now - began if began else 0.0
+        if elapsed > _QUICK or row.phases is not None:
+            Phases.of(row).opening = elapsed
         bucket, total = (
             (CONNECT + bisect_left(BUCKETS, elapsed), CONNECT + SUM) if began else (SCRATCH, SCRATCH)
         )
@@ -216,7 +220,8 @@ class ConnectionEvents(RecorderState):
             row.close_reason = PING_FAILED
         if began:
             failed, error = (PING_FAILURES, _PING_ERROR) if alive is False else (SCRATCH, SCRATCH)
-            self._observe(PING, began, failed, error)
+            phases = Phases.of(row)
+            phases.ping_began, phases.pinging = began, self._observe(PING, began, failed, error)
 
     def invalidated(self, row: ConnectionRow, reason: int) -> None:
         """Record why the connection of a row is about to be closed."""
@@ -233,8 +238,8 @@ class ConnectionEvents(RecorderState):
 
     # -- connections that come back
 
-    def returned(self, row: ConnectionRow, since: float, *, collected: bool) -> None:
-        """Record a return off the hot path.
+    def returned(self, row: ConnectionRow, since: float, *, collected: bool) -> float:
+        """Record a return off the hot path; return for how long the connection was held, 0 if that is not known.
 
         Args:
             row: the row of the record that comes back.
@@ -259,6 +264,7 @@ class ConnectionEvents(RecorderState):
         block[LAST_CHECKIN] = now
         block[LEAKED_CHECKOUTS] += collected
         # end of straight line
+        return held
 
     def detached(
         self, row: ConnectionRow, *, was_out: bool, collected: bool, is_closed_next: bool = False

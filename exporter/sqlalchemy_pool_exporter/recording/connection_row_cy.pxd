@@ -32,6 +32,7 @@ cdef class ConnectionRow:
     cdef public long label
     cdef public Holder holder
     cdef public object nesting
+    cdef public object phases
     cdef public Py_ssize_t order
     cdef public object close_reason
     cdef public object record_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from itertools import chain, islice
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, ROW
 
@@ -128,6 +128,36 @@ class Nesting:
         self.inner: dict[SiteEntry, float] = {}
 
 
+class TracedCheckout(NamedTuple):
+    """The trace in which a connection was checked out, at a time of the recorder's clock."""
+
+    since: float
+    trace_id: int
+    span_id: int
+
+
+class Phases:
+    """What took time in the checkouts of a connection, and the trace of the last one that waited for long.
+
+    Mutable state: all of it. Times are of the recorder's clock.
+    """
+
+    __slots__ = ("opening", "ping_began", "pinging", "trace")
+
+    def __init__(self) -> None:
+        self.opening = 0.0  # how long it took to open the connection, in seconds
+        self.ping_began = self.pinging = 0.0  # of the last ping that was not quick: when, and for how long
+        self.trace: TracedCheckout | None = None
+
+    @classmethod
+    def of(cls, row: ConnectionRow) -> Phases:
+        """Return those of a row, which may be its first."""
+        if row.phases is None:
+            row.phases = cls()
+        known: Phases = row.phases
+        return known
+
+
 class RecordRef(weakref.ref[Any]):
     """A weak reference to a connection record, whose callback frees the record's row."""
 
@@ -158,6 +188,7 @@ class ConnectionRow:
         label: likewise; 0 if not known.
         holder: likewise; None if not known.
         nesting: None unless the checkout is nested, or has a nested one.
+        phases: of its checkouts, as far as they were not quick; None if all were.
         order: how many rows counted against pool_size when this one was added, itself too; 0 if it does not count.
         close_reason: index into CLOSE_REASONS, if it is known before the close.
         record_id: the id of the record.
@@ -176,6 +207,7 @@ class ConnectionRow:
         "label",
         "nesting",
         "order",
+        "phases",
         "record_id",
         "record_ref",
         "site",
@@ -201,6 +233,7 @@ class ConnectionRow:
         self.holder: Holder | None = None
         self.label = 0
         self.nesting: Nesting | None = None
+        self.phases: Phases | None = None
         self.order = 0
         self.close_reason: int | None = None
         self.record_id = id(record)

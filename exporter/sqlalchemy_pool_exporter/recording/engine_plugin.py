@@ -103,4 +103,5 @@ _TEXTS: Final[dict[str, Callable[[str], Any]]] = {
     "leak_stack": _switch,
     "loop_lag": _switch,
     "request_deadline": _seconds,
+    "trace_after": _seconds,
 }

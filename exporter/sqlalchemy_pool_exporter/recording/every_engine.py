@@ -45,6 +45,7 @@ class Options(TypedDict, total=False):
     leak_stack: bool
     loop_lag: bool | None
     request_deadline: float | None
+    trace_after: float | None
     meter_provider: MeterProvider | None
 
 

@@ -7,21 +7,21 @@ application, such as a wrong statement, is not reported: the application sees it
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-import sys
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy_pool_exporter.segment import fork, texts
 
 from .exhaustion import Schedule
-from .frames import Kind, kind_of, stack, text_of
+from .frames import site_text
 from .holders import current_holder
 from .labels import current_label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from .classification import Failure
     from .faults import CountsFaults
@@ -91,7 +91,7 @@ class FailureReports:
             "kind": failure.kind,
             "disposition": failure.disposition,
             "sqlstate": failure.sqlstate,
-            "site": "" if origins is None else _site(origins.prefixes),
+            "site": "" if origins is None else site_text(inspect.currentframe(), origins.prefixes),
             "holder": names.holder(current_holder().number) if origins is not None else "",
             "label": names.label(current_label.get().number),
             "suppressed": suppressed,
@@ -112,18 +112,6 @@ class FailureReports:
         finally:
             if not is_started:
                 schedule.is_logging = False
-
-
-def _site(prefixes: Sequence[str]) -> str:
-    """Return the innermost frame of the application in the calling thread, else that of a library, else nothing."""
-    library = None
-    for frame in stack(sys._getframe(1)):  # noqa: SLF001 - inspect.currentframe() is the same
-        kind = kind_of(frame, prefixes)
-        if kind is Kind.APPLICATION:
-            return text_of(frame)
-        if kind is Kind.LIBRARY and library is None:
-            library = frame
-    return "" if library is None else text_of(library)
 
 
 def _log(name: Callable[[], str], report: dict[str, Any], schedule: Schedule, faults: CountsFaults) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy_pool_exporter.segment import sums
+from sqlalchemy_pool_exporter.segment import exemplars, sums
 from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
 from sqlalchemy_pool_exporter.segment.ledger import Ledger, View
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.metrics import SegmentErrorKind
+    from sqlalchemy_pool_exporter.segment.exemplars import Exemplars
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Counts
 
@@ -75,6 +76,7 @@ def joined(fleets: Sequence[Fleet]) -> Fleet:
     counts: dict[tuple[str, ...], list[Counts]] = {}
     sites: dict[tuple[str, ...], dict[str, list[Counts]]] = {}
     infos: dict[str, list[dict[str, str]]] = {}
+    traced: dict[tuple[str, ...], list[Exemplars]] = {}
     for fleet in fleets:
         errors.update(fleet.errors)
         for labels, row in fleet.counts.items():
@@ -82,6 +84,8 @@ def joined(fleets: Sequence[Fleet]) -> Fleet:
         for labels, by_site in fleet.view.sites.items():
             for site, row in by_site.items():
                 sites.setdefault(labels, {}).setdefault(site, []).append(row)
+        for labels, some in fleet.view.exemplars.items():
+            traced.setdefault(labels, []).append(some)
         for pool, own in fleet.infos.items():
             known = infos.setdefault(pool, [])
             known += [info for info in own if info not in known]
@@ -97,5 +101,6 @@ def joined(fleets: Sequence[Fleet]) -> Fleet:
             },
             infos,
             {pool for fleet in fleets for pool in fleet.with_overflow},
+            {labels: exemplars.newest(rows) for labels, rows in traced.items()},
         ),
     )

@@ -148,6 +148,18 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
         count += 1
 
 
+def site_text(start: FrameType | None, prefixes: Sequence[str]) -> str:
+    """Return the site that a frame was called from, as a text; nothing if there is none."""
+    library = None
+    for frame in stack(start):
+        kind = kind_of(frame, prefixes)
+        if kind is Kind.APPLICATION:
+            return text_of(frame)
+        if kind is Kind.LIBRARY and library is None:
+            library = frame
+    return "" if library is None else text_of(library)
+
+
 def _parent(greenlet: Any) -> Any:
     """Return the greenlet that started another one, or the current one; None if there is none."""
     module = sys.modules.get("greenlet")

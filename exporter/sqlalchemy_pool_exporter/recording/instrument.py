@@ -156,6 +156,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     leak_stack: bool = False,
     loop_lag: bool | None = None,
     request_deadline: float | None = None,
+    trace_after: float | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> Handle:
     """Record a connection pool and show its metrics in a registry.
@@ -192,6 +193,10 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             is ``SQLALCHEMY_POOL_EXPORTER_LOOP_LAG``; if that is not set, yes.
         request_deadline: seconds that a request of the application has; then a ``pool_timeout`` that is not shorter is
             a finding of the audit. The default is ``SQLALCHEMY_POOL_EXPORTER_REQUEST_DEADLINE``.
+        trace_after: seconds; a checkout that waits for at least as long adds an event to the current span of
+            OpenTelemetry, and its wait and a hold of that length get an exemplar, which names the trace. The default is
+            ``SQLALCHEMY_POOL_EXPORTER_TRACE_AFTER``; if that is not set, 0.1. 0 for never. Nothing happens in an
+            application that does not use OpenTelemetry.
         meter_provider: of OpenTelemetry, which gets the pool, too, by the semantic conventions; the same numbers of
             this process alone.
 
@@ -201,8 +206,8 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     Raises:
         TargetError: ``target`` is neither an engine nor a pool, ``name`` is not a string or is empty, ``registry``
             has no ``register()``, ``meter_provider`` has no ``get_meter()``, ``sites`` is no share, ``application`` is
-            no list of prefixes, ``loop_lag`` is neither True nor False, or ``leak_after`` or ``request_deadline`` is no
-            number of seconds.
+            no list of prefixes, ``loop_lag`` is neither True nor False, or ``leak_after``, ``request_deadline`` or
+            ``trace_after`` is no number of seconds.
     """
     engine = _engine_of(target)
     pool = _pool_of(target)
@@ -217,6 +222,7 @@ def instrument(  # noqa: PLR0913 - keyword-only options
         leak_stack=leak_stack,
         loop_lag=loop_lag,
         request_deadline=request_deadline,
+        trace_after=trace_after,
     )
     with INSTRUMENTED.lock:
         present = _handle_of(pool)

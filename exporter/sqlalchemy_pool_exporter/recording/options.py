@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from sqlalchemy_pool_exporter import environment
@@ -24,6 +25,7 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 _MOST_SECONDS: Final = 1e9  # of an argument
 _HALF: Final = 0.5
+_TRACE_AFTER: Final = 0.1  # seconds: what is slower, somebody may ask about
 
 
 class Options(TypedDict):
@@ -34,6 +36,7 @@ class Options(TypedDict):
     leaks: LeakOptions | None
     watches_loops: bool
     request_deadline: float
+    trace_after: float
 
 
 def options(  # noqa: PLR0913 - those of instrument()
@@ -44,6 +47,7 @@ def options(  # noqa: PLR0913 - those of instrument()
     leak_stack: bool = False,
     loop_lag: bool | None = None,
     request_deadline: float | None = None,
+    trace_after: float | None = None,
 ) -> Options:
     """Return what the arguments of ``instrument()`` mean.
 
@@ -58,6 +62,7 @@ def options(  # noqa: PLR0913 - those of instrument()
         "leaks": leaks,
         "watches_loops": _watches_loops(given=loop_lag),
         "request_deadline": _seconds_of(request_deadline, "request_deadline", environment.REQUEST_DEADLINE),
+        "trace_after": _seconds_of(trace_after, "trace_after", environment.TRACE_AFTER, _TRACE_AFTER) or inf,
     }
 
 
@@ -134,20 +139,20 @@ def _leaks(after: float | None, *, with_stack: bool) -> LeakOptions | None:
     return LeakOptions(given, with_stack) if given else None
 
 
-def _seconds_of(value: float | None, argument: str, variable: str) -> float:
-    """Return the seconds of an argument, or else of the environment, or else 0."""
+def _seconds_of(value: float | None, argument: str, variable: str, default: float = 0.0) -> float:
+    """Return the seconds of an argument, or else of the environment, or else the default."""
     if value is not None:
         try:
             return _seconds(value)
         except (TypeError, ValueError) as error:
             message = f"{argument} must be a number of seconds, 0 for never, got {value!r}"
             raise TargetError(message) from error
-    given = os.environ.get(variable) or "0"
+    given = os.environ.get(variable) or default
     try:
         return _seconds(float(given))
     except (TypeError, ValueError):
         _logger.warning("%s is no number of seconds: %r", variable, given)
-        return 0.0
+        return default
 
 
 def _seconds(value: float) -> float:

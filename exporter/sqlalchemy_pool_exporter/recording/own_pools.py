@@ -241,7 +241,13 @@ class OwnPools:
         for series, by_site in self._sites.of(view.sites).items():
             add_sites(builder, owners[series[0]], by_site)
         for (label, *_), counts in view.counts.items():
-            add_counters(builder, owners[label], counts, has_overflow=label in view.with_overflow)
+            add_counters(
+                builder,
+                owners[label],
+                counts,
+                has_overflow=label in view.with_overflow,
+                exemplars=view.exemplars.get((label,), ()),
+            )
         add_findings(builder, audit(fleet, now=time.monotonic(), wall=time.time()), owners)
         lag = event_loop.lag(
             (pool.snapshot for pool in found.pools if pool.snapshot.is_active), time.monotonic()

@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.segment.block import PING, SUM
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from .classification import classified
+from .connection_row_cy import Phases
 from .dialect_tap import DialectTap
 from .sqlalchemy_pool import PING_METHODS
 
@@ -148,6 +149,9 @@ def ping_hook(tap: PingTap, original: Callable[[Any], Any]) -> Callable[[Any], A
                 block[bucket] += 1.0
                 block[total] += elapsed
                 # end of straight line
+                if elapsed > first_bucket:
+                    phases = Phases.of(found)
+                    phases.ping_began, phases.pinging = began, elapsed
                 return answer
         except BaseException as error:
             if has_begun and not has_ended:

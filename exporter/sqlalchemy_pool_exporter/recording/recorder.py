@@ -104,6 +104,7 @@ class Recorder(ConnectionEvents):
         "request_deadline",
         "store",
         "text",
+        "trace_after",
         "waiters",
         "watches_loops",
     )
@@ -120,6 +121,7 @@ class Recorder(ConnectionEvents):
         leaks: LeakOptions | None = None,
         watches_loops: bool = True,
         request_deadline: float = 0.0,
+        trace_after: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Record nothing yet.
@@ -134,6 +136,7 @@ class Recorder(ConnectionEvents):
             leaks: when a connection that is held is suspected of a leak; None for never.
             watches_loops: whether the lag of the event loops that use the pool is recorded.
             request_deadline: seconds that a request has, as the application says; 0 if it does not.
+            trace_after: seconds from which on a wait or a hold is tied to its trace.
             clock: seconds.
         """
         self.identity = identity
@@ -152,6 +155,7 @@ class Recorder(ConnectionEvents):
         self.leaks = None if leaks is None else Suspects(leaks)
         self.watches_loops = watches_loops
         self.request_deadline = request_deadline
+        self.trace_after = trace_after
         # Of the pool, as it is shown, which can change.
         self.name: Callable[[], str] = lambda: identity.name
         self.is_ended = False
@@ -182,7 +186,8 @@ class Recorder(ConnectionEvents):
 
     def snapshot(self) -> Snapshot:
         """Copy what is recorded now; once the recorder has ended, only the counts mean something."""
-        return Snapshot.of(self.storage.doubles, self.connections.more, self.storage.sites())
+        storage = self.storage
+        return Snapshot.of(storage.doubles, self.connections.more, storage.sites(), storage.exemplars())
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """Yield the key and value of each metric that applies to the pool now."""
@@ -213,6 +218,7 @@ class Recorder(ConnectionEvents):
             leaks=None if self.leaks is None else self.leaks.options,
             watches_loops=self.watches_loops,
             request_deadline=self.request_deadline,
+            trace_after=self.trace_after,
             clock=self.clock,
         )
         new.block[LAST_CHECKIN] = self.block[LAST_CHECKIN]
@@ -301,13 +307,16 @@ class Recorder(ConnectionEvents):
         # end of straight line
         return waiter, began
 
-    def checkout_failed(self, began: float, field: int) -> None:
-        """Record a checkout that raised, in the counter ``field``; ``began`` is 0 if that is not known."""
-        if began:
-            self._observe(WAIT_FAILED, began, field, _TIMED_OUT if field == CHECKOUT_TIMEOUTS else SCRATCH)
+    def checkout_failed(self, began: float, field: int) -> float:
+        """Record a checkout that raised, in the counter ``field``; return how long it waited.
 
-    def checked_out(self, row: ConnectionRow, began: float) -> None:
-        """Record a checkout off the hot path."""
+        ``began`` is 0 if that is not known, and so is what is returned then.
+        """
+        other = _TIMED_OUT if field == CHECKOUT_TIMEOUTS else SCRATCH
+        return self._observe(WAIT_FAILED, began, field, other) if began else 0.0
+
+    def checked_out(self, row: ConnectionRow, began: float) -> float:
+        """Record a checkout off the hot path; return when that was."""
         now, storage = self.clock(), self.storage
         bucket = WAIT + bisect_left(BUCKETS, now - began)
         site = None if self.origins is None else self.origins.find()
@@ -327,6 +336,7 @@ class Recorder(ConnectionEvents):
         block[bucket] += 1.0
         block[WAIT + SUM] += now - began
         # end of straight line
+        return now
 
     def failed(self, failure: Failure) -> None:
         """Count an error of the driver, and report it if it comes from the server or the network."""

@@ -32,6 +32,7 @@ from .sqlalchemy_pool import (
     timeout_of,
     unlisten,
 )
+from .traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +52,12 @@ _EARLIEST: Final = 0.001  # in a row's connected_at, 0 and -1 mean that there is
 class SlowPath:
     """Records what the hot path does not, for one pool object."""
 
-    __slots__ = ("_checkout_listener", "_latecomers_until", "pool", "recorder")
+    __slots__ = ("_checkout_listener", "_latecomers_until", "_traces", "pool", "recorder")
 
     def __init__(self, pool: Pool, recorder: Recorder) -> None:
         self.pool = pool
         self.recorder = recorder
+        self._traces = Traces(recorder)
         # The mutable state.
         self._latecomers_until = 0.0
         self._checkout_listener: Any = None
@@ -84,7 +86,7 @@ class SlowPath:
         if row_of(record) is not None or not began:
             recorder.fault(error)
             return
-        recorder.checked_out(self.adopt(record), began)
+        self._checked_out(self.adopt(record), began)
 
     def record_late(self, connection: Any, began: float) -> Any:
         """Record a checkout that the hot path could not; return the connection.
@@ -104,9 +106,42 @@ class SlowPath:
             return
         row = row_of(record) or self.adopt(record)
         if began:
-            recorder.checked_out(row, began)
+            self._checked_out(row, began)
         elif not row.table[row.held_at]:
             mark_held(record, row, holder_of(record), recorder.clock())
+
+    def _checked_out(self, row: ConnectionRow, began: float) -> None:
+        now = self.recorder.checked_out(row, began)
+        if now - began >= self.recorder.trace_after:
+            self._traces.waited(row, began, now)
+
+    @never_raises
+    def waited(self, row: ConnectionRow, began: float, now: float) -> None:
+        """Tie a checkout that waited for long to its trace.
+
+        Args:
+            row: of the connection.
+            began: when the checkout began.
+            now: when it was recorded.
+        """
+        self._traces.waited(row, began, now)
+
+    @never_raises
+    def wait_failed(self, wait: float, error: BaseException) -> None:
+        """Tie a checkout that waited for long and raised to its trace; ``wait`` is in seconds."""
+        self._traces.wait_failed(wait, error)
+
+    @never_raises
+    def held(self, row: ConnectionRow, since: float, held: float, collected: bool) -> None:  # noqa: FBT001 - of C
+        """Tie a connection that was held for long to its trace.
+
+        Args:
+            row: of the connection, which came back just now.
+            since: when it was checked out.
+            held: for how long, in seconds.
+            collected: the garbage collector returned it.
+        """
+        self._traces.held(row, since, held, collected=collected)
 
     @never_raises
     def shared(self, connection: Any) -> None:
@@ -200,7 +235,9 @@ class SlowPath:
         else:
             if row.nesting is not None and not collected:
                 nesting.returned(row, row.nesting)
-            self.recorder.returned(row, since, collected=collected)
+            held = self.recorder.returned(row, since, collected=collected)
+            if held >= self.recorder.trace_after:
+                self._traces.held(row, since, held, collected=collected)
 
     def _detached(self, row: ConnectionRow, *, was_out: bool, collected: bool) -> None:
         is_closed_next = collected and closes_collected(self.pool)

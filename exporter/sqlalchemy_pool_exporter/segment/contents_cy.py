@@ -15,8 +15,8 @@ from . import facts
 from .block import PAGE_BYTES
 from .entries import NO_TEXTS, Texts
 from .format import FACTS_AT, HEADER_BYTES
-from .other_pages import Page, RowsPage, SitesPage, TextsPage, TotalsPage
-from .page import FREE, HOLDERS, LABELS, POOL, ROW_PAGES, ROWS, SITES, TEXTS, TOTALS
+from .other_pages import ExemplarsPage, Page, RowsPage, SitesPage, TextsPage, TotalsPage
+from .page import EXEMPLARS, FREE, HOLDERS, LABELS, POOL, ROW_PAGES, ROWS, SITES, TEXTS, TOTALS
 
 try:
     from sqlalchemy_pool_exporter import cython
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .entries import SiteCounts
+    from .exemplars import Exemplars
     from .facts import Facts
     from .format import Header
     from .worker import WorkerPool
@@ -44,6 +45,7 @@ _KINDS: Final[dict[int, type[Page]]] = {
     SITES: SitesPage,
     ROWS: RowsPage,
     TEXTS: TextsPage,
+    EXEMPLARS: ExemplarsPage,
 }
 _PAGES_A_PAUSE: Final = 8
 
@@ -52,8 +54,8 @@ class _Arrangement(NamedTuple):
     """Which pages belong together."""
 
     totals: list[WorkerPool]  # of pools that are gone
-    # With their sites and further rows.
-    pools: list[tuple[PoolPage, Sequence[SiteCounts] | None, Sequence[array[float]]]]
+    # With their sites, further rows and exemplars.
+    pools: list[tuple[PoolPage, Sequence[SiteCounts] | None, Sequence[array[float]], Exemplars]]
     texts: Texts
 
 
@@ -102,8 +104,8 @@ class Contents:
         if arrangement is None:
             arrangement = self._arrangement = self._arranged()
         pools = arrangement.totals[:]
-        for page, sites, more in arrangement.pools:
-            pools.append(page.whole(sites, more))
+        for page, sites, more, exemplars in arrangement.pools:
+            pools.append(page.whole(sites, more, exemplars))
         return tuple(pools), arrangement.texts
 
     def _read(self, data: bytes) -> None:
@@ -143,6 +145,7 @@ class Contents:
         sites: dict[tuple[int, int], SitesPage] = {}
         rows: dict[tuple[int, int], list[array[float]]] = {}
         texts: dict[int, list[str]] = {}
+        exemplars: dict[tuple[int, int], Exemplars] = {}
         for at, page in enumerate(self._pages):
             number = at + HEADER_BYTES // PAGE_BYTES
             if isinstance(page, PoolPage):
@@ -155,6 +158,8 @@ class Contents:
                     sites[page.owner] = page
             elif isinstance(page, RowsPage):
                 rows.setdefault(page.owner, []).append(page.rows)
+            elif isinstance(page, ExemplarsPage):
+                exemplars[page.owner] = page.exemplars or exemplars.get(page.owner, ())  # as with sites
             elif isinstance(page, TextsPage) and len(page.texts) > len(texts.get(page.owner[0], ())):
                 texts[page.owner[0]] = page.texts  # as with sites
         folded = {(page.commit.page, page.commit.birth) for page in totals.values()}
@@ -165,6 +170,7 @@ class Contents:
                     page,
                     sites[owner].sites(0) if owner in sites else None,
                     rows.get(owner, [])[:ROW_PAGES] or (),
+                    exemplars.get(owner, ()),
                 )
                 for owner, page in pools.items()
                 if owner not in folded

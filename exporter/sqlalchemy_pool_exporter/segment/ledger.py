@@ -9,18 +9,19 @@ such pool any more drops its part from its file.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from . import sums
+from . import exemplars, sums
 from .block import ACTIVE, FIRST_COUNTER, HAS_OVERFLOW, OTHER_SITES, SITE_COUNTS, WITHOUT_SITES
 from .entries import CHECKOUTS, OTHER
 from .label import labels
 from .pages import MOST_ENDED, RETENTION_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from .exemplars import Exemplars
     from .identity import Identity
     from .snapshot import Counts
     from .worker import Worker, WorkerPool
@@ -32,6 +33,7 @@ CountsByLabels = dict[tuple[str, ...], "Counts"]
 Infos = list[dict[str, str]]
 # By the labels of the series, and by the site.
 SitesByLabels = dict[tuple[str, ...], dict[str, "Counts"]]
+ExemplarsByLabels = dict[tuple[str, ...], "Exemplars"]
 # By the pool, the number of its worker (empty in sums over all), and the site; None for the counts of the pool itself.
 _Rows = dict[tuple["Identity", str, str | None], "list[Counts]"]
 
@@ -45,6 +47,7 @@ class View:
     sites: SitesByLabels  # likewise, of the sites
     infos: dict[str, Infos]  # of live pools, or the last ones known
     with_overflow: set[str]  # pools that can open connections beyond their size
+    exemplars: ExemplarsByLabels = field(default_factory=dict)  # the newest ones
 
     @property
     def labels_by_name(self) -> dict[str, list[str]]:
@@ -65,6 +68,7 @@ class _Resting:
         _add(self.rows, workers)
         self.rows = _compacted(self.rows)
         pools = [pool for worker in workers for pool in worker.pools]
+        self.exemplars = [*_with_exemplars(workers)]
         self.ends = _latest(pools)
         # Processes ended with such pools, so it is likely that the next ones make them again.
         self.last_pools = {pool.identity for pool in pools if pool.snapshot.is_active}
@@ -156,7 +160,19 @@ class Ledger:
             sites,
             self._infos_by_label(by_identity),
             {by_identity[identity] for identity in self._with_overflow},
+            self._exemplars(live, by_identity, per_worker=per_worker),
         )
+
+    def _exemplars(
+        self, live: Sequence[Worker], by_identity: dict[Identity, str], *, per_worker: bool
+    ) -> ExemplarsByLabels:
+        rows: dict[tuple[str, ...], list[Exemplars]] = {}
+        for number, pool in (*_with_exemplars(live), *self._resting.exemplars):
+            label = by_identity.get(pool.identity)
+            if label is not None:
+                series: tuple[str, ...] = (label, number) if per_worker else (label,)
+                rows.setdefault(series, []).append(pool.snapshot.exemplars)
+        return {series: exemplars.newest(some) for series, some in rows.items()}
 
     def _shown(self, live: Sequence[Worker], every: set[Identity]) -> set[Identity]:
         now, last = self._wall(), self._last_live
@@ -205,6 +221,13 @@ class Ledger:
             some = found.setdefault(by_identity[identity], [])
             some += [info for info in infos if info not in some]
         return found
+
+
+def _with_exemplars(workers: Iterable[Worker]) -> Iterator[tuple[str, WorkerPool]]:
+    for worker in workers:
+        for pool in worker.pools:
+            if pool.snapshot.exemplars:
+                yield worker.number, pool
 
 
 def _latest(pools: Iterable[WorkerPool]) -> dict[Identity, float]:

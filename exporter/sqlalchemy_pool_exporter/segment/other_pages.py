@@ -11,6 +11,7 @@ from sqlalchemy_pool_exporter.errors import SegmentError
 from . import identity
 from .block import PAGE_BYTES, ROW, SITE_COUNTS
 from .entries import SiteCounts, entries, text_at, texts_of
+from .exemplars import decoded
 from .numbers_cy import MOST, counts, table
 from .page import (
     COPIES_AT,
@@ -130,6 +131,16 @@ class TextsPage(Page):
     def decode(self, before: Page | None) -> None:  # noqa: ARG002 - of the base class
         """Read the texts."""
         self.texts = texts_of(self.data)
+
+
+class ExemplarsPage(Page):
+    """Exemplars of a pool's histograms."""
+
+    __slots__ = ("exemplars",)
+
+    def decode(self, before: Page | None) -> None:  # noqa: ARG002 - of the base class
+        """Read the exemplars; what is damaged is left out, because a writer may have been in the middle of it."""
+        self.exemplars = decoded(self.data)
 
 
 def _sites(page: bytes, copy: int, before: bytes = b"", known: Sequence[SiteCounts] = ()) -> list[SiteCounts]:

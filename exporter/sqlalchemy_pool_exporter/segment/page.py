@@ -9,6 +9,7 @@ All pages have the same length, so that any free page fits whatever is needed ne
     TOTALS  0     | description of the pools (JSON) | commit, ended, resting | two copies of the counts
     SITES   page and birth of a POOL, or page of a TOTALS and 0 | sites used | sites: text, two copies of their counts
     TEXTS   HOLDERS or LABELS | nothing | texts used | texts
+    EXEMPLARS page and birth of a POOL | nothing | a slot for each bucket, see ``exemplars``
 
 A totals page has the counts of all pools of one description that are gone. When another one goes, its counts are
 *folded*: the writer adds them to the copy that is not in use, and then stores the commit word, which names both the
@@ -28,7 +29,7 @@ from .block import FIELDS, FIRST_COUNTER, PAGE_BYTES, ROW, SITE_COUNTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FREE, POOL, ROWS, TOTALS, SITES, TEXTS = range(6)
+FREE, POOL, ROWS, TOTALS, SITES, TEXTS, EXEMPLARS = range(7)
 # Indexes into a page in words of eight bytes.
 KIND, BIRTH = 0, 1
 OWNER, OWNER_BIRTH, ROWS_USED, ROWS_AT = 1, 2, 3, 4

@@ -84,7 +84,7 @@ class Pages(Room):
         """
         super().__init__(space, pages)
         self._wall = wall
-        self.is_adding = False  # a thread adds a site; the others do without
+        self.is_adding = False  # a thread adds a site or a page of exemplars; the others do without
         self._totals: dict[bytes, int] = {}
         self._sites: dict[int, int] = {}  # the page of the sites of a totals page
         self._texts: dict[int, EntryWriter] = {}  # by purpose
@@ -123,7 +123,7 @@ class Pages(Room):
         return self.page(number).cast("d")
 
     def entries(self, kind: int, owner: int, birth: int = 0) -> int:
-        """Return a page for sites or texts, or 0. It never waits: the application checks a connection out."""
+        """Return a page for what has one of its own, or 0. It never waits: the application checks a connection out."""
         try:
             number = self._take(wait=False)
         except SegmentError:

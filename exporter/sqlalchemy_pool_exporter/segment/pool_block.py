@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from .block import OTHER_SITES
 from .entries import EntryWriter, sites_of
-from .page import BIRTH, DOUBLES_AT, ROW_PAGES, SITE_COPIES_AT, SITES
+from .exemplars import decoded
+from .page import BIRTH, DOUBLES_AT, EXEMPLARS, ROW_PAGES, SITE_COPIES_AT, SITES
 from .site_entry_cy import SiteEntry
 
 if TYPE_CHECKING:
@@ -15,18 +16,19 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from .entries import SiteCounts
+    from .exemplars import Exemplars
 
 
 class Pages(Protocol):
     """What a block, or the recorder that writes it, needs of the pages that it is in; see ``pages.Pages``."""
 
-    is_adding: bool  # a thread adds a site; the others do without
+    is_adding: bool  # a thread adds a site or a page of exemplars; the others do without
 
     def page(self, number: int) -> memoryview:
         """Return the memory of a page."""
 
     def entries(self, kind: int, owner: int, birth: int = ...) -> int:
-        """Take a page for entries."""
+        """Take a page for entries or exemplars."""
 
     def more_rows(self, block: PoolBlock) -> memoryview[float] | None:
         """Take a page for rows."""
@@ -47,14 +49,17 @@ class Pages(Protocol):
 class PoolBlock:
     """The block of one live pool.
 
-    The mutable state is the further pages of rows, the page of sites, and the texts of sites that were read from it.
+    The mutable state is the further pages of rows, the page of sites with the texts that were read from it, and the
+    page of exemplars.
     """
 
     __slots__ = (
+        "_exemplars",
         "_sites",
         "_texts",
         "birth",
         "doubles",
+        "exemplars_page",
         "other_sites",
         "page",
         "pages",
@@ -74,6 +79,8 @@ class PoolBlock:
         self.sites_page = 0
         self._sites: EntryWriter | None = None
         self._texts: dict[int, str] = {}
+        self.exemplars_page = 0
+        self._exemplars: memoryview | None = None
         # The entry of all sites that have none of their own.
         self.other_sites = SiteEntry(0, self.doubles, OTHER_SITES)
 
@@ -108,10 +115,36 @@ class PoolBlock:
         """Return the sites and their counts now."""
         return sites_of(self.pages.page(self.sites_page), 0, self._texts) if self.sites_page else []
 
+    def room_for_exemplars(self) -> memoryview | None:
+        """Return the page of exemplars; None if there is no room, or another thread adds something now.
+
+        It never waits: the application checks a connection out, or returns one.
+        """
+        pages, is_ours = self.pages, False
+        if self._exemplars is not None:
+            return self._exemplars
+        try:
+            # As in site().
+            # straight line
+            if not pages.is_adding: pages.is_adding = is_ours = True  # fmt: skip # noqa: E701
+            # end of straight line
+            if is_ours and not self.exemplars_page:
+                self.exemplars_page = pages.entries(EXEMPLARS, self.page, self.birth)
+            if is_ours and self.exemplars_page:
+                self._exemplars = pages.page(self.exemplars_page)
+        finally:
+            if is_ours:
+                pages.is_adding = False
+        return self._exemplars
+
+    def exemplars(self) -> Exemplars:
+        """Return the exemplars now."""
+        return () if self._exemplars is None else decoded(self._exemplars)
+
     @property
     def own_pages(self) -> tuple[int, ...]:
         """All its pages."""
-        return (self.page, *self.rows, *([self.sites_page] if self.sites_page else []))
+        return (self.page, *self.rows, *filter(None, (self.sites_page, self.exemplars_page)))
 
     def more_rows(self) -> memoryview[float] | None:
         """Return another page for rows, which begin at ``ROWS_AT``; None if there is none."""

@@ -9,9 +9,10 @@ cdef class PoolPage:
     cdef object _snapshot
     cdef object _sites
     cdef object _more
+    cdef object _exemplars
     cdef object _whole
     cdef readonly object birth
 
     cpdef bint renew(self, bytes data, Py_ssize_t begin) except -1
     cdef object _decode(self, bytes data, Py_ssize_t begin)
-    cpdef object whole(self, object sites, object more)
+    cpdef object whole(self, object sites, object more, object exemplars)

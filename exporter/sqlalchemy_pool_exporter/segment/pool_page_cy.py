@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .entries import SiteCounts
+    from .exemplars import Exemplars
 
 _BIRTH: Final = struct.Struct("=Q")
 _STATE_BYTES: Final = 8 * FIELDS
@@ -66,6 +67,7 @@ class PoolPage:
     __slots__ = (
         "_connections",
         "_described",
+        "_exemplars",
         "_head",
         "_more",
         "_sites",
@@ -87,6 +89,7 @@ class PoolPage:
         self.birth: int = _BIRTH.unpack_from(self._head, 8 * BIRTH)[0]
         self._sites: Sequence[SiteCounts] | None = None
         self._more: Sequence[array[float]] = ()
+        self._exemplars: Exemplars = ()
         self._decode(data, begin)
 
     def renew(self, data: bytes, begin: cython.Py_ssize_t) -> cython.bint:
@@ -143,19 +146,27 @@ class PoolPage:
             counts = with_sites(counts, are_off=True)
         self._snapshot: Snapshot = _new(
             Snapshot,
-            (state[:FIRST_COUNTER], table(some_waiters, 1), table(some_connections, ROW), counts, ()),
+            (state[:FIRST_COUNTER], table(some_waiters, 1), table(some_connections, ROW), counts, (), ()),
         )
         self._state, self._waiters, self._connections = said, some_waiters, some_connections
         self._whole: WorkerPool | None = None
 
-    def whole(self, sites: Sequence[SiteCounts] | None, more: Sequence[array[float]]) -> WorkerPool:
+    def whole(
+        self, sites: Sequence[SiteCounts] | None, more: Sequence[array[float]], exemplars: Exemplars
+    ) -> WorkerPool:
         """Return the pool with its sites and further rows.
 
         Args:
             sites: None if it has none; the same object as before if they are the same.
             more: rows of further pages, likewise.
+            exemplars: likewise.
         """
-        if self._whole is None or self._sites is not sites or self._more is not more:
+        if (
+            self._whole is None
+            or self._sites is not sites
+            or self._more is not more
+            or self._exemplars is not exemplars
+        ):
             snapshot = self._snapshot
             if sites is not None:
                 snapshot = snapshot._replace(sites=sites)
@@ -164,7 +175,9 @@ class PoolPage:
                 for page in more:
                     rows.extend(page)
                 snapshot = snapshot._replace(connections=rows)
+            if exemplars:
+                snapshot = snapshot._replace(exemplars=exemplars)
             described = self._described
             self._whole = _new(WorkerPool, (described.identity, described.info, snapshot, None, False, 0))
-            self._sites, self._more = sites, more
+            self._sites, self._more, self._exemplars = sites, more, exemplars
         return self._whole

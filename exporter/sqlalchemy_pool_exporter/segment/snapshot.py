@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from .entries import SiteCounts
+    from .exemplars import Exemplars
 
 L = TypeVar("L", str, tuple[str, ...])
 
@@ -67,6 +68,7 @@ class Histogram:
 
     buckets: tuple[float, ...]
     sum: float
+    exemplars: Exemplars = ()  # by bucket; empty if there is none
 
     @property
     def count(self) -> float:
@@ -97,6 +99,7 @@ class Snapshot(NamedTuple):
     connections: list[float] | array[float]
     counts: Counts
     sites: Sequence[SiteCounts] = ()  # those with an entry of their own; a row refers to the first one as 1
+    exemplars: Exemplars = ()
 
     @classmethod
     def of(
@@ -104,6 +107,7 @@ class Snapshot(NamedTuple):
         block: memoryview[float],
         more_rows: Iterable[memoryview[float]] = (),
         sites: Sequence[SiteCounts] = (),
+        exemplars: Exemplars = (),
     ) -> Snapshot:
         """Copy a block. A field that is written meanwhile has its old value or its new one.
 
@@ -111,6 +115,7 @@ class Snapshot(NamedTuple):
             block: the block.
             more_rows: pages of rows that belong to it.
             sites: the sites that have an entry of their own.
+            exemplars: of its histograms.
         """
         doubles: Any = block  # typeshed gives tolist() the type of memoryview[int]
         waiters = doubles[WAITERS_AT : WAITERS_AT + int(block[WAITERS_USED])].tolist()
@@ -120,7 +125,7 @@ class Snapshot(NamedTuple):
             connections += rows[ROWS_AT : ROWS_AT + ROW * int(page[ROWS_USED])].tolist()
         fields = doubles[:FIELDS].tolist()
         counts = with_sites(fields[FIRST_COUNTER:], are_off=bool(fields[SITES_OFF]))
-        return cls(fields[:FIRST_COUNTER], waiters, connections, counts, sites)
+        return cls(fields[:FIRST_COUNTER], waiters, connections, counts, sites, exemplars)
 
     @property
     def is_active(self) -> bool:
