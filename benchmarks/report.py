@@ -107,11 +107,10 @@ def document(tables: Iterable[Table], command: str, facts: Sequence[tuple[str, s
     parts = [
         "# Benchmarks",
         _wrap(
-            f"Written by `{command}`; run it to get the figures of your own machine. Everything is measured in one "
-            "process (the interpreted build in one of its own, which takes its turns in between), in short turns that "
-            "alternate with the turns of what they are compared to; each figure is a median over pairs of neighbouring "
-            "turns, so a busy machine widens the spread more than it moves the figure. Compare the ratios; the "
-            "nanoseconds belong to the machine."
+            f"Written by `{command}`; run it to get the figures of your own machine. Everything is measured in short "
+            "turns that alternate with the turns of what they are compared to; each figure is a median over pairs of "
+            "neighbouring turns, so a busy machine widens the spread more than it moves the figure. Compare the "
+            "ratios; the nanoseconds belong to the machine."
         ),
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)]),
     ]
