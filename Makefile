@@ -144,6 +144,11 @@ try-sqlalchemy: environment-newest ## run SQLAlchemy's own tests with every pool
 	@.venv/newest/bin/python -m tools.try_sqlalchemy $(foreach each,$(SQLALCHEMY),--sqlalchemy '$(each)') \
 		$$(ls .venv/wheel/*.whl .venv/pure/*.whl | sort -t/ -k3 -u)
 
+# Installs each application from the package index, into .venv/applications.
+.PHONY: try-applications
+try-applications: environment-newest ## run Celery, MLflow, Prefect and Airflow with every pool instrumented, and compare (ONLY=celery)
+	@.venv/newest/bin/python -m tools.try_applications .venv/wheel/*.whl $(addprefix --only ,$(ONLY))
+
 .PHONY: coverage
 coverage: environment-newest ## run the tests and report what they reach
 	@rm -rf .venv/coverage && mkdir .venv/coverage
