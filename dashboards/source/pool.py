@@ -249,9 +249,11 @@ def problems() -> list[Builder[Panel]]:
         timeseries(
             "Leaked and detached",
             "Leaked: nobody returned the connection and the garbage collector found it. Detached: taken out of the "
-            "pool for good, by detach(). Good: 0. Bad: leaked at all; each held a slot until it was found.",
+            "pool for good, by detach(). Not disposed of: engines that ended with connections open. Good: 0. Bad: "
+            "leaked at all; each held a slot until it was found.",
             Query(total("leaked_checkouts_total"), "leaked"),
             Query(total("detaches_total"), "detached"),
+            Query(f"sum by (when) ({rate(pool('undisposed_total'))})", "not disposed of, {{when}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,

@@ -52,6 +52,8 @@ CLOSE_REASONS: Final = (
     "gc",
 )
 INVALIDATION_KINDS: Final = ("hard", "soft")
+# When a pool ended with connections open though nobody had called dispose().
+UNDISPOSED: Final = ("collected", "exit")
 # Where an error of a driver struck, and whether the same work, done again, may succeed.
 Layer = Literal["pool", "connect", "ping", "statement"]
 Disposition = Literal["retryable", "fatal"]
@@ -306,6 +308,14 @@ POOL_METRICS: Final = (
         "leaked_checkouts_total",
         "counter",
         "Checkouts that were never returned: the garbage collector found the connection.",
+    ),
+    _pool(
+        "undisposed_total",
+        "counter",
+        "Pools that ended with connections open though nobody had called dispose(): their engine was garbage-collected "
+        "(collected), or the interpreter ended (exit).",
+        labels=("when",),
+        values=UNDISPOSED,
     ),
     _pool(
         "checkout_wait_seconds",

@@ -190,6 +190,8 @@ def test_held_for_longer_than_the_pool_says(directory: Directory) -> None:
         (layout.CHECKOUT_TIMEOUTS, "timeouts", "critical"),
         (layout.CONNECT_FAILED, "connect_errors", "critical"),
         (layout.LEAKED_CHECKOUTS, "leaked", "warning"),
+        (layout.UNDISPOSED_POOLS, "undisposed", "warning"),
+        (layout.UNDISPOSED_POOLS + 1, "undisposed", "warning"),
     ],
 )
 def test_rates(directory: Directory, field: int, kind: str, severity: str) -> None:

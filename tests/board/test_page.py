@@ -92,6 +92,17 @@ def test_who_holds_what(directory: Directory) -> None:
     assert "session 43" in text
 
 
+def test_not_disposed_of(directory: Directory) -> None:
+    """A pool shows how many of its name ended with connections open, and nothing of it while there is none."""
+    process = directory.process()
+    assert "Not disposed of" not in page(directory).text
+    process.block[layout.UNDISPOSED_POOLS] = 2.0
+    process.block[layout.UNDISPOSED_POOLS + 1] = 1.0
+    found = page(directory, after=6.0)
+    assert "Not disposed of 3 so far" in found.text
+    assert "warning orders : not disposed of: 0.5/s engines end with connections open" in found.text
+
+
 def test_pools(directory: Directory) -> None:
     """Each pool and process has its limits, a bar with a text that says the same, ages and rates."""
     process = directory.process()

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
     ],
 )
 def test_the_interpreter_ends_as_before(ending: str) -> None:
-    """A process that exits with connections in use has the same status, output and errors as without instrumenting."""
+    """A process that exits with connections in use has the same status, output and errors as without instrumenting.
+
+    But for what the log says of connections that nobody disposed of.
+    """
     program = """
         import sys, threading, time
         from prometheus_client import CollectorRegistry
@@ -59,8 +62,9 @@ def test_the_interpreter_ends_as_before(ending: str) -> None:
         )
         for arguments in ([], ["instrumented"])
     )
-    assert (bare.returncode, bare.stdout, bare.stderr) == (
+    errors = [line for line in instrumented.stderr.splitlines() if not line.startswith("pool 'sqlite' (pid ")]
+    assert (bare.returncode, bare.stdout, bare.stderr.splitlines()) == (
         instrumented.returncode,
         instrumented.stdout,
-        instrumented.stderr,
+        errors,
     )

@@ -109,6 +109,8 @@ def _numbers(pool: Pool) -> Iterator[tuple[str, str | Markup]]:
     state, rates = pool["state"], pool["rates"]
     yield "Longest wait", duration(state["longest_wait_seconds"])
     yield "Longest hold", duration(state["longest_held_seconds"])
+    if undisposed := sum(pool["counters"]["undisposed"].values()):
+        yield "Not disposed of", f"{number(undisposed)} so far"
     if rates is None:
         yield "Checkouts", f"{number(pool['counters']['checkouts'])} so far"
         return

@@ -92,6 +92,12 @@ def _of_rates(server: ProbedServer | None, limits: Limits | None, rates: Rates) 
     if rates["leaked_checkouts"]:
         text = f"leaked: {rate(rates['leaked_checkouts'])} checkouts are not returned; the garbage collector finds them"
         yield "leaked", "warning", text
+    if rates["undisposed"]:
+        text = (
+            f"not disposed of: {rate(rates['undisposed'])} engines end with connections open, because nobody calls "
+            "dispose()"
+        )
+        yield "undisposed", "warning", text
 
 
 def _dead(dead: dict[str, float], server: ProbedServer | None, limits: Limits | None) -> str:

@@ -73,6 +73,7 @@ def _rates(before: _Sample, counts: Mapping[str, Counts], now: float) -> Iterabl
                     "closes_by_reason": {kind: one / seconds for kind, one in grown["closes"].items()},
                     "errors": {layer: one / seconds for layer, one in grown["errors"].items()},
                     "leaked_checkouts": grown["leaked_checkouts"] / seconds,
+                    "undisposed": sum(grown["undisposed"].values()) / seconds,
                     "mean_wait_seconds": _mean(grown["wait_seconds"], grown["waits"]),
                     "mean_hold_seconds": _mean(grown["hold_seconds"], grown["holds"]),
                 },
@@ -115,4 +116,5 @@ def counters_of(counts: Counts, nested: float = 0.0) -> Counters:
         "overflow_opened": values["overflow_opened_total"],
         "nested_checkouts": nested,
         "leaked_checkouts": values["leaked_checkouts_total"],
+        "undisposed": values["undisposed_total"],
     }

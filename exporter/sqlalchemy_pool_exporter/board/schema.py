@@ -25,6 +25,7 @@ ConditionKind = Literal[
     "blocked",
     "idle_in_transaction",
     "leaked",
+    "undisposed",
     "dead_connections",
     "database_down",
     "database_restarted",
@@ -80,6 +81,9 @@ class Counters(TypedDict):
     overflow_opened: float
     nested_checkouts: float
     leaked_checkouts: float
+    undisposed: dict[
+        str, float
+    ]  # pools that ended with connections open: collected, or at the exit of a process
 
 
 class Rates(TypedDict):
@@ -95,6 +99,7 @@ class Rates(TypedDict):
     closes_by_reason: dict[str, float]
     errors: dict[str, float]  # by layer: pool, connect, ping or statement
     leaked_checkouts: float
+    undisposed: float  # pools
     mean_wait_seconds: float | None  # null if no checkout ended
     mean_hold_seconds: float | None  # null if none was returned
 

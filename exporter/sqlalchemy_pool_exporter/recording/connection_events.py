@@ -7,7 +7,7 @@ What ``recorder`` says of locks and straight lines holds here, too.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS, ERRORS
 from sqlalchemy_pool_exporter.segment import fork
@@ -37,8 +37,10 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from .connection_row_cy import IN_POOL, NOT_YET, Phases, row_of
 from .leaks import WATCH
 from .recorder_state_cy import RecorderState
+from .undisposed import WATCH as ENDINGS
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
 
     from sqlalchemy_pool_exporter.segment.store import BlockStore
@@ -63,8 +65,10 @@ class ConnectionEvents(RecorderState):
     is_ended: bool
     is_replaced: bool
     leaks: Suspects | None
+    lost: list[bool]
     name: Callable[[], str]
     origins: Origins | None
+    pool_ref: weakref.ref[Any] | None
     store: BlockStore
     _size: float
 
@@ -155,6 +159,8 @@ class ConnectionEvents(RecorderState):
             self.connections.index_connection(row, connection)
         if self.leaks is not None:
             WATCH.begin(self, self.leaks)
+        if not ENDINGS.is_awaiting:
+            ENDINGS.await_end()
         return row
 
     # -- connections that close
@@ -201,7 +207,10 @@ class ConnectionEvents(RecorderState):
             site = None
             if row.has_connection:
                 is_leaked = bool(row.table[row.held_at])
-                is_disposed = self.is_replaced or row.state != IN_POOL
+                is_disposed = self.is_disposed(row)
+                # Python clears all weak references to what one collection frees before it calls back for any.
+                if not is_disposed and self.pool_ref is not None and self.pool_ref() is None:
+                    self.lost.append(is_leaked)
                 counters = (
                     CLOSES + (DISPOSE if is_disposed else GC),
                     LEAKED_CHECKOUTS if is_leaked else SCRATCH,
@@ -211,6 +220,10 @@ class ConnectionEvents(RecorderState):
         except Exception as error:
             if not self.fault(error):
                 raise
+
+    def is_disposed(self, row: ConnectionRow) -> bool:
+        """Return whether the pool of a row was disposed of while the connection was open."""
+        return self.is_replaced or row.state != IN_POOL
 
     # -- pings and invalidations
 

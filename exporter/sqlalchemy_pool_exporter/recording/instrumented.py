@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.segment import fork, store
 
 from .at_fork import count_children
 from .collector import PoolCollector
+from .undisposed import WATCH as ENDINGS
 
 if TYPE_CHECKING:
     import os
@@ -79,6 +80,8 @@ class Instrumented:
                 return  # a forked child that is leaving the blocks of its parent
             if recorder.pool_collected():
                 self._ended.append(recorder)
+                if recorder.ending is not None:
+                    ENDINGS.collected(recorder.ending)
         except Exception as error:  # noqa: BLE001 - recording never raises
             recorder.fault(error)
 
@@ -140,6 +143,7 @@ class Instrumented:
             self._watches = True
             count_children()
             fork.call_in_child(self._leave_parent)
+            ENDINGS.watch(lambda: list(self.recorders))
 
     def _leave_parent(self) -> None:
         """In a forked child: give each pool a new block, and write to the parent's blocks no more."""

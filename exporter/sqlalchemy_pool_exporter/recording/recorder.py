@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_pool_exporter.metrics import BUCKETS, ERRORS
+from sqlalchemy_pool_exporter.metrics import BUCKETS, ERRORS, UNDISPOSED
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import (
     ACTIVE,
@@ -42,6 +42,7 @@ from sqlalchemy_pool_exporter.segment.block import (
     SITES_OFF,
     SIZE,
     SUM,
+    UNDISPOSED_POOLS,
     UNTRACKED,
     UNTRACKED_PENDING,
     WAIT,
@@ -61,6 +62,7 @@ from .failure_reports import FailureReports
 from .leaks import Suspects
 from .origins_cy import Origins
 from .slots import FreeSlots
+from .undisposed import Ending
 
 if TYPE_CHECKING:
     import weakref
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
 
 _TIMED_OUT = ERROR_COUNTS + ERRORS.index(("pool", "retryable"))
 _FEW_CHECKOUTS = 10
+_COLLECTED, _EXIT = UNDISPOSED
 
 
 class Recorder(ConnectionEvents):
@@ -90,6 +93,7 @@ class Recorder(ConnectionEvents):
         "_earlier_checkouts",
         "_size",
         "configuration",
+        "ending",
         "failures",
         "identity",
         "info",
@@ -97,6 +101,7 @@ class Recorder(ConnectionEvents):
         "is_ended",
         "is_replaced",
         "leaks",
+        "lost",
         "name",
         "origins",
         "pool_ref",
@@ -162,6 +167,9 @@ class Recorder(ConnectionEvents):
         self.is_brief = False  # it went with its engine after a few checkouts
         self._earlier_checkouts = 0.0  # of the pools that this one has replaced
         self.is_replaced = False
+        # Of connections that were collected with the pool and not disposed of: whether each was checked out.
+        self.lost: list[bool] = []
+        self.ending: Ending | None = None  # if it ended with connections open
         self.pool_ref: weakref.ref[Any] | None = None
         self._size = math.nan
         self.configuration = configuration
@@ -237,6 +245,7 @@ class Recorder(ConnectionEvents):
         self.waiters.clear()
         self.reports = Schedule()
         self.failures = FailureReports()
+        self.lost, self.ending = [], None
         if self.leaks is not None:
             self.leaks = Suspects(self.leaks.options)
         if self.origins is not None:
@@ -267,8 +276,23 @@ class Recorder(ConnectionEvents):
             self._record_collected(row.record_ref)
         # A pool that was replaced went without its engine.
         self.is_brief = not self.is_replaced and self._checkouts < _FEW_CHECKOUTS
+        self._undisposed(_COLLECTED, self.lost)
         self._end()
         return True
+
+    def undisposed_at_exit(self) -> Ending | None:
+        """Count the pool if it has connections open that nobody disposed of; return it the first time."""
+        if self.is_ended:
+            return None
+        rows = [row for row in self.connections.rows() if row.has_connection and not self.is_disposed(row)]
+        return self._undisposed(_EXIT, [bool(row.table[row.held_at]) for row in rows])
+
+    def _undisposed(self, when: str, were_held: Sequence[bool]) -> Ending | None:
+        if not were_held or self.ending is not None:
+            return None
+        self.block[UNDISPOSED_POOLS + UNDISPOSED.index(when)] += 1.0
+        self.ending = Ending(self.name, when, len(were_held), sum(were_held))
+        return self.ending
 
     def stop(self) -> None:
         """Stop recording: the pool is no longer instrumented."""

@@ -22,7 +22,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy_pool_exporter.metrics import BUCKETS, CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS
+from sqlalchemy_pool_exporter.metrics import (
+    BUCKETS,
+    CLOSE_REASONS,
+    ERROR_REASONS,
+    ERRORS,
+    INVALIDATION_KINDS,
+    UNDISPOSED,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +98,7 @@ OTHER_SITES: Final = _take(SITE_COUNTS)
 WITHOUT_SITES: Final = _take(SITE_COUNTS)
 ERROR_COUNTS: Final = _take(len(ERRORS))
 EXHAUSTION_REPORTS: Final = _take(1)
+UNDISPOSED_POOLS: Final = _take(len(UNDISPOSED))
 # A histogram is its buckets (not cumulative; the last one has no upper bound), followed by the sum.
 HISTOGRAM: Final = len(BUCKETS) + 2
 SUM: Final = len(BUCKETS) + 1

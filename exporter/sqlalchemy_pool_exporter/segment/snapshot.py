@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sqlalchemy_pool_exporter.metrics import CLOSE_REASONS, ERROR_REASONS, ERRORS, INVALIDATION_KINDS, STATES
+from sqlalchemy_pool_exporter.metrics import (
+    CLOSE_REASONS,
+    ERROR_REASONS,
+    ERRORS,
+    INVALIDATION_KINDS,
+    STATES,
+    UNDISPOSED,
+)
 
 from .block import (
     ACTIVE,
@@ -39,6 +46,7 @@ from .block import (
     SITES_OFF,
     SIZE,
     SUM,
+    UNDISPOSED_POOLS,
     USES,
     WAIT,
     WAIT_FAILED,
@@ -216,6 +224,7 @@ def counters(counts: Counts, *, has_overflow: bool) -> Iterator[tuple[str, Value
     yield "invalidations_total", _labelled(counts, INVALIDATIONS, INVALIDATION_KINDS)
     yield "detaches_total", counts[DETACHES - FIRST_COUNTER]
     yield "leaked_checkouts_total", counts[LEAKED_CHECKOUTS - FIRST_COUNTER]
+    yield "undisposed_total", _labelled(counts, UNDISPOSED_POOLS, UNDISPOSED)
     yield "checkout_wait_seconds", waited + failed
     yield "connect_seconds", connected + unconnected
     yield "ping_seconds", _histogram(counts, PING)
