@@ -81,9 +81,7 @@ class Counters(TypedDict):
     overflow_opened: float
     nested_checkouts: float
     leaked_checkouts: float
-    undisposed: dict[
-        str, float
-    ]  # pools that ended with connections open: collected, or at the exit of a process
+    undisposed: dict[str, float]  # pools that ended with connections open, by when
 
 
 class Rates(TypedDict):

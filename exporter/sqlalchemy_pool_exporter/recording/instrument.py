@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import warnings
 import weakref
 from pathlib import PurePath
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from typing_extensions import TypeIs
+
+    from .flask_databases import FlaskDatabase
 
 
 class Handle:
@@ -144,7 +148,7 @@ class Handle:
 
 
 def instrument(  # noqa: PLR0913 - keyword-only options
-    target: Engine | AsyncEngine | Pool,
+    target: Engine | AsyncEngine | Pool | FlaskDatabase,
     *,
     name: str | None = None,
     registry: CollectorRegistry = REGISTRY,
@@ -166,10 +170,12 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     ``instrument_all()`` found replaces what that did.
 
     Args:
-        target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``.
+        target: an ``Engine``, an ``AsyncEngine`` (or a copy of either made by ``execution_options()``) or a ``Pool``;
+            or the ``db`` of Flask-SQLAlchemy: then the engines of all its binds and applications, also those to come.
         name: the value of the label ``pool``. By default the pool's ``logging_name``, else database and host of the
             engine's URL, else the class of the pool; never a credential. Pools of one name share their series, which
-            are sums. Pools of one default name that differ in class or limits get a suffix from what differs.
+            are sums. Pools of one default name that differ in class or limits get a suffix from what differs. The pool
+            of a bind of Flask-SQLAlchemy has the bind's key after the name, as in ``orders-audit``.
         registry: where the metrics appear.
         directory: where a sidecar reads the metrics of this process. The default is the environment variable
             ``SQLALCHEMY_POOL_EXPORTER_DIR``; if that is not set, the metrics stay in memory. If the directory cannot be
@@ -209,11 +215,27 @@ def instrument(  # noqa: PLR0913 - keyword-only options
             no list of prefixes, ``loop_lag`` is neither True nor False, or ``leak_after``, ``request_deadline`` or
             ``trace_after`` is no number of seconds.
     """
-    engine = _engine_of(target)
-    pool = _pool_of(target)
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
+    if _is_flask_database(target):
+        from .flask_databases import instrument_database  # noqa: PLC0415 - it imports this module
+
+        arguments = {
+            "registry": registry,
+            "directory": directory,
+            "group_readable": group_readable,
+            "sites": sites,
+            "application": application,
+            "leak_after": leak_after,
+            "leak_stack": leak_stack,
+            "loop_lag": loop_lag,
+            "request_deadline": request_deadline,
+            "meter_provider": meter_provider,
+        }
+        return instrument_database(target, name, arguments)
+    engine = _engine_of(target)
+    pool = _pool_of(target)
     check_destinations(registry, meter_provider)
     chosen = options(
         sites=sites,
@@ -271,15 +293,26 @@ def check_destinations(registry: object, meter_provider: object) -> None:
         raise TargetError(message)
 
 
-def uninstrument(target: Engine | AsyncEngine | Pool) -> None:
+def uninstrument(target: Engine | AsyncEngine | Pool | FlaskDatabase) -> None:
     """Undo ``instrument(target)``; do nothing if ``target`` is not instrumented.
 
     Raises:
         TargetError: ``target`` is neither an engine nor a pool.
     """
+    if _is_flask_database(target):
+        from .flask_databases import uninstrument_database  # noqa: PLC0415 - as above
+
+        uninstrument_database(target)
+        return
     handle = _handle_of(_pool_of(target))
     if handle is not None:
         handle.close()
+
+
+def _is_flask_database(target: object) -> TypeIs[FlaskDatabase]:
+    # Not even the module below is loaded for an application without the package.
+    kind = getattr(sys.modules.get("flask_sqlalchemy"), "SQLAlchemy", None)
+    return isinstance(kind, type) and isinstance(target, kind)
 
 
 def _handle_of(pool: Pool) -> Handle | None:

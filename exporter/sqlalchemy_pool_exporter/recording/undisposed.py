@@ -35,9 +35,9 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 _MOST_WAIT: Final = 0.1
 _AFTER_ALL_OTHERS: Final = -1000  # of multiprocessing's finalizers, which have priorities
 _WHY: Final = {
-    "collected": "its engine was garbage-collected and nobody had called dispose(): the server keeps a session until "
+    "collected": "its engine was garbage-collected and nobody had called dispose(); the server keeps a session until "
     "it notices that its client is gone",
-    "exit": "the interpreter ends and nobody called dispose(): the server sees its clients break off",
+    "exit": "the interpreter ends and nobody called dispose(); the server sees its clients break off",
 }
 
 
