@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .recording.classification import Failure, classify
     from .recording.endpoint import Server, serve
     from .recording.every_engine import Instrumentation, instrument_all
-    from .recording.instrument import Handle, instrument, uninstrument
+    from .recording.handle import Handle
+    from .recording.instrument import instrument, uninstrument
     from .recording.labels import label
     from .recording.mounts import aiohttp_handler, asgi_app, wsgi_app
     from .recording.routes import asgi_labels, wsgi_labels
@@ -48,7 +49,8 @@ _MODULES = {
     "recording.classification": ("Failure", "classify"),
     "recording.endpoint": ("Server", "serve"),
     "recording.every_engine": ("Instrumentation", "instrument_all"),
-    "recording.instrument": ("Handle", "instrument", "uninstrument"),
+    "recording.handle": ("Handle",),
+    "recording.instrument": ("instrument", "uninstrument"),
     "recording.labels": ("label",),
     "recording.mounts": ("aiohttp_handler", "asgi_app", "wsgi_app"),
     "recording.routes": ("asgi_labels", "wsgi_labels"),

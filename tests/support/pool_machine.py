@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from sqlalchemy_pool_exporter.recording.instrument import Handle
+    from sqlalchemy_pool_exporter.recording.handle import Handle
     from tests.support.pg import Server
     from tests.support.reference_connections import Collected, ResetFails
     from tests.support.reference_parts import Detached, Slot

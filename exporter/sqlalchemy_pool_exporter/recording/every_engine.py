@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
 
 from .exclusions import Exclusions, maker
-from .instrument import Handle, check_destinations, instrument_found
+from .instrument import check_destinations, instrument_found
 from .options import options as checked
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import MeterProvider
     from prometheus_client import CollectorRegistry
+
+    from .handle import Handle
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 

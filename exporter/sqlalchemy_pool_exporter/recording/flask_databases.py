@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .instrument import Handle, check_destinations, instrument
-from .options import options as checked
+from .handle import Handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy.engine import Engine
+    from typing_extensions import TypeIs
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
-_UNCHECKED = ("directory", "group_readable")
 
 
 class FlaskDatabase(Protocol):
@@ -41,11 +41,11 @@ class DatabaseHandle(Handle):
     Mutable state: the handles of the pools, and whether new engines are instrumented.
     """
 
-    __slots__ = ("_arguments", "_database", "_given_name", "_handles", "_is_closed", "_wrapper")
+    __slots__ = ("_database", "_given_name", "_handles", "_instrument", "_is_closed", "_wrapper")
 
-    def __init__(self, database: FlaskDatabase, name: str | None, arguments: dict[str, Any]) -> None:
+    def __init__(self, database: FlaskDatabase, name: str | None, instrument: Callable[..., Handle]) -> None:
         self._database = weakref.ref(database)
-        self._given_name, self._arguments = name, arguments
+        self._given_name, self._instrument = name, instrument
         self._handles: list[Handle] = []
         self._is_closed = False
         wrapper = self._wrapped(database)
@@ -92,7 +92,7 @@ class DatabaseHandle(Handle):
         name = self._given_name
         if name is not None and bind is not None:
             name = f"{name}-{bind}"
-        handle = instrument(engine, name=name, **self._arguments)
+        handle = self._instrument(engine, name=name)
         if handle not in self._handles:
             self._handles = [*self._open, handle]
 
@@ -118,23 +118,25 @@ class DatabaseHandle(Handle):
 _HANDLES: weakref.WeakKeyDictionary[FlaskDatabase, DatabaseHandle] = weakref.WeakKeyDictionary()
 
 
-def instrument_database(database: FlaskDatabase, name: str | None, arguments: dict[str, Any]) -> Handle:
+def is_flask_database(target: object) -> TypeIs[FlaskDatabase]:
+    """Return whether an object is a ``flask_sqlalchemy.SQLAlchemy``."""
+    kind = getattr(sys.modules.get("flask_sqlalchemy"), "SQLAlchemy", None)
+    return isinstance(kind, type) and isinstance(target, kind)
+
+
+def instrument_database(
+    database: FlaskDatabase, name: str | None, instrument: Callable[..., Handle]
+) -> Handle:
     """Instrument the engines of a database, those that there are and those to come.
 
     Args:
         database: of Flask-SQLAlchemy.
         name: of the default engine's pool; that of a bind has the bind's key after it, such as ``orders-audit``.
-        arguments: the others of ``instrument()``.
-
-    Raises:
-        TargetError: an argument cannot be used.
+        instrument: instruments an engine; it takes the name of its pool.
     """
-    rest = {key: value for key, value in arguments.items() if key not in _UNCHECKED}
-    check_destinations(rest.pop("registry"), rest.pop("meter_provider"))
-    checked(**rest)
     handle = _HANDLES.get(database)
     if handle is None:
-        handle = _HANDLES[database] = DatabaseHandle(database, name, arguments)
+        handle = _HANDLES[database] = DatabaseHandle(database, name, instrument)
         handle.see_all()
     return handle
 

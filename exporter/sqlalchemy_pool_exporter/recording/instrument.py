@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import warnings
-import weakref
+from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Engine
@@ -17,17 +16,17 @@ from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter import straight_lines
 from sqlalchemy_pool_exporter.errors import TargetError
-from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.block import MAX_OVERFLOW, PRE_PING, RECYCLE, SIZE, TIMEOUT
 from sqlalchemy_pool_exporter.segment.identity import Identity, Variant
 from sqlalchemy_pool_exporter.segment.store import BlockStore, store_in
 
-from .hooks import Hooks
+from .flask_databases import instrument_database, is_flask_database, uninstrument_database
+from .handle import Handle
 from .instrumented import INSTRUMENTED
 from .open_telemetry import export
 from .options import options
 from .recorder import Recorder
-from .sqlalchemy_pool import configuration, dialect_of, engine_with_pool, logging_name
+from .sqlalchemy_pool import configuration, dialect_of, logging_name
 
 if TYPE_CHECKING:
     import os
@@ -36,115 +35,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from typing_extensions import TypeIs
 
     from .flask_databases import FlaskDatabase
-
-
-class Handle:
-    """An instrumented pool, and the pools that replace it when its engine is disposed of.
-
-    A handle does not keep its pool alive. When the pool is garbage-collected, its series disappear.
-    """
-
-    __slots__ = ("__weakref__", "_engines", "_gives_way", "_hooks", "_identity", "_registry")
-
-    def __init__(self, identity: Identity, registry: CollectorRegistry) -> None:
-        self._identity = identity
-        self._registry = registry
-        # Whether instrument_all() found the pool, so that an instrument() of the application replaces this.
-        self._gives_way = False
-        self._engines: weakref.WeakSet[Engine] = (
-            weakref.WeakSet()
-        )  # those that are known to have a pool of this handle
-        self._hooks: weakref.WeakSet[Hooks] = weakref.WeakSet()
-
-    @property
-    def name(self) -> str:
-        """The value of the label ``pool``, as far as this process knows the pools.
-
-        A default name has a suffix as long as pools that have it differ, so it can change when a pool comes or goes.
-        """
-        return INSTRUMENTED.collector_of(self._registry).own.label(self._identity)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the pool is no longer instrumented."""
-        return not self._recorders
-
-    @property
-    def _recorders(self) -> list[Recorder]:
-        return [hooks.recorder for hooks in list(self._hooks) if not hooks.recorder.is_ended]
-
-    def close(self) -> None:
-        """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time.
-
-        The series of another pool of the same name stay, with the counts of this one.
-        """
-        with INSTRUMENTED.lock:
-            for hooks in list(self._hooks):
-                if not hooks.recorder.is_ended:
-                    self._end(hooks)
-
-    def notice_fork(self) -> None:
-        """Start new blocks if this is a forked child that has not noticed it."""
-        fork.notice()
-
-    def is_shared(self, pool: Pool, leaving: Engine) -> bool:
-        """Return whether an engine other than ``leaving`` is known to have this pool."""
-        return any(
-            engine is not leaving and vars(engine).get("pool") is pool for engine in list(self._engines)
-        )
-
-    def follow(self, pool: Pool, recorder: Recorder) -> None:
-        """Record the pool that replaces the one of ``recorder``; SQLAlchemy's ``recreate()`` made it."""
-        with INSTRUMENTED.lock:
-            if not recorder.is_ended:
-                INSTRUMENTED.fold()
-                new = recorder.successor(configuration(pool))
-                self._record(pool, new, is_new=True, is_alone=recorder.is_replaced)
-
-    def _known(self, engine: Engine | None) -> None:
-        if engine is not None:
-            self._engines.add(engine_with_pool(engine))
-
-    def _record(
-        self,
-        pool: Pool,
-        recorder: Recorder,
-        *,
-        is_new: bool = False,
-        is_alone: bool = False,
-    ) -> None:
-        """Attach hooks to a pool, and show it."""
-        hooks = Hooks(pool, recorder, self)
-        collector = INSTRUMENTED.collector_of(self._registry)
-        # Before the hooks are attached: if another thread forks in between, the child must find the recorder.
-        INSTRUMENTED.recorders[recorder] = weakref.ref(collector)
-        self._hooks.add(hooks)
-        try:
-            hooks.attach(is_new=is_new)
-            INSTRUMENTED.attached(hooks)
-            collector.add(recorder, is_alone=is_alone)
-        except BaseException:
-            self._end(hooks)
-            raise
-
-    def _end(self, hooks: Hooks) -> None:
-        INSTRUMENTED.detached(hooks)
-        hooks.detach()
-        hooks.recorder.stop()
-        INSTRUMENTED.end(hooks.recorder)
-        INSTRUMENTED.collector_of(self._registry).own.remove(hooks.recorder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} pool={self._identity.name!r}{' closed' if self.closed else ''}>"
 
 
 def instrument(  # noqa: PLR0913 - keyword-only options
@@ -218,34 +110,31 @@ def instrument(  # noqa: PLR0913 - keyword-only options
     if name is not None and (not isinstance(name, str) or not name):
         message = f"name must be a string that is not empty, got {type(name).__qualname__}"
         raise TargetError(message)
-    if _is_flask_database(target):
-        from .flask_databases import instrument_database  # noqa: PLC0415 - it imports this module
-
-        arguments = {
-            "registry": registry,
-            "directory": directory,
-            "group_readable": group_readable,
-            "sites": sites,
-            "application": application,
-            "leak_after": leak_after,
-            "leak_stack": leak_stack,
-            "loop_lag": loop_lag,
-            "request_deadline": request_deadline,
-            "meter_provider": meter_provider,
-        }
-        return instrument_database(target, name, arguments)
+    recorded: dict[str, Any] = {
+        "sites": sites,
+        "application": application,
+        "leak_after": leak_after,
+        "leak_stack": leak_stack,
+        "loop_lag": loop_lag,
+        "request_deadline": request_deadline,
+        "trace_after": trace_after,
+    }
+    if is_flask_database(target):
+        check_destinations(registry, meter_provider)
+        options(**recorded)
+        each = partial(
+            instrument,
+            registry=registry,
+            directory=directory,
+            group_readable=group_readable,
+            meter_provider=meter_provider,
+            **recorded,
+        )
+        return instrument_database(target, name, each)
     engine = _engine_of(target)
     pool = _pool_of(target)
     check_destinations(registry, meter_provider)
-    chosen = options(
-        sites=sites,
-        application=application,
-        leak_after=leak_after,
-        leak_stack=leak_stack,
-        loop_lag=loop_lag,
-        request_deadline=request_deadline,
-        trace_after=trace_after,
-    )
+    chosen = options(**recorded)
     with INSTRUMENTED.lock:
         present = _handle_of(pool)
         if present is not None and not present._gives_way:  # noqa: SLF001 - not part of the public handle
@@ -299,20 +188,12 @@ def uninstrument(target: Engine | AsyncEngine | Pool | FlaskDatabase) -> None:
     Raises:
         TargetError: ``target`` is neither an engine nor a pool.
     """
-    if _is_flask_database(target):
-        from .flask_databases import uninstrument_database  # noqa: PLC0415 - as above
-
+    if is_flask_database(target):
         uninstrument_database(target)
         return
     handle = _handle_of(_pool_of(target))
     if handle is not None:
         handle.close()
-
-
-def _is_flask_database(target: object) -> TypeIs[FlaskDatabase]:
-    # Not even the module below is loaded for an application without the package.
-    kind = getattr(sys.modules.get("flask_sqlalchemy"), "SQLAlchemy", None)
-    return isinstance(kind, type) and isinstance(target, kind)
 
 
 def _handle_of(pool: Pool) -> Handle | None:
