@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_pool_exporter.segment.entries import OTHER
+from sqlalchemy_pool_exporter.segment.stuck import STUCK_AFTER
 
 from .causes import cause_of, where
 from .failures import of_database
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from .parts import Part
     from .schema import Condition, ConditionKind, Rates, Severity
 
-# A full pool that callers wait for, and that has returned nothing for so long, is stuck and not busy.
-STUCK_SECONDS: Final = 30.0
 # A caller that waits for less is on its way to a connection.
 WAIT_SECONDS: Final = 0.1
 # So long a caller waits for a pool that is not full only if connecting or a ping takes that long.
@@ -168,7 +167,7 @@ def _kind(part: Part, pool: _Pool) -> ConditionKind | None:
         return "slow_connect" if seconds >= CONNECT_SECONDS else None
     if seconds < WAIT_SECONDS:
         return None
-    return "stuck" if pool.silence(part) >= STUCK_SECONDS else "waiting"
+    return "stuck" if pool.silence(part) >= STUCK_AFTER else "waiting"
 
 
 def _where(part: Part) -> str:

@@ -36,7 +36,7 @@ from sqlalchemy_pool_exporter.segment import fork
 from .at_fork import count_children
 from .clashes import clashing
 from .fleets import Fleets, joined
-from .own_pools import OwnPools
+from .own_pools import OwnPools, Read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -149,6 +149,16 @@ class PoolCollector(Collector):
             beside = of_directories.view if of_directories is not None else None
             own = self.own.fleet(read, beside, number=f"pid{self._process.id}")
             return own if of_directories is None else joined([own, of_directories])
+
+    def ready_fleet(self) -> Fleet | None:
+        """Read the pools whose readiness counts: as for the board, and of this process where a sidecar shows them."""
+        if not environment.is_on(environment.SIDECAR):
+            fleet = self.fleet()
+            return None if isinstance(fleet, str) else fleet
+        self._enter_process()
+        with self._process.lock, pausing():
+            every = Read([], self.own.every())
+            return self.own.fleet(every, number=f"pid{self._process.id}")
 
     def _enter_process(self) -> None:
         fork.notice()

@@ -27,10 +27,10 @@ from sqlalchemy_pool_exporter.pausing import pausing
 from sqlalchemy_pool_exporter.segment import fork
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
-from .answers import PLAIN, Answer, answer, wanted_by
+from .answers import PLAIN, READY, Answer, answer, answer_ready, wanted_by
 from .at_fork import close_in_children
 from .http_server import HTTPServer, Request
-from .instrumented import fleet_of, show_directory
+from .instrumented import fleet_of, ready_fleet_of, show_directory
 from .port_lock import LockError, PortLock
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
-_LINKS: Final = (Link("metrics", "Metrics", "for Prometheus"),)
+_LINKS: Final = (
+    Link("metrics", "Metrics", "for Prometheus"),
+    Link("-/ready", "Readiness", "503 if a pool is stuck"),
+)
 STAND_BY_SECONDS: Final = 1.0  # between two looks at whether the process that serves is gone
 # A process that dies may free its lock before its port.
 _BIND_SECONDS: Final = 0.5
@@ -63,6 +66,7 @@ class Server:
             raise EndpointError(message)
         self._asked, self._registry = f"{host!r}, port {port!r}", registry
         self._moments = Moments(lambda: fleet_of(registry))
+        self._ready = Moments(lambda: ready_fleet_of(registry))
         self._family: int
         self._address: Any
         self._lock: PortLock | None = None
@@ -245,6 +249,8 @@ class Server:
     # -- answers
 
     def _answer(self, request: Request) -> Answer:
+        if request.path == READY:
+            return answer_ready(self._ready, request.method, request.query)
         if request.path == "/metrics" or request.method not in {"GET", "HEAD"}:
             accept, accept_encoding = (
                 request.headers.get(name, "") for name in ("accept", "accept-encoding")

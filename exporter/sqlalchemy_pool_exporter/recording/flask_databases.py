@@ -13,6 +13,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sqlalchemy_pool_exporter.segment.stuck import STUCK_AFTER
+
 from .handle import Handle
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ class DatabaseHandle(Handle):
     def closed(self) -> bool:
         """Whether neither the pools nor new ones are instrumented."""
         return self._is_closed and not self._open
+
+    def healthy(self, *, stuck_after: float = STUCK_AFTER) -> bool:
+        """Return whether none of the pools is stuck in this process; see ``Handle.healthy()``."""
+        return all(one.healthy(stuck_after=stuck_after) for one in self._open)
 
     def close(self) -> None:
         """Restore every pool and the database exactly. Does nothing the second time."""

@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Self
 
 from sqlalchemy_pool_exporter.segment import fork
+from sqlalchemy_pool_exporter.segment.stuck import STUCK_AFTER
 
 from .hooks import Hooks
 from .instrumented import INSTRUMENTED
@@ -56,6 +57,19 @@ class Handle:
     @property
     def _recorders(self) -> list[Recorder]:
         return [hooks.recorder for hooks in list(self._hooks) if not hooks.recorder.is_ended]
+
+    def healthy(self, *, stuck_after: float = STUCK_AFTER) -> bool:
+        """Return whether the pool is not stuck in this process; it takes no connection and waits for nothing.
+
+        A pool is stuck if a caller waits, all connections that it may have are checked out, and none came back for
+        ``stuck_after`` seconds. A pool that is busy is healthy; so is one that is no longer instrumented.
+
+        Args:
+            stuck_after: seconds, more than 0.
+        """
+        return not any(
+            still.seconds >= stuck_after for one in self._recorders if (still := one.stillness()) is not None
+        )
 
     def close(self) -> None:
         """Restore the pool exactly: no wrapper, no listener, no series. Does nothing the second time.

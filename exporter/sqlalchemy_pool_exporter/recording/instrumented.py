@@ -184,6 +184,13 @@ def fleet_of(registry: CollectorRegistry) -> Fleet | str:
     return INSTRUMENTED.collector_of(registry).fleet()
 
 
+def ready_fleet_of(registry: CollectorRegistry) -> Fleet | str:
+    """Read the pools of a registry whose readiness counts; return a text if there are none."""
+    if not hasattr(registry, "register"):
+        return "a restricted registry has no pools of its own"
+    return INSTRUMENTED.collector_of(registry).ready_fleet() or "there are no pools"
+
+
 def show_directory(registry: CollectorRegistry, directory: str | os.PathLike[str] | None) -> Path | None:
     """Show all pools of a directory in a registry; return the directory of the argument or the environment, or None."""
     chosen = store.chosen_directory(directory)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import REGISTRY
 
+from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.negotiation import Wanted
 
-from .answers import PLAIN, Answer, answer, wanted_by
-from .instrumented import show_directory
+from .answers import PLAIN, READY, Answer, answer, answer_ready, wanted_by
+from .instrumented import ready_fleet_of, show_directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -30,17 +31,23 @@ def wsgi_app(
 ) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that serves the metrics at any path where it is mounted.
 
+    At a path that ends with ``/-/ready`` it says whether pools are stuck, as ``serve()`` does there.
+
     Args:
         registry: what to serve.
         directory: the directory that the processes of the application share: whichever is asked, it shows all of them.
             The default is ``SQLALCHEMY_POOL_EXPORTER_DIR``; if that is not set, each process shows its own pools.
     """
     show_directory(registry, directory)
+    moments = Moments(lambda: ready_fleet_of(registry))
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         # Browsers ask for this icon when the application is mounted at the root, and that is no scrape.
         if environ.get("PATH_INFO") == "/favicon.ico":
             return _send(environ, start_response, Answer(HTTPStatus.OK, PLAIN, b""))
+        if environ.get("PATH_INFO", "").endswith(READY):
+            ready = answer_ready(moments, environ["REQUEST_METHOD"], environ.get("QUERY_STRING", ""))
+            return _send(environ, start_response, ready)
         accept, accept_encoding = (environ.get(f"HTTP_{name}", "") for name in ("ACCEPT", "ACCEPT_ENCODING"))
         wanted = wanted_by(accept, accept_encoding, environ.get("QUERY_STRING", ""))
         return _send(environ, start_response, answer(registry, environ["REQUEST_METHOD"], wanted))
@@ -51,20 +58,21 @@ def wsgi_app(
 def asgi_app(
     registry: CollectorRegistry = REGISTRY, *, directory: str | os.PathLike[str] | None = None
 ) -> Callable[..., Any]:
-    """Return an ASGI application that serves the metrics at any path where it is mounted.
+    """Return an ASGI application that serves the metrics at any path where it is mounted, and readiness below that.
 
-    Starlette and FastAPI also take it as a route, ``app.add_route("/metrics", asgi_app())``; their mounts redirect from
-    ``/metrics`` to ``/metrics/``. The arguments are those of ``wsgi_app()``.
+    The arguments are those of ``wsgi_app()``. FastAPI and Starlette redirect ``/metrics`` to ``/metrics/`` where it is
+    mounted by ``app.mount("/metrics", …)``. ``app.add_route("/metrics", asgi_app())`` answers at once.
     """
     show_directory(registry, directory)
     return _ASGIApp(registry)
 
 
 class _ASGIApp:
-    """An ASGI application. It is no function, because Starlette takes a function for a view of its own kind."""
+    """An ASGI application; an object, because Starlette takes a function for an endpoint of its own kind."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._moments = Moments(lambda: ready_fleet_of(registry))
 
     async def __call__(
         self, scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
@@ -72,14 +80,8 @@ class _ASGIApp:
         if scope["type"] != "http":
             message = f"metrics are served over HTTP, not over {scope['type']!r}"
             raise NotImplementedError(message)
-        headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        accept, accept_encoding = (
-            ",".join(value for name, value in headers if name == wanted)
-            for wanted in (b"accept", b"accept-encoding")
-        )
         method = scope.get("method", "GET")
-        wanted = wanted_by(accept, accept_encoding, scope.get("query_string", b"").decode("latin-1"))
-        status, answered, body = await _in_thread(self._registry, method, wanted)
+        status, answered, body = await self._answer(scope, method)
         answered = {**answered, "Content-Length": str(len(body))}
         await send(
             {
@@ -90,24 +92,42 @@ class _ASGIApp:
         )
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
+    async def _answer(self, scope: dict[str, Any], method: str) -> Answer:
+        query = scope.get("query_string", b"").decode("latin-1")
+        if scope.get("path", "").endswith(READY):
+            return await _in_thread(answer_ready, self._moments, method, query)
+        headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        accept, accept_encoding = (
+            ",".join(value for name, value in headers if name == wanted)
+            for wanted in (b"accept", b"accept-encoding")
+        )
+        wanted = wanted_by(accept, accept_encoding, query)
+        return await _in_thread(answer, self._registry, method, wanted)
+
 
 def aiohttp_handler(
     registry: CollectorRegistry = REGISTRY, *, directory: str | os.PathLike[str] | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler that serves the metrics, for a route of an ``aiohttp.web`` application.
 
+    For a route whose path ends with ``/-/ready`` it says whether pools are stuck, as ``serve()`` does there.
+
     The arguments are those of ``wsgi_app()``.
     """
     from aiohttp import web  # noqa: PLC0415 - only aiohttp's users have it
 
     show_directory(registry, directory)
+    moments = Moments(lambda: ready_fleet_of(registry))
 
     async def metrics(request: Request) -> Response:
+        if request.path.endswith(READY):
+            found = await _in_thread(answer_ready, moments, request.method, request.query_string)
+            return web.Response(status=found.status, body=found.body, headers=found.headers)
         accept, accept_encoding = (
             ",".join(request.headers.getall(name, ())) for name in ("Accept", "Accept-Encoding")
         )
         wanted = Wanted.of(accept, accept_encoding, request.query.getall("name[]", ()))
-        status, headers, body = await _in_thread(registry, request.method, wanted)
+        status, headers, body = await _in_thread(answer, registry, request.method, wanted)
         return web.Response(status=status, body=body, headers=headers)
 
     return metrics
@@ -138,7 +158,7 @@ class _Threads:
 _threads = _Threads()
 
 
-async def _in_thread(registry: CollectorRegistry, method: str, wanted: Wanted) -> Answer:
+async def _in_thread(make: Callable[..., Answer], *arguments: Any) -> Answer:
     """Make an answer in a thread: collectors of the registry can be slow, and the event loop must not wait.
 
     Not in the loop's default executor, whose threads may all be waiting for a connection when a pool is exhausted.
@@ -146,5 +166,5 @@ async def _in_thread(registry: CollectorRegistry, method: str, wanted: Wanted) -
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # another kind of event loop, such as trio's
-        return answer(registry, method, wanted)
-    return await loop.run_in_executor(_threads.executor(), answer, registry, method, wanted)
+        return make(*arguments)
+    return await loop.run_in_executor(_threads.executor(), make, *arguments)

@@ -54,6 +54,7 @@ from sqlalchemy_pool_exporter.segment.block import (
 from sqlalchemy_pool_exporter.segment.identity import written
 from sqlalchemy_pool_exporter.segment.pages import Pages
 from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
+from sqlalchemy_pool_exporter.segment.stuck import stillness
 
 from .connection_events import ConnectionEvents
 from .connection_table import ConnectionTable
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.identity import Identity
     from sqlalchemy_pool_exporter.segment.snapshot import Value
     from sqlalchemy_pool_exporter.segment.store import BlockStore
+    from sqlalchemy_pool_exporter.segment.stuck import Stillness
 
     from .classification import Failure
     from .connection_row_cy import ConnectionRow
@@ -196,6 +198,10 @@ class Recorder(ConnectionEvents):
         """Copy what is recorded now; once the recorder has ended, only the counts mean something."""
         storage = self.storage
         return Snapshot.of(storage.doubles, self.connections.more, storage.sites(), storage.exemplars())
+
+    def stillness(self) -> Stillness | None:
+        """Return for how long the pool has returned nothing, if it is full and callers wait for it."""
+        return stillness(self.snapshot(), self.clock())
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """Yield the key and value of each metric that applies to the pool now."""

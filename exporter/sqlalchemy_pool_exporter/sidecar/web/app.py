@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sqlalchemy_pool_exporter import exposition
 from sqlalchemy_pool_exporter.board import answers as board
+from sqlalchemy_pool_exporter.board import readiness
 from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.board.page import Link
 from sqlalchemy_pool_exporter.board.query import QueryError
@@ -213,8 +214,19 @@ class _Pages:
     async def healthy(self, _request: web.Request) -> web.Response:
         return web.Response(text="healthy\n")
 
-    async def ready(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ready\n")
+    async def ready(self, request: web.Request) -> web.Response:
+        """Answer for the pools that are asked for; without any for the exporter, which a stuck pool must not hide."""
+        try:
+            asked = readiness.question(request.query_string)
+        except QueryError as error:
+            found = readiness.refused(error)
+        else:
+            if not asked.pools:
+                return web.Response(text="ready\n")
+            seconds = self._settings.scrape_timeout_seconds
+            moment = await _within(seconds, self._exposition.between_collections(self._moments.get))
+            found = readiness.readiness(asked, moment.fleet, moment.now)
+        return web.Response(status=found.status, text=found.text, headers={"Cache-Control": "no-store"})
 
     async def reload(self, _request: web.Request) -> web.Response:
         if self._reload is None or not self._settings.enable_lifecycle:
