@@ -296,7 +296,8 @@ class Recorder(ConnectionEvents):
     def _undisposed(self, when: str, were_held: Sequence[bool]) -> Ending | None:
         if not were_held or self.ending is not None:
             return None
-        self.block[UNDISPOSED_POOLS + UNDISPOSED.index(when)] += 1.0
+        field = UNDISPOSED_POOLS + UNDISPOSED.index(when)
+        self.block[field] += 1.0
         self.ending = Ending(self.name, when, len(were_held), sum(were_held))
         return self.ending
 
