@@ -36,6 +36,7 @@ MODULES = sorted(SOURCES.rglob("*_cy.py"))
 BUNDLED = {
     "config/alerts.yml": "bundled/alerts.yml",
     "config/exporter.yaml": "bundled/exporter.yaml",
+    "config/thresholds.json": "bundled/thresholds.json",
     "dashboards/database.json": "bundled/dashboards/database.json",
     "dashboards/overview.json": "bundled/dashboards/overview.json",
     "dashboards/pool.json": "bundled/dashboards/pool.json",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.newest  # the bundled files do not depend on dependency versions
 
 
-@pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml"])
+@pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml", "thresholds.json"])
 def test_bundled_files_are_the_repositorys(name: str) -> None:
     """The installed package has each file exactly as in ``config/``."""
     assert (ROOT / "config" / name).read_text("utf-8") == bundled.text(name)

@@ -6,6 +6,7 @@ Run it after changing a rule or a threshold; a test fails until the files are up
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ DOCS = ROOT / "docs"
 RUNBOOKS = DOCS / "runbooks"
 SOURCE = ROOT / "config" / "alerts.yml"
 RENDERED = ROOT / "config" / "prometheus" / "rules" / rules.FILE
+THRESHOLDS = ROOT / "config" / rules.THRESHOLDS
 SEVERITIES = ("info", "warning", "critical")
 
 
 def rendered_rules() -> str:
     """Return the rules with the default thresholds."""
     return rules.render(SOURCE.read_text("utf-8"))
+
+
+def declared_thresholds() -> str:
+    """Return the thresholds as JSON, for the command, which has no YAML to read them from the source."""
+    declared = rules.declarations(SOURCE.read_text("utf-8"))
+    return json.dumps(declared, indent=2, ensure_ascii=False) + "\n"
 
 
 def pages() -> dict[Path, str]:
@@ -97,6 +105,7 @@ def _renewed(text: str, parts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    THRESHOLDS.write_text(declared_thresholds(), "utf-8")
     RENDERED.write_text(rendered_rules(), "utf-8")
     for written, renewed in pages().items():
         written.write_text(renewed, "utf-8")

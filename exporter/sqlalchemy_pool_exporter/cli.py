@@ -128,11 +128,11 @@ def _write_rules(options: argparse.Namespace) -> int:
     from . import bundled  # noqa: PLC0415 - see _run()
     from .alerting import rules  # noqa: PLC0415 - see _run()
 
-    source = rules.source()
+    known = rules.bundled_thresholds()
     if options.list:
-        sys.stdout.write(rules.listing(source))
+        sys.stdout.write(rules.listing(known))
         return 0
-    rendered = rules.render(source, rules.parse(options.set))
+    rendered = rules.render(rules.source(), rules.parse(options.set), known)
     (path,) = bundled.write({rules.FILE: rendered}, options.out)
     sys.stdout.write(f"{path}\n")
     return 0

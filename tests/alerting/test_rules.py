@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,32 @@ def run(*arguments: str | Path) -> None:
 def test_the_rendered_rules_are_the_sources() -> None:
     """The committed rules file equals what the command writes without settings."""
     assert generate_rules.rendered_rules() == RENDERED.read_text("utf-8")
+
+
+def test_the_thresholds_without_yaml_are_the_sources() -> None:
+    """The committed JSON, from which the command reads the thresholds, says what the source says."""
+    assert generate_rules.declared_thresholds() == generate_rules.THRESHOLDS.read_text("utf-8")
+    assert rules.bundled_thresholds() == THRESHOLDS
+
+
+@pytest.mark.parametrize(
+    "command", [("rules", "--list"), ("rules", "--out", "."), ("dashboards", "--out", ".")]
+)
+def test_commands_of_the_plain_package(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Rules and dashboards are written where no library is installed that only the sidecar or the terminal needs."""
+    program = (
+        "import sys\n"
+        "for name in ('aiohttp', 'asyncpg', 'bcrypt', 'cryptography', 'pydantic', 'textual', 'yaml'):\n"
+        "    sys.modules[name] = None\n"
+        "from sqlalchemy_pool_exporter.cli import main\n"
+        f"sys.exit(main({[*command]!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, text=True, cwd=tmp_path
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    if command == ("rules", "--out", "."):
+        assert RENDERED.read_text("utf-8") == (tmp_path / rules.FILE).read_text("utf-8")
 
 
 def test_the_page_of_the_documentation_is_generated() -> None:

@@ -88,6 +88,7 @@ def test_wheel_contents(dist: Path) -> None:
         **{f"bundled/dashboards/{path.name}": path for path in (ROOT / "dashboards").glob("*.json")},
         "bundled/alerts.yml": ROOT / "config" / "alerts.yml",
         "bundled/exporter.yaml": ROOT / "config" / "exporter.yaml",
+        "bundled/thresholds.json": ROOT / "config" / "thresholds.json",
         **{
             path.relative_to(PACKAGE).as_posix(): path
             for path in PACKAGE.rglob("*")
@@ -181,11 +182,14 @@ def test_no_licence() -> None:
 
 
 def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
-    """Every command works in an environment with only the wheel and its dependencies."""
+    """Every command works in an environment with only the wheel and its dependencies, and some without extras."""
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv" / "bin" / "python")]
-    install = [*pip, "install", "--quiet", f"{the(dist, '*.whl')}[sidecar]"]
-    subprocess.run(install, check=True, capture_output=True, cwd=tmp_path)
+
+    def install(extra: str) -> None:
+        arguments = [*pip, "install", "--quiet", f"{the(dist, '*.whl')}{extra}"]
+        subprocess.run(arguments, check=True, capture_output=True, cwd=tmp_path)
+
     command = tmp_path / "venv" / "bin" / "sqlalchemy-pool-exporter"
 
     def said(*arguments: str) -> str:
@@ -193,8 +197,9 @@ def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
             [command, *arguments], check=True, capture_output=True, text=True, cwd=tmp_path
         ).stdout
 
+    install("")
     assert f"sqlalchemy-pool-exporter {PROJECT['version']}\n" == said("--version")
-    assert "the configuration is valid\n" == said("check-config")
+    assert "held_seconds" in said("rules", "--list")
     said("rules", "--out", "rules")
     said("dashboards", "--out", "dashboards")
     rules = (tmp_path / "rules" / "sqlalchemy-pool.rules.yml").read_text()
@@ -202,6 +207,8 @@ def test_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
     assert {path.name for path in (ROOT / "dashboards").glob("*.json")} == {
         path.name for path in (tmp_path / "dashboards").iterdir()
     }
+    install("[sidecar]")
+    assert "the configuration is valid\n" == said("check-config")
     with Sidecar(program=command) as sidecar:
         assert eventually(lambda: 200 == sidecar.get("/metrics")[0])
         assert "200 OK\n" == said("healthcheck", "--listen-address", sidecar.url.rpartition("//")[2])

@@ -3,17 +3,17 @@
 
 The source declares each threshold once, under ``thresholds``, and its rules have ``${name}`` in place of the value. The
 values are replaced in the text, not in parsed YAML, so that the result keeps the comments and the layout of the source.
+So the command reads no YAML, which the plain package cannot: the declarations come with it as JSON, too.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from sqlalchemy_pool_exporter import bundled
 from sqlalchemy_pool_exporter.errors import ThresholdError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FILE = "sqlalchemy-pool.rules.yml"
+THRESHOLDS = "thresholds.json"  # written by tools/generate_rules.py
 
 # As Prometheus writes them: 1h30m, 5m, 250ms.
 _DURATION = re.compile(r"(?=.)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?", re.ASCII)
@@ -78,9 +79,30 @@ def source() -> str:
     return bundled.text("alerts.yml")
 
 
-def thresholds(text: str) -> dict[str, Threshold]:
-    """Return the thresholds of a source by name, in the source's order."""
+def bundled_thresholds() -> dict[str, Threshold]:
+    """Return the thresholds of ``source()`` by name, in its order.
+
+    Raises:
+        BundleError: the package was not installed from a wheel.
+    """
+    return of_declarations(json.loads(bundled.text(THRESHOLDS)))
+
+
+def declarations(text: str) -> dict[str, Any]:
+    """Return what a source declares of its thresholds; it needs PyYAML."""
+    import yaml  # noqa: PLC0415 - tools alone read the source
+
     declared: dict[str, Any] = yaml.safe_load(text)["thresholds"]
+    return declared
+
+
+def thresholds(text: str) -> dict[str, Threshold]:
+    """Return the thresholds of a source by name, in the source's order; it needs PyYAML."""
+    return of_declarations(declarations(text))
+
+
+def of_declarations(declared: Mapping[str, Any]) -> dict[str, Threshold]:
+    """Return the thresholds that are declared, by name."""
     return {
         name: Threshold(
             name,
@@ -93,13 +115,20 @@ def thresholds(text: str) -> dict[str, Threshold]:
     }
 
 
-def render(text: str, values: Mapping[str, str] | None = None) -> str:
+def render(
+    text: str, values: Mapping[str, str] | None = None, known: Mapping[str, Threshold] | None = None
+) -> str:
     """Return the rules of a source with ``values`` for the thresholds they name, and the defaults for the others.
+
+    Args:
+        text: the source.
+        values: by the name of the threshold.
+        known: the thresholds of the source; by default they are read from it, which needs PyYAML.
 
     Raises:
         ThresholdError: a name is unknown or a value is not accepted; the message lists every fault.
     """
-    known, values = thresholds(text), values or {}
+    known, values = thresholds(text) if known is None else known, values or {}
     if faults := [fault for name, value in values.items() if (fault := _fault(known, name, value))]:
         raise ThresholdError(
             "\n  ".join([f"thresholds: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults])
@@ -129,9 +158,8 @@ def parse(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def listing(text: str) -> str:
-    """Return the thresholds as lines for a terminal: name, default and meaning."""
-    known = thresholds(text)
+def listing(known: Mapping[str, Threshold]) -> str:
+    """Return thresholds as lines for a terminal: name, default and meaning."""
     width = max(map(len, known))
     return "".join(f"{name:<{width}}  {known[name].default:<8} {known[name].help}\n" for name in known)
 
