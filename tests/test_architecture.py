@@ -269,7 +269,7 @@ ENTRY_POINTS: dict[str, tuple[str, set[str]]] = {
         COMMAND.format(["healthcheck", "--listen-address", NOBODY_LISTENS, "--config", EXAMPLE]),
         {"yaml"},
     ),
-    "rules": (COMMAND.format(["rules", "--out", "."]), {"yaml"}),
+    "rules": (COMMAND.format(["rules", "--out", "."]), set()),
     "dashboards": (COMMAND.format(["dashboards", "--out", "."]), set()),
     "top --once": (COMMAND.format(["top", "--once", "--directory", "."]), {"logging"}),
     "top --once of a URL": (COMMAND.format(["top", "--once", "--url", NOBODY_LISTENS]), {"logging"}),
