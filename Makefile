@@ -219,7 +219,7 @@ locked := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-
 	--custom-compile-command "make lock"
 .PHONY: lock
 lock: environment-lint ## renew the locks below requirements/
-	@.venv/lint/bin/uv pip compile $(locked) --extra sidecar -o requirements/exporter.lock pyproject.toml
+	@.venv/lint/bin/uv pip compile $(locked) --extra sidecar --extra mysql -o requirements/exporter.lock pyproject.toml
 	@$(PYTHON) -c 'import tomllib; build = tomllib.load(open("pyproject.toml", "rb"))["build-system"]; \
 		print(*build["requires"], sep="\n")' | .venv/lint/bin/uv pip compile $(locked) -o requirements/build.lock -
 

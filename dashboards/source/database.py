@@ -282,8 +282,8 @@ def performance() -> list[Builder[Panel]]:
             "Connections by state",
             "What the server's client connections do. Good: most are idle and some active. Bad: active at the number "
             "of its processors or far above, which is a busy server; idle in transaction. unknown: the server does "
-            "not say. Either the probe's role lacks pg_monitor, then grant it; or track_activities is off. The "
-            "sidecar's log says which.",
+            "not say. Either the probe's role lacks pg_monitor (MySQL: PROCESS), then grant it; or track_activities is "
+            "off. The sidecar's log says which.",
             Query(f"max by (database, state) ({database('connections')})", "{{database}} {{state}}"),
             unit=units.Short,
             stacked=True,
@@ -301,11 +301,28 @@ def performance() -> list[Builder[Panel]]:
             stacked=True,
         ),
         timeseries(
+            "Connections by user",
+            "Who has them on MySQL or MariaDB, by user. Good: each service has an account of its own, and what its "
+            "pools show. Bad: one account with far more than its pools; unknown: GRANT PROCESS to the probe's account.",
+            Query(top(f"max by (database, user) ({database('user_connections')})"), "{{database}} {{user}}"),
+            unit=units.Short,
+            stacked=True,
+        ),
+        timeseries(
+            "Threads running",
+            "Sessions of MySQL or MariaDB that run a statement now. Good: below the number of the server's processors. "
+            "Bad: far above for long: the server is busy, or they wait for locks.",
+            Query(of_server("threads_running"), "{{database}}"),
+            unit=units.Short,
+            span=12,
+        ),
+        timeseries(
             "Taken by others",
             "Connections of the server that are in none of the pools seen here. Good: a few, of people and jobs. Bad: "
             "many, or ever more: detached or lost connections, or services without this exporter.",
             Query(f"clamp_min({TAKEN} - {OPEN}, 0)", "{{database}}"),
             unit=units.Short,
+            span=12,
         ),
     ]
 
@@ -353,6 +370,11 @@ def maintenance() -> list[Builder[Panel]]:
                 f"{of_server('idle_in_transaction_session_timeout_seconds')}",
                 "idle in transaction limit",
             ),
+            Query(
+                f"max by (database, pool) ({database('pool_info')}) * on (database) group_left () "
+                f"{of_server('interactive_timeout_seconds')}",
+                "interactive limit",
+            ),
             Query(of_pools(exporter("capacity")), "capacity of all"),
             keys=("database", "pool"),
             columns={
@@ -360,6 +382,7 @@ def maintenance() -> list[Builder[Panel]]:
                 "pre-ping": Column(units.BoolYesNo),
                 "idle limit": Column(AGE, width=110),
                 "idle in transaction limit": Column(AGE, width=190),
+                "interactive limit": Column(AGE, width=150),
                 "capacity of all": Column(width=120),
             },
             height=6,

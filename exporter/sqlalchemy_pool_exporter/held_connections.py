@@ -57,6 +57,9 @@ class ServerHealth:
     started_at: float = 0.0  # Unix time of the server's start; 0 if that is not known
     refuses_writes: bool = False  # although the pools are not said to only read
     is_in_recovery: bool = False
+    read_only_setting: str = (
+        "default_transaction_read_only"  # what makes it refuse writes, outside of recovery
+    )
 
 
 class ProbedServer(Protocol):

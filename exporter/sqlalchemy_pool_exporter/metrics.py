@@ -492,14 +492,15 @@ DATABASE_METRICS: Final = (
         "reserved_connections",
         "gauge",
         "Of max_connections, how many an ordinary role cannot have: superuser_reserved_connections, and "
-        "reserved_connections from PostgreSQL 16 on.",
+        "reserved_connections from PostgreSQL 16 on. 0 for MySQL, which adds one for an administrator.",
     ),
     _database(
         "connections",
         "gauge",
         "Client connections of the whole server, all databases, by state: what counts against "
         "max_connections. unknown are sessions whose state the probe's role may not see; then the other "
-        "states are lower bounds, and absent instead of 0. The probe's own connection counts as idle.",
+        "states are lower bounds, and absent instead of 0. The probe's own connection counts as idle. The sum is "
+        "MySQL's Threads_connected.",
         "state",
         get_args(SessionState),
     ),
@@ -507,8 +508,22 @@ DATABASE_METRICS: Final = (
         "application_connections",
         "gauge",
         "Client connections of the whole server by application_name: the largest, all others as other, "
-        "those without a name as unnamed. Absent behind a pooler, which passes on the name of its latest client.",
+        "those without a name as unnamed. Absent behind a pooler, which passes on the name of its latest client. Of "
+        "MySQL the program_name that clients send; unknown where the server does not tell it.",
         "application_name",
+    ),
+    _database(
+        "user_connections",
+        "gauge",
+        "Client connections of the whole server by user: the largest, all others as other, those that are hidden from "
+        "the probe's account as unknown. Only of MySQL and MariaDB.",
+        "user",
+    ),
+    _database(
+        "threads_running",
+        "gauge",
+        "The server's Threads_running, without the probe's own: those that run a statement. Only of MySQL and MariaDB, "
+        "where every account may know it.",
     ),
     _database(
         "longest_idle_in_transaction_seconds",
@@ -519,31 +534,40 @@ DATABASE_METRICS: Final = (
     _database(
         "idle_session_timeout_seconds",
         "gauge",
-        "The server's idle_session_timeout, as the probe's role has it. Absent when off, before PostgreSQL "
-        "14 and behind a pooler.",
+        "The server's idle_session_timeout, as the probe's role has it; MySQL's wait_timeout. Absent when off, before "
+        "PostgreSQL 14 and behind a pooler.",
+    ),
+    _database(
+        "interactive_timeout_seconds",
+        "gauge",
+        "MySQL's interactive_timeout: takes the place of wait_timeout for clients that call themselves interactive "
+        "(CLIENT_INTERACTIVE), as no driver of Python does by itself. Absent behind a pooler.",
     ),
     _database(
         "idle_in_transaction_session_timeout_seconds",
         "gauge",
-        "The server's idle_in_transaction_session_timeout, as the probe's role has it. Absent when off.",
+        "The server's idle_in_transaction_session_timeout, as the probe's role has it; MariaDB's "
+        "idle_transaction_timeout. Absent when off.",
     ),
     _database(
         "behind_pooler",
         "gauge",
-        "1 if a connection pooler such as pgbouncer stands before the server, else 0.",
+        "1 if a connection pooler such as pgbouncer or ProxySQL stands before the server, else 0.",
     ),
     _database(
         "server_info",
         "info",
-        "Which server this is, to join databases that are on one server: its system identifier, or its address and "
-        "port where the probe's role may not read that, and its start time, by which a server and its replicas differ.",
+        "Which server this is, to join databases that are on one server: its system identifier or MySQL's server_uuid, "
+        "or its address and port where the probe's role may not read that, and its start time, by which a server and "
+        "its replicas differ.",
         "server",
     ),
     _database(
         "read_only",
         "gauge",
         "1 if a new session of the probe's role cannot write: the server is in recovery, or "
-        "default_transaction_read_only is on for the server, the database or the role. Else 0.",
+        "default_transaction_read_only is on for the server, the database or the role. Of MySQL 1 if read_only, "
+        "super_read_only, innodb_read_only or transaction_read_only is on. Else 0.",
     ),
     _database(
         "read_only_expected",
@@ -553,7 +577,8 @@ DATABASE_METRICS: Final = (
     _database(
         "in_recovery",
         "gauge",
-        "1 if the server is in recovery, as a replica is, else 0.",
+        "1 if the server is in recovery, as a replica is, else 0. Of MySQL 1 if it replicates another server; absent "
+        "where the probe's account may not know.",
     ),
     _database("start_time_seconds", "gauge", "Unix time at which the server was started."),
     _database("probes_total", "counter", "Probes of the database, failed ones too."),

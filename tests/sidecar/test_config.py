@@ -315,7 +315,7 @@ def test_dsn_is_read_anew(tmp_path: Path) -> None:
 def test_dsn_that_cannot_be_had(options: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error for a missing or malformed DSN names the variable or file, and shows none of its content."""
     monkeypatch.setenv("EMPTY", " ")
-    monkeypatch.setenv("BAD", f"mysql://u:{SECRET}@h/db")
+    monkeypatch.setenv("BAD", f"oracle://u:{SECRET}@h/db")
     monkeypatch.setenv("BRACKET", f"postgresql://u:{SECRET}@[h/db")
     with pytest.raises(ConfigError, match=re.escape(match)) as caught:
         Database(name="a", **options).connect_arguments()

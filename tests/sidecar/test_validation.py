@@ -122,7 +122,7 @@ def test_every_fault_at_once(given_file: Callable[[str], Path], monkeypatch: pyt
             "databases[0].dsn_env: expected the name of an environment variable",
         ),
         (
-            "databases: [{name: a, dsn: 'mysql://h/db'}]",
+            "databases: [{name: a, dsn: 'oracle://h/db'}]",
             "databases[0].dsn: expected a DSN that begins with postgresql",
         ),
         (
@@ -245,7 +245,7 @@ def test_paths(given_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatc
 # Places where a user may have put a password by mistake.
 MISPLACED = [
     "databases: [{name: a, dsn: 'postgresql+x://u:%s@h/db'}]",
-    "databases: [{name: a, dsn: 'mysql://u:%s@h/db'}]",
+    "databases: [{name: a, dsn: 'oracle://u:%s@h/db'}]",
     "databases: [{name: a, dsn: 'postgresql://u:%s@[h/db'}]",
     "databases: [{name: a, dsn: ['%s']}]",
     "databases: [{name: a, dsn: {postgresql://u:%s@h/db: }}]",

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from sqlalchemy_pool_exporter.sidecar.config import Database
-from sqlalchemy_pool_exporter.sidecar.probe.dsn import DSN
+from sqlalchemy_pool_exporter.sidecar.probe.any_dsn import parse_dsn
 from sqlalchemy_pool_exporter.sidecar.probe.families import families
 from sqlalchemy_pool_exporter.sidecar.probe.probe import Probe, ProbeStatus
 from tests.support.probed_server import HANG, opened_connections
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerState
+    from sqlalchemy_pool_exporter.sidecar.probe.server_state import ServerState
 
 
 class ManualSleep:
@@ -87,7 +87,7 @@ async def running(
 
 def target(dsn: str, **options: Any) -> Database:
     """Return a database whose timeout is long enough for a slow machine."""
-    return Database(name="orders", dsn=DSN(dsn), **{"timeout_seconds": 15.0} | options)
+    return Database(name="orders", dsn=parse_dsn(dsn), **{"timeout_seconds": 15.0} | options)
 
 
 def database_of_file(path: Path, dsn: str) -> Database:

@@ -158,7 +158,8 @@ RULES: Final = (
     Rule(
         name="recycle_above_idle_limit",
         severity="warning",
-        summary="`pool_recycle` is not shorter than the server's `idle_session_timeout`, without `pool_pre_ping`.",
+        summary="`pool_recycle` is not shorter than the server's `idle_session_timeout` (MySQL's `wait_timeout`), "
+        "without `pool_pre_ping`.",
         needs_server=True,
         why="The server closes a connection before the pool replaces it, so its next statement fails.",
         remedy="Set `pool_recycle` to less than the limit, or `pool_pre_ping=True`.",

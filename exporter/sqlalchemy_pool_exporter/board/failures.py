@@ -55,7 +55,7 @@ def _of_server(name: str, health: ServerHealth, rates: Rates | None, moment: Mom
         why = (
             "it is in recovery, as a replica is"
             if health.is_in_recovery
-            else "default_transaction_read_only is on"
+            else f"{health.read_only_setting} is on"
         )
         since = f"; it started {duration(max(0.0, age))} ago" if is_new else ""
         failing = _failing(rates)

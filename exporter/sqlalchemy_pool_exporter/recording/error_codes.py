@@ -134,6 +134,8 @@ MESSAGES: Final[Sequence[tuple[str, str]]] = (
     ("failed to resolve host", "connect_failed"),
     ("connection refused", "connect_failed"),
     ("closed the connection", "connection_lost"),
+    ("mysql connection not available", "connection_lost"),  # mysql.connector, which gives it no number
+    ("connection to mysql is not available", "connection_lost"),
     ("connection is closed", "connection_lost"),
     ("connection already closed", "connection_lost"),
     ("connection is lost", "connection_lost"),

@@ -43,9 +43,7 @@ def server_of(connection: Any) -> float:
 
 
 def _asyncpg(connection: Any) -> tuple[int, int]:
-    transport = getattr(connection, "_transport", None)
-    name = None if transport is None else transport.get_extra_info("sockname")
-    return connection.get_server_pid(), _port(name)
+    return connection.get_server_pid(), _port_of_transport(connection)
 
 
 def _psycopg(connection: Any) -> tuple[int, int]:
@@ -56,12 +54,36 @@ def _psycopg2(connection: Any) -> tuple[int, int]:
     return connection.get_backend_pid(), _port_of(connection.fileno())
 
 
-def _thread_id(connection: Any) -> tuple[int, int]:
-    return connection.thread_id(), 0
+def _pymysql(connection: Any) -> tuple[int, int]:
+    return connection.thread_id(), _port_of_socket(getattr(connection, "_sock", None))
 
 
-def _connection_id(connection: Any) -> tuple[int, int]:
-    return connection.connection_id, 0
+def _aiomysql(connection: Any) -> tuple[int, int]:
+    return connection.thread_id(), _port_of_transport(getattr(connection, "_writer", None))
+
+
+def _asyncmy(connection: Any) -> tuple[int, int]:
+    return connection.thread_id(), _port_of_transport(connection)
+
+
+def _mysqlclient(connection: Any) -> tuple[int, int]:
+    return connection.thread_id(), 0  # libmysqlclient keeps its socket to itself
+
+
+def _mysql_connector(connection: Any) -> tuple[int, int]:
+    # Its C extension keeps its socket to itself.
+    own = getattr(connection, "_socket", None)
+    return connection.connection_id, _port_of_socket(getattr(own, "sock", None))
+
+
+def _port_of_transport(owner: Any) -> int:
+    # A driver that has closed the connection has no transport.
+    transport = getattr(owner, "_transport", None)
+    return 0 if transport is None else _port(transport.get_extra_info("sockname"))
+
+
+def _port_of_socket(own: Any) -> int:
+    return 0 if own is None else _port_of(own.fileno())
 
 
 def _port_of(descriptor: int) -> int:
@@ -88,9 +110,9 @@ _DRIVERS: Final[dict[str, Callable[[Any], tuple[int, int]]]] = {
     "asyncpg": _asyncpg,
     "psycopg": _psycopg,
     "psycopg2": _psycopg2,
-    "pymysql": _thread_id,
-    "MySQLdb": _thread_id,
-    "aiomysql": _thread_id,
-    "asyncmy": _thread_id,
-    "mysql": _connection_id,  # mysql.connector
+    "pymysql": _pymysql,
+    "MySQLdb": _mysqlclient,
+    "aiomysql": _aiomysql,
+    "asyncmy": _asyncmy,
+    "mysql": _mysql_connector,
 }

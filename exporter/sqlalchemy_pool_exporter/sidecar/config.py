@@ -23,7 +23,9 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.metrics import ALL_METRICS, BUCKETS
 
 from .document import Document, Untyped, read_regular, read_text
-from .probe.dsn import DSN, OptionError, check_connect, client_context
+from .probe.any_dsn import AnyDSN, check, parse_dsn
+from .probe.dsn import OptionError, client_context
+from .secret import Secret
 from .sources import DEFAULT_ADDRESS, find_file, find_overrides
 from .validation import (
     Context,
@@ -39,7 +41,7 @@ from .web.config import WebConfig
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .document import Location
 
@@ -72,7 +74,7 @@ VariableName = Annotated[
         json_schema_extra={"expects": "the name of an environment variable"},
     ),
 ]
-DSNText = Annotated[DSN, parsed(DSN, DSN), WithJsonSchema({"type": "string"})]
+DSNText = Annotated[AnyDSN, parsed(Secret, parse_dsn), WithJsonSchema({"type": "string"})]
 MetricName = Annotated[str, Field(min_length=1, json_schema_extra={"expects": "the name of a metric"})]
 Bound = Annotated[float, Field(gt=0, json_schema_extra={"expects": "seconds"})]
 # Every metric by the name of its samples, and its family.
@@ -240,8 +242,11 @@ class DatabaseTLS(Section):
         if self.cert_file is not None and is_off:
             yield contradiction("is used only with a mode other than disable", "cert_file", "mode")
 
-    def context(self) -> ssl.SSLContext | Literal[False] | None:
-        """Read the files and return asyncpg's ``ssl``: a context, False for no TLS, None to follow the DSN.
+    def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext | Literal[False] | None:
+        """Read the files and return a driver's ``ssl``: a context, False for no TLS, None to follow the DSN.
+
+        Args:
+            alpn: the protocols that the client offers.
 
         Raises:
             OptionError: a file cannot be read or used.
@@ -250,17 +255,19 @@ class DatabaseTLS(Section):
             return None
         if self.mode == "disable":
             return False
-        return client_context(self.mode, self.ca_file, self.cert_file, self.key_file)
+        return client_context(self.mode, self.ca_file, self.cert_file, self.key_file, alpn=alpn)
 
 
 class Database(Section):
-    """One PostgreSQL server to probe."""
+    """One database server to probe: PostgreSQL, MySQL or MariaDB."""
 
     placeholders: ClassVar[Mapping[str, object]] = {"name": "unnamed"}
 
     name: DatabaseName = Field(description="Value of the `database` label; unique.")
     dsn: DSNText | None = Field(
-        default=None, description="`postgresql://user:password@host/database`. Prefer one of the next two."
+        default=None,
+        description="`postgresql://user:password@host/database`, or `mysql://` or `mariadb://`, which need the extra "
+        "`mysql`. Prefer one of the next two.",
     )
     dsn_file: FilePath | None = Field(
         default=None, description="File that holds the DSN, read at every connection."
@@ -276,7 +283,8 @@ class Database(Section):
         default=20,
         ge=0,
         le=1000,
-        description="Application names that have their own series; all others are summed as `other`.",
+        description="Application names, and users of MySQL, that have their own series; all others are summed as "
+        "`other`.",
     )
     pools: tuple[PoolName, ...] = Field(
         default=(),
@@ -322,14 +330,15 @@ class Database(Section):
                 yield contradiction(f"database {self.name!r}: {error.what}", tuple(error.option.split(".")))
 
     def connect_arguments(self) -> dict[str, Any]:
-        """Return ``dsn`` and ``ssl`` for ``asyncpg.connect()``, read anew, because secrets and certificates change.
+        """Return ``dsn`` and ``ssl`` for a probe's connection, read anew, because secrets and certificates change.
 
         Raises:
             OptionError: a file or a variable cannot be read or used. The message shows nothing of its content.
         """
-        return {"dsn": self.read_dsn().reveal(), "ssl": self.tls.context()}
+        dsn = self.read_dsn()
+        return {"dsn": dsn.reveal(), "ssl": self.tls.context(dsn.alpn)}
 
-    def read_dsn(self) -> DSN:
+    def read_dsn(self) -> AnyDSN:
         """Return the DSN from its source, once the files that it names were read; raises OptionError."""
         option, source, text = "dsn", "", ""
         if self.dsn_env is not None:
@@ -344,8 +353,8 @@ class Database(Section):
             except ConfigError as error:
                 raise OptionError(option, str(error)) from error
         try:
-            dsn = self.dsn or DSN(text)
-            check_connect(dsn, self.tls.mode)
+            dsn = self.dsn or parse_dsn(text)
+            check(dsn, self.tls.mode)
         except ValueError as error:
             what = f"{source}: {error}" if source else str(error)
         else:
@@ -361,7 +370,7 @@ class Config(Section):
     segments: Segments = Segments()
     metrics: Metrics = Metrics()
     databases: tuple[Database, ...] = Field(
-        default=(), description="PostgreSQL servers to probe.", json_schema_extra={"expects": "a list"}
+        default=(), description="Database servers to probe.", json_schema_extra={"expects": "a list"}
     )
 
     def check(self, given: Mapping[str, Any], context: Context | None) -> Iterator[Contradiction]:

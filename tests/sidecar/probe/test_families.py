@@ -14,7 +14,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
     Probe,
     ProbeStatus,
 )
-from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerFacts, ServerState
+from sqlalchemy_pool_exporter.sidecar.probe.server_state import ServerFacts, ServerState
 from tests.support.running_probe import (
     exposition,
     exposition_text,
@@ -144,6 +144,9 @@ def test_everything_shown_is_declared() -> None:
             FULL.server or pytest.fail("no observation"),
             connections=dict.fromkeys(get_args(SessionState), 1),
             idle_in_transaction_session_timeout_seconds=90.0,
+            user_connections={"app": 2, "other": 0},
+            interactive_timeout_seconds=28800.0,
+            threads_running=1,
         ),
     )
     declared = {metric.name: metric for metric in DATABASE_METRICS}

@@ -24,11 +24,11 @@ import pytest
 
 from sqlalchemy_pool_exporter.sidecar.config import DatabaseTLS
 from sqlalchemy_pool_exporter.sidecar.probe.probe import (
-    APPLICATION_NAME,
     BACKOFF,
     Probe,
     backoff,
 )
+from sqlalchemy_pool_exporter.sidecar.probe.server_state import APPLICATION_NAME
 from tests.support import probe_failures
 from tests.support.descriptors import count_descriptors
 from tests.support.paths import ROOT

@@ -8,10 +8,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from sqlalchemy_pool_exporter.sidecar.probe.probe import (
-    APPLICATION_NAME,
-)
-from sqlalchemy_pool_exporter.sidecar.probe.queries import ServerFacts, summarize
+from sqlalchemy_pool_exporter.sidecar.probe.queries import summarize
+from sqlalchemy_pool_exporter.sidecar.probe.server_state import APPLICATION_NAME, ServerFacts
 from tests.support.probed_server import ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
     exposition,

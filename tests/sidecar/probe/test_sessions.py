@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
-from prometheus_client import CollectorRegistry
-from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_pool_exporter import instrument, label
+from sqlalchemy_pool_exporter import label
 from sqlalchemy_pool_exporter.held_connections import Blocker, HeldConnection, held_connections
 from sqlalchemy_pool_exporter.metrics import PROBED_POOL_METRICS, HeldState
-from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
 from sqlalchemy_pool_exporter.segment.held import Held
 from sqlalchemy_pool_exporter.sidecar.probe import sessions
 from sqlalchemy_pool_exporter.sidecar.probe.families import pool_families
 from sqlalchemy_pool_exporter.sidecar.probe.probe import ProbeStatus
 from sqlalchemy_pool_exporter.sidecar.probe.sessions import Sessions
+from tests.support.probed_application import Application
 from tests.support.probed_server import SECRET, connect, eventually_equal
 from tests.support.running_probe import running, scenario, target
 
@@ -31,64 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection
 
     from tests.support.probed_server import Bouncer, ProbedServer
-
-
-class Application:
-    """Pools of this process, with a segment in a directory, and threads that wait for the server."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self._reader = directory, Reader(directory)
-        self._threads: list[threading.Thread] = []
-        self._closing = ExitStack()
-
-    def pool(self, dsn: str, name: str = "orders") -> Engine:
-        """Make an instrumented engine."""
-        engine = create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
-        self._closing.callback(engine.dispose)
-        self._closing.callback(
-            instrument(
-                engine, name=name, directory=self.directory, registry=CollectorRegistry(), sites=True
-            ).close
-        )
-        return engine
-
-    def checkout(self, engine: Engine) -> Connection:
-        """Check a connection out, and close it at the end of the test."""
-        connection = engine.connect()
-        self._closing.callback(self._close, connection)
-        return connection
-
-    def _close(self, connection: Connection) -> None:
-        connection.invalidate()  # the server has ended its session
-        connection.close()
-
-    def execute(self, connection: Connection, statement: str) -> None:
-        """Execute in a thread what takes long; the end of the session ends it."""
-
-        def run() -> None:
-            with suppress(DBAPIError):
-                connection.exec_driver_sql(statement)
-
-        self._threads.append(threading.Thread(target=run))
-        self._threads[-1].start()
-
-    @property
-    def fleet(self) -> Fleet:
-        """What the segments say now."""
-        return self._reader.read()
-
-    def held(self, *statuses: ProbeStatus, now: float | None = None) -> list[HeldConnection]:
-        """Return the records, in the order of the checkouts."""
-        now = time.monotonic() if now is None else now
-        return held_connections(self.fleet, now=now, servers=[status.server_side(now) for status in statuses])
-
-    def close(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        self._closing.close()
 
 
 @pytest.fixture
@@ -155,7 +97,7 @@ async def test_what_a_held_connection_does(server: ProbedServer, application: Ap
             first.label,
             first.wait_event,
         )
-        assert first.site.startswith(f"{__name__}:Application.checkout:")
+        assert first.site.startswith("tests.support.probed_application:Application.checkout:")
         assert "Timeout:PgSleep" == third.wait_event
         assert None is last.transaction_seconds
         for one in (first, third):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a probe reaches a database: the DSN, and TLS.
+"""How a probe reaches a PostgreSQL server: the DSN, and TLS.
 
 asyncpg parses the DSN again. This module refuses a DSN that asyncpg would not read as its author meant it. For example,
 asyncpg would take a part of a password that is not percent-encoded for a host name, and look it up.
@@ -14,7 +14,7 @@ import re
 import ssl
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy_pool_exporter.address import MAX_PORT
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _HOST: Final = re.compile(r"(\[[^][]+\]|[^][:/@]+)(?::([0-9]*))?")
 # ASCII characters of a host name; the codec ``idna``, which resolving a name uses, judges the others.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.\x80-\U0010ffff-]+")
-_ENCODE: Final = "special characters in the user or the password must be percent-encoded"
+ENCODE: Final = "special characters in the user or the password must be percent-encoded"
 
 # Parameters that asyncpg reads itself → the values that it accepts. With any other value every connect fails.
 _CHOICES: Final[Mapping[str, Sequence[str]]] = {
@@ -73,14 +73,16 @@ class DSN(Secret):
     """
 
     __slots__ = ("database", "hosts", "parameters", "user")
+    alpn: ClassVar[Sequence[str]] = ("postgresql",)  # what a client offers in the TLS handshake
 
     def __init__(self, text: str) -> None:
         text = text.strip()  # YAML's block scalars, and files, end with a newline
         super().__init__(text)
-        url = _split(text)
+        _check_scheme(text)
+        url = split(text)
         login, _, hosts = url.netloc.rpartition("@")
         if "@" in login or "@" in url.path or url.fragment or ("@" in url.query and not login):
-            raise ValueError(_ENCODE)
+            raise ValueError(ENCODE)
         user, _, password = login.partition(":")
         self.parameters = _parameters(url.query)
         before = {"host": hosts, "port": hosts, "user": user, "password": password}
@@ -95,13 +97,17 @@ class DSN(Secret):
             raise ValueError("has a NUL, which no server takes")
 
 
-def _split(text: str) -> SplitResult:
+def _check_scheme(text: str) -> None:
     if not text:
         raise ValueError("is empty")
     if re.match(r"postgres(ql)?\+\w+://", text):
         raise ValueError("is a URL of SQLAlchemy; write postgresql:// without a driver")
     if not text.startswith(("postgresql://", "postgres://")):
-        raise ValueError("expected a DSN that begins with postgresql://")
+        raise ValueError("expected a DSN that begins with postgresql://, mysql:// or mariadb://")
+
+
+def split(text: str) -> SplitResult:
+    """Return the parts of a DSN of any kind of server; raises ValueError, which quotes nothing of it."""
     # urlsplit() drops some control characters silently; half of a surrogate pair cannot be sent.
     if re.search(r"[\0-\x1f\x7f\ud800-\udfff]", text):
         raise ValueError("has a control character; percent-encode special characters of the password")
@@ -144,7 +150,7 @@ def _hosts(listed: str, parameters: Mapping[str, str]) -> Sequence[tuple[str, in
     ports = [_port(port) for port in parameters["port"].split(",")] if "port" in parameters else []
     in_url = bool(listed)
     specs = (listed or parameters.get("host", "")).split(",")
-    hosts = [_host(spec, in_url=in_url) for spec in specs] if specs != [""] else []
+    hosts = [host_and_port(spec, in_url=in_url) for spec in specs] if specs != [""] else []
     if in_url or not ports:
         return hosts
     if len(ports) > 1 and len(ports) != len(hosts):
@@ -153,12 +159,13 @@ def _hosts(listed: str, parameters: Mapping[str, str]) -> Sequence[tuple[str, in
     return [(host, port) for (host, _), port in zip(hosts, ports, strict=False)]
 
 
-def _host(spec: str, *, in_url: bool) -> tuple[str, int | None]:
+def host_and_port(spec: str, *, in_url: bool) -> tuple[str, int | None]:
+    """Return a host and its port, None where it has none; raises ValueError, which quotes nothing of it."""
     if spec.startswith("/") and not in_url:
         return spec, None  # the directory of a socket
     match = _HOST.fullmatch(spec)
     if match is None:
-        raise ValueError(f"{_ENCODE}, and a port must be a number" if spec else "a host is empty")
+        raise ValueError(f"{ENCODE}, and a port must be a number" if spec else "a host is empty")
     host = unquote(match[1]) if in_url else match[1]
     if not (host.startswith("/") or _can_be_resolved(host)):
         raise ValueError("a host is not the name or the address of a host, nor the directory of a socket")
@@ -297,16 +304,24 @@ def _default_file(name: str) -> Path | None:
 
 
 def client_context(
-    mode: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+    mode: str,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    *,
+    alpn: Sequence[str] = (),
 ) -> ssl.SSLContext:
     """Return the context for any ``sslmode`` except ``disable``; ``require`` verifies only if a CA file is given.
+
+    ``alpn`` are the protocols that the client offers.
 
     Raises:
         OptionError: a file cannot be read or used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = mode == "verify-full"
-    context.set_alpn_protocols(["postgresql"])
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
     option, file = "tls.ca_file", f"{str(ca_file)!r}"
     try:
         if ca_file is not None:

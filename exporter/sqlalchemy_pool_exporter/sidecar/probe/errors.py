@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classifies the exception of a failed probe: a reason (a label value) and a text for the log.
 
-Messages of asyncpg, the server and the parsers may quote parts of the DSN (``invalid literal for int(): 'pass'``). So
-the log shows a text of this module, and of the exception only its class and SQLSTATE.
+Messages of the driver, the server and the parsers may quote parts of the DSN (``invalid literal for int(): 'pass'``).
+So the log shows a text of this module, and of the exception only its class and its SQLSTATE or number.
 """
 
 from __future__ import annotations
@@ -10,27 +10,21 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
 from sqlalchemy_pool_exporter.errors import ConfigError
 
+from .failure import Failure
+from .mysql.errors import classify_mysql_error, is_of_mysql_driver
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sqlalchemy_pool_exporter.metrics import ProbeFailure
 
 
 class AdminConsoleError(Exception):
     """The DSN leads to pgbouncer's admin console."""
-
-
-class Failure(NamedTuple):
-    """Why a probe failed: the value of the label ``reason``, and a text without credentials."""
-
-    reason: ProbeFailure
-    text: str
 
 
 # Part of the message → failure; the first match counts. pgbouncer sends one SQLSTATE, 08P01, for almost every error,
@@ -95,6 +89,12 @@ _CLASSES: Final[Sequence[tuple[type[Exception], Failure]]] = (
 def classify_error(error: Exception) -> Failure:
     """Return why a probe failed: a reason, and a text that quotes no message of another program."""
     cause = error.__cause__
+    if is_of_mysql_driver(error):
+        if not isinstance(cause, OSError):
+            failure, number = classify_mysql_error(error)
+            origin = f"{type(error).__name__} {number}" if number else type(error).__name__
+            return Failure(failure.reason, f"{failure.text} ({origin})")
+        error = cause  # what the system said, which the driver wraps
     if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(cause, asyncpg.PostgresError):
         error = cause  # the server sent the reason before it closed the connection
     is_from_server = isinstance(error, asyncpg.PostgresError)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.snapshot import Value
 
     from .probe import ProbeStatus
-    from .queries import ServerState
+    from .server_state import ServerState
     from .sessions import ServerSide
 
 
@@ -82,19 +82,24 @@ def _server_values(server: ServerState) -> Iterator[tuple[str, Value]]:
     yield "database_reserved_connections", float(server.reserved_connections)
     yield "database_behind_pooler", float(server.behind_pooler)
     yield "database_read_only", float(server.facts.is_read_only)
-    yield "database_in_recovery", float(server.facts.is_in_recovery)
+    if server.facts.is_in_recovery is not None:
+        yield "database_in_recovery", float(server.facts.is_in_recovery)
     yield "database_start_time_seconds", server.facts.start_time
     # "unknown" is always present, so that a query can find a role that sees too little.
     sessions = {"unknown": 0, **server.connections}
     yield "database_connections", {str(state): float(count) for state, count in sessions.items()}
-    if server.application_connections is not None:
-        yield (
-            "database_application_connections",
-            {application: float(count) for application, count in server.application_connections.items()},
-        )
+    for key, named in (
+        ("application_connections", server.application_connections),
+        ("user_connections", server.user_connections),
+    ):
+        if named is not None:
+            yield f"database_{key}", {name: float(count) for name, count in named.items()}
+    if server.threads_running is not None:
+        yield "database_threads_running", float(server.threads_running)
     for key, seconds in (
         ("longest_idle_in_transaction_seconds", server.longest_idle_in_transaction_seconds),
         ("idle_session_timeout_seconds", server.idle_session_timeout_seconds),
+        ("interactive_timeout_seconds", server.interactive_timeout_seconds),
         ("idle_in_transaction_session_timeout_seconds", server.idle_in_transaction_session_timeout_seconds),
     ):
         if seconds is not None:

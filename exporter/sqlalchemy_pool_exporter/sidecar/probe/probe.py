@@ -18,12 +18,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import asyncpg
-
 from sqlalchemy_pool_exporter.held_connections import ServerHealth
 
-from .errors import AdminConsoleError, Failure, classify_error
-from .queries import ServerFacts, ServerState, read_server_state
+from .errors import classify_error
+from .server_kinds import connect
 from .sessions import ServerSide
 
 if TYPE_CHECKING:
@@ -31,7 +29,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy_pool_exporter.metrics import ProbeFailure
 
-APPLICATION_NAME: Final = "sqlalchemy-pool-exporter"
+    from .failure import Failure
+    from .server_kinds import ServerConnection
+    from .server_state import ServerState
 
 # First and longest delay after a failed probe, in seconds. If the interval is longer, it is the longest delay.
 BACKOFF: Final = (1.0, 60.0)
@@ -71,7 +71,7 @@ class DatabaseSettings(Protocol):
         """Whether the texts of statements are read."""
 
     def connect_arguments(self) -> dict[str, Any]:
-        """Return the arguments for asyncpg.connect() that say where and how to connect; may read files.
+        """Return ``dsn`` and ``ssl``, which say where and how to connect; may read files.
 
         Raises:
             ConfigError: A file cannot be read, or a setting cannot be used.
@@ -127,7 +127,8 @@ class ProbeStatus:
         return ServerHealth(
             started_at=facts.start_time,
             refuses_writes=facts.is_read_only and not self.may_be_read_only,
-            is_in_recovery=facts.is_in_recovery,
+            is_in_recovery=bool(facts.is_in_recovery),
+            read_only_setting=facts.read_only_setting,
         )
 
 
@@ -155,7 +156,7 @@ class Probe:
         self._status = ProbeStatus(
             database.name, database.pools or (database.name,), may_be_read_only=database.read_only
         )
-        self._connection: Any = None
+        self._connection: ServerConnection | None = None
         self._session_settings = ""
         self._warned: set[str] = set()
 
@@ -187,9 +188,9 @@ class Probe:
         finally:
             connection, self._connection = self._connection, None
             if connection is not None and not connection.is_closed():
-                # If close() raises, asyncpg has aborted the connection already.
+                # If close() raises, the driver has aborted the connection already.
                 with contextlib.suppress(Exception):
-                    await connection.close(timeout=1.0)
+                    await connection.close()
 
     async def _probe(self) -> Failure | None:
         """Probe once and replace the status; return why it failed."""
@@ -230,7 +231,7 @@ class Probe:
         # The server may close an idle connection (restart, idle_session_timeout): reconnect, that is no failure.
         if self._connection is None or self._connection.is_closed():
             return await self._read_anew()
-        server = await self._read_connected()
+        server = await self._read_from(self._connection)
         # A session keeps the settings with which it began, and a pool's new connections get the others.
         if server.facts.session_settings != self._session_settings and not server.behind_pooler:
             await self._connection.close()
@@ -238,16 +239,14 @@ class Probe:
         return server
 
     async def _read_anew(self) -> ServerState:
-        self._connection = await _connect(self._database)
-        server = await self._read_connected()
+        # The arguments in a thread, because it reads files.
+        self._connection = await connect(**await asyncio.to_thread(self._database.connect_arguments))
+        server = await self._read_from(self._connection)
         self._session_settings = server.facts.session_settings
         return server
 
-    async def _read_connected(self) -> ServerState:
-        if "bouncer" in getattr(self._connection.get_settings(), "server_version", ""):
-            raise AdminConsoleError
-        return await read_server_state(
-            self._connection,
+    async def _read_from(self, connection: ServerConnection) -> ServerState:
+        return await connection.read(
             timeout_seconds=self._database.timeout_seconds,
             application_names_limit=self._database.application_names_limit,
             statements=self._database.statements,
@@ -277,33 +276,13 @@ class Probe:
                 "database %r: the state of %d sessions is unknown: %s",
                 name,
                 server.hidden_sessions,
-                _remedy(server.facts),
+                server.facts.why_hidden,
             )
 
     def _warn_once(self, message: str, *arguments: object) -> None:
         if message not in self._warned:
             self._warned.add(message)
             _logger.warning(message, *arguments)
-
-
-def _remedy(facts: ServerFacts) -> str:
-    """Return why the state of some sessions is unknown, and what the operator can do about it."""
-    if facts.sees_all_sessions:
-        return "track_activities is off for them, or they are in a state that only later versions of this program know"
-    if facts.is_monitor:
-        return "it is hidden from the role, a member of pg_monitor that does not inherit it; GRANT it WITH INHERIT"
-    return "it is hidden from the role: GRANT pg_monitor to it"
-
-
-async def _connect(database: DatabaseSettings) -> Any:
-    return await asyncpg.connect(
-        **await asyncio.to_thread(database.connect_arguments),  # in a thread, because it reads files
-        timeout=None,  # the probe's timeout includes connecting
-        # No named prepared statements: behind a pooler the next transaction may run on another server connection.
-        statement_cache_size=0,
-        # Every pooler accepts this startup parameter and tracks it for each client.
-        server_settings={"application_name": APPLICATION_NAME},
-    )
 
 
 def backoff(failures: int, interval: float, uniform: Callable[[float, float], float]) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a probe asks a server: the queries, their columns, and the `ServerState` made from their rows.
+"""What a probe asks a PostgreSQL server: the queries, their columns, and the `ServerState` made from their rows.
 
 A probe sets nothing on the session, neither by a startup parameter nor by ``SET``. A connection pooler refuses
 unknown startup parameters, and a ``SET`` would stay on the server connection that the pooler lends to an application
@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy_pool_exporter.held_connections import ServerLimits
-
-from .sessions import application_label, read_sessions
+from .server_state import ServerFacts, ServerState, count_by_name
+from .sessions import read_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy_pool_exporter.metrics import SessionState
-
-    from .sessions import Sessions
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {:d}"
 
@@ -88,56 +85,6 @@ _STATES: Final[Mapping[str | None, SessionState]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """What kind of server answered, and what the probe's role may see of it.
-
-    ``identity`` is the same for every role and every way to the server, and another one for its replicas and copies,
-    which have its system identifier.
-    """
-
-    identity: str
-    start_time: float  # Unix time
-    is_in_recovery: bool
-    is_read_only: bool  # for new sessions of the role
-    sees_all_sessions: bool
-    is_monitor: bool  # member of pg_monitor, also if it does not inherit its rights
-    session_settings: str  # of role and database; a session keeps those it began with
-
-
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """What one probe read from a server.
-
-    A value that the probe cannot know, or that does not apply, is ``None`` or a missing key.
-    """
-
-    max_connections: int
-    reserved_connections: int
-    connections: Mapping[SessionState, int]
-    application_connections: Mapping[str, int] | None
-    longest_idle_in_transaction_seconds: float | None
-    idle_session_timeout_seconds: float | None
-    idle_in_transaction_session_timeout_seconds: float | None
-    behind_pooler: bool
-    facts: ServerFacts
-    sessions: Sessions | None = None
-
-    @property
-    def limits(self) -> ServerLimits:
-        """What the server allows."""
-        return ServerLimits(
-            self.max_connections - self.reserved_connections,
-            self.idle_session_timeout_seconds,
-            self.behind_pooler,
-        )
-
-    @property
-    def hidden_sessions(self) -> int:
-        """Number of sessions whose state the probe cannot tell."""
-        return self.connections.get("unknown", 0)
-
-
 async def read_server_state(
     connection: Any,
     *,
@@ -191,7 +138,19 @@ def facts_of(server: Mapping[str, Any], identifier: int | None) -> ServerFacts:
         sees_all_sessions=server["sees_all_sessions"],
         is_monitor=server["is_monitor"],
         session_settings=server["session_settings"] or "",
+        why_hidden=_why_hidden(
+            sees_all_sessions=server["sees_all_sessions"], is_monitor=server["is_monitor"]
+        ),
     )
+
+
+def _why_hidden(*, sees_all_sessions: bool, is_monitor: bool) -> str:
+    """Return why the state of some sessions is unknown, and what the operator can do about it."""
+    if sees_all_sessions:
+        return "track_activities is off for them, or they are in a state that only later versions of this program know"
+    if is_monitor:
+        return "it is hidden from the role, a member of pg_monitor that does not inherit it; GRANT it WITH INHERIT"
+    return "it is hidden from the role: GRANT pg_monitor to it"
 
 
 def summarize(
@@ -215,7 +174,11 @@ def summarize(
         ),
         connections=connections,
         application_connections=(
-            None if behind_pooler else _count_by_application(sessions, application_names_limit)
+            None
+            if behind_pooler
+            else count_by_name(
+                ((row["application_name"], row["sessions"]) for row in sessions), application_names_limit
+            )
         ),
         longest_idle_in_transaction_seconds=_longest_idle_in_transaction(sessions, sees_all=sees_all),
         idle_session_timeout_seconds=(
@@ -238,17 +201,6 @@ def _count_by_state(sessions: Iterable[Mapping[str, Any]]) -> dict[SessionState,
         # sessions that are starting to no role, so "starting" is never set to 0.
         counts.update({state: 0 for state in _STATES.values() if state != "starting"})
     return dict(counts)
-
-
-def _count_by_application(sessions: Iterable[Mapping[str, Any]], names_limit: int) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for row in sessions:
-        counts[application_label(row["application_name"])] += row["sessions"]
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    largest = Counter(dict(ranked[:names_limit]))
-    # Added instead of assigned, because an application may call itself "other".
-    largest["other"] += sum(count for _, count in ranked[names_limit:])
-    return dict(largest)
 
 
 def _longest_idle_in_transaction(sessions: Iterable[Mapping[str, Any]], *, sees_all: bool) -> float | None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sessions of a server, one by one: what each does, for how long, and which ones it waits for.
 
+The query is PostgreSQL's; ``mysql.sessions`` makes the same of what MySQL and MariaDB tell.
+
 A connection of a pool is matched with a session by the number of the server's process. Such a number can also be that
 of another session: of another server, if the configuration names the wrong one, or a later one, after the server was
 restarted. So both sides must agree on two more facts, or the session is not known:
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.held_connections import ServerHealth, ServerLimits, Session
 
@@ -80,11 +82,20 @@ _EARLIER: Final = 2.0
 _DRIFT: Final = 1e-4
 
 
+class Began(NamedTuple):
+    """The earliest and the latest time at which a session can have begun, on the monotonic clock."""
+
+    earliest: float
+    latest: float
+
+
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
+    """A session, and what tells whether it is that of a connection."""
+
     session: Session
-    age: float  # when the server was asked
-    client_port: int | None
+    began: Began
+    client_port: int | None  # -1 through a Unix socket; None if it serves no client
     statement: str | None  # with its literals
 
 
@@ -95,7 +106,8 @@ class Sessions:
     asked_at: float
     answered_at: float
     keeps_ports: bool  # the server sees the ports that clients on this host have
-    known: Mapping[int, _Known]
+    known: Mapping[int, Known]
+    normalised: Callable[[str], str] = without_literals  # shows a statement without its literals
 
     @classmethod
     def of(
@@ -103,7 +115,9 @@ class Sessions:
     ) -> Sessions:
         """Return the sessions that the rows of the query describe."""
         known = {
-            row["pid"]: _Known(_session(row), row["age"], row["client_port"], row["statement"])
+            row["pid"]: Known(
+                _session(row), _began(row["age"], asked_at, answered_at), row["client_port"], row["statement"]
+            )
             for row in rows
         }
         return cls(asked_at, answered_at, keeps_ports, known)
@@ -120,13 +134,12 @@ class Sessions:
             return None
         if self.keeps_ports and connection.client_port and connection.client_port != known.client_port:
             return None
-        allowed = _DRIFT * known.age
-        began_first, began_last = self.asked_at - known.age, self.answered_at - known.age
-        if not began_first - _EARLIER - allowed <= connection.connected_at <= began_last + _LATER + allowed:
+        earliest, latest = known.began
+        if not earliest - _EARLIER <= connection.connected_at <= latest + _LATER:
             return None
         if not known.statement:
             return known.session
-        return replace(known.session, statement=_normalised(known.statement))
+        return replace(known.session, statement=_normalised(self.normalised, known.statement))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +221,17 @@ def application_label(name: str | None) -> str:
     return text or "unnamed"
 
 
+def _began(age: float, asked_at: float, answered_at: float) -> Began:
+    """Return when a session of an age began; the clocks of both hosts may drift apart while it lasts."""
+    allowed = _DRIFT * age
+    return Began(asked_at - age - allowed, answered_at - age + allowed)
+
+
 def _age(seconds: float | None) -> float | None:
     # Negative if the server's clock was set back in between.
     return None if seconds is None else max(0.0, seconds)
 
 
-_normalised = lru_cache(1024)(without_literals)
+@lru_cache(1024)
+def _normalised(normalised: Callable[[str], str], statement: str) -> str:
+    return normalised(statement)

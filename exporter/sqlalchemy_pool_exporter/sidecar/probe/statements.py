@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _MOST_CHARACTERS: Final = 300
 _CUT: Final = "…"
@@ -42,25 +42,35 @@ _COMMENT_MARKS: Final = re.compile(r"/\*|\*/")
 _LISTS: Final = re.compile(r"\?(?: ?, ?\?)+")
 
 
-class _NotUnderstoodError(Exception):
-    """The text is not one that PostgreSQL's lexical rules allow, or they depend on a setting of its session."""
+class NotUnderstoodError(Exception):
+    """The text is not one that the server's lexical rules allow, or they depend on a setting of its session."""
 
 
 def without_literals(text: str) -> str:
     """Return a statement without literals and comments, on one line and cut; empty if it is not understood."""
+    return shown(text, _tokens)
+
+
+def shown(text: str, tokens: Callable[[str], Iterable[str]]) -> str:
+    """Return what is shown of a statement.
+
+    Args:
+        text: with its literals.
+        tokens: returns the tokens of a text, each literal as ``?``, or raises ``NotUnderstoodError``.
+    """
     try:
-        shown = "; ".join(filter(None, map(_shown, _statements(text))))
-    except _NotUnderstoodError:
+        result = "; ".join(filter(None, map(_shown, _statements(tokens(text)))))
+    except NotUnderstoodError:
         return ""
-    shown = _LISTS.sub(f"{_LITERAL}, {_CUT}", shown)
-    if not shown.isprintable():
+    result = _LISTS.sub(f"{_LITERAL}, {_CUT}", result)
+    if not result.isprintable():
         return ""
-    return shown if len(shown) <= _MOST_CHARACTERS else shown[: _MOST_CHARACTERS - 1] + _CUT
+    return result if len(result) <= _MOST_CHARACTERS else result[: _MOST_CHARACTERS - 1] + _CUT
 
 
-def _statements(text: str) -> Iterator[list[str]]:
+def _statements(tokens: Iterable[str]) -> Iterator[list[str]]:
     statement: list[str] = []
-    for token in _tokens(text):
+    for token in tokens:
         if token in _ENDS:
             yield statement
             statement = []
@@ -93,7 +103,7 @@ def _tokens(text: str) -> Iterator[str]:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise _NotUnderstoodError
+            raise NotUnderstoodError
         at, kind, token = match.end(), match.lastgroup, match[0]
         if kind == "space":
             yield " "
@@ -103,7 +113,7 @@ def _tokens(text: str) -> Iterator[str]:
         elif kind in {"escaped", "string", "number"}:
             # Whether a backslash is one depends on the setting standard_conforming_strings.
             if kind == "string" and "\\" in token:
-                raise _NotUnderstoodError
+                raise NotUnderstoodError
             yield _LITERAL
         elif kind == "tag":
             end = text.find(token, at)
