@@ -54,12 +54,13 @@ MAY_IMPORT = {
     "recording": SHARED | {"board", "segment"},
     "sidecar": SHARED | {"board", "segment"},
     "launch": {"address", "environment", "errors", "recording"},
+    "advise": SHARED | {"board", "segment", "top"},
     "top": {"audit", "board", "environment", "errors", "segment"},
     "bundled": {"errors"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.
     "": {"errors", "recording", "straight_lines"},
-    "cli": SHARED | {"alerting", "bundled", "launch", "sidecar", "top"},
+    "cli": SHARED | {"advise", "alerting", "bundled", "launch", "sidecar", "top"},
     "__main__": {"cli"},
 }
 # Functions that import a module by its name as a text, which the checks of this file do not follow.
@@ -273,6 +274,7 @@ ENTRY_POINTS: dict[str, tuple[str, set[str]]] = {
     "dashboards": (COMMAND.format(["dashboards", "--out", "."]), set()),
     "top --once": (COMMAND.format(["top", "--once", "--directory", "."]), {"logging"}),
     "top --once of a URL": (COMMAND.format(["top", "--once", "--url", NOBODY_LISTENS]), {"logging"}),
+    "advise of a directory": (COMMAND.format(["advise", "."]), {"logging", "prometheus_client"}),
     "check-config": (COMMAND.format(["check-config", "--config", EXAMPLE]), {"logging", "yaml", *PYDANTIC}),
     "serve": (
         "import sqlalchemy_pool_exporter.sidecar.main",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import environment
+from .advise import options as advise_options
 from .errors import BoardError, BundleError, ConfigError, EndpointError, LaunchError, ThresholdError
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class _Version(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a failure, 2 for a wrong call or configuration."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "advise":
+        advise_options.check(options, parser.error)
     try:
         return _run(options)
     except ModuleNotFoundError as error:
@@ -53,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # works without the sidecar's libraries.
 def _run(options: argparse.Namespace) -> int:
     commands = {
+        "advise": _advise,
         "audit": _audit,
         "check-config": _check_config,
         "dashboards": _write_dashboards,
@@ -118,6 +123,13 @@ def _audit(options: argparse.Namespace) -> int:
     return run_audit(options)
 
 
+def _advise(options: argparse.Namespace) -> int:
+    from .advise.main import run  # noqa: PLC0415 - see _run()
+
+    run(options)
+    return 0
+
+
 def _launch(options: argparse.Namespace) -> int:
     from .launch.command import run  # noqa: PLC0415 - see _run()
 
@@ -169,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_top(commands)
     _add_audit(commands)
+    _add_credentials(advise_options.add(commands))
     _add_rules(commands)
     _add_dashboards(commands)
     return parser

@@ -29,7 +29,7 @@ SHORT_RECYCLE_SECONDS: Final = 300.0
 CONNECTS_PER_SECOND: Final = 5.0
 BRIEF_ENGINES: Final = 20
 # Dialects of servers that always close idle sessions after some time: MySQL's wait_timeout cannot be switched off.
-_ALWAYS_CUT: Final = frozenset(("mysql", "mariadb"))
+ALWAYS_CUT: Final = frozenset(("mysql", "mariadb"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def _no_liveness_check(facts: PoolFacts) -> str | None:
     limit = _idle_limit(facts)
     if limit is not None:
         return f"neither pool_pre_ping nor pool_recycle, and the server ends sessions that are idle for {limit:g} s"
-    if facts.dialects and facts.dialects <= _ALWAYS_CUT:
+    if facts.dialects and facts.dialects <= ALWAYS_CUT:
         return "neither pool_pre_ping nor pool_recycle, and the server ends sessions that are idle for wait_timeout"
     return None
 

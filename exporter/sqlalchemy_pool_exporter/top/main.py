@@ -14,8 +14,9 @@ from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
 
 from . import audit
+from .client import Credentials
 from .output import write, write_json
-from .source import Credentials, DirectorySource, EndpointSource
+from .source import DirectorySource, EndpointSource
 from .table import text
 
 if TYPE_CHECKING:
@@ -82,22 +83,28 @@ def source_of(options: Namespace, *, url: str | None, directory: str | None) -> 
         BoardError: there is none, or it cannot be used.
     """
     if url is not None:
-        return EndpointSource(
-            url,
-            Credentials(
-                options.user or "",
-                _secret(options.password_file, environment.PASSWORD),
-                _secret(options.token_file, environment.TOKEN),
-                options.ca_file,
-                options.cert_file,
-                options.key_file,
-            ),
-        )
+        return EndpointSource(url, credentials_of(options))
     directory = directory or os.environ.get(environment.DIRECTORY)
     if not directory:
         how = "--url or --directory" if options.command == "top" else "a directory or a URL"
         raise BoardError(f"give {how}, or set {environment.DIRECTORY}")
     return DirectorySource(Path(directory))
+
+
+def credentials_of(options: Namespace) -> Credentials:
+    """Return what the options, their files and the environment say.
+
+    Raises:
+        BoardError: a file cannot be read.
+    """
+    return Credentials(
+        options.user or "",
+        _secret(options.password_file, environment.PASSWORD),
+        _secret(options.token_file, environment.TOKEN),
+        options.ca_file,
+        options.cert_file,
+        options.key_file,
+    )
 
 
 def _secret(file: Path | None, variable: str) -> str:

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import logging
-import ssl
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
-from urllib.parse import SplitResult, unquote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from urllib.parse import urlencode
 
 from sqlalchemy_pool_exporter.board.answers import API
 from sqlalchemy_pool_exporter.board.moment import Moments
@@ -19,15 +16,14 @@ from sqlalchemy_pool_exporter.board.view import board
 from sqlalchemy_pool_exporter.errors import BoardError
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
+from .client import Client, Credentials, explained
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_pool_exporter.board.query import Query
     from sqlalchemy_pool_exporter.board.schema import Board
 
-TIMEOUT_SECONDS: Final = 30.0
-# An endpoint answers with much less to what the terminal asks for.
-_MOST_BYTES: Final = 64 * 1024 * 1024
 # What people copy from their configuration of Prometheus or their browser.
 _SUFFIXES: Final = (API, "/metrics", "/")
 
@@ -66,41 +62,6 @@ class DirectorySource:
         return board(self._moments.get(), query)
 
 
-class Credentials(NamedTuple):
-    """What an endpoint asks of its clients. Secrets come from the environment or from files, never from options."""
-
-    user: str = ""
-    password: str = ""
-    token: str = ""
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-
-    def headers(self) -> dict[str, str]:
-        """Return the header that authenticates, if any does."""
-        if self.token:
-            return {"Authorization": f"Bearer {self.token}"}
-        if self.user:
-            both = f"{self.user}:{self.password}".encode()
-            return {"Authorization": f"Basic {base64.b64encode(both).decode()}"}
-        return {}
-
-    def context(self) -> ssl.SSLContext:
-        """Return what TLS needs.
-
-        Raises:
-            BoardError: a file cannot be used.
-        """
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file)
-            if self.cert_file is not None:
-                context.load_cert_chain(self.cert_file, self.key_file)
-        except (OSError, ValueError) as error:
-            files = [str(file) for file in (self.ca_file, self.cert_file, self.key_file) if file is not None]
-            raise BoardError(f"cannot use {' or '.join(files) or 'the certificates'}: {error}") from error
-        return context
-
-
 class EndpointSource:
     """An endpoint: a sidecar, or an application that calls ``serve()``. It follows no redirect with a password."""
 
@@ -114,18 +75,8 @@ class EndpointSource:
         Raises:
             BoardError: it is no such URL, or a file of the credentials cannot be used.
         """
-        self._split = split = _split(url)
-        path = split.path
-        for suffix in _SUFFIXES:
-            path = path.removesuffix(suffix)
-        self._path = path + API
-        if split.username is not None:
-            credentials = credentials._replace(
-                user=unquote(split.username), password=unquote(split.password or ""), token=""
-            )
-        self._headers = {"Accept": "application/json", **credentials.headers()}
-        self._context = credentials.context() if split.scheme == "https" else None
-        self.name = f"{split.scheme}://{split.netloc.rpartition('@')[2]}{path}"
+        self._client = Client(url, credentials, suffixes=_SUFFIXES)
+        self.name = self._client.name
 
     def read(self, query: Query) -> Board:
         """Return what is asked for now.
@@ -136,27 +87,10 @@ class EndpointSource:
         given = [("q", query.text)] if query.text else []
         given += [("pool", name) for name in sorted(query.names)]
         given += [(name, str(getattr(query, name))) for name in ("pools", "workers", "held")]
-        try:
-            status, body = self._get(f"{self._path}?{urlencode(given)}")
-        except (OSError, http.client.HTTPException) as error:
-            raise BoardError(f"no answer from {self.name}: {error or type(error).__name__}") from error
+        status, body = self._client.get(f"{API}?{urlencode(given)}", "application/json")
         if status != HTTPStatus.OK:
-            raise BoardError(f"{self.name} answers {status} {_explained(status)}")
+            raise BoardError(f"{self.name} answers {status} {explained(status)}")
         return self._parsed(body)
-
-    def _get(self, target: str) -> tuple[int, bytes]:
-        host, port = self._split.hostname or "", self._split.port
-        connection = (
-            http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
-            if self._context is None
-            else http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=self._context)
-        )
-        try:
-            connection.request("GET", target, headers=self._headers)
-            response = connection.getresponse()
-            return response.status, response.read(_MOST_BYTES)
-        finally:
-            connection.close()
 
     def _parsed(self, body: bytes) -> Board:
         try:
@@ -169,23 +103,3 @@ class EndpointSource:
             what = f"{self.name} answers with version {found['version']} of the board, and this program reads {VERSION}"
             raise BoardError(what)
         return cast("Board", found)
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        split = urlsplit(url if "://" in url else f"http://{url}")
-        is_usable = split.scheme in {"http", "https"} and bool(split.hostname)
-        _ = split.port  # raises ValueError
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise BoardError("the URL is none of HTTP, such as http://localhost:10079")
-    return split
-
-
-def _explained(status: int) -> str:
-    if status == HTTPStatus.UNAUTHORIZED:
-        return "Unauthorized: give a user with its password, or a token"
-    if status == HTTPStatus.NOT_FOUND:
-        return "Not Found: is it an exporter of this version?"
-    return http.client.responses.get(status, "")
