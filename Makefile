@@ -165,6 +165,10 @@ demo: environment-demo ## show pools in trouble, on a real PostgreSQL (DURATION=
 bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 	@.venv/bench/bin/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: sizing
+sizing: environment-newest ## compare the waits that `advise` predicts with those of real pools, and publish the table
+	@.venv/newest/bin/python -m benchmarks.sizing
+
 .PHONY: pictures
 pictures: environment-newest ## draw docs/images anew, from runs of some minutes on a real Prometheus and PostgreSQL
 	@.venv/newest/bin/python -m tools.pictures
