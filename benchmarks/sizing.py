@@ -4,7 +4,8 @@
 Callers arrive at random (a Poisson process), whether earlier ones have been served or not, and each holds a connection
 while the server sleeps. One run, in a pool that is large enough, is what ``advise`` observes. From it alone the waits
 in pools of other sizes are predicted; each of those is then run with the same load and measured. A second prediction is
-made from the small pool's own run: what ``advise`` says of the size that a pool has.
+made from the small pool's own run: what ``advise`` says of the size that a pool has. The pools of one load run at the same
+time, each in a process of its own.
 
 The table goes into ``docs/sizing.md``.
 """
@@ -18,7 +19,8 @@ import statistics
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +47,7 @@ _SHARE = 0.99
 _SLEEP = text("SELECT pg_sleep(:seconds)")
 _WARM_UP_SECONDS = 3.0
 _MOST_THREADS = 200
+_NEVER = 600.0  # seconds: no caller gives up
 
 
 class Load(NamedTuple):
@@ -70,6 +73,14 @@ _LOADS: tuple[Load, ...] = (
 _DRIVERS: tuple[str, ...] = ("psycopg", "asyncpg")
 
 
+class Caller(NamedTuple):
+    """When a caller comes, for how long it is served, and whether it counts."""
+
+    at: float
+    sleep: float
+    counts: bool
+
+
 class Run(NamedTuple):
     """What one pool did."""
 
@@ -85,7 +96,7 @@ class Run(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Run all loads on all pools; print the table, and write it if everything was run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizing", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=45.0, help="of load on each pool (45)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load on each pool (60)")
     parser.add_argument("--quick", action="store_true", help="one load for a few seconds: does it run")
     parser.add_argument(
         "--output", type=Path, help="the page whose table to replace (default: docs/sizing.md)"
@@ -111,7 +122,7 @@ def _tables(loads: tuple[Load, ...], drivers: tuple[str, ...], seconds: float) -
             for load in loads:
                 print(f"{driver}, {load.name} ...", file=sys.stderr, flush=True)
                 url = server.url(f"postgresql+{driver}", application_name="sizing")
-                runs = {size: _run(driver, url, load, size, seconds) for size in load.sizes}
+                runs = _runs(driver, url, load, seconds)
                 seen = runs[load.sizes[-1]].observed
                 for size, run in list(runs.items())[:-1]:
                     ahead, own = _predicted(seen, size), _predicted(run.observed, size)
@@ -176,7 +187,7 @@ def _advised(seen: Observation, runs: dict[int, Run]) -> tuple[str, str]:
 
 def _predicted(seen: Observation, size: int) -> float:
     callers = traffic(seen.rate_of_one, seen.holds)
-    return replay(callers, Pool(size, timeout_seconds=30.0)).quantile(_SHARE)
+    return replay(callers, Pool(size, timeout_seconds=_NEVER)).quantile(_SHARE)
 
 
 # -- real pools
@@ -204,23 +215,22 @@ class _Watch:
         return one
 
 
-def _run(driver: str, url: str, load: Load, size: int, seconds: float) -> Run:
-    watch = _Watch()
+def _runs(driver: str, url: str, load: Load, seconds: float) -> dict[int, Run]:
+    """Run the pools of all sizes at the same time."""
     callers = list(_schedule(load, seconds))
+    with ProcessPoolExecutor(len(load.sizes), mp_context=get_context("spawn")) as processes:
+        runs = {size: processes.submit(_run, driver, url, size, callers) for size in load.sizes}
+        return {size: run.result() for size, run in runs.items()}
+
+
+def _run(driver: str, url: str, size: int, callers: list[Caller]) -> Run:
+    watch = _Watch()
     waits = (
         _in_threads(url, size, callers, watch)
         if driver == "psycopg"
         else asyncio.run(_in_tasks(url, size, callers, watch))
     )
     return Run(sorted(waits), watch.observed())
-
-
-class Caller(NamedTuple):
-    """When a caller comes, for how long it is served, and whether it counts."""
-
-    at: float
-    sleep: float
-    counts: bool
 
 
 def _schedule(load: Load, seconds: float) -> Iterator[Caller]:
@@ -233,7 +243,7 @@ def _schedule(load: Load, seconds: float) -> Iterator[Caller]:
 
 
 def _in_threads(url: str, size: int, callers: list[Caller], watch: _Watch) -> list[float]:
-    engine = create_engine(url, pool_size=size, max_overflow=0)
+    engine = create_engine(url, pool_size=size, max_overflow=0, pool_timeout=_NEVER)
     waits: list[float] = []
 
     def call(caller: Caller) -> None:
@@ -263,7 +273,7 @@ def _in_threads(url: str, size: int, callers: list[Caller], watch: _Watch) -> li
 
 
 async def _in_tasks(url: str, size: int, callers: list[Caller], watch: _Watch) -> list[float]:
-    engine = create_async_engine(url, pool_size=size, max_overflow=0)
+    engine = create_async_engine(url, pool_size=size, max_overflow=0, pool_timeout=_NEVER)
     waits: list[float] = []
 
     async def call(caller: Caller) -> None:

@@ -15,7 +15,8 @@ import yaml
 
 from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
-from sqlalchemy_pool_exporter.top.source import Credentials, DirectorySource, EndpointSource
+from sqlalchemy_pool_exporter.top.client import Credentials
+from sqlalchemy_pool_exporter.top.source import DirectorySource, EndpointSource
 from tests.support.sidecar import Sidecar
 from tests.support.web_files import PASSWORD, Files, hashed, users
 
