@@ -4,8 +4,8 @@
 Callers arrive at random (a Poisson process), whether earlier ones have been served or not, and each holds a connection
 while the server sleeps. One run, in a pool that is large enough, is what ``advise`` observes. From it alone the waits
 in pools of other sizes are predicted; each of those is then run with the same load and measured. A second prediction is
-made from the small pool's own run: what ``advise`` says of the size that a pool has. The pools of one load run at the same
-time, each in a process of its own.
+made from the small pool's own run: what ``advise`` says of the size that a pool has. The pools of one load run at
+the same time, each in a process of its own.
 
 The table goes into ``docs/sizing.md``.
 """
