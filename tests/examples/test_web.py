@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sqlalchemy_pool_exporter import asgi_app
 from tests.examples.test_servers import Server
 from tests.support.recipes import NAME, checkouts, database_url, get, scrape
 from tests.support.samples import key
@@ -33,6 +35,23 @@ RECIPES = {
     "quart_app": ("hypercorn --bind 127.0.0.1:0 examples.web.quart_app:app", "asyncpg", "quart"),
     "django_site": ("gunicorn --bind 127.0.0.1:0 examples.web.django_site:application", "psycopg", "django"),
 }
+
+
+def test_a_mount_redirects_and_a_route_does_not() -> None:
+    """Starlette answers a mount's own path with 307, and a route with the metrics, as docs/recipes/web.md says."""
+    starlette: Any = pytest.importorskip("starlette.applications")
+    httpx: Any = pytest.importorskip("httpx")
+    app = starlette.Starlette()
+    app.mount("/mounted", asgi_app())
+    app.add_route("/metrics", asgi_app())
+
+    async def ask() -> list[tuple[int, str]]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://orders") as client:
+            answers = [await client.get(path) for path in ("/mounted", "/metrics")]
+        return [(one.status_code, one.headers.get("location", "")) for one in answers]
+
+    assert [(307, "http://orders/mounted/"), (200, "")] == asyncio.run(ask())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
