@@ -21,8 +21,7 @@ app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {
     "connect_args": {"application_name": "orders"},
 }
 db = SQLAlchemy(app)
-with app.app_context():  # db.engine needs one
-    instrument(db.engine, name="orders")
+instrument(db, name="orders")  # the engines of all binds; before or after init_app(), without a context
 
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/metrics": wsgi_app()})  # type: ignore[method-assign]
 
