@@ -155,10 +155,12 @@ def check_sh(text: str, *_: object) -> str:
 
 def check_text(text: str, *_: object) -> str:
     """Check a message by its words, and lines of an exposition by the names of the metrics."""
-    samples = re.findall(r"^(sqlalchemy_pool_\w+)(?:\{.*\})? [\d.e+]+$", text, re.MULTILINE)
+    samples = re.findall(
+        r"^(sqlalchemy_pool_\w+)(?:\{.*\})? [\d.e+]+(?: # \{.*\}[ \d.]+)?$", text, re.MULTILINE
+    )
     if samples and len(samples) == len(text.strip().splitlines()):
         page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
-        return "\n".join(sorted(name for name in samples if name not in page))
+        return "\n".join(name for name in samples if name.removesuffix("_bucket") not in page)
     return "\n".join(map(repr, wording.unexplained(text)))
 
 
@@ -262,6 +264,18 @@ def check_manifest(document: Any, _directory: Path) -> str:
     return ""
 
 
+def check_container(document: Any, directory: Path) -> str:
+    """Check a part of a container in a pod that has it."""
+    container = {"name": "app", "image": "orders", **document}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "orders"},
+        "spec": {"containers": [container]},
+    }
+    return check_manifest(pod, directory)
+
+
 def check_compose(document: Any, _directory: Path) -> str:
     services = document["services"].values()
     return "" if all({"image", "build"} & set(service) for service in services) else "a service has no image"
@@ -270,6 +284,7 @@ def check_compose(document: Any, _directory: Path) -> str:
 # The first row that has a key of the document says which program reads it.
 YAML: dict[frozenset[str], Callable[[Any, Path], str]] = {
     frozenset({"apiVersion"}): check_manifest,
+    frozenset({"readinessProbe", "livenessProbe", "env"}): check_container,
     frozenset({"services"}): check_compose,
     frozenset({"scrape_configs", "rule_files", "alerting"}): check_prometheus,
     frozenset({"tls_server_config", "basic_auth_users"}): check_web,
