@@ -57,10 +57,11 @@ MAY_IMPORT = {
     "advise": SHARED | {"board", "segment", "top"},
     "top": {"audit", "board", "environment", "errors", "segment"},
     "bundled": {"errors"},
+    "manual": {"environment"},
     "alerting": {"bundled", "errors"},
     # The entry points: the public names, and the commands.
     "": {"errors", "recording", "straight_lines"},
-    "cli": SHARED | {"advise", "alerting", "bundled", "launch", "sidecar", "top"},
+    "cli": SHARED | {"advise", "alerting", "bundled", "launch", "manual", "sidecar", "top"},
     "__main__": {"cli"},
 }
 # Functions that import a module by its name as a text, which the checks of this file do not follow.

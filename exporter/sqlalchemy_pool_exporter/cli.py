@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import environment
+from . import environment, manual
 from .advise import options as advise_options
 from .errors import BoardError, BundleError, ConfigError, EndpointError, LaunchError, ThresholdError
 
@@ -168,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sqlalchemy-pool-exporter",
         description="Shows Prometheus the connection pools of all worker processes of an application, "
         "and the connections that their databases count.",
+        epilog="COMMAND --help says all of a command: its options, environment variables, exit statuses and examples.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -184,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_credentials(advise_options.add(commands))
     _add_rules(commands)
     _add_dashboards(commands)
+    for name, command in commands.choices.items():
+        manual.complete(name, command)
     return parser
 
 
@@ -197,19 +200,27 @@ def _add_run(commands: Any) -> None:
         "streams are its own. The Python processes that it starts are instrumented, too.",
     )
     for option, metavar, text in (
-        ("--directory", "DIR", f"for a sidecar, or for --serve (also {environment.DIRECTORY})"),
+        (
+            "--directory",
+            "DIR",
+            "that the processes share, for a sidecar or for --serve (none: each process has its numbers for itself)",
+        ),
         (
             "--serve",
             "[HOST:]PORT",
-            "serve the metrics of all processes on this port; without --directory they share a new one",
+            "serve the metrics of all processes on this port (nothing is served); the default directory is a new one",
         ),
         (
             "--sites",
             "SITES",
-            "find the place of each checkout (on), of none (off), or from this share of the pool in use, such as 0.5",
+            "find the place of each checkout (on), of none (off), or from this share of the pool in use on (0.5)",
         ),
-        ("--application", "PREFIXES", "prefixes of the application's modules, with commas between them"),
-        ("--leak-after", "SECONDS", "suspect a leak if a connection is held for longer"),
+        (
+            "--application",
+            "PREFIXES",
+            "prefixes of the application's modules, with commas between them (all code that is not installed)",
+        ),
+        ("--leak-after", "SECONDS", "suspect a leak if a connection is held for more seconds (0: never)"),
     ):
         command.add_argument(option, metavar=metavar, help=text)
     command.add_argument(
@@ -218,7 +229,7 @@ def _add_run(commands: Any) -> None:
         default=[],
         metavar="PATTERN",
         help="leave engines alone whose URL matches (sqlite:*), whose pool has this class (class:NullPool), or that "
-        "this module makes (module:airflow.*); may be given many times",
+        "this module makes (module:airflow.*); may be given many times (no engine is left alone)",
     )
     command.add_argument(
         "--otel",
@@ -235,7 +246,7 @@ def _add_top(commands: Any) -> None:
     origin.add_argument(
         "--directory",
         metavar="DIR",
-        help=f"of the applications, on this machine (also {environment.DIRECTORY})",
+        help=f"of the applications, on this machine (${environment.DIRECTORY})",
     )
     origin.add_argument("--url", help="of a sidecar or of serve(), such as http://localhost:10079")
     how = command.add_mutually_exclusive_group()
@@ -244,13 +255,20 @@ def _add_top(commands: Any) -> None:
     )
     how.add_argument("--json", action="store_true", help="print the JSON of /api/v1/pools and exit")
     command.add_argument(
-        "--pool", action="append", default=[], metavar="NAME", help="this pool; may be given many times"
+        "--pool", action="append", default=[], metavar="NAME", help="this pool; may be given many times (all)"
     )
     command.add_argument(
-        "--filter", default="", metavar="TEXT", help="pools whose name, site or process contains the text"
+        "--filter",
+        default="",
+        metavar="TEXT",
+        help="pools whose name, site or process contains the text (all)",
     )
     command.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two reads (2)"
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help=f"between two reads, in seconds, {_LEAST_INTERVAL:g} to {_MOST_INTERVAL:g} (2)",
     )
     _add_credentials(command)
 
@@ -276,7 +294,7 @@ def _add_audit(commands: Any) -> None:
         action="append",
         default=[],
         metavar="RULE",
-        help="a rule whose findings are meant to be; may be given many times",
+        help="a rule whose findings are meant to be; may be given many times (none)",
     )
     _add_credentials(command)
 
@@ -290,7 +308,10 @@ def _add_credentials(command: argparse.ArgumentParser) -> None:
         "--token-file", type=Path, metavar="FILE", help=f"file with a bearer token (also {environment.TOKEN})"
     )
     command.add_argument(
-        "--ca-file", type=Path, metavar="FILE", help="authority of the endpoint's certificate"
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="authority of the endpoint's certificate (those of the system)",
     )
     command.add_argument("--cert-file", type=Path, metavar="FILE", help="certificate of this client")
     command.add_argument("--key-file", type=Path, metavar="FILE", help="key of that certificate")
@@ -316,7 +337,7 @@ def _add_rules(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a threshold, such as held_seconds=60; may be given many times",
+        help="a threshold, such as held_seconds=60; may be given many times (each has its default, see --list)",
     )
 
 
@@ -337,27 +358,27 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"YAML file (also {environment.CONFIG}); without one every option has its default",
+        help="YAML file (none: every option has its default)",
     )
     parser.add_argument(
         "--listen-address",
         "--web.listen-address",
         metavar="HOST:PORT",
-        help=f"overrides web.listen_address (also {environment.LISTEN_ADDRESS})",
+        help="overrides web.listen_address (:10079, all addresses of the machine)",
     )
     parser.add_argument(
         "--web-config-file",
         "--web.config.file",
         metavar="FILE",
-        help="overrides web.config_file: TLS, basic auth and rate limit, in the exporter-toolkit's format",
+        help="overrides web.config_file: TLS, basic auth and rate limit, in the exporter-toolkit's format (none)",
     )
     parser.add_argument(
         "--directory",
         metavar="DIR",
-        help=f"overrides segments.directory, which the applications share (also {environment.DIRECTORY})",
+        help="overrides segments.directory, which the applications share (none: no pools are shown)",
     )
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",
-        help=f"overrides log.level: debug, info, warning or error (also {environment.LOG_LEVEL})",
+        help="overrides log.level: debug, info, warning or error (info)",
     )
