@@ -83,7 +83,7 @@ test: test-newest test-interpreted test-oldest ## run the tests on the built whe
 .PHONY: test-newest test-oldest
 test-newest: environment-newest ## ... with the newest alone, compiled (PYTEST_ARGS="-k name" for a part)
 test-oldest: environment-oldest ## ... with the oldest alone, interpreted
-test-oldest: selected := -m "not soak and not newest"
+test-oldest: selected := -m "not soak and not newest and not grafana"
 test-oldest: build := interpreted
 test-newest: build = $(shell ls .venv/wheel/*-none-any.whl >/dev/null 2>&1 && echo interpreted || echo compiled)
 test-newest test-oldest: test-%:
@@ -137,6 +137,13 @@ soak-staged soak-others: soak-%:
 	@echo "==> the soak tests in .venv/newest: $*"
 	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
 		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(selected) $(PYTEST_ARGS)
+
+# Needs npm and Chromium, too, and the registry of npm at the first time: half a gigabyte in .venv/grafana.
+.PHONY: grafana
+grafana: environment-newest ## check the dashboards with Grafana's own front-end code, on a real Prometheus
+	@echo "==> the dashboards in Grafana's code"
+	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
+		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m grafana tests/grafana $(PYTEST_ARGS)
 
 # Tries both builds with the newest of each series that is supported.
 .PHONY: try-sqlalchemy

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboards in Grafana's own front-end code; `make grafana` runs these tests."""
