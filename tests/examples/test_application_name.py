@@ -11,6 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.recipes import database_url
+from tests.support.running_probe import running, target
 
 if TYPE_CHECKING:
     from tests.support.pg import Server as DatabaseServer
@@ -50,3 +51,19 @@ def test_asyncpg(server: DatabaseServer, application_name: str) -> None:
     assert 1 == asyncio.run(connect(connect_args={"server_settings": settings}))
     with pytest.raises(TypeError, match="application_name"):
         asyncio.run(connect(f"?application_name={application_name}"))
+
+
+def test_probe(server: DatabaseServer, application_name: str) -> None:
+    """The sidecar's probe counts all sessions of a pool by that name, those that are idle in the pool, too."""
+
+    async def counted() -> float:
+        async with running(target(server.dsn("prober"))) as runner:
+            return dict(runner.server.application_connections or {}).get(application_name, 0)
+
+    engine = create_engine(
+        database_url(server, "psycopg"), connect_args={"application_name": application_name}
+    )
+    with engine.connect(), engine.connect():
+        engine.connect().close()
+        assert 3 == engine.pool.checkedin() + engine.pool.checkedout() == asyncio.run(counted())  # type: ignore[attr-defined]
+    engine.dispose()

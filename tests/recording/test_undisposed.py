@@ -272,7 +272,7 @@ def ended(program: str, directory: Path | None = None) -> subprocess.CompletedPr
         capture_output=True,
         check=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=environment,
     )
 
