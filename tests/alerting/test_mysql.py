@@ -36,6 +36,7 @@ POOLS: dict[str, dict[str, Any]] = {
     "pinged": {"pool_pre_ping": True},
     "early": {"pool_recycle": 300},
 }
+Labels = tuple[tuple[str, str], ...]
 LABELS = "alertname, severity, pool, database"
 LIMIT_ALERTS = {
     ("SQLAlchemyPoolNoPrePing", "never"),
@@ -45,10 +46,10 @@ LIMIT_ALERTS = {
 }
 
 
-def firing(samples: Samples, expected: dict[str, set[tuple[str, ...]]], path: Path) -> str:
+def firing(samples: Samples, expected: dict[str, set[Labels]], path: Path) -> str:
     """Let promtool evaluate the rules over samples that stay for an hour; return its complaints about ``expected``.
 
-    ``expected`` has for each alert the values of its labels severity and pool, or database.
+    ``expected`` has for each alert the labels with which it fires.
     """
     series = [
         {"series": _selector(name, dict(labels)), "values": f"{value}x60"}
@@ -78,7 +79,7 @@ def _selector(name: str, labels: dict[str, str]) -> str:
     return name + "{" + ",".join(f"{key}={json.dumps(value)}" for key, value in sorted(labels.items())) + "}"
 
 
-def expected_labels(alert: str, severity: str, **labels: str) -> tuple[tuple[str, str], ...]:
+def expected_labels(alert: str, severity: str, **labels: str) -> Labels:
     return tuple(sorted({"alertname": alert, "severity": severity, **labels}.items()))
 
 
