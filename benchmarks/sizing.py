@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.advise.advice import Objective, advise
 from sqlalchemy_pool_exporter.advise.observation import Observation, observations
-from sqlalchemy_pool_exporter.advise.replay import Pool, replay, traffic
+from sqlalchemy_pool_exporter.advise.replay import Pool, Traffic, replay, traffic
 from sqlalchemy_pool_exporter.advise.table import Table, growth, table_of
 
 from . import report
@@ -122,12 +122,15 @@ def _tables(loads: tuple[Load, ...], drivers: tuple[str, ...], seconds: float) -
             for load in loads:
                 print(f"{driver}, {load.name} ...", file=sys.stderr, flush=True)
                 url = server.url(f"postgresql+{driver}", application_name="sizing")
-                runs = _runs(driver, url, load, seconds)
+                callers = list(_schedule(driver, load, seconds))
+                runs = _runs(driver, url, load, callers)
                 seen = runs[load.sizes[-1]].observed
                 for size, run in list(runs.items())[:-1]:
                     ahead, own = _predicted(seen, size), _predicted(run.observed, size)
                     errors.append((_error(ahead, run.measured), abs(ahead - run.measured)))
-                    rows.append((driver, load.name, str(size), *_cells(run, ahead, own)))
+                    rows.append(
+                        (driver, load.name, str(size), *_cells(run, ahead, _same(callers, run, size), own))
+                    )
                 sizes.append((driver, load.name, *_advised(seen, runs)))
     yield Rows(
         title="Predicted and measured waits",
@@ -141,6 +144,7 @@ def _tables(loads: tuple[Load, ...], drivers: tuple[str, ...], seconds: float) -
             "predicted from a pool of 10",
             "error",
             "predicted from its own run",
+            "the same callers replayed",
         ),
         rows=tuple(rows),
         names=2,
@@ -164,10 +168,10 @@ def _note(errors: list[tuple[float, float]], seconds: float) -> str:
     )
 
 
-def _cells(run: Run, ahead: float, own: float) -> tuple[str, ...]:
+def _cells(run: Run, ahead: float, same: float, own: float) -> tuple[str, ...]:
     use = run.observed.utilisation or 0.0
     error = f"{_error(ahead, run.measured):+.0%}"
-    return f"{use:.0%}", _ms(run.measured), _ms(ahead), error, _ms(own)
+    return f"{use:.0%}", _ms(run.measured), _ms(ahead), error, _ms(own), _ms(same)
 
 
 def _error(predicted: float, measured: float) -> float:
@@ -183,6 +187,16 @@ def _advised(seen: Observation, runs: dict[int, Run]) -> tuple[str, str]:
     advised = advise(seen, objective, None).pool_size
     enough = [size for size, run in runs.items() if run.measured <= objective.wait_seconds]
     return str(advised), str(min(enough))
+
+
+def _same(callers: list[Caller], run: Run, size: int) -> float:
+    """Return what the replay makes of the very callers, each of whom holds a connection a little longer than asleep."""
+    counted = [caller.sleep for caller in callers if caller.counts]
+    more = max(0.0, run.observed.holds.mean - statistics.fmean(counted))
+    known = Traffic(
+        [one.at for one in callers], [one.sleep + more for one in callers], len(callers) - len(counted)
+    )
+    return replay(known, Pool(size)).quantile(_SHARE)
 
 
 def _predicted(seen: Observation, size: int) -> float:
@@ -215,9 +229,8 @@ class _Watch:
         return one
 
 
-def _runs(driver: str, url: str, load: Load, seconds: float) -> dict[int, Run]:
+def _runs(driver: str, url: str, load: Load, callers: list[Caller]) -> dict[int, Run]:
     """Run the pools of all sizes at the same time."""
-    callers = list(_schedule(load, seconds))
     with ProcessPoolExecutor(len(load.sizes), mp_context=get_context("spawn")) as processes:
         runs = {size: processes.submit(_run, driver, url, size, callers) for size in load.sizes}
         return {size: run.result() for size, run in runs.items()}
@@ -233,9 +246,9 @@ def _run(driver: str, url: str, size: int, callers: list[Caller]) -> Run:
     return Run(sorted(waits), watch.observed())
 
 
-def _schedule(load: Load, seconds: float) -> Iterator[Caller]:
+def _schedule(driver: str, load: Load, seconds: float) -> Iterator[Caller]:
     """Yield the callers of a load."""
-    chance = random.Random(load.name)  # noqa: S311 - the same load for each size
+    chance = random.Random(f"{driver} {load.name}")  # noqa: S311 - the same load for each size
     now = 0.0
     while now < _WARM_UP_SECONDS + seconds:
         now += chance.expovariate(load.rate)
