@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 # One more than the number of processors, since tests spend much of their time waiting.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_ARGS ?=
+PICTURES_ARGS ?=
 SQLALCHEMY ?= 2.1.* 2.0.*
 PYENV_ROOT ?= $(HOME)/.pyenv
 
@@ -177,8 +178,8 @@ sizing: environment-newest ## compare the waits that `advise` predicts with thos
 	@.venv/newest/bin/python -m benchmarks.sizing
 
 .PHONY: pictures
-pictures: environment-newest ## draw docs/images anew, from runs of some minutes on a real Prometheus and PostgreSQL
-	@.venv/newest/bin/python -m tools.pictures
+pictures: environment-newest ## draw docs/images anew with Grafana's code, from runs of minutes (PICTURES_ARGS="--only healthy --seconds 3600")
+	@.venv/newest/bin/python -m tools.pictures $(PICTURES_ARGS)
 	@.venv/newest/bin/python -m tools.board_picture
 
 .PHONY: screenshot

@@ -41,7 +41,7 @@ LOST = 60.0  # seconds without targets
 SECONDS = 180.0
 SHADES = 96  # colours of a picture: no visible difference, at a third of the file size
 DARK, LIGHT = Look("dark", 1440), Look("light", 1440)
-DARK_PHONE, LIGHT_PHONE = Look("dark", 390), Look("light", 390)
+LIGHT_PHONE = Look("light", 390)
 ORDERS: Chosen = {"job": SIDECAR, "pool": ["orders", "reports"]}
 STUCK = ("orders-03", "payments-11", "mail-20")
 HEALTHY, MANY = "healthy", "200 pools"
@@ -66,9 +66,6 @@ PICTURES = (
     Picture("database-never", "database", "never scraped"),
     Picture("overview-healthy", "overview", HEALTHY, LIGHT),
     Picture("pool-healthy", "pool", HEALTHY, LIGHT, {"job": SIDECAR, "pool": "orders"}),
-    Picture("overview-200", "overview", MANY),
-    Picture("pool-200", "pool", MANY, LIGHT),
-    Picture("overview-200-phone", "overview", MANY, DARK_PHONE),
 )
 
 
