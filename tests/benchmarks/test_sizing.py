@@ -20,7 +20,7 @@ pytestmark = pytest.mark.newest
 def test_tables(tmp_path: Path) -> None:
     """A quick run puts both tables, with each row, between the markers of the page."""
     page = tmp_path / "sizing.md"
-    page.write_text("before\n<!-- validation:start -->\nold\n<!-- validation:end -->\nafter\n")
+    page.write_text("before\n<!-- validation:start -->\nyesterday\n<!-- validation:end -->\nafter\n")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.sizing", "--quick", "--output", page],
         cwd=ROOT,
@@ -33,6 +33,6 @@ def test_tables(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("before\n<!-- validation:start -->\nMeasured by `python -m benchmarks.sizing")
     assert text.endswith("<!-- validation:end -->\nafter\n")
-    assert "old" not in text
+    assert "yesterday" not in text
     assert "| psycopg | exponential | 3 |" in text
     assert "| psycopg | exponential |" in text.partition("| advised |")[2]
