@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,9 +42,10 @@ LOST = 60.0  # seconds without targets
 SECONDS = 180.0
 SHADES = 96  # colours of a picture: no visible difference, at a third of the file size
 DARK, LIGHT = Look("dark", 1440), Look("light", 1440)
-LIGHT_PHONE = Look("light", 390)
+DARK_PHONE, LIGHT_PHONE = Look("dark", 390), Look("light", 390)
 ORDERS: Chosen = {"job": SIDECAR, "pool": ["orders", "reports"]}
 STUCK = ("orders-03", "payments-11", "mail-20")
+STEP = 3  # seconds between two scrapes of 200 pools
 HEALTHY, MANY = "healthy", "200 pools"
 
 
@@ -65,6 +67,9 @@ PICTURES = (
     Picture("overview-lost", "overview", "targets lost", LIGHT),
     Picture("database-never", "database", "never scraped"),
     Picture("overview-healthy", "overview", HEALTHY, LIGHT),
+    Picture("overview-200", "overview", MANY),
+    Picture("pool-200", "pool", MANY, LIGHT),
+    Picture("overview-200-phone", "overview", MANY, DARK_PHONE),
     Picture("pool-healthy", "pool", HEALTHY, LIGHT, {"job": SIDECAR, "pool": "orders"}),
 )
 
@@ -83,8 +88,19 @@ def _healthy(directory: Path, seconds: float) -> Iterator[Mapping[str, Asking]]:
 
 @contextmanager
 def _many(directory: Path, seconds: float) -> Iterator[Mapping[str, Asking]]:
-    with pg.running() as server, fleet(server, directory, names(200), seconds, STUCK) as run:
-        yield {MANY: Asking(prometheus=run.prometheus, start=run.start, end=run.end)}
+    with (
+        pg.running() as server,
+        fleet(server, directory, names(200), seconds, stuck=STUCK, interval=STEP) as run,
+    ):
+        yield {
+            MANY: Asking(
+                prometheus=run.prometheus,
+                start=run.start,
+                end=run.end,
+                step=STEP,
+                rate_interval=f"{4 * STEP}s",
+            )
+        }
 
 
 # What is staged, and the states that one can ask it of.
@@ -99,7 +115,7 @@ def draw(page: Grafana, picture: Picture, asking: Asking) -> Path:
     """Draw a picture and return its file."""
     path = IMAGES / f"{picture.file}.png"
     board = grafana.load(picture.board)
-    asked = Asking(prometheus=asking.prometheus, start=asking.start, end=asking.end, chosen=picture.chosen)
+    asked = replace(asking, chosen=picture.chosen)
     for fault in page.draw(picture.board, board, asked.answers(board), picture.look, path):
         print(f"  {fault}")
     with Image.open(path) as image:

@@ -37,9 +37,18 @@ def names(number: int) -> list[str]:
 
 @contextmanager
 def fleet(
-    server: Server, directory: Path, pools: Sequence[str], seconds: float, stuck: Sequence[str] = ()
+    server: Server,
+    directory: Path,
+    pools: Sequence[str],
+    seconds: float,
+    *,
+    stuck: Sequence[str] = (),
+    interval: int = INTERVAL,
 ) -> Iterator[Run]:
-    """Run the pools for so many seconds, each in two processes, then yield the run."""
+    """Run the pools for so many seconds, each in two processes, then yield the run.
+
+    Prometheus scrapes every ``interval`` seconds, which is the time that a scrape may take, too.
+    """
     shared = directory / "shared"
     shared.mkdir(parents=True)
     config = directory / "exporter.yaml"
@@ -58,7 +67,7 @@ def fleet(
         address = sidecar.url.removeprefix("http://")
         scrapes = scraping(
             {JOB: [address]},
-            interval=f"{INTERVAL}s",
+            interval=f"{interval}s",
             rules=[Path(line) for line in done.stdout.splitlines()],
             instances={address: f"{JOB}-1"},
         )
@@ -79,6 +88,7 @@ def _process(directory: Path, url: str, pools: Sequence[str], stuck: Sequence[st
         env={**os.environ, "SQLALCHEMY_POOL_EXPORTER_DIR": str(directory)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # the package reports each pool that is exhausted
         text=True,
     ) as process:
         assert process.stdout is not None
