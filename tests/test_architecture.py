@@ -29,6 +29,7 @@ SHARED = {
     "address",
     "audit",
     "builder_cy",
+    "conventions",
     "cython",
     "environment",
     "errors",

@@ -19,6 +19,7 @@ from sqlalchemy_pool_exporter.metrics import (
     DATABASE_METRICS,
     EXPORTER_METRICS,
     FLEET_METRICS,
+    OTLP_METRICS,
     POOL_METRICS,
     PROBED_POOL_METRICS,
     PROCESS_METRICS,
@@ -84,7 +85,7 @@ In the application alone:
 {table(APPLICATION_METRICS)}
 In the sidecar alone:
 
-{table((*FLEET_METRICS, *RELOAD_METRICS))}
+{table((*FLEET_METRICS, *RELOAD_METRICS, *OTLP_METRICS))}
 ## Of each database
 
 What the sidecar's [probes](databases.md) see. Each has the label `database`, and the ones named. What cannot be known

@@ -431,6 +431,22 @@ RELOAD_METRICS: Final = (
     ),
 )
 
+# Of the sidecar, if it pushes over OTLP.
+OTLP_METRICS: Final = (
+    _pool(
+        "exporter_otlp_pushes_total",
+        "counter",
+        "Pushes to the OTLP endpoint, by result. Absent where none is configured.",
+        labels=("result",),
+        values=("success", "failure"),
+    ),
+    _pool(
+        "exporter_otlp_last_success_timestamp_seconds",
+        "gauge",
+        "Unix time of the last push that the OTLP endpoint took; 0 before the first.",
+    ),
+)
+
 # What the server says of a connection that is checked out.
 HeldState = Literal["active", "idle_in_transaction", "idle", "waiting_for_lock", "unknown"]
 
@@ -597,6 +613,7 @@ ALL_METRICS: Final = (
     *APPLICATION_METRICS,
     *FLEET_METRICS,
     *RELOAD_METRICS,
+    *OTLP_METRICS,
     *DATABASE_METRICS,
     *PROBED_POOL_METRICS,
 )

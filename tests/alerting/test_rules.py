@@ -55,6 +55,7 @@ METRICS = {
         catalogue.APPLICATION_METRICS,
         catalogue.FLEET_METRICS,
         catalogue.RELOAD_METRICS,
+        catalogue.OTLP_METRICS,
         catalogue.DATABASE_METRICS,
         catalogue.PROBED_POOL_METRICS,
     )

@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.metrics import (
     DATABASE_METRICS,
     EXPORTER_METRICS,
     FLEET_METRICS,
+    OTLP_METRICS,
     POOL_METRICS,
     PREFIX,
     PROBED_POOL_METRICS,
@@ -45,6 +46,7 @@ ALL = (
     *APPLICATION_METRICS,
     *FLEET_METRICS,
     *RELOAD_METRICS,
+    *OTLP_METRICS,
     *DATABASE_METRICS,
     *PROBED_POOL_METRICS,
 )
@@ -53,6 +55,8 @@ METRICS = {metric.name: metric for metric in ALL}
 _SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 # Metrics that no dashboard shows and no rule uses, each with the reason.
 EXCUSED: dict[str, str] = {
+    "sqlalchemy_pool_exporter_otlp_pushes_total": "who gets pushes sees that none come; for who scrapes as well",
+    "sqlalchemy_pool_exporter_otlp_last_success_timestamp_seconds": "as above",
     "sqlalchemy_pool_exporter_forked_processes": "for an application without a directory; a warning says the same",
 }
 

@@ -15,8 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import TargetError, instrument, instrument_all
+from sqlalchemy_pool_exporter.conventions import SCHEMA_URL
 from sqlalchemy_pool_exporter.metrics import BUCKETS
-from sqlalchemy_pool_exporter.recording.open_telemetry import SCHEMA_URL
 from tests.support.fakes import FakeConnection
 from tests.support.samples import RegistrySamples
 

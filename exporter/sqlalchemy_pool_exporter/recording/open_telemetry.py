@@ -18,6 +18,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter.about import package_version
+from sqlalchemy_pool_exporter.conventions import (
+    HISTOGRAMS,
+    NUMBERS,
+    POOL_NAME,
+    PREFIX,
+    SCHEMA_URL,
+    SCOPE,
+    STATE,
+)
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.segment import sums
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
@@ -38,11 +47,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
-# The release of the conventions that the names are of; there their stability is "development".
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
-SCOPE: Final = "sqlalchemy_pool_exporter"
-POOL_NAME: Final = "db.client.connection.pool.name"
-STATE: Final = "db.client.connection.state"
 # One collection asks each instrument in turn; all of them answer from one read, which a reader of the SDK begins.
 _READ_SECONDS: Final = 0.05
 
@@ -101,27 +105,15 @@ def _timeouts(pool: Pool) -> Values:
 
 _COUNTER: Final = "create_observable_counter"
 _UP_DOWN: Final = "create_observable_up_down_counter"
-# Name, kind, unit, description, and what yields the values.
-_OBSERVED: Final = (
-    ("count", _UP_DOWN, "{connection}", "The number of connections that are in this state.", _count),
-    ("idle.max", _UP_DOWN, "{connection}", "The maximum number of idle connections.", _idle_max),
-    ("idle.min", _UP_DOWN, "{connection}", "The minimum number of idle connections.", _idle_min),
-    ("max", _UP_DOWN, "{connection}", "The maximum number of open connections.", _max),
-    (
-        "pending_requests",
-        _UP_DOWN,
-        "{request}",
-        "The number of callers that wait for a connection.",
-        _pending,
-    ),
-    ("timeouts", _COUNTER, "{timeout}", "The number of callers that waited for pool_timeout.", _timeouts),
-)
-# Name, description, and the key of the metric.
-_HISTOGRAMS: Final = (
-    ("create_time", "The time it took to create a new connection.", "connect_seconds"),
-    ("wait_time", "The time it took to obtain a connection from the pool.", "checkout_wait_seconds"),
-    ("use_time", "The time between borrowing a connection and returning it.", "hold_seconds"),
-)
+# Kind, and what yields the values.
+_OBSERVED: Final = {
+    "count": (_UP_DOWN, _count),
+    "idle.max": (_UP_DOWN, _idle_max),
+    "idle.min": (_UP_DOWN, _idle_min),
+    "max": (_UP_DOWN, _max),
+    "pending_requests": (_UP_DOWN, _pending),
+    "timeouts": (_COUNTER, _timeouts),
+}
 
 
 _NEVER: Final[tuple[float, list[Pool]]] = (-math.inf, [])
@@ -140,10 +132,11 @@ class Export:
         self._readers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._provider = weakref.ref(provider)
         meter = provider.get_meter(SCOPE, package_version(), SCHEMA_URL)
-        for name, kind, unit, description, values in _OBSERVED:
+        for name, (kind, values) in _OBSERVED.items():
             create = getattr(meter, kind)
+            unit, description = NUMBERS[name]
             create(
-                f"db.client.connection.{name}",
+                f"{PREFIX}{name}",
                 [self._callback(values)],
                 unit=unit,
                 description=description,
@@ -266,7 +259,7 @@ class _Reader:
         is_delta = temporality is AggregationTemporality.DELTA
         now, pools = time.time_ns(), self._export.read()
         metrics = []
-        for name, description, key in _HISTOGRAMS:
+        for name, description, key in HISTOGRAMS:
             points = []
             for pool in pools:
                 found, since = self._since(pool, key, now, is_delta=is_delta)
@@ -285,7 +278,7 @@ class _Reader:
                 )
             if points:
                 data_points = HistogramPoints(points, temporality)
-                metrics.append(Metric(f"db.client.connection.{name}", description, "s", data_points))
+                metrics.append(Metric(f"{PREFIX}{name}", description, "s", data_points))
         if not metrics:
             return data
         resources = [] if data is None else [*data.resource_metrics]

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sqlalchemy_pool_exporter.conventions import POOL_NAME
 from sqlalchemy_pool_exporter.segment.block import FAULTS
 from sqlalchemy_pool_exporter.segment.exemplars import HOLDS, WAITS, encoded, slot_at
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 EVENT: Final = "sqlalchemy_pool.wait"
-POOL_NAME: Final = "db.client.connection.pool.name"
 # Where nothing says how long a phase took, and it took less than this, it is not told.
 _SHORT_SECONDS: Final = 0.0005
 _LABEL_SECONDS: Final = 10.0

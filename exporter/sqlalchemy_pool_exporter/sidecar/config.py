@@ -23,6 +23,7 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.metrics import ALL_METRICS, BUCKETS
 
 from .document import Document, Untyped, read_regular, read_text
+from .otlp.settings import OTLP
 from .probe.any_dsn import AnyDSN, check, parse_dsn
 from .probe.dsn import OptionError, client_context
 from .secret import Secret
@@ -369,6 +370,7 @@ class Config(Section):
     log: Log = Log()
     segments: Segments = Segments()
     metrics: Metrics = Metrics()
+    otlp: OTLP = OTLP()
     databases: tuple[Database, ...] = Field(
         default=(), description="Database servers to probe.", json_schema_extra={"expects": "a list"}
     )

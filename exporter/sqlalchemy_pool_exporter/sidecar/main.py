@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from sqlalchemy_pool_exporter.board.moment import Moments
 from sqlalchemy_pool_exporter.builder_cy import Builder
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
-from sqlalchemy_pool_exporter.metrics import RELOAD_METRICS
+from sqlalchemy_pool_exporter.metrics import OTLP_METRICS, RELOAD_METRICS
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .probe.families import families as probe_families
@@ -22,14 +23,18 @@ from .probe.families import pool_families
 from .probe.probe import Probe
 from .web import app as web
 from .web.config import WebConfig
+from .web.daemon_thread import run_in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy_pool_exporter.exposition import Family
     from sqlalchemy_pool_exporter.segment.directory import Fleet
+    from sqlalchemy_pool_exporter.segment.snapshot import Value
 
     from .config import Config, Database
+    from .otlp.pusher import Pusher
+    from .otlp.settings import OTLP
     from .probe.sessions import ServerSide
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
@@ -50,6 +55,9 @@ class Sidecar:
         self._config, self._load = config, load
         self._reader: Reader | None = None
         self._fleet = self._make_fleet(config)
+        self._pusher: Pusher | None = None
+        # One collection at a time, of scrapes and pushes; only threads that collect wait for it.
+        self._collecting = threading.Lock()
         self._probes: dict[Database, tuple[Probe, asyncio.Task[None]]] = {}
         self._reload_succeeded, self._reloaded_at = True, time.time()
         self._web_config: WebConfig | None = None
@@ -73,12 +81,14 @@ class Sidecar:
         listener = await web.start(application, settings, web_config=web_config)
         try:
             await self._probe_exactly(self._config.databases)
+            await self._push_to(self._config.otlp)
             _logger.info("listening on %s", listener.url)
             started(listener.url)
             await self._stop.wait()
             _logger.info("stopping")
         finally:
             await listener.close()
+            await self._push_to(None)
             await self._probe_exactly(())
 
     @contextmanager
@@ -128,6 +138,7 @@ class Sidecar:
             self._fleet = self._make_fleet(config)
         self._config = config
         await self._probe_exactly(config.databases)
+        await self._push_to(config.otlp)
         self._reload_succeeded, self._reloaded_at = True, time.time()
         _logger.info("configuration reloaded")
 
@@ -173,11 +184,29 @@ class Sidecar:
                 probe = Probe(database)
                 self._probes[database] = probe, asyncio.create_task(probe.run())
 
+    async def _push_to(self, settings: OTLP | None) -> None:
+        """Push over OTLP from now on as these settings say, or no more."""
+        before = self._pusher
+        if before is not None and before.settings == settings:
+            return
+        if before is not None:
+            self._pusher = None
+            await run_in_daemon_thread(before.stop)
+        if settings is not None and settings.endpoint is not None:
+            # Imported only where it is needed: it comes with an extra.
+            from .otlp.pusher import Pusher  # noqa: PLC0415
+
+            self._pusher = Pusher(
+                settings, lambda: list(self.collect()), None if before is None else before.status
+            )
+            self._pusher.start()
+
     def read_fleet(self) -> Fleet | str:
         """Read all processes for the board; called in a thread, and never during ``collect()``."""
         if self._config.segments.directory is None or self._reader is None:
             return "no directory of applications is configured (segments.directory)"
-        return self._reader.read()
+        with self._collecting:
+            return self._reader.read()
 
     def servers(self) -> list[ServerSide]:
         """Return what the last probes said of single sessions."""
@@ -187,7 +216,9 @@ class Sidecar:
     def collect(self) -> Iterator[Family]:
         """Yield all metric families that are shown; called in a thread."""
         dropped = self._config.metrics.dropped
-        return (family for family in self._families() if family.name not in dropped)
+        with self._collecting:
+            families = list(self._families())
+        return (family for family in families if family.name not in dropped)
 
     def _families(self) -> Iterator[Family]:
         collector, labels = self._fleet, None
@@ -205,3 +236,11 @@ class Sidecar:
         builder.add((), [("exporter_config_last_reload_successful", float(current))])
         builder.add((), [("exporter_config_last_reload_success_timestamp_seconds", self._reloaded_at)])
         yield from builder.families()
+        pusher = self._pusher
+        if pusher is not None:
+            builder = Builder(OTLP_METRICS)
+            status = pusher.status
+            pushes: Value = {"success": float(status.succeeded), "failure": float(status.failed)}
+            builder.add((), [("exporter_otlp_pushes_total", pushes)])
+            builder.add((), [("exporter_otlp_last_success_timestamp_seconds", status.last_success)])
+            yield from builder.families()

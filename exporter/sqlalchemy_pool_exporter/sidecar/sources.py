@@ -24,6 +24,7 @@ VARIABLES: Mapping[str, str] = {
     environment.LISTEN_ADDRESS: "web.listen_address",
     environment.DIRECTORY: "segments.directory",
     environment.LOG_LEVEL: "log.level",
+    environment.OTLP_ENDPOINT: "otlp.endpoint",
 }
 
 DEFAULT_ADDRESS = Address("", SIDECAR_PORT)

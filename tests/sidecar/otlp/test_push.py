@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sidecar pushes its metrics over OTLP, with the real exporter, to a receiver."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlalchemy_pool_exporter.conventions import PREFIX
+from sqlalchemy_pool_exporter.errors import ConfigError
+from sqlalchemy_pool_exporter.metrics import BUCKETS
+from sqlalchemy_pool_exporter.sidecar.config import load
+from tests.support.otlp_receiver import Receiver, number, points
+from tests.support.samples import key
+from tests.support.sidecar import Sidecar
+from tests.support.wait import eventually
+from tests.support.workers import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open-file-description locks")
+
+TOKEN = "kept-to-itself"  # noqa: S105 - the one of these tests
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def configured(tmp_path: Path, receiver: Receiver) -> Callable[..., Path]:
+    """Return a function that writes a configuration with these options of ``otlp``."""
+
+    def write(**options: Any) -> Path:
+        chosen = {"endpoint": receiver.url, "interval_seconds": 1, "timeout_seconds": 1} | options
+        lines = [f"  {name}: {json.dumps(value)}" for name, value in chosen.items()]
+        path = tmp_path / "exporter.yaml"
+        (tmp_path / "segments").mkdir(exist_ok=True)
+        path.write_text("\n".join(["segments: {directory: segments}", "otlp:", *lines, ""]))
+        return path
+
+    return write
+
+
+def test_what_is_pushed(receiver: Receiver, configured: Callable[..., Path], tmp_path: Path) -> None:
+    """All processes are pushed as one, by the semantic conventions and by their own names, with a resource."""
+    path = configured(service_name="shop-pools")
+    environment: dict[str, Any] = {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+    with Worker(tmp_path / "segments") as one, Worker(tmp_path / "segments") as two:
+        for times, worker in ((2, one), (5, two)):
+            worker.do("pool", "orders")
+            worker.do("cycle", "orders", times)
+        one.do("hold", "orders", 1)
+        with Sidecar("--config", path, **environment) as sidecar:
+            assert eventually(lambda: receiver.requests)
+            samples = sidecar.samples()
+    found = receiver.metrics()
+    shown = {
+        (name.removeprefix(PREFIX), *at[1:]): number(point)
+        for name, metric in found.items()
+        if name.startswith(PREFIX) and metric.WhichOneof("data") == "sum"
+        for at, point in ((("", *at[1:]), point) for at, point in points(metric).items())
+    }
+    capacity = samples[key("capacity", pool="orders")]
+    assert shown == {
+        ("count", "used"): 1,
+        ("count", "idle"): shown["count", "idle"],
+        ("idle.max",): 4,
+        ("idle.min",): 0,
+        ("max",): capacity,
+        ("pending_requests",): 0,
+        ("timeouts",): 0,
+    }
+    assert found[f"{PREFIX}timeouts"].sum.is_monotonic
+    assert not found[f"{PREFIX}count"].sum.is_monotonic
+    for name in (f"{PREFIX}wait_time", "sqlalchemy_pool_checkout_wait_seconds"):
+        metric = found[name]
+        assert metric.unit == "s"
+        (point,) = points(metric).values()
+        assert (point.count, sum(point.bucket_counts)) == (8, 8)
+        assert list(point.explicit_bounds) == list(BUCKETS)
+        assert metric.histogram.aggregation_temporality == 2  # cumulative
+    checkouts = found["sqlalchemy_pool_checkouts"]
+    assert checkouts.sum.is_monotonic
+    assert [number(point) for point in points(checkouts).values()] == [8]
+    assert found["sqlalchemy_pool_capacity"].WhichOneof("data") == "gauge"
+    resource = receiver.resource()
+    assert resource["service.name"] == "shop-pools"
+    assert resource["deployment.environment.name"] == "test"
+    assert resource["service.instance.id"]
+
+
+def test_only_the_conventions(receiver: Receiver, configured: Callable[..., Path], tmp_path: Path) -> None:
+    """``own_metrics: false`` leaves only the names of the conventions; the environment names service and endpoint."""
+    path = configured(own_metrics=False, endpoint="http://127.0.0.1:9/nowhere")
+    environment: dict[str, Any] = {
+        "OTEL_SERVICE_NAME": "named",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": receiver.url,
+    }
+    with Worker(tmp_path / "segments") as worker, Sidecar("--config", path, **environment):
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 1)
+        assert eventually(lambda: receiver.requests and receiver.metrics())
+    assert [name for name in receiver.metrics() if not name.startswith(PREFIX)] == []
+    assert receiver.resource()["service.name"] == "named"
+
+
+def test_headers(receiver: Receiver, configured: Callable[..., Path], tmp_path: Path) -> None:
+    """Headers are read at every push, so a token that is renewed is used; no log line has one."""
+    file = tmp_path / "headers"
+    file.write_text(f"Authorization=Bearer%20{TOKEN}\nx-scope=pools\n")
+    with Sidecar("--config", configured(headers_file="headers")) as sidecar:
+        assert eventually(lambda: receiver.requests)
+        sent = receiver.requests[-1][0]
+        assert (sent["authorization"], sent["x-scope"]) == (f"Bearer {TOKEN}", "pools")
+        file.write_text(f"authorization=Bearer {TOKEN}-2")
+        assert eventually(lambda: receiver.requests[-1][0]["authorization"] == f"Bearer {TOKEN}-2")
+        receiver.status = 401
+        sidecar.wait_for("metrics are not pushed")
+        assert TOKEN not in "".join(sidecar.log)
+
+
+def test_a_receiver_that_fails(receiver: Receiver, configured: Callable[..., Path]) -> None:
+    """Failures are counted and logged once, scrapes go on, and the next interval tries again."""
+    receiver.status = 400
+    with Sidecar("--config", configured()) as sidecar:
+        failures = {"result": "failure"}
+        assert eventually(lambda: (sidecar.value("exporter_otlp_pushes_total", **failures) or 0) >= 2)
+        receiver.status = 200
+        sidecar.wait_for("metrics are pushed to the OTLP endpoint again")
+        assert eventually(lambda: sidecar.value("exporter_otlp_pushes_total", result="success"))
+        assert abs((sidecar.value("exporter_otlp_last_success_timestamp_seconds") or 0) - time.time()) < 60
+        told = [line for line in sidecar.log if "OTLP" in line or "opentelemetry" in line]
+    assert ["are not pushed" in line for line in told] == [True, False], told
+
+
+def test_a_receiver_that_hangs(receiver: Receiver, configured: Callable[..., Path]) -> None:
+    """A receiver that never answers disturbs neither scrapes nor the end."""
+    receiver.may_answer.clear()
+    with Sidecar("--config", configured()) as sidecar:
+        assert eventually(lambda: sidecar.value("exporter_otlp_pushes_total", result="failure"))
+        began = time.monotonic()
+        assert sidecar.get()[0] == 200
+        assert sidecar.end() == 0
+        assert time.monotonic() - began < 30
+
+
+def test_the_last_push(receiver: Receiver, configured: Callable[..., Path], tmp_path: Path) -> None:
+    """What happened since the last push is pushed when the sidecar is stopped."""
+    with (
+        Worker(tmp_path / "segments") as worker,
+        Sidecar("--config", configured(interval_seconds=3600)) as sidecar,
+    ):
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 3)
+        assert receiver.requests == []
+        assert sidecar.end() == 0
+    (point,) = points(receiver.metrics()["sqlalchemy_pool_checkouts"]).values()
+    assert number(point) == 3
+
+
+def test_reload(receiver: Receiver, configured: Callable[..., Path]) -> None:
+    """A reload begins and ends pushing, and the count goes on."""
+    path = configured()
+    with Sidecar("--config", path) as sidecar:
+        assert eventually(lambda: receiver.requests)
+        configured(service_name="renamed")
+        sidecar.send(signal.SIGHUP)
+        assert eventually(lambda: receiver.resource()["service.name"] == "renamed")
+        assert (sidecar.value("exporter_otlp_pushes_total", result="success") or 0) >= 2
+        path.write_text("segments: {directory: segments}")
+        sidecar.send(signal.SIGHUP)
+        assert eventually(lambda: sidecar.value("exporter_otlp_pushes_total", result="success") is None)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"endpoint": "collector:4318"}, "otlp.endpoint: expected an http or https URL"),
+        ({"endpoint": f"http://user:{TOKEN}@collector/v1/metrics"}, "otlp.endpoint: has credentials"),
+        ({"timeout_seconds": 2}, "otlp.timeout_seconds: is above interval_seconds"),
+        ({"headers_env": "SOME", "headers_file": "x"}, "otlp.headers_file: give one of"),
+        ({"headers_env": "NOT_THERE"}, "otlp.headers_env: environment variable 'NOT_THERE' is not set"),
+        ({"headers_file": "headers"}, "otlp.headers_file: headers must be name=value"),
+    ],
+)
+def test_faults(configured: Callable[..., Path], tmp_path: Path, options: dict[str, Any], fault: str) -> None:
+    """What is wrong with the section is said when it is read, without the secrets in it."""
+    (tmp_path / "headers").write_text(TOKEN)
+    with pytest.raises(ConfigError, match=fault.replace("[", r"\[")) as raised:
+        load(configured(**options))
+    assert TOKEN not in str(raised.value)
+
+
+def test_without_the_extra(configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint without the exporter's package is a fault that names the extra."""
+    monkeypatch.setattr("sqlalchemy_pool_exporter.sidecar.otlp.settings.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"otlp.endpoint: .*sqlalchemy-pool-exporter\[otlp\]"):
+        load(configured())
