@@ -177,6 +177,10 @@ bench: environment-bench ## measure what it costs (BENCH_ARGS=...)
 sizing: environment-newest ## compare the waits that `advise` predicts with those of real pools, and publish the table
 	@.venv/newest/bin/python -m benchmarks.sizing
 
+.PHONY: bench-fleet
+bench-fleet: environment-newest ## scrape 1,000 targets with a real Prometheus, and time every panel (FLEET_ARGS="--targets 100 --minutes 5")
+	@.venv/newest/bin/python -m benchmarks.fleet $(FLEET_ARGS)
+
 .PHONY: pictures
 pictures: environment-newest ## draw docs/images anew with Grafana's code, from runs of minutes (PICTURES_ARGS="--only healthy --seconds 3600")
 	@.venv/newest/bin/python -m tools.pictures $(PICTURES_ARGS)

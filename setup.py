@@ -38,6 +38,7 @@ BUNDLED = {
     "config/exporter.yaml": "bundled/exporter.yaml",
     "config/thresholds.json": "bundled/thresholds.json",
     "dashboards/database.json": "bundled/dashboards/database.json",
+    "dashboards/fleet.json": "bundled/dashboards/fleet.json",
     "dashboards/overview.json": "bundled/dashboards/overview.json",
     "dashboards/pool.json": "bundled/dashboards/pool.json",
 }

@@ -140,7 +140,7 @@ def _measured(live: int, dead: int, *, rounds: int) -> _Measured:
         mine, other = root / "ours", root / "theirs"
         mine.mkdir()
         other.mkdir()
-        count_on = _write_ours(mine, live=live, dead=dead, stack=stack)
+        count_on = write_segments(mine, live=live, dead=dead, stack=stack)
         _write_theirs(other, live=live, dead=dead)
         reader = _TimedReader(mine)
         collector = FleetCollector(reader, worker_label=True, counters_per_worker=False)
@@ -177,7 +177,7 @@ def _disk(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
 
 
-def _write_ours(directory: Path, *, live: int, dead: int, stack: ExitStack) -> Callable[[], None]:
+def write_segments(directory: Path, *, live: int, dead: int, stack: ExitStack) -> Callable[[], None]:
     """Make a file for each worker, and return a function that increments the live workers' counters.
 
     A lock belongs to an open file, so one process can hold the locks of many workers.

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 from .panels import DATASOURCE, RED
-from .promql import ALERTS, FLEET, TARGET
+from .promql import ALERTS, ALERTS_OF_FLEET, FLEET, TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,18 +43,17 @@ def variable(name: str, query: str, *, all_value: str = ".+") -> build.QueryVari
 
 
 # Targets of a cluster or namespace have such a label, others do not; `.*` matches an absent label, too.
-TARGET_VARIABLES = (
-    variable("cluster", "label_values(sqlalchemy_pool_exporter_build_info, cluster)", all_value=".*"),
-    variable(
-        "namespace",
-        'label_values(sqlalchemy_pool_exporter_build_info{cluster=~"$cluster"}, namespace)',
-        all_value=".*",
-    ),
-    variable("job", f"label_values(sqlalchemy_pool_exporter_build_info{{{FLEET}}}, job)"),
-    variable(
-        "instance", f'label_values(sqlalchemy_pool_exporter_build_info{{{FLEET}, job=~"$job"}}, instance)'
-    ),
+CLUSTER = variable("cluster", "label_values(sqlalchemy_pool_exporter_build_info, cluster)", all_value=".*")
+NAMESPACE = variable(
+    "namespace",
+    'label_values(sqlalchemy_pool_exporter_build_info{cluster=~"$cluster"}, namespace)',
+    all_value=".*",
 )
+JOB = variable("job", f"label_values(sqlalchemy_pool_exporter_build_info{{{FLEET}}}, job)")
+INSTANCE = variable(
+    "instance", f'label_values(sqlalchemy_pool_exporter_build_info{{{FLEET}, job=~"$job"}}, instance)'
+)
+TARGET_VARIABLES = (CLUSTER, NAMESPACE, JOB, INSTANCE)
 POOL = variable("pool", f"label_values(sqlalchemy_pool_info{{{TARGET}}}, pool)").description(
     "A name can be that of several services' pools: choose the job as well."
 )
@@ -100,7 +99,7 @@ def dashboard(
             .datasource(DATASOURCE)
             .enable(True)
             .icon_color(RED)
-            .expr(ALERTS)
+            .expr(ALERTS if INSTANCE in variables else ALERTS_OF_FLEET)
         )
         .with_variable(build.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )

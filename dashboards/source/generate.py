@@ -10,10 +10,15 @@ from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from . import alerts, database, overview, pool
+from . import alerts, database, fleet, overview, pool
 
 DIRECTORY = Path(__file__).parents[1]
-BOARDS = {"overview": overview.board, "pool": pool.board, "database": database.board}
+BOARDS = {
+    "overview": overview.board,
+    "pool": pool.board,
+    "database": database.board,
+    "fleet": fleet.board,
+}
 
 
 def text(name: str) -> str:

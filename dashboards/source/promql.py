@@ -17,6 +17,7 @@ TARGET = f'{FLEET}, job=~"$job", instance=~"$instance"'
 _FIRING = 'alertname=~"SQLAlchemyPool.+", alertstate="firing"'
 # Alerts on a service or a database have no instance. The `|` matches an absent label, which equals an empty one.
 ALERTS = f'ALERTS{{{FLEET}, job=~"$job|", instance=~"$instance|", {_FIRING}}}'
+ALERTS_OF_FLEET = f'ALERTS{{{FLEET}, job=~"$job|", {_FIRING}}}'
 IN_USE = 'state="in_use"'
 SHOWN = 10
 FEW = f"The {SHOWN} largest are shown."

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # table out of sight.
 KEY_WIDTHS = {
     "alertname": 250,
+    "cluster": 90,
     "command": 230,
     "database": 130,
     "dialect": 90,
@@ -33,6 +34,7 @@ KEY_WIDTHS = {
     "hot_path": 100,
     "instance": 150,
     "job": 120,
+    "namespace": 100,
     "pid": 80,
     "pool": 140,
     "pool_class": 170,

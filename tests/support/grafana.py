@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DIRECTORY = ROOT / "dashboards"
-NAMES = ("overview", "pool", "database")
+NAMES = ("overview", "pool", "database", "fleet")
 
 Board = dict[str, Any]
 Panel = dict[str, Any]

@@ -165,6 +165,19 @@ class Prometheus:
             for one in self._ask("alerts")["alerts"]
         ]
 
+    def samples_read(self, expr: str, **when: str) -> int:
+        """Return how many samples a query reads: at ``time``, or from ``start`` to ``end`` by ``step``."""
+        path = "query" if "time" in when else "query_range"
+        read: int = self._ask(path, query=expr, stats="all", **when)["stats"]["samples"][
+            "totalQueryableSamples"
+        ]
+        return read
+
+    def rule_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of rules, with how long their last evaluation took."""
+        groups: list[dict[str, Any]] = self._ask("rules")["groups"]
+        return groups
+
     def firing(self) -> set[str]:
         """Return the names of the alerts that fire now."""
         return {alert.labels["alertname"] for alert in self.alerts() if alert.state == "firing"}
