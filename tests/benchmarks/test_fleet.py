@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks.fleet.__main__ import BY_SITE, FEW_BUCKETS, RARE
+from benchmarks.fleet.__main__ import BY_SITE, FEW_BUCKETS, RARE, sizes
 from benchmarks.fleet.exposition import Exposition, Shape
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from tests.support.paths import ROOT
@@ -63,3 +63,14 @@ def test_five_targets() -> None:
         assert re.search(rf"^  {dashboard}, .* [\d,]+ +[\d,]+$", done.stdout, re.MULTILINE)
     assert re.search(r"series scraped +[1-9]", done.stdout)
     assert re.search(r"targets missed, on average +0\.0", done.stdout)
+
+
+def test_the_documentation_has_the_figures() -> None:
+    """The series of one target that docs/fleet.md states are those that are counted, and so are its metrics by site."""
+    text = (ROOT / "docs" / "fleet.md").read_text("utf-8")
+    stated = [
+        int(found.replace(",", ""))
+        for found in re.findall(r"^\| .*?\| ([\d,]+) \| \d+ % \|", text, re.MULTILINE)
+    ]
+    assert [series for _, series in sizes()] == stated
+    assert BY_SITE | RARE == set(re.findall(r"^    - (\w+)$", text, re.MULTILINE))
