@@ -275,7 +275,7 @@ def problems() -> list[Builder[Panel]]:
             is_bad=True,
         ),
         timeseries(
-            "Dead, invalidated and leaked connections",
+            "Dead, invalidated and leaked",
             "Good: 0. Bad: failed pings and hard invalidations say that the server, or something between, ends "
             "connections that are still wanted; leaks that code forgets to return them.",
             Query(f"sum({rate(pool('ping_failures_total'))})", "pings failed"),

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.common import TableCellHeight
 from grafana_foundation_sdk.models.dashboard import DataTransformerConfig, DynamicConfigValue
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from .panels import Query, steps, style, target
+from .panels import Query, steps, style, target, without_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,15 +131,18 @@ def _width(key: str, *, is_flexible: bool) -> DynamicConfigValue:
 
 
 def _column(column: Column) -> list[DynamicConfigValue]:
+    is_judged = column.warning is not None or column.critical is not None
     properties = [
         DynamicConfigValue("unit", column.unit),
         DynamicConfigValue("custom.width", column.width),
     ]
-    if column.warning is not None or column.critical is not None:
+    if is_judged:
         levels = steps(column.warning, column.critical).build()
-        properties += [DynamicConfigValue("thresholds", levels), _COLORED]
-    if column.mappings:
-        properties += [DynamicConfigValue("mappings", [_texts(column.mappings)]), _COLORED]
+        properties.append(DynamicConfigValue("thresholds", levels))
+    texts = [_texts(column.mappings)] if column.mappings else []
+    if is_judged or texts:
+        # A cell without a value would have the colour of the lowest threshold, which is green.
+        properties += [DynamicConfigValue("mappings", [without_value("-"), *texts]), _COLORED]
     return properties
 
 

@@ -58,6 +58,11 @@ def _wide(board: Board) -> None:
         ]
 
 
+def _uncoloured(board: Board) -> None:
+    for override in _named(board, "Pools that hurt")["fieldConfig"]["overrides"]:
+        override["properties"] = [one for one in override["properties"] if one["id"] != "mappings"]
+
+
 def _one_more(board: Board) -> None:
     _named(board, "Pools that hurt")["transformations"][1]["options"]["indexByName"]["dialect"] = 30
 
@@ -86,6 +91,7 @@ BREAKS: list[tuple[str, Callable[[Board], Any]]] = [
         "failures-are-not-green",
         _defaults("Callers turned away, by pool", color={"mode": "palette-classic"}),
     ),
+    ("cells-without-data-are-grey", _uncoloured),
     ("tables-fit", _wide),
     ("tables-fit", _one_more),
     ("tables-fit", lambda board: _named(board, "Pools that hurt")["gridPos"].update(w=12)),
@@ -127,7 +133,7 @@ def test_severities_have_an_order() -> None:
     for number, name in ((3, "critical"), (2, "warning"), (1, "info")):
         assert f'severity="{name}"}}) * {number}' in target["expr"]
     (mapping,) = [
-        one["value"][0]["options"]
+        one["value"][1]["options"]
         for override in panel["fieldConfig"]["overrides"]
         for one in override["properties"]
         if one["id"] == "mappings"

@@ -187,6 +187,17 @@ def tables_fit(board: Board) -> Iterator[str]:
 
 
 @_rule
+def cells_without_data_are_grey(board: Board) -> Iterator[str]:
+    """A coloured cell without a value is grey: it would have the colour of the lowest threshold, which is green."""
+    for panel, _ in _of(board, "table"):
+        for override in panel["fieldConfig"]["overrides"]:
+            properties = {one["id"]: one["value"] for one in override["properties"]}
+            first = next(iter(properties.get("mappings", ())), {}).get("options", {})
+            if "custom.cellOptions" in properties and first.get("result", {}).get("color") not in GREY:
+                yield f"{panel['title']}: {override['matcher']['options']}"
+
+
+@_rule
 def the_worst_is_first(board: Board) -> Iterator[str]:
     """A table is sorted by a column with numbers, the largest first: names would sort info above warning."""
     for panel, _ in _of(board, "table"):

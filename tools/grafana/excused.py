@@ -33,22 +33,10 @@ EXCUSES: tuple[Excuse, ...] = (
         "no alert that the staged run brings about has the label of a database",
     ),
     Excuse(
-        "overview",
-        "healthy without data",
+        "fleet",
+        "overrides nothing",
         ("Pools that hurt",),
-        "what an application alone counts is missing for some pools, and the cell says so with a dash",
-    ),
-    Excuse(
-        "pool",
-        "healthy without data",
-        ("Who holds the connections now",),
-        "a site that holds nothing now has no time, and the cell says so with a dash",
-    ),
-    Excuse(
-        "overview",
-        "title is cut",
-        ("Dead, invalidated and leaked connections",),
-        "by one pixel",
+        "no target of the staged run has the labels of a cluster and a namespace",
     ),
 )
 
