@@ -192,8 +192,9 @@ def cells_without_data_are_grey(board: Board) -> Iterator[str]:
     for panel, _ in _of(board, "table"):
         for override in panel["fieldConfig"]["overrides"]:
             properties = {one["id"]: one["value"] for one in override["properties"]}
-            first = next(iter(properties.get("mappings", ())), {}).get("options", {})
-            if "custom.cellOptions" in properties and first.get("result", {}).get("color") not in GREY:
+            mappings: list[dict[str, Any]] = properties.get("mappings", [])
+            colors = [one["options"].get("result", {}).get("color") for one in mappings]
+            if "custom.cellOptions" in properties and not GREY & set(colors):
                 yield f"{panel['title']}: {override['matcher']['options']}"
 
 
