@@ -79,7 +79,7 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: test-newest test-interpreted test-oldest ## run the tests on the built wheels, with the newest and the oldest dependencies
+test: test-newest test-oldest ## run the tests on the built wheels, with the newest and the oldest dependencies
 
 .PHONY: test-newest test-oldest
 test-newest: environment-newest ## ... with the newest alone, compiled (PYTEST_ARGS="-k name" for a part)
