@@ -38,6 +38,18 @@ EXCUSES: tuple[Excuse, ...] = (
         ("Pools that hurt",),
         "no target of the staged run has the labels of a cluster and a namespace",
     ),
+    Excuse(
+        "database",
+        "transforms nothing",
+        ("Limits of the server against those of the pools",),
+        "its column of the interactive limit is MySQL's, and the staged run has PostgreSQL alone",
+    ),
+    Excuse(
+        "database",
+        "overrides nothing",
+        ("Limits of the server against those of the pools",),
+        "its column of the interactive limit is MySQL's, and the staged run has PostgreSQL alone",
+    ),
 )
 
 
