@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # What each way may add, in what two empty listeners add, with 15 % for other releases of Python, SQLAlchemy and
-# compilers. Measured on CPython 3.13 and SQLAlchemy 2.1: compiled 0.28, 0.38 and 0.50, interpreted 1.83, 2.52 and 2.93.
+# compilers. Measured on CPython 3.13 and SQLAlchemy 2.1: compiled 0.28, 0.37 and 0.48, interpreted 1.93, 2.62 and 3.03.
 COMPILED = {"without sites": 0.33, "by default": 0.44, "with sites": 0.58}
 INTERPRETED = {"without sites": 2.07, "by default": 2.83, "with sites": 3.31}
 
