@@ -63,7 +63,7 @@ def test_every_way_to_watch_a_pool_is_a_row_of_every_table(tmp_path: Path) -> No
     for section, title in zip(text.split("\n## ")[1:], VARIANTS, strict=True):
         assert title in section.partition("\n")[0]
         assert list(ROWS) == re.findall(
-            r"^\| ([a-z_ -]+?) \| (?:[\d,]+|not measured) \|", section, flags=re.MULTILINE
+            r"^\| ([A-Za-z_ -]+?) \| (?:[\d,]+|not measured) \|", section, flags=re.MULTILINE
         )
     own = next(line for line in text.splitlines() if line.startswith("| sqlalchemy-pool-exporter |"))
     for figure in own.strip("| ").split(" | "):

@@ -178,7 +178,7 @@ def test_a_failure_is_logged(
     def fail(_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.instrument.Hooks.attach", fail)
+    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.handle.Hooks.attach", fail)
     with caplog.at_level(logging.ERROR):
         engine = create_engine("sqlite://", creator=lambda: None, poolclass=QueuePool)
     assert not is_recorded(engine)

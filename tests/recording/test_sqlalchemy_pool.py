@@ -40,6 +40,7 @@ HOT_PATH = {
 # asyncpg has; what joins a name and a suffix; and what Python documents although it begins so.
 # And asyncio's: which loop runs, for other implementations of loops; and for what a task waits. anyio's: in which task.
 # And that of concurrent.futures: what an executor runs, and what follows. And OpenTelemetry's: the readers of its SDK.
+# And Flask-SQLAlchemy's: the engines of each application. And multiprocessing's: how it made this process.
 OTHERS = {
     "_collector_to_names",
     "_names_to_collectors",
@@ -61,6 +62,8 @@ OTHERS = {
     "_metric_readers",
     "_real_meter_provider",
     "_sdk_config",
+    "_app_engines",
+    "_start_method",
 }
 
 

@@ -47,6 +47,7 @@ def test_locks_and_sockets_are_kept(closed: tuple[int, ...], tmp_path: Path) -> 
     with urllib.request.urlopen(served.url, timeout=60) as answer:
         assert b'sqlalchemy_pool_checkouts_total{{pool="orders"}} 1.0' in answer.read()
     served.close()
+    pool.dispose()
     os.write(said, repr(held).encode())
     """
     result = run(program, prologue=PROLOGUE)

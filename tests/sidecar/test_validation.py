@@ -83,7 +83,7 @@ def test_every_fault_at_once(given_file: Callable[[str], Path], monkeypatch: pyt
             "line 22: databases[3].(key): unknown key; known are name, dsn, dsn_file, dsn_env, interval_seconds, "
             "timeout_seconds, application_names_limit, pools, read_only, statements, tls"
         ),
-        "line 23: unheard: unknown key; known are web, log, segments, metrics, databases",
+        "line 23: unheard: unknown key; known are web, log, segments, metrics, otlp, databases",
     ]
 
 

@@ -68,7 +68,7 @@ class MariaDB:
         assert path is not None
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [path, "--no-defaults", f"--datadir={self._data}", *options],
+                [path, "--no-defaults", f"--datadir={self._data}", f"--tmpdir={self.directory}", *options],
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,

@@ -276,6 +276,7 @@ class Walk(RuleBasedStateMachine):
             process, pool = found
             process.ask("drop", pool.key)
             self.tally[pool.name]["closes.gc"] += pool.idle
+            self.tally[pool.name]["undisposed.collected"] += pool.idle > 0
             del process.pools[pool.key]
 
     @rule(number=st.integers(0, 99))

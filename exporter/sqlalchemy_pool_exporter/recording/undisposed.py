@@ -25,6 +25,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from sqlalchemy_pool_exporter.segment import fork
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,13 +90,17 @@ class _Watch:
 
         Not earlier: a child of ``multiprocessing`` first forgets all exit functions of its parent.
         """
-        self.is_awaiting = True
-        with contextlib.suppress(Exception):  # the interpreter ends already
+        try:
             child = _child_of_multiprocessing()
             if child is None:
                 atexit.register(self._at_exit)
             else:
                 child.Finalize(None, self.look, exitpriority=_AFTER_ALL_OTHERS)
+        except Exception as error:
+            if not is_own(error):  # a time limit of the application; the next connection tries again
+                raise
+            # The interpreter ends already.
+        self.is_awaiting = True
 
     def collected(self, ending: Ending) -> None:
         """Log a pool that was garbage-collected; this can run in the midst of anything."""

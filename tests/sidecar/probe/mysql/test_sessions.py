@@ -149,7 +149,7 @@ async def test_after_a_restart_the_numbers_come_back(maria: MariaDB, application
     async with running(target(maria.dsn())) as runner:
         assert ["idle"] == states(application, runner)
     await asyncio.to_thread(maria.stop)
-    await asyncio.sleep(3.0)  # more than the tolerance for the clocks of both sides
+    await asyncio.sleep(6.0)  # more than the tolerance for the clocks of both sides
     await asyncio.to_thread(maria.start)
     session = maria.connect()
     while session.thread_id() < number:
