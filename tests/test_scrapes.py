@@ -195,4 +195,4 @@ def lines(text: bytes) -> list[bytes]:
 
 
 TestScrapes = Scrapes.TestCase
-TestScrapes.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestScrapes.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -50,6 +50,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.soak
 def test_every_way_to_watch_a_pool_is_a_row_of_every_table(tmp_path: Path) -> None:
     """A quick run prints each table with all rows, and writes the same figures to the output page."""
     page = tmp_path / "docs" / "benchmarks.md"
@@ -71,6 +72,7 @@ def test_every_way_to_watch_a_pool_is_a_row_of_every_table(tmp_path: Path) -> No
     assert "`python -m benchmarks --quick --only checkout`" in text
 
 
+@pytest.mark.soak
 def test_a_package_that_is_missing_is_an_error_that_names_the_extra(tmp_path: Path) -> None:
     """If a competitor is missing, its rows say "not measured", and the run fails and names the extra to install."""
     page = tmp_path / "benchmarks.md"

@@ -58,6 +58,7 @@ def counted(folder: Path) -> dict[str, float]:
     return dict(zip(instructions.WAYS, [total / instructions.CYCLES for total in totals[1::2]], strict=True))
 
 
+@pytest.mark.soak
 @pytest.mark.requires("valgrind")
 @pytest.mark.skipif(platform.python_implementation() != "CPython", reason="another interpreter")
 def test_instructions_of_a_checkout_and_return(tmp_path: Path) -> None:

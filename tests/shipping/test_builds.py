@@ -58,6 +58,7 @@ def test_there_is_something_to_compile() -> None:
     assert "sqlalchemy_pool_exporter/recording/ping_cy.py" in COMPILED
 
 
+@pytest.mark.soak
 @pytest.mark.requires("gcc")
 def test_compiled(source: Path, tmp_path: Path) -> None:
     """With a compiler the wheel is one for this platform, has each module twice, and runs the compiled one.
