@@ -114,12 +114,12 @@ interpreted = rm -rf .venv/$(1)/interpreted && \
 # The tests of what depends on the interpreter: all that records, and what reads it, compiled as users get it; and those
 # of the hot path once more, interpreted and with the locks that interpreters without the GIL get. What is left out are
 # charts, dashboards, rules and pictures, which do not depend on it.
-on-the-next := tests/recording tests/launch tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
+NEXT_TESTS ?= tests/recording tests/launch tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
 .PHONY: test-next
 test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
 	@echo "==> the tests on $$(.venv/next$(NEXT)/bin/python -V)"
 	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
-		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(on-the-next) $(PYTEST_ARGS)
+		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(NEXT_TESTS) $(PYTEST_ARGS)
 	@echo "==> those of the hot path, interpreted and with locks"
 	@$(call interpreted,next$(NEXT)) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
 		.venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
