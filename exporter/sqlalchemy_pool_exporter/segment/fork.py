@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import mmap
 import os
 import sys
@@ -140,10 +141,8 @@ def start_thread(act: Callable[..., object], *arguments: object, name: str) -> b
     The locks of ``threading`` are as those of ``logging``, see ``without_locks_of_the_parent()``.
     """
     try:
-        if _process.ran_hooks and not _STARTS_FOR_EVER:
-            threading.Thread(target=act, args=arguments, name=name, daemon=True).start()
-        elif _process.ran_hooks:
-            _start_and_wait(name, act, arguments)
+        if _process.ran_hooks:
+            _start(threading.Thread(target=act, args=arguments, name=name, daemon=True))
         else:
             _thread.start_new_thread(act, arguments)
     except RuntimeError:  # the system has no thread left, or the interpreter ends
@@ -151,18 +150,12 @@ def start_thread(act: Callable[..., object], *arguments: object, name: str) -> b
     return True
 
 
-def _start_and_wait(name: str, act: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    begun = _thread.allocate_lock()
-    begun.acquire()
-
-    def run() -> None:
-        begun.release()
-        threading.current_thread().name = name
-        act(*arguments)
-
-    _thread.start_new_thread(run, ())
-    # A limit that is set for this thread until then is lost.
-    begun.acquire(timeout=_BEGINS_WITHIN)
+def _start(thread: threading.Thread) -> None:
+    begun = getattr(thread, "_started", None)
+    if _STARTS_FOR_EVER and begun is not None:
+        # What start() waits for. A limit that is set for this thread until then is lost.
+        begun.wait = functools.partial(begun.wait, _BEGINS_WITHIN)
+    thread.start()
 
 
 def _chain_into_uwsgi() -> None:
