@@ -31,6 +31,8 @@ OF_SIDECAR = {
 }
 # Targets of this run have no labels of a fleet.
 OF_FLEET = {"$cluster", "$namespace"}
+# And the database of this run is PostgreSQL.
+OF_MYSQL = {"Connections by user A", "Limits of the server against those of the pools E", "Threads running A"}
 OF_APPLICATION = {"What the exporter could not see D", "Segments shared A"}
 
 
@@ -49,8 +51,9 @@ def _titles(silent: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("chosen", [{}, {"job": [SIDECAR, IN_APP], "pool": ["orders", "tickets", "mail"]}])
 def test_every_query_has_series(seen: Run, chosen: dict[str, str | list[str]]) -> None:
-    """With All or with several values selected, every panel and every variable has series, except those of a fleet."""
-    assert OF_FLEET == _titles(check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen))
+    """With All or several values selected, all panels and variables have series, but those of a fleet or of MySQL."""
+    silent = check_panels(seen.prometheus, seen.start, seen.end, chosen=chosen)
+    assert OF_FLEET | OF_MYSQL == _titles(silent)
 
 
 def test_one_worker(seen: Run) -> None:
@@ -63,7 +66,7 @@ def test_one_worker(seen: Run) -> None:
 def test_sidecar_alone(seen: Run) -> None:
     """With only the sidecar selected, all queries have series, except for those of an application's own endpoint."""
     silent = check_panels(seen.prometheus, seen.start, seen.end, chosen={"job": SIDECAR})
-    assert OF_APPLICATION | OF_FLEET == _titles(silent)
+    assert OF_APPLICATION | OF_FLEET | OF_MYSQL == _titles(silent)
 
 
 def test_application_alone(seen: Run) -> None:
@@ -83,7 +86,7 @@ def test_incidents(incidents: Played) -> None:
         step=incidents.seconds(INTERVAL_MINUTES),
         rate_interval=f"{incidents.seconds(4 * INTERVAL_MINUTES):.0f}s",
     )
-    assert OF_APPLICATION | OF_FLEET == _titles(silent)
+    assert OF_APPLICATION | OF_FLEET | OF_MYSQL == _titles(silent)
 
 
 def test_an_empty_panel_is_found(seen: Run) -> None:
