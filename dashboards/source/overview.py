@@ -90,7 +90,7 @@ def health() -> list[Builder[Panel]]:
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
-            empty="No pool has a limit",
+            empty="No limit is seen",
         ),
         stat(
             "Callers waiting",
@@ -118,7 +118,7 @@ def health() -> list[Builder[Panel]]:
             unit=AGE,
             warning=10,
             critical=120,
-            empty="No pool has a limit",
+            empty="No limit is seen",
         ),
         stat(
             "Self-deadlocked",
@@ -136,7 +136,7 @@ def health() -> list[Builder[Panel]]:
             unit=units.Seconds,
             warning=0.1,
             critical=1,
-            empty="Nobody checks out",
+            empty="No checkout is seen",
         ),
         stat(
             "Turned away",

@@ -66,7 +66,7 @@ def health() -> list[Builder[Panel]]:
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
-            empty="The pool has no limit",
+            empty="No limit is seen",
         ),
         stat(
             "Callers waiting",
@@ -101,7 +101,7 @@ def health() -> list[Builder[Panel]]:
             unit=AGE,
             warning=10,
             critical=120,
-            empty="The pool has no limit",
+            empty="No limit is seen",
         ),
         stat(
             "Wait, 99 %",
@@ -111,7 +111,7 @@ def health() -> list[Builder[Panel]]:
             unit=units.Seconds,
             warning=0.1,
             critical=1,
-            empty="Nobody checks out",
+            empty="No checkout is seen",
         ),
         stat(
             "Turned away",
