@@ -20,11 +20,12 @@ import ctypes, sys, threading
 from sqlalchemy_pool_exporter.segment import fork
 sys.unraisablehook = threading.excepthook = lambda _: None  # a started thread may be ended by a limit
 class Limit(Exception): ...
-struck, begun, ends = [], threading.Event(), threading.Event()
+struck, starts, begun, ends = [], [], threading.Event(), threading.Event()
 def work():
     begun.set()
-    for _ in range(2000):
+    while len(starts) < 1000:
         try:
+            starts.append(None)
             fork.start_thread(int, name="started")
         except Limit:
             struck.append(None)

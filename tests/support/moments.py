@@ -7,6 +7,7 @@ import dis
 import gc
 import inspect
 import sys
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -262,6 +263,9 @@ def each_moment(
             assert moment > _FEWEST, "not a moment in it"
             return
         yield scene, f"{act}: {intruder.where}", raised
+        # Else its end would start a thread that logs it, beside the next act, and CPython 3.11 may give that the limit.
+        with suppress(Exception):
+            scene.pool.dispose()
 
 
 def interrupt(_: Scene) -> None:

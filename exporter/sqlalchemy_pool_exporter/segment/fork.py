@@ -151,10 +151,11 @@ def start_thread(act: Callable[..., object], *arguments: object, name: str) -> b
 
 
 def _start(thread: threading.Thread) -> None:
-    begun = getattr(thread, "_started", None)
-    if _STARTS_FOR_EVER and begun is not None:
-        # What start() waits for. A limit that is set for this thread until then is lost.
-        begun.wait = functools.partial(begun.wait, _BEGINS_WITHIN)
+    if _STARTS_FOR_EVER:
+        with contextlib.suppress(AttributeError):  # gevent's event takes no attribute
+            # What start() waits for. A limit that is set for this thread until then is lost.
+            begun: Any = thread._started  # type: ignore[attr-defined] # noqa: SLF001 - 3.11 is not going to change it
+            begun.wait = functools.partial(begun.wait, _BEGINS_WITHIN)
     thread.start()
 
 
