@@ -92,13 +92,13 @@ def test_every_process_gives_the_same_answer(tmp_path: Path) -> None:
 def test_endpoint_without_a_pool_of_its_own(tmp_path: Path) -> None:
     """A process that serves and has no pool yet shows the others'."""
     with Worker(tmp_path) as other:
-        other.do("pool", "orders")
+        other.do("pool", "of-other-processes")
         registry = CollectorRegistry()
         wsgi_app(registry, directory=tmp_path)
-        assert Exposition(registry).value("checkouts_total", "orders") == 0
+        assert Exposition(registry).value("checkouts_total", "of-other-processes") == 0
         registry = CollectorRegistry()
         with serve(0, "127.0.0.1", registry=registry, directory=tmp_path):
-            assert Exposition(registry).value("checkouts_total", "orders") == 0
+            assert Exposition(registry).value("checkouts_total", "of-other-processes") == 0
 
 
 def test_pool_that_is_not_in_the_directory(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ def test_several_directories_in_one_registry(tmp_path: Path) -> None:
         directory.mkdir()
     with Worker(directories[0]) as one, Worker(directories[1]) as two:
         for times, worker in ((2, one), (5, two)):
-            worker.do("pool", "orders")
-            worker.do("cycle", "orders", times)
+            worker.do("pool", "of-other-processes")
+            worker.do("cycle", "of-other-processes", times)
         for directory in directories:
             wsgi_app(registry, directory=directory)
         samples = read_samples(registry)
-        assert samples[key("checkouts_total", pool="orders")] == 7
+        assert samples[key("checkouts_total", pool="of-other-processes")] == 7
         assert samples[key("exporter_workers", state="live")] == 2
         workers = {dict(labels).get("worker") for name, labels in samples if name.endswith("_connections")}
         assert workers == {"a/000", "b/000"}
