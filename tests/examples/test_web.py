@@ -54,9 +54,18 @@ def test_a_mount_redirects_and_a_route_does_not() -> None:
     assert [(307, "http://orders/mounted/"), (200, "")] == asyncio.run(ask())
 
 
+def connections(url: str) -> tuple[float, float]:
+    """Return how many of the pool's connections are in use, and how many are idle."""
+    samples = scrape(url)
+    return (
+        samples[key("connections", pool=NAME, state="in_use")],
+        samples[key("connections", pool=NAME, state="idle")],
+    )
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_web(recipe: str, server: DatabaseServer) -> None:
-    """Three pages take three connections; /metrics answers 200 itself; the server knows the application by its name."""
+    """Three pages check out three times; /metrics answers 200 itself; the server knows the application by its name."""
     command, driver, needed = RECIPES[recipe]
     pytest.importorskip(needed)
     module, *arguments = command.split()
@@ -70,6 +79,7 @@ def test_web(recipe: str, server: DatabaseServer) -> None:
         samples = scrape(url)
         assert (0.0, 3.0) == (before, checkouts(samples))
         assert 15.0 == samples[key("capacity", pool=NAME)]
-        assert 1 == server.count(NAME) == samples[key("connections", pool=NAME, state="idle")]
+        # FastAPI closes a request's session after it has answered, so the next request may need a second connection.
+        assert eventually(lambda: connections(url) == (0, server.count(NAME)))
     assert "Traceback" not in served.said
     assert eventually(lambda: server.count(NAME) == 0)
