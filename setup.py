@@ -36,6 +36,7 @@ MODULES = sorted(SOURCES.rglob("*_cy.py"))
 BUNDLED = {
     "config/alerts.yml": "bundled/alerts.yml",
     "config/exporter.yaml": "bundled/exporter.yaml",
+    "config/prometheus/rules/opentelemetry.rules.yml": "bundled/opentelemetry.rules.yml",
     "config/thresholds.json": "bundled/thresholds.json",
     "dashboards/database.json": "bundled/dashboards/database.json",
     "dashboards/fleet.json": "bundled/dashboards/fleet.json",

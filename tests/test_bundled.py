@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.newest  # the bundled files do not depend on dependency versions
 
 
-@pytest.mark.parametrize("name", ["alerts.yml", "exporter.yaml", "thresholds.json"])
+@pytest.mark.parametrize(
+    "name", ["alerts.yml", "exporter.yaml", "thresholds.json", "prometheus/rules/opentelemetry.rules.yml"]
+)
 def test_bundled_files_are_the_repositorys(name: str) -> None:
     """The installed package has each file exactly as in ``config/``."""
-    assert (ROOT / "config" / name).read_text("utf-8") == bundled.text(name)
+    path = ROOT / "config" / name
+    assert path.read_text("utf-8") == bundled.text(path.name)
 
 
 def test_a_file_that_is_not_bundled_is_said_to_be_missing() -> None:

@@ -33,10 +33,10 @@ _KEYWORDS = ("type", "enum", "minimum", "maximum", "pattern", "description")
 
 def files() -> dict[Path, str]:
     """Return the content of every generated file of the chart."""
-    sources = [ROOT / "config" / "alerts.yml", *sorted((ROOT / "dashboards").glob("*.json"))]
-    copies = {
-        CHART / "files" / source.relative_to(ROOT / ("config" if source.suffix == ".yml" else "")): source
-        for source in sources
+    config = ROOT / "config"
+    rules = (config / "alerts.yml", config / "prometheus" / "rules" / "opentelemetry.rules.yml")
+    copies = {CHART / "files" / source.name: source for source in rules} | {
+        CHART / "files" / source.relative_to(ROOT): source for source in (ROOT / "dashboards").glob("*.json")
     }
     return {
         **{target: source.read_text() for target, source in copies.items()},

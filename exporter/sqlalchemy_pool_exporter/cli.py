@@ -144,9 +144,10 @@ def _write_rules(options: argparse.Namespace) -> int:
     if options.list:
         sys.stdout.write(rules.listing(known))
         return 0
-    rendered = rules.render(rules.source(), rules.parse(options.set), known)
-    (path,) = bundled.write({rules.FILE: rendered}, options.out)
-    sys.stdout.write(f"{path}\n")
+    contents = {rules.FILE: rules.render(rules.source(), rules.parse(options.set), known)}
+    if options.opentelemetry:
+        contents[rules.OPENTELEMETRY] = bundled.text(rules.OPENTELEMETRY)
+    sys.stdout.writelines(f"{path}\n" for path in bundled.write(contents, options.out))
     return 0
 
 
@@ -338,6 +339,11 @@ def _add_rules(commands: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="a threshold, such as held_seconds=60; may be given many times (each has its default, see --list)",
+    )
+    command.add_argument(
+        "--opentelemetry",
+        action="store_true",
+        help="write as well the rules that record pools that come over OTLP under our names",
     )
 
 

@@ -38,6 +38,15 @@ def test_the_command_writes_the_rules(tmp_path: Path) -> None:
     assert ("sqlalchemy_pool_longest_held_seconds > 60", "0s") == (held["expr"], held["for"])
 
 
+def test_the_rules_of_opentelemetry_are_written_too_if_asked_for(tmp_path: Path) -> None:
+    """``--opentelemetry`` writes a second file, as it is in the repository."""
+    ended = sidecar.run("rules", "--out", tmp_path, "--opentelemetry")
+    written = [tmp_path / rules.FILE, tmp_path / rules.OPENTELEMETRY]
+    assert (0, "".join(f"{path}\n" for path in written)) == (ended.returncode, ended.stdout)
+    source = ROOT / "config" / "prometheus" / "rules" / rules.OPENTELEMETRY
+    assert source.read_text("utf-8") == written[1].read_text("utf-8")
+
+
 def test_the_command_lists_the_thresholds() -> None:
     """``rules --list`` prints one line for each threshold, with its default and help."""
     lines = sidecar.run("rules", "--list").stdout.splitlines()

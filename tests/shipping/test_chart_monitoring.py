@@ -76,8 +76,18 @@ def test_default_rules_are_the_packages() -> None:
     )
 
 
+def test_the_rules_of_opentelemetry_are_added_if_asked_for() -> None:
+    """The groups of the repository's file come after the others, unchanged."""
+    usual = of("PrometheusRule", render({"prometheusRule": {"enabled": True}}))["spec"]["groups"]
+    wanted = {"enabled": True, "opentelemetry": True}
+    groups = of("PrometheusRule", render({"prometheusRule": wanted}))["spec"]["groups"]
+    source = ROOT / "config" / "prometheus" / "rules" / "opentelemetry.rules.yml"
+    assert [*usual, *yaml.safe_load(source.read_text())["groups"]] == groups
+
+
 SWITCHED = {
     "enabled": True,
+    "opentelemetry": True,
     "alertLabels": {"team": "orders"},
     "thresholds": {
         "held_seconds": 1_000_000,
