@@ -95,7 +95,11 @@ def timeseries() -> Panel:
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         "fieldConfig": {
-            "defaults": {"unit": "short", "min": 0, "custom": {"drawStyle": "line", "lineWidth": 1}},
+            "defaults": {
+                "unit": "short",
+                "min": 0,
+                "custom": {"drawStyle": "line", "lineWidth": 1, "axisSoftMax": 1},
+            },
             "overrides": [
                 _override("byFrameRefID", "A", "custom.lineStyle", {"fill": "dash", "dash": [10, 10]})
             ],

@@ -55,6 +55,18 @@ def _link(url: str) -> Break:
     return _in(TABLE, "fieldConfig", "overrides", 1, "properties", 0, value=[{"title": "x", "url": url}])
 
 
+def _zeros(board: Board) -> None:
+    """Let all values of the graph be 0."""
+    target = board["panels"][GRAPH]["targets"][0]
+    target["expr"] = f"0 * {target['expr']}"
+
+
+def _zeros_without_an_end(board: Board) -> None:
+    """Take the end of the axis away, too."""
+    _zeros(board)
+    del board["panels"][GRAPH]["fieldConfig"]["defaults"]["custom"]["axisSoftMax"]
+
+
 def _steps(*steps: tuple[float | None, str]) -> Break:
     """Set the thresholds of the stat."""
     levels = [{"value": value, "color": color} for value, color in steps]
@@ -109,6 +121,7 @@ BREAKS: list[tuple[str, Break]] = [
     ("broken link", _link("https://example.org/docs/runbooks/${__value.raw}.md")),
     ("broken link", _link("d/sqlalchemy-pool-pool")),
     ("title is cut", _in(STAT, title="Callers who wait for a connection, " * 6)),
+    ("axis of zeros", _zeros_without_an_end),
     ("not drawn", _in(GRAPH, type="piechart")),
 ]
 
@@ -121,6 +134,13 @@ def asked(stage: Stage) -> Asked:
 def test_no_faults(page: Grafana, asked: Asked) -> None:
     """The dashboard has no faults before it is broken."""
     assert [] == _faults(page, asked, small())
+
+
+def test_zeros(page: Grafana, asked: Asked) -> None:
+    """A graph of zeros has no fault, since its axis has an end."""
+    board = small()
+    _zeros(board)
+    assert [] == _faults(page, asked, board)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,11 @@ export function theme(mode: Mode): GrafanaTheme2 {
   return THEMES[mode];
 }
 
-// The properties that a panel's overrides can have. Those of the panel's type are known to its types alone.
+// The properties that a panel has. Those of the panel's type are known to its types alone, and what is not listed is dropped.
 function registry(panel: Panel): FieldConfigOptionsRegistry {
-  const custom = panel.fieldConfig.overrides.flatMap((rule) => rule.properties.map(({ id }) => id)).filter((id) => id.startsWith('custom.'));
+  const { defaults, overrides } = panel.fieldConfig;
+  const overridden = overrides.flatMap((rule) => rule.properties.map(({ id }) => id)).filter((id) => id.startsWith('custom.'));
+  const custom = [...Object.keys(defaults.custom ?? {}).map((key) => `custom.${key}`), ...overridden];
   const item = (id: string): FieldConfigPropertyItem =>
     ({
       id,

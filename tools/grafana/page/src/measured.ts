@@ -19,6 +19,9 @@ function of(box: HTMLElement): Fault[] {
   if (grid && grid.scrollWidth > grid.clientWidth) {
     found.push({ panel, kind: 'too wide', detail: `the table needs ${grid.scrollWidth} px and has ${grid.clientWidth}` });
   }
+  if (box.dataset.zerosUpTo) {
+    found.push({ panel, kind: 'axis of zeros', detail: `all values are 0, and the axis goes to ${box.dataset.zerosUpTo}` });
+  }
   if (!box.querySelector('canvas, svg rect, [role=grid], [data-nothing]') && !box.innerText.replace(panel, '').trim()) {
     found.push({ panel, kind: 'not drawn', detail: 'there is nothing in the frame' });
   }

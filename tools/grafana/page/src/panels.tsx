@@ -73,7 +73,10 @@ function Graph({ panel, frames, answers, mode, width, height }: Shown) {
   return (
     <TimeSeries frames={frames} timeRange={range(answers)} timeZone={ZONE} legend={panel.options.legend} options={panel.options} width={width} height={height}>
       {(builder: UPlotConfigBuilder) => {
-        builder.addHook('draw', (plot) => mark(plot, answers.marks, theme(mode).visualization.getColorByName('red')));
+        builder.addHook('draw', (plot) => {
+          mark(plot, answers.marks, theme(mode).visualization.getColorByName('red'));
+          noteAxis(plot, panel.fieldConfig.defaults.custom?.axisSoftMax ?? 0);
+        });
         return null;
       }}
     </TimeSeries>
@@ -93,6 +96,14 @@ function mark({ ctx, bbox, valToPos }: any, marks: number[], colour: string): vo
     ctx.stroke();
   }
   ctx.restore();
+}
+
+// For measured.ts: how far the axis of a graph of zeros goes, if that is beyond the end that the panel gives it.
+function noteAxis({ root, scales, data }: any, end: number): void {
+  const values = data.slice(1).flatMap((series: Array<number | null>) => series.filter((value) => value !== null && value !== undefined));
+  const top = Math.max(...Object.entries<any>(scales).map(([name, scale]) => (name === 'x' ? 0 : (scale.max ?? 0))));
+  const isFar = values.length > 0 && values.every((value: number) => value === 0) && top > end;
+  root.closest('[data-panel]').dataset.zerosUpTo = isFar ? String(top) : '';
 }
 
 function Table({ panel, frames, answers, width, height }: Shown) {
