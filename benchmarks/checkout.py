@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import column, select, table
 
 from . import fake, process
-from .measure import Pairs, Turn, added, confidence, paired, relative
+from .measure import Pairs, Turn, added, confidence, no_collections, paired, relative
 from .need import MissingError
 from .report import Table
 from .watchers import LISTENERS, WATCHERS, Watcher
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _THREADS, _CONNECTIONS = 8, 4
 # How often all processes are started anew: the memory of each is laid out by chance, and code that lies badly stays so.
 _GENERATIONS = 6
+_WATCHED = "watched"
 _ORDERS = table("orders", column("id"), column("customer"), column("total"))
 
 
@@ -95,15 +96,18 @@ def _one_generation(
 def _process(
     variant: _Variant, watcher: Watcher, stack: ExitStack, *, is_watched: bool = True
 ) -> process.Process:
+    which = _WATCHED if is_watched else "bare"
     started = process.Process(
-        variant.title, watcher.name, interpreted=watcher.interpreted and is_watched, is_watched=is_watched
+        "checkout", variant.title, watcher.name, which, interpreted=watcher.interpreted and is_watched
     )
     stack.callback(started.close)
     return started
 
 
-def turn(title: str, name: str, stack: ExitStack, *, is_watched: bool) -> Turn:
+def turn(stack: ExitStack, title: str, name: str, which: str) -> Turn:
     """Return the turn of the watcher *name* for the way to use a pool that is called *title*, of this process.
+
+    The cyclic garbage collector is off until the stack is closed.
 
     Raises:
         MissingError: the watcher's package is not installed.
@@ -111,8 +115,9 @@ def turn(title: str, name: str, stack: ExitStack, *, is_watched: bool) -> Turn:
     variant = next(each for each in _VARIANTS if each.title == title)
     watcher = next(each for each in WATCHERS if each.name == name)
     engine = _engine(variant, stack)
-    if is_watched:
+    if which == _WATCHED:
         stack.enter_context(watcher.attach(engine))
+    stack.enter_context(no_collections())
     return _turn(watcher, engine, variant)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take turns on a pool in a process of its own, as an application has it.
+"""Take turns on a pool or an engine in a process of its own, as an application has it.
 
 In one process the interpreter would adapt SQLAlchemy's bytecode (PEP 659) to all the pools in turn, watched and not.
 What is adapted to one slows the other: a pre-ping then seemed to cost twice as much as it does. Nor can one process
@@ -9,13 +9,15 @@ that measures the interpreted build loads that.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from .need import MissingError
 
@@ -42,15 +44,15 @@ class _Sources:
 
 
 class Process:
-    """A process with one pool; several start at once, and each is asked for a turn at a time."""
+    """A process with one pool; several start at once, and each is asked for a turn at a time.
 
-    def __init__(
-        self, variant: str, watcher: str, *, interpreted: bool = False, is_watched: bool = True
-    ) -> None:
+    The function ``turn()`` of a module of this package makes the pool there, from arguments that are texts.
+    """
+
+    def __init__(self, module: str, *arguments: str, interpreted: bool = False) -> None:
         build = "interpreted" if interpreted else "installed"
-        which = "watched" if is_watched else "bare"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.process", variant, watcher, build, which],
+            [sys.executable, "-m", "benchmarks.process", build, module, *arguments],
             cwd=_ROOT,
             # All hash alike, so that no dictionary of one has more collisions than that of the other.
             env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -77,10 +79,10 @@ class Process:
             raise MissingError(said or "the process ended")
         self._is_ready = True
 
-    def turn(self) -> int:
-        """Let the process take a turn; return how long it took, in nanoseconds."""
+    def turn(self) -> Any:
+        """Let the process take a turn; return what it returns, a number or a list of numbers."""
         self._asked.write("\n")
-        return int(self._answers.readline())
+        return json.loads(self._answers.readline())
 
     def close(self) -> None:
         """End the process."""
@@ -88,27 +90,23 @@ class Process:
             self._asked.close()
 
 
-def _serve(variant: str, watcher: str, build: str, which: str) -> None:
+def _serve(build: str, module: str, *arguments: str) -> None:
     if build == "interpreted":
         sys.meta_path.insert(0, _Sources)
     from sqlalchemy_pool_exporter.about import hot_path  # noqa: PLC0415 - the modules are loaded from their sources
 
-    from . import checkout  # noqa: PLC0415
-    from .measure import no_collections  # noqa: PLC0415
-
     with ExitStack() as stack:
         try:
-            take = checkout.turn(variant, watcher, stack, is_watched=which == "watched")
+            take = import_module(f"benchmarks.{module}").turn(stack, *arguments)
         except MissingError as error:
             print(error, flush=True)
             return
         if build == "interpreted" and hot_path() == "compiled":
             raise SystemExit("this process runs the hot path compiled")
         print(_READY, flush=True)
-        with no_collections():
-            for _ in sys.stdin:
-                take()  # as the process has waited, its code and data have left the processor's nearer caches
-                print(take(), flush=True)
+        for _ in sys.stdin:
+            take()  # as the process has waited, its code and data have left the processor's nearer caches
+            print(json.dumps(take()), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import repeat
@@ -17,11 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .measure import confidence, paired
 from .need import MissingError, need, need_installed
+from .process import Process
 from .report import Table
 from .watchers import Watcher, nothing, this_project, two_empty_listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    _Attach = Callable[[Engine], AbstractContextManager[None]]
 
 _TASKS, _CONNECTIONS = 8, 4
 _QUERIES = 24
@@ -37,8 +40,6 @@ class _Cost(NamedTuple):
 
 #: The pairs of turns, block by block: first the bare engine, then the watched one.
 _Blocks = list[list[tuple[_Cost, _Cost]]]
-#: Makes a new engine, attaches the watcher, and returns a function that runs a turn of queries on the engine.
-_Start = Callable[[ExitStack, Watcher], Callable[[], _Cost]]
 
 _COMPARED = (
     Watcher("nothing", nothing),
@@ -49,16 +50,16 @@ _COMPARED = (
 
 def run(*, quick: bool) -> Iterator[Table]:
     """Yield one table, a row for each driver and watcher; the first watcher does nothing, to show the noise."""
-    blocks, rounds = (4, 5) if quick else (30, 16)
+    blocks, rounds = (2, 5) if quick else (20, 24)
     rows: list[tuple[str, ...]] = []
     missing: list[str] = []
     with ExitStack() as stack:
         postgres = cache(lambda: stack.enter_context(_postgres()))
-        for name, driver in _DRIVERS.items():
+        for name in _DRIVERS:
             try:
                 need_installed(name, name)
-                with driver(postgres()) as start:
-                    measured = _measure(start, blocks, rounds)
+                url = postgres().url(f"postgresql+{name}", application_name="benchmark")
+                measured = _measure(name, url, blocks, rounds)
             except MissingError as error:
                 rows.append((name, "not measured", "", "", "", ""))
                 missing.append(f"{name}: {error}")
@@ -72,11 +73,12 @@ def run(*, quick: bool) -> Iterator[Table]:
         note=(
             "PostgreSQL on the same machine, over loopback: hardly any query takes less. Each query checks a "
             f"connection out and returns it. psycopg: one thread; asyncpg: {_TASKS} tasks over {_CONNECTIONS} "
-            f"connections. Each row is compared with an engine without anything; so is the first, which is such an "
-            f"engine itself: the noise. {blocks} times, new engines for {rounds} pairs of neighbouring turns of "
-            f"{_QUERIES} queries. Ratio of the throughputs, and processor time of the client that is added: the median "
-            "of each time's median over its pairs, with its 95 % confidence interval. The cyclic garbage collector is "
-            "on, as it is in an application."
+            "connections. Each engine is in a process of its own. Each row is compared with an engine without "
+            "anything; so is the first, which is such an engine itself: the noise. "
+            f"{blocks} times, new processes for {rounds} pairs of neighbouring turns of {_QUERIES} queries. Ratio of "
+            "the throughputs, and processor time of the client that is added: the median of each time's median over "
+            "its pairs, with its 95 % confidence interval. The cyclic garbage collector is on, as it is in an "
+            "application."
         ),
         columns=(
             "driver",
@@ -120,17 +122,17 @@ def _postgres() -> Iterator[Any]:
         yield server
 
 
-@contextmanager
-def _psycopg(server: Any) -> Iterator[_Start]:
-    url = server.url("postgresql+psycopg", application_name="benchmark")
+def turn(stack: ExitStack, driver: str, watcher: str, url: str) -> Callable[[], _Cost]:
+    """Return a function that sends a turn of queries through an engine of this process, watched by *watcher*."""
+    attach = next(each.attach for each in _COMPARED if each.name == watcher)
+    return _DRIVERS[driver](stack, attach, url)
 
-    def start(stack: ExitStack, watcher: Watcher) -> Callable[[], _Cost]:
-        engine = create_engine(url)
-        stack.callback(engine.dispose)
-        stack.enter_context(watcher.attach(engine))
-        return lambda: _queries(engine)
 
-    yield start
+def _psycopg(stack: ExitStack, attach: _Attach, url: str) -> Callable[[], _Cost]:
+    engine = create_engine(url)
+    stack.callback(engine.dispose)
+    stack.enter_context(attach(engine))
+    return lambda: _queries(engine)
 
 
 def _queries(engine: Engine) -> _Cost:
@@ -141,18 +143,12 @@ def _queries(engine: Engine) -> _Cost:
     return _Cost(perf_counter_ns() - clock, thread_time_ns() - processor)
 
 
-@contextmanager
-def _asyncpg(server: Any) -> Iterator[_Start]:
-    url = server.url("postgresql+asyncpg", application_name="benchmark")
-    with asyncio.Runner() as runner:
-
-        def start(stack: ExitStack, watcher: Watcher) -> Callable[[], _Cost]:
-            engine = create_async_engine(url, pool_size=_CONNECTIONS, max_overflow=0)
-            stack.callback(lambda: runner.run(engine.dispose()))
-            stack.enter_context(watcher.attach(engine.sync_engine))
-            return lambda: runner.run(_queries_async(engine))
-
-        yield start
+def _asyncpg(stack: ExitStack, attach: _Attach, url: str) -> Callable[[], _Cost]:
+    runner = stack.enter_context(asyncio.Runner())
+    engine = create_async_engine(url, pool_size=_CONNECTIONS, max_overflow=0)
+    stack.callback(lambda: runner.run(engine.dispose()))
+    stack.enter_context(attach(engine.sync_engine))
+    return lambda: runner.run(_queries_async(engine))
 
 
 async def _queries_async(engine: AsyncEngine) -> _Cost:
@@ -166,18 +162,29 @@ async def _queries_async(engine: AsyncEngine) -> _Cost:
     return _Cost(perf_counter_ns() - clock, thread_time_ns() - processor)
 
 
-def _measure(start: _Start, blocks: int, rounds: int) -> list[_Blocks]:
+_DRIVERS = {"psycopg": _psycopg, "asyncpg": _asyncpg}
+
+
+def _measure(driver: str, url: str, blocks: int, rounds: int) -> list[_Blocks]:
     measured: list[_Blocks] = [[] for _ in _COMPARED]
     for _ in range(blocks):
-        # New engines have new server processes. The system favours some of them from their start to their end, so
-        # pairs of the same block are not independent. Therefore the interval is taken over the blocks.
+        # The system favours some processes, here and in the server, from their start to their end, so pairs of the
+        # same block are not independent. Therefore the interval is taken over the blocks.
         with ExitStack() as stack:
-            plain = start(stack, _COMPARED[0])
-            pairs = [(plain, start(stack, watcher)) for watcher in _COMPARED]
+            plain, *watched = (_started(stack, driver, each, url) for each in (_COMPARED[0], *_COMPARED))
+            pairs = [(plain, each) for each in watched]
             paired(4, pairs)  # warm up: connect, let the interpreter specialise
             for kept, times in zip(measured, paired(rounds, pairs), strict=True):
                 kept.append(times)
     return measured
 
 
-_DRIVERS = {"psycopg": _psycopg, "asyncpg": _asyncpg}
+def _started(stack: ExitStack, driver: str, watcher: Watcher, url: str) -> Callable[[], _Cost]:
+    process = Process("server", driver, watcher.name, url)
+    stack.callback(process.close)
+
+    def take() -> _Cost:
+        process.wait()
+        return _Cost(*process.turn())
+
+    return take
