@@ -126,7 +126,7 @@ test-next: environment-next ## ... those that depend on the interpreter, with a 
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(hot-path) $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: soak-staged soak-others ## run the tests that take minutes
+soak: soak-staged soak-others soak-moments ## run the tests that take minutes
 
 # What is staged has times to keep, so nothing else runs beside it.
 .PHONY: soak-staged soak-others
@@ -138,6 +138,16 @@ soak-staged soak-others: soak-%:
 	@echo "==> the soak tests in .venv/newest: $*"
 	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
 		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache -m soak $(selected) $(PYTEST_ARGS)
+
+# Of what may strike at any moment `make test` tries a part of the moments.
+striking := $(addprefix tests/recording/test_,garbage_collection.py greenlets.py interrupts.py replaced_meanwhile.py time_limits.py)
+.PHONY: soak-moments
+soak-moments: environment-newest environment-oldest ## ... signals, time limits, finalizers and switches at every moment, in both builds
+	@for each in newest oldest; do \
+		echo "==> every moment, in .venv/$$each"; \
+		EVERY_MOMENT=1 REQUIRE_WHEEL=1 .venv/$$each/bin/python -m pytest -n $(WORKERS) \
+			--basetemp=.venv/$$each/tmp -o cache_dir=.venv/$$each/pytest_cache $(striking) $(PYTEST_ARGS) || exit 1; \
+	done
 
 # Needs npm and Chromium, too, and the registry of npm at the first time: half a gigabyte in .venv/grafana.
 .PHONY: grafana

@@ -63,6 +63,7 @@ PICTURES = (
     Picture("overview", "overview", "incident"),
     Picture("pool", "pool", "incident", chosen=ORDERS),
     Picture("database", "database", "incident"),
+    Picture("fleet", "fleet", "incident"),
     Picture("overview-phone", "overview", "incident", LIGHT_PHONE),
     Picture("overview-lost", "overview", "targets lost", LIGHT),
     Picture("database-never", "database", "never scraped"),

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.soak]
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_every_scene_is_visible_and_the_demo_ends_by_itself(
     assert output.endswith("every scene was visible in the metrics\n")
 
 
+@pytest.mark.soak
 def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
     """If the metrics do not show a scene, the status is 1 and the last line names the scene."""
     script = """if True:
@@ -88,6 +89,7 @@ def test_a_scene_that_is_not_visible_is_named(directory: Path) -> None:
     assert "not visible: elsewhere checkouts_total not exposed" in output
 
 
+@pytest.mark.soak
 def test_a_terminal_gets_a_table_that_is_redrawn(directory: Path) -> None:
     """On a terminal the demo redraws one table of the pools, instead of printing more lines."""
     ours, theirs = pty.openpty()

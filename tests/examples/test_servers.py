@@ -281,6 +281,7 @@ def test_uwsgi_under_load(server: DatabaseServer, application_name: str, tmp_pat
     assert _files_in(tmp_path) == 4
 
 
+@pytest.mark.newest
 def test_celery(server: DatabaseServer, application_name: str, tmp_path: Path) -> None:
     """The same holds for Celery's prefork pool, whose parent has a pool, too, and after a restart of the whole worker.
 

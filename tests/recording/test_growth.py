@@ -73,7 +73,7 @@ def test_nothing_grows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracemalloc.start(6)
     try:
         # What else is known of names that are gone is tidied up after as many.
-        rounds = (120, *3 * (4 * (most_ended + 1),)) if what == "named engines" else (60, *6 * (60,))
+        rounds = (120, *3 * (4 * (most_ended + 1),)) if what == "named engines" else (60, *3 * (60,))
         taken = [ours(times) for times in rounds]
     finally:
         tracemalloc.stop()

@@ -49,7 +49,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 # Derandomized: the incidents are the same in each run, so a new failure comes from a change of the code.
 _ALWAYS: dict[str, Any] = {"suppress_health_check": list(HealthCheck), "derandomize": True}
-FEW = settings(max_examples=20, stateful_step_count=40, **_ALWAYS)
+FEW = settings(max_examples=12, stateful_step_count=40, **_ALWAYS)
 MANY = settings(max_examples=150, stateful_step_count=60, **_ALWAYS)
 
 

@@ -32,7 +32,7 @@ def _run(directory: Path, **how: int) -> None:
 
 def test_numbers_of_processes_are_true(tmp_path: Path) -> None:
     """After each step a reader of the directory shows what the processes did and have."""
-    _run(tmp_path, max_examples=10, stateful_step_count=30)
+    _run(tmp_path, max_examples=6, stateful_step_count=30)
 
 
 @pytest.mark.soak

@@ -28,7 +28,7 @@ from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.held import held
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 from tests.support.fakes import FakeConnection
-from tests.support.moments import Intruder, Scene, each_moment
+from tests.support.moments import Intruder, Scene, each_moment, moments
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import RegistrySamples
 
@@ -219,7 +219,7 @@ def test_other_calls(act: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A time limit reaches the caller of ``instrument()`` and of a scrape; after it the same call works."""
     # The registries of earlier tests: a scrape reads the names in all of them, so there would be far more moments.
     monkeypatch.setattr(INSTRUMENTED, "_collectors", WeakKeyDictionary())
-    for moment in count(1, 1 if act == "instrument" else 37):
+    for moment in moments(act) if act == "instrument" else count(1, 37):
         pool, registry = QueuePool(FakeConnection), CollectorRegistry()  # type: ignore[arg-type]
         if act == "scrape":
             instrument(pool, name="p", registry=registry, directory=tmp_path)

@@ -101,7 +101,11 @@ def test_without_a_compiler(source: Path, tmp_path: Path) -> None:
     assert (pure.name, pure.read_bytes()) == (wheel.name, wheel.read_bytes())
 
 
-@pytest.mark.parametrize("variables", [NO_COMPILER, {DISABLE: "1"}], ids=["no compiler", "disabled"])
+@pytest.mark.parametrize(
+    "variables",
+    [pytest.param(NO_COMPILER, marks=pytest.mark.soak), {DISABLE: "1"}],
+    ids=["no compiler", "disabled"],
+)
 def test_required(source: Path, tmp_path: Path, variables: dict[str, str]) -> None:
     """If the extension is required, a build that cannot compile it fails and says why."""
     done = run_backend("build_wheel", source, tmp_path / "dist", **{REQUIRE: "1"}, **variables)

@@ -22,7 +22,7 @@ from tools import build_docs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.soak]
 
 QUESTIONS = ["Start", "Understand", "Operate", "Tune", "Reference"]
 

@@ -11,6 +11,8 @@ import sqlalchemy_pool_exporter
 from tools import try_sqlalchemy
 from tools.try_sqlalchemy import Trial
 
+pytestmark = pytest.mark.newest
+
 CONFTEST = """
 def pytest_addoption(parser):
     parser.addoption("--db", action="append")
@@ -65,6 +67,7 @@ def tests(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.soak
 def test_what_it_reports(tests: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It counts pools and checkouts, and names a test that sees the hooks and one after which numbers differ."""
     installed = Path(sqlalchemy_pool_exporter.__file__).parent.parent

@@ -18,6 +18,8 @@ from tests.support.wait import SECONDS
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.newest  # the files are opened by this package alone
+
 # Nobody listens there, so each probe connects, and reads its files, anew.
 DSN = "postgresql://probe:secret@127.0.0.1:1/postgres"
 PROBE = "name: orders, interval_seconds: 1, timeout_seconds: 1"

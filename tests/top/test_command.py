@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tests.support.segments import Process
 
 
+pytestmark = pytest.mark.newest  # the command uses the standard library alone
+
+
 def hold(process: Process, seconds: float, row: int = 0, **fields: float) -> None:
     process.hold(time.monotonic() - seconds, row, site="app:pay:88", **fields)
 
