@@ -167,6 +167,25 @@ def test_a_sitecustomize_is_not_hidden(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (bare.stdout, "")
 
 
+def test_the_working_directory_on_the_path(tmp_path: Path) -> None:
+    """An empty path in ``PYTHONPATH`` is the working directory, as without this."""
+    (tmp_path / "beside.py").write_text("print('found')\n")
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "app"
+    script.write_text("import beside\n")
+    variables = {"PYTHONPATH": f"{os.pathsep}{PATH}"}
+    done = launched(sys.executable, str(script), variables=variables, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("found\n", "")
+
+
+def test_a_relative_directory(tmp_path: Path) -> None:
+    """A relative directory is that of the command's start, also if the command goes elsewhere."""
+    (tmp_path / "pools").mkdir()
+    done = launched(*python("os.chdir('/'); use('a')"), options=("--directory", "pools"), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert checkouts(tmp_path / "pools") == {"a": 3.0}
+
+
 def test_a_sitecustomize_that_fails(tmp_path: Path) -> None:
     """If it raises, Python says so as without this, and the engines are instrumented all the same."""
     (tmp_path / "sitecustomize.py").write_text("import missing_module_of_theirs\n")
@@ -290,6 +309,23 @@ def test_the_streams() -> None:
     program = "import sys; print(sys.stdin.read(), end=''); print('e', file=sys.stderr)"
     done = launched(sys.executable, "-c", program, input="line\n")
     assert (done.stdout, done.stderr) == ("line\n", "e\n")
+
+
+def test_streams_that_are_closed() -> None:
+    """A command runs without standard streams, too, as a daemon does."""
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *RUN, "--"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", "raise SystemExit(7)"],
+        check=False,
+        env={**os.environ, "PYTHONPATH": PATH},
+    )
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize("name", ["PIPE", "XFSZ"])
+def test_ignored_signals(name: str) -> None:
+    """Signals that Python ignores end the command, as without this."""
+    assert launched("sh", "-c", f"kill -{name} $$").returncode == -signal.Signals[f"SIG{name}"]
 
 
 def test_signals() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _SITE: Final = str(Path(__file__).parent / "site")
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of one's own is made in it
+# Python ignores these when it starts, and what is ignored stays so in the program that a process becomes.
+_IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 # As a shell has them.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
@@ -34,8 +37,8 @@ def run(options: Namespace) -> int:
     command: list[str] = options.arguments
     if not command:
         raise LaunchError("give a command to run, such as: sqlalchemy-pool-exporter run -- gunicorn app:app")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, _environment(options, os.environ))  # noqa: S606 - no shell, on purpose
     except OSError as error:
@@ -47,7 +50,8 @@ def run(options: Namespace) -> int:
 def _environment(options: Namespace, present: Mapping[str, str]) -> dict[str, str]:
     given = {
         environment.AUTO: "1",
-        environment.DIRECTORY: options.directory,
+        # The command may change its working directory.
+        environment.DIRECTORY: options.directory and str(Path(options.directory).absolute()),
         environment.SERVE: options.serve,
         environment.EXCLUDE: ",".join(options.exclude),
         environment.OTEL: "1" if options.otel else None,
@@ -56,8 +60,9 @@ def _environment(options: Namespace, present: Mapping[str, str]) -> dict[str, st
         environment.LEAK_AFTER: options.leak_after,
     }
     new = {**present, **{name: value for name, value in given.items() if value}}
-    others = [path for path in present.get("PYTHONPATH", "").split(os.pathsep) if path not in {"", _SITE}]
-    new["PYTHONPATH"] = os.pathsep.join((_SITE, *others))
+    # An empty path among others is the working directory.
+    paths = present["PYTHONPATH"].split(os.pathsep) if present.get("PYTHONPATH") else []
+    new["PYTHONPATH"] = os.pathsep.join((_SITE, *(path for path in paths if path != _SITE)))
     if options.serve and not new.get(environment.DIRECTORY):
         # Without one, each process would show itself alone, and only one of them.
         new[environment.DIRECTORY] = tempfile.mkdtemp(
