@@ -251,6 +251,24 @@ def test_a_provider_that_is_set_later(registry: CollectorRegistry, reader: InMem
         provider.shutdown()
 
 
+def test_before_and_after_the_provider_is_set(
+    registry: CollectorRegistry, reader: InMemoryMetricReader, provider: MeterProvider
+) -> None:
+    """Pools that were given the API's provider, and those that got the SDK's later, are all there, once."""
+    from opentelemetry.metrics._internal import _ProxyMeterProvider  # noqa: PLC0415 - of get_meter_provider()
+
+    api = _ProxyMeterProvider()
+    early, late = a_pool(), a_pool()
+    with instrument(early, name="early", registry=registry, meter_provider=api):
+        early.connect().close()
+        api.on_set_meter_provider(provider)
+        with instrument(late, name="late", registry=registry, meter_provider=provider):
+            late.connect().close()
+            metrics(reader)  # the readers of a provider that was set later are found by the first collection
+            assert values(reader, "late") == values(reader, "early")
+            assert len(values(reader, "late")) == 10
+
+
 def test_an_sdk_of_another_make(
     registry: CollectorRegistry, reader: InMemoryMetricReader, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -198,11 +198,13 @@ class Export:
                 self._readers.add(reader)
                 _Reader(self, reader).attach()
 
+    def serves(self, provider: MeterProvider) -> bool:
+        """Return whether this is for a provider: for itself, or for the API's, which stands for it."""
+        return self._sdk is _real(provider)
+
     @property
     def _sdk(self) -> Any:
-        """The SDK's provider. The API's stands for it until the application has set one."""
-        provider = self._provider()
-        return getattr(provider, "_real_meter_provider", None) or provider
+        return _real(self._provider())
 
     @property
     def resource(self) -> Any:
@@ -316,6 +318,11 @@ class _Reader:
         return next(kinds, AggregationTemporality.CUMULATIVE)
 
 
+def _real(provider: Any) -> Any:
+    """Return the SDK's provider. The API's stands for it until the application has set one."""
+    return getattr(provider, "_real_meter_provider", None) or provider
+
+
 def _readers(provider: Any) -> list[Any]:
     """Return the readers of a provider of the SDK; none of another one."""
     readers: Any = getattr(provider, "_metric_readers", None)
@@ -339,6 +346,7 @@ _lock = threading.Lock()
 def export(provider: MeterProvider, own: OwnPools, identity: Identity) -> None:
     """Let a meter provider have the pools of an identity, as far as this process has them."""
     with _lock:
-        if provider not in _exports:
-            _exports[provider] = Export(provider)
+        found = next((one for one in _exports.values() if one.serves(provider)), None)
+        # One for both the API's provider and the SDK's: of two instruments of one name the SDK keeps the first.
+        _exports[provider] = found or Export(provider)
         _exports[provider].add(own, identity)
