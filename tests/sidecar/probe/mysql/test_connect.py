@@ -8,6 +8,7 @@ import logging
 import sys
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pymysql
 import pytest
@@ -229,6 +230,20 @@ async def test_a_new_password_is_read_at_the_next_connect(maria: MariaDB, tmp_pa
         assert {"authentication": 1} == runner.probe.status.failures
         file.write_text(maria.dsn())
         assert (await runner.probe_again()).is_up
+
+
+@scenario
+@pytest.mark.parametrize("password", ["p@ss/w:rd?#&=%", "p\u00e4sswort", "100 \u20ac"])
+async def test_characters_of_a_password(maria: MariaDB, password: str) -> None:
+    """A password may have any character, as a client that sends UTF-8 has set it."""
+    with maria.admin() as admin:
+        admin.execute("CREATE OR REPLACE USER written@'%%' IDENTIFIED BY %s", [password])
+    try:
+        async with running(target(maria.dsn("written", quote(password, safe="")))) as runner:
+            assert runner.probe.status.is_up
+    finally:
+        with maria.admin() as admin:
+            admin.execute("DROP USER written@'%'")
 
 
 def test_a_driver_that_is_missing(

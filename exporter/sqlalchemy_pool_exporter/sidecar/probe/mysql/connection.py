@@ -140,7 +140,8 @@ async def _connect(dsn: MySQLDSN, context: Context) -> Any:
     return await asyncmy.connect(
         **{"host": dsn.host, **place},
         user=dsn.user,
-        password=dsn.reveal_password(),
+        # The driver would encode a text as Latin-1; accounts are made by clients that send UTF-8.
+        password=dsn.reveal_password().encode(),
         database=dsn.database,
         ssl=context,
         charset="utf8mb4",
