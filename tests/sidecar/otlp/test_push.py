@@ -15,6 +15,7 @@ from sqlalchemy_pool_exporter.conventions import PREFIX
 from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.sidecar.config import load
+from sqlalchemy_pool_exporter.sidecar.otlp.settings import OTLP
 from tests.support.otlp_receiver import Receiver, number, points
 from tests.support.samples import key
 from tests.support.sidecar import Sidecar
@@ -148,6 +149,73 @@ def test_a_receiver_that_fails(receiver: Receiver, configured: Callable[..., Pat
     assert ["are not pushed" in line for line in told] == [True, False], told
 
 
+def pushed_once(**options: Any) -> tuple[int, int]:
+    """Push once; return how many pushes succeeded and how many failed."""
+    from sqlalchemy_pool_exporter.sidecar.otlp.pusher import Pusher  # noqa: PLC0415 - an extra
+
+    pusher = Pusher(OTLP(timeout_seconds=2.0, **options), list)
+    pusher.start()
+    pusher.stop()
+    return pusher.status[:2]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (302, "302 Found, a redirect, which is not followed"),
+        (308, "308 Permanent Redirect, a redirect, which is not followed"),
+        (404, "404 Not Found"),
+        (503, "503 Service Unavailable"),
+    ],
+)
+def test_answers_that_are_failures(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int, reason: str
+) -> None:
+    """The log says how the receiver answered, also if the push was repeated. A redirect is no success."""
+    receiver.status = status
+    assert pushed_once(endpoint=receiver.url) == (0, 1)
+    assert caplog.messages == [f"metrics are not pushed to the OTLP endpoint: {reason}"]
+
+
+def test_no_receiver(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why none can be reached, without the URL, which may have a token."""
+    assert pushed_once(endpoint=f"http://127.0.0.1:9/{TOKEN}?key={TOKEN}") == (0, 1)
+    assert "Connection refused" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("headers", [f"Authorization: Bearer {TOKEN}", f"authorization=%20{TOKEN}\\"])
+def test_headers_of_the_environment(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, headers: str
+) -> None:
+    """What the exporter's library says of the headers that OpenTelemetry's variables have is in no log line."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    receiver.status = 401
+    assert pushed_once(endpoint=receiver.url) == (0, 1)
+    assert TOKEN not in caplog.text
+
+
+def test_since_when_counts_go(receiver: Receiver, configured: Callable[..., Path], tmp_path: Path) -> None:
+    """The first points span no time: what was counted before a sidecar began is not of its time. The next go on."""
+    path = configured()
+    with Worker(tmp_path / "segments") as worker:
+        worker.do("pool", "orders")
+        worker.do("cycle", "orders", 3)
+        with Sidecar("--config", path):
+            assert eventually(lambda: len(receiver.requests) >= 2)
+    first, second = (
+        next(iter(points(metric).values()))
+        for request in (receiver.requests[0], receiver.requests[1])
+        for resource in request[1].resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "sqlalchemy_pool_checkouts"
+    )
+    assert number(first) == number(second) == 3
+    assert first.start_time_unix_nano == first.time_unix_nano
+    assert second.start_time_unix_nano == first.time_unix_nano < second.time_unix_nano
+
+
 def test_a_receiver_that_hangs(receiver: Receiver, configured: Callable[..., Path]) -> None:
     """A receiver that never answers disturbs neither scrapes nor the end."""
     receiver.may_answer.clear()
@@ -203,6 +271,23 @@ def test_faults(configured: Callable[..., Path], tmp_path: Path, options: dict[s
     (tmp_path / "headers").write_text(TOKEN)
     with pytest.raises(ConfigError, match=fault.replace("[", r"\[")) as raised:
         load(configured(**options))
+    assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {TOKEN}==",
+        f"authorization=%20{TOKEN}",
+        f"authorization=%0A{TOKEN}",
+        f"authorization=\u20ac{TOKEN}",
+    ],
+)
+def test_headers_that_http_has_not(configured: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    """What cannot be sent is refused when it is read: the exporter's library would quote it."""
+    (tmp_path / "headers").write_text(text)
+    with pytest.raises(ConfigError, match=r"otlp.headers_file: headers must be name=value") as raised:
+        load(configured(headers_file="headers"))
     assert TOKEN not in str(raised.value)
 
 

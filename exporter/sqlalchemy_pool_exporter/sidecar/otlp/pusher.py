@@ -8,11 +8,14 @@ that fails is not kept: counts are cumulative, so the next one says all.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import Resource
@@ -20,7 +23,7 @@ from opentelemetry.sdk.resources import Resource
 from .conversion import Times, converted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
@@ -30,6 +33,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("sqlalchemy_pool_exporter")
 _MOST_SAID = 200  # characters of a reason
+_REDIRECT: Final = 3  # first digit of the status
+# The exporter's library sends the headers of these, too.
+_HEADER_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_CREDENTIAL_VARIABLES: Final = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_METRICS_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+)
 
 
 class Status(NamedTuple):
@@ -43,7 +53,8 @@ class Status(NamedTuple):
 class Pusher:
     """Pushes the metrics of a sidecar at each interval, and once more when it is stopped.
 
-    Mutable state: the status, the exporter with the headers that it sends, and whether the last push failed.
+    Mutable state: the status, the exporter with the headers that it sends, the end of its last request, when the first
+    push succeeded, and whether the last one failed.
 
     Args:
         settings: of the configuration, with an endpoint.
@@ -58,8 +69,9 @@ class Pusher:
         self.status = before or Status()
         self._collect = collect
         self._exporter: tuple[dict[str, Secret], Any] | None = None
+        self._requests = _Requests()
         self._has_failed = False
-        self._began = time.time_ns()
+        self._began = 0
         self._resource = _resource(settings.service_name)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sqlalchemy-pool-exporter-otlp", daemon=True)
@@ -87,12 +99,14 @@ class Pusher:
 
     def _push(self) -> None:
         said = _Said()
+        self._requests.end = ""
         try:
             with said:
                 is_done = self._export()
-            reason = said.reason
         except Exception as error:  # noqa: BLE001 - whatever it is, the next push is due
-            is_done, reason = False, f"{type(error).__name__}: {error}"
+            is_done, said.reason = False, f"{type(error).__name__}: {error}"
+        # Of a request that it has repeated, the library says only that time is up; older ones quote the URL.
+        reason = self._requests.end or said.reason
         status = self.status
         if is_done:
             self.status = status._replace(succeeded=status.succeeded + 1, last_success=time.time())
@@ -108,9 +122,15 @@ class Pusher:
 
     def _export(self) -> bool:
         exporter = self._exporter_now()
-        times = Times(self._began, time.time_ns())
+        now = time.time_ns()
+        # The processes have counted before, and this one may have pushed that before it was started again. So the first
+        # points span no time, which means "counted since an unknown time": a receiver adds only what comes after them.
+        times = Times(self._began or now, now)
         data = converted(self._collect(), self._resource, times, own_metrics=self.settings.own_metrics)
-        return bool(exporter.export(data) is MetricExportResult.SUCCESS)
+        is_done = bool(exporter.export(data) is MetricExportResult.SUCCESS)
+        if is_done:
+            self._began = times.began
+        return is_done
 
     def _exporter_now(self) -> Any:
         """Return an exporter with the headers of now: a token may have been renewed."""
@@ -122,16 +142,55 @@ class Pusher:
                 headers=revealed or None,
                 # The older ones take whole seconds.
                 timeout=max(1, round(self.settings.timeout_seconds)),
+                # The library makes one with credentials only if it gets none.
+                session=None if any(map(os.environ.get, _CREDENTIAL_VARIABLES)) else self._requests,
             )
             self._exporter = headers, exporter
         return self._exporter[1]
 
     def _hidden(self, reason: str) -> str:
-        """Return a reason without what the headers say: a library may quote them, or a receiver."""
-        for secret in () if self._exporter is None else self._exporter[0].values():
-            if secret.reveal():
-                reason = reason.replace(secret.reveal(), "***")
+        """Return a reason without secrets: a library may quote URL and headers, or a receiver."""
+        for secret in (self.settings.endpoint, *self._values_of_headers()):
+            if secret:
+                reason = reason.replace(secret, "***")
         return reason[:_MOST_SAID]
+
+    def _values_of_headers(self) -> Iterator[str]:
+        for secret in () if self._exporter is None else self._exporter[0].values():
+            yield secret.reveal()
+        for name in _HEADER_VARIABLES:
+            for header in os.environ.get(name, "").split(","):
+                value = header.partition("=")[2].strip()
+                yield from (value, unquote(value))
+
+
+class _Requests(requests.Session):
+    """Follows no redirect, since that would turn a push into a GET. Mutable state: how the last request ended."""
+
+    end = ""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a request; raise if the answer is a redirect, which the exporter's library takes for a success."""
+        try:
+            response = super().send(request, **{**options, "allow_redirects": False})
+        except Exception as error:
+            self.end = _cause(error)
+            raise
+        self.end = f"{response.status_code} {response.reason}"
+        if response.status_code // 100 == _REDIRECT:
+            self.end += ", a redirect, which is not followed"
+            raise requests.TooManyRedirects(self.end)
+        return response
+
+
+def _cause(error: Exception) -> str:
+    """Return why a request failed, without its URL: requests wraps what urllib3 wraps."""
+    cause: Any = error
+    for _ in range(2):
+        inner = getattr(cause, "reason", None) or next(iter(getattr(cause, "args", ())), None)
+        if isinstance(inner, Exception):
+            cause = inner
+    return f"{type(cause).__name__}: {cause}"
 
 
 class _Said(logging.Handler):
@@ -140,7 +199,8 @@ class _Said(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.reason = "no reason is known"
-        self._logger = logging.getLogger("opentelemetry.exporter.otlp")
+        # Of all of OpenTelemetry: what reads the variables quotes headers that it does not understand.
+        self._logger = logging.getLogger("opentelemetry")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the last reason."""
@@ -152,6 +212,7 @@ class _Said(logging.Handler):
 
     def __exit__(self, *exc_info: object) -> None:
         self._logger.removeHandler(self)
+        self._logger.propagate = True
 
 
 def _resource(service_name: str) -> Resource:

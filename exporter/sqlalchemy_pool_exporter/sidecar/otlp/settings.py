@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,9 @@ _EXPORTER = (
     "opentelemetry.exporter",
     "opentelemetry.exporter.otlp.proto.http.metric_exporter",
 )
+# What HTTP takes; of a name, RFC 9110 calls it a token.
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"(?! )[ -~\xa1-\xff]*(?<! )")
 
 
 def _endpoint(text: str) -> str:
@@ -119,10 +123,10 @@ class OTLP(Section):
             if not part.strip():
                 continue
             # As OTEL_EXPORTER_OTLP_HEADERS has them, with values that may be percent-encoded.
-            value = unquote(value.strip())
-            if not (equals and name.strip().isascii() and value.isprintable()):
+            name, value = name.strip().lower(), unquote(value.strip())
+            if not (equals and _NAME.fullmatch(name) and _VALUE.fullmatch(value)):
                 raise ConfigError("headers must be name=value, with commas or newlines between them")
-            found[name.strip().lower()] = Secret(value)
+            found[name] = Secret(value)
         return found
 
 
