@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # With two statuses, a shell or an init system can distinguish a wrong call from a failure.
 _WRONG_CONFIGURATION = 2
 _FAILED = 1
+_INTERRUPTED = 130  # as shells say it of a program that Ctrl-C ended
 _COULD_NOT_LOOK = 2  # of `audit`, where 1 says that something was found
 _LEAST_INTERVAL, _MOST_INTERVAL = 0.5, 3600.0  # of `top`, in seconds
 
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), _COULD_NOT_LOOK if options.command == "audit" else _FAILED)
     except (BundleError, EndpointError) as error:
         return _say(str(error), _FAILED)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
 
 
 # Each command imports its modules when it runs: a health check every 30 seconds must not load the server, and `rules`

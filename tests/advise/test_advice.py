@@ -10,6 +10,7 @@ import pytest
 
 from sqlalchemy_pool_exporter.advise import words
 from sqlalchemy_pool_exporter.advise.advice import Advice, Objective, advise
+from sqlalchemy_pool_exporter.advise.histogram import EMPTY
 from sqlalchemy_pool_exporter.advise.observation import Server
 from sqlalchemy_pool_exporter.advise.replay import Pool, replay, traffic
 from tests.support.queues import of_durations
@@ -88,6 +89,13 @@ def test_no_traffic() -> None:
         advice.pool_recycle_seconds,
     )
     assert "nothing to size it by" in said(advice)
+
+
+def test_without_hold_times() -> None:
+    """Where that metric was dropped it is said, and not that there is no traffic."""
+    advice = advised(has_holds=False, holds=EMPTY)
+    assert advice.pool_size is None
+    assert "50/s callers, but hold_seconds is not in what was read" in said(advice)
 
 
 def test_saturated() -> None:

@@ -12,7 +12,11 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine
 
 from sqlalchemy_pool_exporter import instrument, serve
+from sqlalchemy_pool_exporter.advise.prometheus import Prometheus as Source
+from sqlalchemy_pool_exporter.advise.prometheus import Span
 from sqlalchemy_pool_exporter.cli import main
+from sqlalchemy_pool_exporter.errors import BoardError
+from sqlalchemy_pool_exporter.top.client import Client, Credentials
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.sidecar import run
 from tests.support.traffic import using
@@ -77,3 +81,53 @@ def test_prometheus(
     assert 2 == pool["now"]["pool_size"]
     assert pool["advice"]["pool_size"] >= 1
     assert observed["connect_seconds_mean"] > 0.0
+
+
+def test_pool_that_has_ended(server: Server, application_name: str, tmp_path: Path) -> None:
+    """A pool whose process ended within its busiest window is known; a window need not be whole seconds."""
+    registry = CollectorRegistry()
+    engine = create_engine(
+        server.url("postgresql+psycopg", application_name=application_name), pool_size=2, max_overflow=1
+    )
+    with (
+        instrument(engine, name="batch", registry=registry),
+        serve(host="127.0.0.1", port=0, registry=registry) as endpoint,
+        Prometheus(scraping({"shop": [f"127.0.0.1:{endpoint.port}"]}), tmp_path) as prometheus,
+    ):
+        prometheus.wait_for("sqlalchemy_pool_instances")
+        with using(engine, hold=0.02, pause=0.01):
+            time.sleep(3.0)
+        count = registry.get_sample_value("sqlalchemy_pool_checkouts_total", {"pool": "batch"})
+        prometheus.wait_until(
+            lambda: any(one.value == count for one in prometheus.query("sqlalchemy_pool_checkouts_total")),
+            "the last checkout",
+        )
+        endpoint.close()
+        prometheus.wait_until(lambda: not prometheus.query("sqlalchemy_pool_instances"), "its end")
+        source = Source(prometheus.url, Credentials())
+        (one,) = source.watch(Span(60.0, 30.0)).observations
+        (short,) = source.watch(Span(60.0, 2.5)).observations
+    engine.dispose()
+    assert ("batch", 1.0, 2.0, 1.0) == (one.pool, one.instances, one.size, one.max_overflow)
+    assert count == pytest.approx(one.checkouts, rel=0.5)
+    assert short.seconds == 2.5
+    # Not those of three seconds in two and a half.
+    assert short.checkouts < 2.5 * 1.0 / 0.03
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{}",
+        "null",
+        '{"status": "success"}',
+        '{"status": "success", "data": null}',
+        '{"status": "success", "data": {"result": [1]}}',
+        '{"status": "success", "data": {"result": [{"metric": {"pool": "a"}, "values": []}]}}',
+    ],
+)
+def test_no_prometheus(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that looks like that of a Prometheus and is none is an error that says so."""
+    monkeypatch.setattr(Client, "post", lambda *_: (200, answer.encode()))
+    with pytest.raises(BoardError, match="answers with something else than Prometheus does"):
+        Source("http://localhost", Credentials()).watch(Span(60.0, 30.0))

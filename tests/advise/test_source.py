@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_pool_exporter.advise.table import Table
     from tests.support.pg import Server
 
 
@@ -116,6 +119,83 @@ def test_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         first.kill()
         second.kill()
+
+
+@pytest.mark.parametrize("other", [(-1, 0), (2, -1)], ids=["NullPool", "max_overflow=-1"])
+def test_pools_of_which_some_have_no_limit(
+    tmp_path: Path, other: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit of one process is no limit of all, and is not spread over those that have none."""
+    with Worker(tmp_path) as first, Worker(tmp_path) as second:
+        first.do("pool", "orders", 1, 0)
+        second.do("pool", "orders", *other)
+        for worker in (first, second):
+            worker.do("cycle", "orders", 10)
+        (one,) = since_start(Directory(tmp_path)).observations
+        assert (2.0, 20.0, None, None) == (one.instances, one.checkouts, one.capacity, one.max_overflow)
+        assert 0 == main(["advise", str(tmp_path), "--since-start", "--json"])
+        assert 0 == main(["advise", str(tmp_path), "--since-start"])
+    assert "what processes that have ended did before counts, too" in capsys.readouterr().out
+
+
+class Text:
+    """Scrapes that are given as text."""
+
+    name = "here"
+
+    def __init__(self, *texts: str) -> None:
+        self._texts = iter(texts)
+
+    def scrape(self) -> Table:
+        return table(next(self._texts))
+
+
+def test_started_later_than_now() -> None:
+    """Another machine's clock may be ahead: a time that is negative is no time to take a mean of."""
+    text = """
+sqlalchemy_pool_instances{pool="orders"} 1
+sqlalchemy_pool_exporter_worker_info{worker="000",started="2999-01-01T00:00:00Z"} 1
+"""
+    with pytest.raises(BoardError, match="were started later than now by this machine's clock"):
+        since_start(Text(text))
+
+
+def test_numbers_that_are_none() -> None:
+    """NaN and infinity are no samples, and a pool of which there is none is not live."""
+    text = 'sqlalchemy_pool_instances{{pool="orders"}} 1\nsqlalchemy_pool_instances{{pool="other"}} {}\n'
+    for value in ("NaN", "+Inf", "-Inf", "0", "-1"):
+        scrapes = Text(*[text.format(value)] * 2)
+        assert ["orders"] == [one.pool for one in watch(scrapes, 0.0).observations]
+    infinite = f'{text.format(0)}sqlalchemy_pool_timeout_seconds{{pool="orders"}} +Inf\n'
+    (one,) = watch(Text(infinite, infinite), 0.0).observations
+    assert one.timeout_seconds is None
+
+
+class Closed(io.StringIO):
+    """A stream that nobody reads."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def test_progress_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice does not depend on a standard error stream."""
+    text = 'sqlalchemy_pool_instances{pool="orders"} 1\n'
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert 1 == len(watch(Text(text, text), 0.001).observations)
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "__stderr__", None)
+    assert 1 == len(watch(Text(text, text), 0.001).observations)
+
+
+def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends it without a traceback."""
+
+    def interrupt(_: Directory) -> Table:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Directory, "scrape", interrupt)
+    assert 130 == main(["advise", str(tmp_path)])
 
 
 def test_static_pool(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def observed(**facts: Any) -> Observation:
         "timeouts": 0.0,
         "cancelled": 0.0,
         "busiest": None,
+        "has_holds": True,
         "holds": of_durations([0.02] * 5000),
         "waits": EMPTY,
         "connects": of_durations([0.01] * 10),

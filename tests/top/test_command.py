@@ -219,6 +219,20 @@ def test_an_output_that_takes_nothing(
             assert reason in line
 
 
+def test_an_output_that_is_closed(
+    tmp_path: Path,
+    process: Callable[..., Process],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a standard output that is said in a line, too."""
+    process()
+    monkeypatch.setattr(sys, "__stdout__", None)
+    for option in ("--once", "--json"):
+        assert main(["top", option, "--directory", str(tmp_path)]) == 1
+        assert "cannot write to the standard output: it is closed" in capsys.readouterr().err
+
+
 def test_without_a_terminal(tmp_path: Path, process: Callable[..., Process]) -> None:
     """Without a terminal the screen does not wait for ever: the message says what to use."""
     process()

@@ -7,6 +7,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
+from sqlalchemy_pool_exporter.top import client
 from sqlalchemy_pool_exporter.top.client import Credentials
 from sqlalchemy_pool_exporter.top.source import DirectorySource, EndpointSource
 from tests.support.sidecar import Sidecar
@@ -22,7 +24,6 @@ from tests.support.web_files import PASSWORD, Files, hashed, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.support.segments import Process
 
@@ -159,12 +160,48 @@ def test_no_redirect() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host", "http://", "http://host:99999", "http://[::1", "file:///etc/passwd"]
+    "url",
+    [
+        "ftp://host",
+        "http://",
+        "http://host:99999",
+        "http://[::1",
+        "file:///etc/passwd",
+        f"http://{'a' * 64}.example",
+    ],
 )
 def test_no_url(url: str) -> None:
     """What is no URL of HTTP is refused at once."""
     with pytest.raises(BoardError, match="the URL is none of HTTP"):
         EndpointSource(url)
+
+
+def test_any_path() -> None:
+    """A path may have any characters; those that HTTP does not have are escaped."""
+    with answering(404) as fake, pytest.raises(BoardError, match="answers 404"):
+        EndpointSource(f"{fake.url}/caf\xe9 1/%41/").read(Query())
+    assert fake.requests[0][0].startswith("/caf%C3%A9%201/%41/api/v1/pools?")
+
+
+@pytest.mark.parametrize("token", ["t0ken\nmore", "t0ken\u20ac"])
+def test_a_token_that_is_none(token: str) -> None:
+    """A token that no header can have is refused, and no message has it."""
+    with pytest.raises(BoardError, match="the token has a line break or another character") as caught:
+        EndpointSource("http://localhost", Credentials(token=token))
+    assert "t0ken" not in str(caught.value)
+
+
+def test_an_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of an answer is not taken for all of it."""
+    monkeypatch.setattr(client, "_MOST_BYTES", 1000)
+    with answering(body=b" " * 1001) as fake, pytest.raises(BoardError, match="has more than 0 MiB"):
+        EndpointSource(fake.url).read(Query())
+
+
+def test_a_directory_that_cannot_be_looked_at() -> None:
+    """A name that the system refuses is an error that says why."""
+    with pytest.raises(BoardError, match="File name too long"):
+        DirectorySource(Path("a" * 5000))
 
 
 def test_a_wrong_certificate(tmp_path: Path) -> None:

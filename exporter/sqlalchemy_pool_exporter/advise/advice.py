@@ -122,7 +122,7 @@ def _replay_now(observed: Observation, callers: Traffic, ping: float) -> Waits |
     return replay(
         callers,
         Pool(
-            max(0, round(observed.size)),
+            max(1, round(observed.size)),
             math.inf if observed.max_overflow is None else round(observed.max_overflow),
             observed.connects.mean,
             ping,

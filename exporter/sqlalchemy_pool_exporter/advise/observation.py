@@ -42,6 +42,7 @@ class Observation:
     timeouts: float
     cancelled: float
     busiest: float | None  # checkouts a second of the busiest pool of the name, where they are told apart
+    has_holds: bool  # whether hold times are among what was read
     holds: Histogram
     waits: Histogram
     connects: Histogram
@@ -125,7 +126,7 @@ def observations(grown: Table, now: Table, *, seconds: float, at: float) -> Iter
         at: Unix time of its end.
     """
     for pool, instances in sorted(now.sum_by("instances", "pool").items()):
-        if instances:
+        if instances > 0.0:
             yield _observation(pool, instances, grown, now, seconds, at)
 
 
@@ -134,7 +135,7 @@ def _observation(  # noqa: PLR0913, PLR0917 - as many facts
 ) -> Observation:
     def of_one(name: str) -> float | None:
         total = now.total(name, pool=pool)
-        return None if total is None else total / instances
+        return None if total is None or _is_lacking(name, pool, now) else total / instances
 
     def counted(name: str, **labels: str) -> float:
         return grown.total(name, pool=pool, **labels) or 0.0
@@ -152,6 +153,7 @@ def _observation(  # noqa: PLR0913, PLR0917 - as many facts
         timeouts=counted("checkout_timeouts_total"),
         cancelled=counted("checkout_errors_total", reason="cancelled"),
         busiest=_busiest(pool, grown, now, seconds),
+        has_holds=any(grown.samples("hold_seconds_bucket", pool=pool)),
         holds=_histogram("hold_seconds", pool, grown),
         waits=_histogram("checkout_wait_seconds", pool, grown),
         connects=_histogram("connect_seconds", pool, grown if counted("connect_seconds_count") else now),
@@ -165,6 +167,13 @@ def _observation(  # noqa: PLR0913, PLR0917 - as many facts
         open_now=now.total("connections", pool=pool) or 0.0,
         longest_held_seconds=now.most("longest_held_seconds", pool=pool) or 0.0,
     )
+
+
+def _is_lacking(name: str, pool: str, now: Table) -> bool:
+    """Return whether some pool of the name has no such limit, so that there is none for all of them."""
+    has = now.sum_by(name, "worker", pool=pool)
+    is_told = bool(now.total(f"without_{name}", pool=pool))  # by Prometheus
+    return is_told or any(worker not in has for worker in now.sum_by("instances", "worker", pool=pool))
 
 
 def _histogram(name: str, pool: str, grown: Table) -> Histogram:

@@ -24,6 +24,7 @@ exit status:
   0  the advice was printed, also if it is to change nothing
   1  no answer, no live pool, or no pool of that name
   2  a wrong option
+  130  Ctrl-C
 
 examples:
   sqlalchemy-pool-exporter advise http://localhost:10079 --for 60s
@@ -71,7 +72,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     how_long.add_argument(
         "--since-start",
         action="store_true",
-        help="take the mean since the first process was started, from one read; busy times are larger",
+        help="take the mean since the first process was started, from one read; busy times are larger, and "
+        "what replaced processes did before is in it",
     )
     command.add_argument(
         "--wait",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,6 +13,7 @@ from sqlalchemy_pool_exporter.board.words import duration
 from sqlalchemy_pool_exporter.errors import BoardError
 from sqlalchemy_pool_exporter.metrics import PREFIX
 from sqlalchemy_pool_exporter.top.client import Client, explained
+from sqlalchemy_pool_exporter.top.columns import printable
 
 from .observation import observations, servers
 from .source import Watched
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _API: Final = "/api/v1"
 _SUFFIXES: Final = ("/api/v1/query", "/graph", "/query", _API, "/")
+_STEPS_OF_A_WINDOW: Final = 20.0
 _MOST_STEPS: Final = 10_000  # Prometheus answers with 11,000 at most
 _NAME: Final = "metric"  # the label that tells the parts of one query apart
 
@@ -111,15 +114,21 @@ class Prometheus:
         )
         found: dict[str, float] = {}
         for one in series:
+            pool = one["metric"].get("pool", "")
+            if not pool:
+                continue
             # Of equal ones the last, which is nearest to what the application is now.
             _, at = max((float(value), float(when)) for when, value in one["values"])
-            found[one["metric"].get("pool", "")] = at
+            found[pool] = at
         return found
 
     def _observed(self, pool: str, at: float, span: Span, now: float, latest: Table) -> Iterator[Observation]:
         window = _seconds(span.window)
         grown = self._ask(_union(self._increases(pool, window)), at)
-        gauges = self._ask(_union((*self._gauges(pool), *self._fleet(pool, window))), at)
+        # What a process that ended within the window had at its end is not known at that of the window.
+        lately = f"[{window}:{_seconds(max(1.0, span.window / _STEPS_OF_A_WINDOW))}]"
+        states = ((name, f"last_over_time(({query}){lately})") for name, query in self._gauges(pool))
+        gauges = self._ask(_union((*states, *self._fleet(pool, window))), at)
         most = self._ask(_union(self._most(pool, span)), now)
         for name in ("connections", "longest_held_seconds"):  # what they are now
             gauges[name] = [sample for sample in latest.get(name, ()) if sample.labels.get("pool") == pool]
@@ -139,6 +148,9 @@ class Prometheus:
     def _gauges(self, pool: str) -> Iterator[tuple[str, str]]:
         for name in _SUMS:
             yield name, f"sum by (pool) ({self._series(name, pool)})"
+        for name in ("size", "max_overflow"):
+            lacking = f"{self._series('instances', pool)} unless {self._series(name, pool)}"
+            yield f"without_{name}", f"count by (pool) ({lacking})"
         for name in _LEASTS:
             yield name, f"min by (pool) ({self._series(name, pool)})"
         yield "longest_held_seconds", f"max by (pool) ({self._series('longest_held_seconds', pool)})"
@@ -175,7 +187,7 @@ class Prometheus:
         for one in self._data("query", query=query, time=repr(at)):
             labels = dict(one["metric"])
             value = float(one["value"][1])
-            if value == value:  # noqa: PLR0124 - not NaN, such as 0 / 0
+            if math.isfinite(value):  # not NaN, such as 0 / 0
                 table.setdefault(labels.pop(_NAME, ""), []).append(Sample(labels, value))
         return table
 
@@ -190,9 +202,26 @@ class Prometheus:
                 raise BoardError(f"{self.name} answers {status} {explained(status)}")
             raise BoardError(f"{self.name} answers with something else than Prometheus does")
         if answer["status"] != "success":
-            raise BoardError(f"{self.name} refuses a query: {answer.get('error', 'it does not say why')}")
+            why = printable(str(answer.get("error", "it does not say why")))
+            raise BoardError(f"{self.name} refuses a query: {why}")
+        if not _is_result(answer.get("data")):
+            raise BoardError(f"{self.name} answers with something else than Prometheus does")
         result: list[Any] = answer["data"]["result"]
         return result
+
+
+def _is_result(data: Any) -> bool:
+    """Return whether an answer has series with values; those of native histograms have none."""
+    return (
+        isinstance(data, dict)
+        and isinstance(data.get("result"), list)
+        and all(
+            isinstance(one, dict)
+            and isinstance(one.get("metric"), dict)
+            and bool(one.get("values") or one.get("value"))
+            for one in data["result"]
+        )
+    )
 
 
 def _union(parts: Iterable[tuple[str, str]]) -> str:
@@ -201,4 +230,5 @@ def _union(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{max(1, round(seconds))}s"
+    whole = round(seconds)
+    return f"{whole}s" if whole == seconds else f"{max(1, round(1000.0 * seconds))}ms"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from datetime import datetime
@@ -83,11 +84,15 @@ class Directory:
     """A directory that applications share, on this machine.
 
     Raises:
-        BoardError: it is no directory.
+        BoardError: it is no directory, or cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
-        if not directory.is_dir():
+        try:
+            is_directory = directory.is_dir()
+        except OSError as error:  # such as one below a directory of another user
+            raise BoardError(f"cannot read {str(directory)!r}: {error.strerror}") from error
+        if not is_directory:
             raise BoardError(f"{str(directory)!r} is no directory")
         self.name = str(directory)
         self._collector = FleetCollector(Reader(directory), worker_label=True, counters_per_worker=True)
@@ -118,13 +123,20 @@ def watch(
     before = _with_pools(source)
     began = clock()
     while (left := began + seconds - clock()) > 0.0:
-        sys.stderr.write(f"watching {source.name}: {left:.0f} s left\n")
-        sys.stderr.flush()
+        _say(f"watching {source.name}: {left:.0f} s left\n")
         wait(min(left, _PROGRESS_SECONDS))
     passed = clock() - began
     after = _with_pools(source)
     found = observations(growth(before, after, source.name), after, seconds=passed, at=time.time())
     return Watched(list(found), list(servers(after)), f"{source.name}, watched for {passed:.0f} s")
+
+
+def _say(progress: str) -> None:
+    """Write progress to the standard error stream; the advice is worth the wait without it."""
+    if sys.__stderr__ is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(progress)
+            sys.stderr.flush()
 
 
 def since_start(source: Scrapes) -> Watched:
@@ -135,8 +147,14 @@ def since_start(source: Scrapes) -> Watched:
     """
     now, at = _with_pools(source), time.time()
     seconds = at - _began(now, source)
+    if seconds <= 0.0:
+        raise BoardError(
+            f"{source.name}: its processes were started later than now by this machine's clock; leave out --since-start"
+        )
     found = observations(growth(Table(), now, source.name), now, seconds=seconds, at=at)
     how = f"{source.name}, the mean of {seconds:.0f} s since the first of its processes was started"
+    if now.get("exporter_workers"):
+        how += "; what processes that have ended did before counts, too"
     return Watched(list(found), list(servers(now)), how)
 
 

@@ -57,11 +57,11 @@ class Table(dict[str, list[Sample]]):
 
 
 def table_of(families: Iterable[Metric]) -> Table:
-    """Return the samples of this project's metrics in the families of a scrape."""
+    """Return the samples of this project's metrics in the families of a scrape; NaN and infinity say nothing."""
     table = Table()
     for family in families:
         for name, labels, value, *_ in family.samples:
-            if name.startswith(PREFIX):
+            if name.startswith(PREFIX) and math.isfinite(value):
                 table.setdefault(name.removeprefix(PREFIX), []).append(Sample(labels, value))
     return table
 

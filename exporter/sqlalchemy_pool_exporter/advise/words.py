@@ -34,6 +34,12 @@ def share(objective: Objective) -> str:
 def traffic(advice: Advice) -> Iterator[str]:
     """Yield what was seen of a pool."""
     seen = advice.observed
+    if not advice.has_traffic and seen.checkouts and not seen.has_holds:
+        yield (
+            f"{rate(seen.rate)} callers{_each(seen)}, but hold_seconds is not in what was read, so it cannot be sized: "
+            "do not drop that metric"
+        )
+        return
     if not advice.has_traffic:
         yield f"no checkout was returned in {duration(seen.seconds)}, so there is nothing to size it by"
         return

@@ -8,7 +8,7 @@ import http.client
 import ssl
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from sqlalchemy_pool_exporter.errors import BoardError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS: Final = 30.0
 # An endpoint answers with much less to what the terminal asks for.
 _MOST_BYTES: Final = 64 * 1024 * 1024
+_IN_PATHS: Final = "/%:@!$&'()*+,;=~"
 
 
 class Credentials(NamedTuple):
@@ -32,8 +33,15 @@ class Credentials(NamedTuple):
     key_file: Path | None = None
 
     def headers(self) -> dict[str, str]:
-        """Return the header that authenticates, if any does."""
+        """Return the header that authenticates, if any does.
+
+        Raises:
+            BoardError: the token has a character that no header can have.
+        """
         if self.token:
+            # http.client would raise with the token in its message.
+            if not (self.token.isascii() and self.token.isprintable()):
+                raise BoardError("the token has a line break or another character that no token has")
             return {"Authorization": f"Bearer {self.token}"}
         if self.user:
             both = f"{self.user}:{self.password}".encode()
@@ -70,7 +78,7 @@ class Client:
 
     def __init__(self, url: str, credentials: Credentials, *, suffixes: Sequence[str]) -> None:
         self._split = split = _split(url)
-        path = split.path
+        path = quote(split.path, safe=_IN_PATHS, errors="surrogateescape")
         for suffix in suffixes:
             path = path.removesuffix(suffix)
         self._path = path
@@ -86,7 +94,7 @@ class Client:
         """Return the status and the body of what is at a path, with its query.
 
         Raises:
-            BoardError: no answer.
+            BoardError: no answer, or one that is too long.
         """
         return self._ask("GET", target, {"Accept": accept}, None)
 
@@ -94,7 +102,7 @@ class Client:
         """Send a form, and return the status and the body of the answer.
 
         Raises:
-            BoardError: no answer.
+            BoardError: no answer, or one that is too long.
         """
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         return self._ask("POST", target, headers, urlencode(form).encode())
@@ -111,18 +119,21 @@ class Client:
         try:
             connection.request(method, self._path + target, body, {**headers, **self._headers})
             response = connection.getresponse()
-            return response.status, response.read(_MOST_BYTES)
+            answer = response.read(_MOST_BYTES + 1)
         except (OSError, http.client.HTTPException) as error:
             raise BoardError(f"no answer from {self.name}: {error or type(error).__name__}") from error
         finally:
             connection.close()
+        if len(answer) > _MOST_BYTES:
+            raise BoardError(f"the answer of {self.name} has more than {_MOST_BYTES // 2**20} MiB")
+        return response.status, answer
 
 
 def _split(url: str) -> SplitResult:
     try:
         split = urlsplit(url if "://" in url else f"http://{url}")
         is_usable = split.scheme in {"http", "https"} and bool(split.hostname)
-        _ = split.port  # raises ValueError
+        _ = split.port, (split.hostname or "").encode("idna")  # raises ValueError
     except ValueError:
         is_usable = False
     if not is_usable:

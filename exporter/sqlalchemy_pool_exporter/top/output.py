@@ -17,7 +17,7 @@ def write(text: str) -> None:
     Raises:
         BoardError: it cannot be written, for example because the disk is full.
     """
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = _encoding()
     _write(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -27,8 +27,14 @@ def write_json(value: Any) -> None:
     Raises:
         BoardError: as above.
     """
-    is_unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    is_unicode = _encoding().lower().replace("-", "").startswith("utf")
     _write(f"{json.dumps(value, indent=2, ensure_ascii=not is_unicode)}\n")
+
+
+def _encoding() -> str:
+    if sys.__stdout__ is None:
+        raise BoardError("cannot write to the standard output: it is closed")
+    return sys.stdout.encoding or "utf-8"
 
 
 def _write(text: str) -> None:

@@ -50,7 +50,11 @@ class DirectorySource:
         Raises:
             BoardError: it is no directory.
         """
-        if not directory.is_dir():
+        try:
+            is_directory = directory.is_dir()
+        except OSError as error:  # such as one below a directory of another user
+            raise BoardError(f"cannot read {str(directory)!r}: {error.strerror}") from error
+        if not is_directory:
             raise BoardError(f"{str(directory)!r} is no directory")
         self.name = str(directory)
         self._moments = Moments(Reader(directory).read)
