@@ -180,10 +180,11 @@ def test_recycle_with_mysql() -> None:
         (30.0, 0.9, 0.05, 2.0),
         (30.0, 0.02, 0.5, 5.0),
         (30.0, 40.0, 0.5, 30.0),
+        (30.0, 0.02, 60.0, 120.0),  # it would end waits that the objective allows
     ],
 )
 def test_timeout(has: float, hold: float, wait: float, wanted: float) -> None:
-    """``pool_timeout`` is longer than a useful wait and than usual hold times, and at most 30 s."""
+    """``pool_timeout`` is longer than a useful wait and than usual hold times, and 30 s at most for short ones."""
     holds = of_durations([hold] * 1000)
     advice = advised(Objective(wait_seconds=wait), timeout_seconds=has, holds=holds, checkouts=1000.0)
     assert wanted == advice.pool_timeout_seconds

@@ -135,3 +135,5 @@ def test_unknown_pool() -> None:
     """A pool that does not exist is an error that names those that do."""
     with pytest.raises(BoardError, match="no live pool is called 'order'; there are orders"):
         report(POOLS, names=["order"])
+    with pytest.raises(BoardError, match=r"there are .*\ufffdders"):
+        report(POOLS.replace('"orders"', '"or\x1bders"'), names=["order"])

@@ -175,9 +175,11 @@ def _timeout(observed: Observation, objective: Objective) -> float:
         _OBJECTIVES_BEFORE_TIMEOUT * objective.wait_seconds,
         2.0 * observed.holds.quantile(objective.share),
     )
-    most = next((one for one in _ROUND if one >= wanted), _MOST_TIMEOUT_SECONDS)
+    # A caller that may wait for that long must not give up before.
+    least = 2.0 * objective.wait_seconds
+    most = max(next((one for one in _ROUND if one >= wanted), _MOST_TIMEOUT_SECONDS), float(math.ceil(least)))
     has = observed.timeout_seconds
-    return has if has is not None and 2.0 * objective.wait_seconds <= has <= most else most
+    return has if has is not None and least <= has <= most else most
 
 
 def _recycle(observed: Observation, server: Server | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.errors import BoardError
+from sqlalchemy_pool_exporter.top.columns import printable
 from sqlalchemy_pool_exporter.top.main import credentials_of
 from sqlalchemy_pool_exporter.top.output import write, write_json
 
@@ -61,9 +62,8 @@ def report_of(
     of_pool = {pool: server for server in servers for pool in server.pools}
     known = {one.pool for one in watched.observations}
     if missing := sorted(set(names) - known):
-        raise BoardError(
-            f"no live pool is called {', '.join(map(repr, missing))}; there are {', '.join(sorted(known))}"
-        )
+        there_are = printable(", ".join(sorted(known)))
+        raise BoardError(f"no live pool is called {', '.join(map(repr, missing))}; there are {there_are}")
     advices = [advise(one, objective, of_pool.get(one.pool)) for one in watched.observations]
     # All pools of a server count, also those that are not shown.
     fits = [
