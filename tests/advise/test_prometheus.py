@@ -124,6 +124,7 @@ def test_pool_that_has_ended(server: Server, application_name: str, tmp_path: Pa
         '{"status": "success", "data": null}',
         '{"status": "success", "data": {"result": [1]}}',
         '{"status": "success", "data": {"result": [{"metric": {"pool": "a"}, "values": []}]}}',
+        '{"status": "success", "data": {"result": [{"metric": {"pool": "a"}, "value": [1, "1"]}]}}',
     ],
 )
 def test_no_prometheus(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:

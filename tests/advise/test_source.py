@@ -245,6 +245,17 @@ def test_restart_between_the_reads() -> None:
         growth(table(text.format(5, 2)), table(text.format(4, 2)), "here")
 
 
+def test_two_processes_that_answer_in_turn() -> None:
+    """What one process has counted and another has not is no growth; those that share a directory have the same."""
+    text = 'sqlalchemy_pool_checkouts_total{{pool="orders"}} {}\nprocess_start_time_seconds {}\n'
+    first, second = table(text.format(5, 1e9)), table(text.format(9, 1e9 + 0.01))
+    with pytest.raises(BoardError, match="here: two reads were answered by two processes"):
+        growth(first, second, "here")
+    assert 4.0 == growth(first, table(text.format(9, 1e9)), "here").total("checkouts_total")
+    shared = 'sqlalchemy_pool_exporter_workers{state="live"} 2\n'
+    assert 4.0 == growth(first, table(text.format(9, 2e9) + shared), "here").total("checkouts_total")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [

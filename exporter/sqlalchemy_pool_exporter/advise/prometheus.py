@@ -204,21 +204,19 @@ class Prometheus:
         if answer["status"] != "success":
             why = printable(str(answer.get("error", "it does not say why")))
             raise BoardError(f"{self.name} refuses a query: {why}")
-        if not _is_result(answer.get("data")):
+        if not _is_result(answer.get("data"), "values" if path == "query_range" else "value"):
             raise BoardError(f"{self.name} answers with something else than Prometheus does")
         result: list[Any] = answer["data"]["result"]
         return result
 
 
-def _is_result(data: Any) -> bool:
+def _is_result(data: Any, values: str) -> bool:
     """Return whether an answer has series with values; those of native histograms have none."""
     return (
         isinstance(data, dict)
         and isinstance(data.get("result"), list)
         and all(
-            isinstance(one, dict)
-            and isinstance(one.get("metric"), dict)
-            and bool(one.get("values") or one.get("value"))
+            isinstance(one, dict) and isinstance(one.get("metric"), dict) and bool(one.get(values))
             for one in data["result"]
         )
     )

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+_STARTED: Final = "process_start_time_seconds"  # prometheus_client's
 _GROWING: Final = ("_total", "_bucket", "_count", "_sum")
+
+
+_SHARE: Final = "Let them share a directory, and try again"
 
 
 class Sample(NamedTuple):
@@ -57,11 +61,14 @@ class Table(dict[str, list[Sample]]):
 
 
 def table_of(families: Iterable[Metric]) -> Table:
-    """Return the samples of this project's metrics in the families of a scrape; NaN and infinity say nothing."""
+    """Return the samples of this project's metrics in the families of a scrape, and when its process was started.
+
+    NaN and infinity say nothing.
+    """
     table = Table()
     for family in families:
         for name, labels, value, *_ in family.samples:
-            if name.startswith(PREFIX) and math.isfinite(value):
+            if (name.startswith(PREFIX) or name == _STARTED) and math.isfinite(value):
                 table.setdefault(name.removeprefix(PREFIX), []).append(Sample(labels, value))
     return table
 
@@ -70,8 +77,12 @@ def growth(before: Table, after: Table, where: str) -> Table:
     """Return by how much each counter grew. A series that is new counts from 0.
 
     Raises:
-        BoardError: one has become smaller, so the two reads do not tell of the same processes.
+        BoardError: the two reads do not tell of the same processes; one counter has become smaller, or another process
+            answered that has only its own.
     """
+    # All workers that share a directory have the same counters.
+    if "exporter_workers" not in after and before and before.most(_STARTED) != after.most(_STARTED):
+        raise BoardError(f"{where}: two reads were answered by two processes. {_SHARE}")
     grown = Table()
     for name, samples in after.items():
         if not name.endswith(_GROWING):
@@ -82,7 +93,7 @@ def growth(before: Table, after: Table, where: str) -> Table:
             if more < 0.0:
                 raise BoardError(
                     f"{where}: {PREFIX}{name} went back between two reads: the process was started again, or "
-                    "several answer in turn. Let them share a directory, and try again"
+                    f"several answer in turn. {_SHARE}"
                 )
             grown.setdefault(name, []).append(Sample(labels, more))
     return grown
