@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _SITE: Final = str(Path(__file__).parent / "site")
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of one's own is made in it
 # Python ignores these when it starts, and what is ignored stays so in the program that a process becomes.
-_IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+_IGNORED_BY_PYTHON: Final = [
+    getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)
+]
 # As a shell has them.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
