@@ -275,6 +275,19 @@ def test_under_opentelemetry(tmp_path: Path) -> None:
         assert done.stdout == "True\n"
 
 
+def test_pools_are_seen_where_opentelemetry_is_not_installed(tmp_path: Path) -> None:
+    """``--otel`` without the API is a line in the log; the segments have the pools all the same."""
+    (tmp_path / "opentelemetry.py").write_text("raise ModuleNotFoundError('no API')")
+    (tmp_path / "shared").mkdir()
+    done = launched(
+        *python("use('a')"),
+        options=("--otel", "--directory", str(tmp_path / "shared")),
+        variables={"PYTHONPATH": os.pathsep.join((str(tmp_path), PATH))},
+    )
+    assert (0, {"a": 3.0}) == (done.returncode, checkouts(tmp_path / "shared")), done.stderr
+    assert "OpenTelemetry gets no metrics of the pools, since its API is not installed: no API" in done.stderr
+
+
 def test_the_loader_leaves_no_trace() -> None:
     """SQLAlchemy's module has the loader and the source that it has without this."""
     program = (

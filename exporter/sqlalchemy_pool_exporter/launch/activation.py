@@ -18,6 +18,7 @@ from sqlalchemy_pool_exporter import environment
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from logging import Logger
     from types import ModuleType
 
 _SQLALCHEMY = "sqlalchemy"
@@ -94,18 +95,25 @@ def _start() -> None:
         from sqlalchemy_pool_exporter.recording.every_engine import instrument_all  # noqa: PLC0415
 
         instrument_all(
-            exclude=environment.words(environment.EXCLUDE), seen=_serve, meter_provider=_meter_provider()
+            exclude=environment.words(environment.EXCLUDE),
+            seen=_serve,
+            meter_provider=_meter_provider(logger),
         )
     except Exception:
         logger.exception("the engines of this process are not instrumented")
 
 
-def _meter_provider() -> Any:
+def _meter_provider(logger: Logger) -> Any:
     """Return OpenTelemetry's provider, which passes all on to the one that the application sets, if it is asked for."""
     if not environment.is_on(environment.OTEL):
         return None
-    from opentelemetry.metrics import get_meter_provider  # noqa: PLC0415 - only applications that use it have it
-
+    try:
+        from opentelemetry.metrics import get_meter_provider  # noqa: PLC0415 - only applications that use it have it
+    except ImportError as error:
+        logger.warning(
+            "OpenTelemetry gets no metrics of the pools, since its API is not installed: %s", error
+        )
+        return None
     return get_meter_provider()
 
 
