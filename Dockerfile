@@ -20,8 +20,9 @@ RUN python3 -m venv /build/tools \
         --require-hashes --only-binary=:all: --requirement requirements/exporter.lock
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY exporter/ exporter/
-COPY config/alerts.yml config/exporter.yaml config/
-COPY dashboards/database.json dashboards/overview.json dashboards/pool.json dashboards/
+COPY config/alerts.yml config/exporter.yaml config/thresholds.json config/
+COPY config/prometheus/rules/opentelemetry.rules.yml config/prometheus/rules/
+COPY dashboards/database.json dashboards/fleet.json dashboards/overview.json dashboards/pool.json dashboards/
 RUN SQLALCHEMY_POOL_EXPORTER_REQUIRE_EXTENSION=1 \
         /build/tools/bin/python -m pip wheel --no-build-isolation --no-deps --no-index --wheel-dir dist . \
     && /build/tools/bin/python -m pip --python /opt/exporter/bin/python install --no-deps --no-index dist/*.whl \

@@ -88,6 +88,11 @@ def test_wheel_contents(dist: Path) -> None:
         **{f"bundled/dashboards/{path.name}": path for path in (ROOT / "dashboards").glob("*.json")},
         "bundled/alerts.yml": ROOT / "config" / "alerts.yml",
         "bundled/exporter.yaml": ROOT / "config" / "exporter.yaml",
+        "bundled/opentelemetry.rules.yml": ROOT
+        / "config"
+        / "prometheus"
+        / "rules"
+        / "opentelemetry.rules.yml",
         "bundled/thresholds.json": ROOT / "config" / "thresholds.json",
         **{
             path.relative_to(PACKAGE).as_posix(): path

@@ -107,6 +107,20 @@ def test_hadolint() -> None:
     assert "DL3025" in said.stdout
 
 
+def test_what_the_wheel_bundles_is_copied() -> None:
+    """Each file that setup.py bundles is copied into its own folder."""
+    setup = (ROOT / "setup.py").read_text()
+    copied = {
+        (source, step.text.split()[-1].rstrip("/"))
+        for step in stages()[0]
+        if step.name == "COPY"
+        for source in step.sources
+    }
+    bundled = re.findall(r'^    "([^"]+)": "bundled/', setup, flags=re.MULTILINE)
+    assert len(bundled) > 5
+    assert {(source, source.rpartition("/")[0]) for source in bundled} <= copied
+
+
 def test_user_is_a_number() -> None:
     """The last stage ends as a non-root user and group, given as numbers, so that Kubernetes can check this."""
     steps = stages()[-1]
