@@ -53,8 +53,11 @@ def share(name: str) -> bool | float | None:
         None if the variable is not set; NaN if it says none of these.
     """
     given = os.environ.get(name, "").strip()
-    if not given:
-        return None
+    return share_of(given) if given else None
+
+
+def share_of(given: str) -> bool | float:
+    """Return whether a text switches something on or off, or the share that it says; NaN if it says none of these."""
     on_or_off = switch(given)
     if on_or_off is not None:
         return on_or_off

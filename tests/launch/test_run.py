@@ -288,6 +288,24 @@ def test_pools_are_seen_where_opentelemetry_is_not_installed(tmp_path: Path) -> 
     assert "OpenTelemetry gets no metrics of the pools, since its API is not installed: no API" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--serve", "foo", "--serve foo: expected host:port, :port or [ipv6]:port, or a port alone"),
+        ("--serve", "99999", "--serve 99999: a port is at most 65535"),
+        ("--sites", "bogus", "--sites bogus: expected on, off or a share between 0 and 1"),
+        ("--sites", "1.5", "--sites 1.5: expected on, off or a share"),
+        ("--leak-after", "-1s", "--leak-after -1s: expected a number of seconds"),
+        ("--exclude", "class:", "--exclude 'class:': the pattern is empty"),
+    ],
+)
+def test_a_wrong_option_is_said_before_the_command_starts(option: str, value: str, said: str) -> None:
+    """The status is 2, and the command does not start."""
+    done = launched(*python("print('started')"), options=(f"{option}={value}",))
+    assert (2, "") == (done.returncode, done.stdout)
+    assert said in done.stderr
+
+
 def test_the_loader_leaves_no_trace() -> None:
     """SQLAlchemy's module has the loader and the source that it has without this."""
     program = (

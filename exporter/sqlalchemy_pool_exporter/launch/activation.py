@@ -129,11 +129,12 @@ def _serve() -> None:
     _served_in = os.getpid()
     import logging  # noqa: PLC0415 - as above
 
-    from sqlalchemy_pool_exporter.address import Address  # noqa: PLC0415
     from sqlalchemy_pool_exporter.recording.endpoint import serve  # noqa: PLC0415
 
+    from .options import address as address_of  # noqa: PLC0415
+
     try:
-        address = Address.parse(where if ":" in where else f":{where}")
+        address = address_of(where)
         serve(address.port, *([address.host] if address.host else []))
     except (OSError, ValueError) as error:
         logging.getLogger("sqlalchemy_pool_exporter").warning("%s=%s: %s", environment.SERVE, where, error)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy_pool_exporter import environment
 from sqlalchemy_pool_exporter.errors import LaunchError
 
+from .options import check
+
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
@@ -34,11 +36,12 @@ def run(options: Namespace) -> int:
         The exit status if the command cannot be started.
 
     Raises:
-        LaunchError: there is no command.
+        LaunchError: there is no command, or an option is wrong.
     """
     command: list[str] = options.arguments
     if not command:
         raise LaunchError("give a command to run, such as: sqlalchemy-pool-exporter run -- gunicorn app:app")
+    check(options)
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     try:
