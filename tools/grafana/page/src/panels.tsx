@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The content of a panel, as the panel of Grafana that has its type puts it together from the same components.
-import { type DataFrame, type FieldDisplay, type TimeRange, VizOrientation, getDisplayValueAlignmentFactors, getFieldDisplayName } from '@grafana/data';
+import { type DataFrame, type FieldDisplay, type TimeRange, VizOrientation, applyNullInsertThreshold, getDisplayValueAlignmentFactors, getFieldDisplayName } from '@grafana/data';
 import { BigValue, BigValueColorMode, BigValueGraphMode, BigValueJustifyMode, BigValueTextMode, TimeSeries, type UPlotConfigBuilder, VizRepeater } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
+import { useMemo } from 'react';
 import { type Mode, ZONE, range, theme } from './data';
 import { stats } from './faults';
 import { Heatmap } from './heatmap';
@@ -70,8 +71,13 @@ function Stat({ panel, frames, mode, width, height }: Shown) {
 }
 
 function Graph({ panel, frames, answers, mode, width, height }: Shown) {
+  // As Grafana's panel does, which makes a gap where a series has no points. This component does so in the first frame alone.
+  const withGaps = useMemo(() => {
+    const [refFieldPseudoMin, refFieldPseudoMax] = [answers.start * 1000, answers.end * 1000];
+    return frames.map((frame) => applyNullInsertThreshold({ frame, refFieldPseudoMin, refFieldPseudoMax }));
+  }, [frames, answers]);
   return (
-    <TimeSeries frames={frames} timeRange={range(answers)} timeZone={ZONE} legend={panel.options.legend} options={panel.options} width={width} height={height}>
+    <TimeSeries frames={withGaps} timeRange={range(answers)} timeZone={ZONE} legend={panel.options.legend} options={panel.options} width={width} height={height}>
       {(builder: UPlotConfigBuilder) => {
         builder.addHook('draw', (plot) => {
           mark(plot, answers.marks, theme(mode).visualization.getColorByName('red'));
@@ -103,7 +109,10 @@ function noteAxis({ root, scales, data }: any, end: number): void {
   const values = data.slice(1).flatMap((series: Array<number | null>) => series.filter((value) => value !== null && value !== undefined));
   const top = Math.max(...Object.entries<any>(scales).map(([name, scale]) => (name === 'x' ? 0 : (scale.max ?? 0))));
   const isFar = values.length > 0 && values.every((value: number) => value === 0) && top > end;
-  root.closest('[data-panel]').dataset.zerosUpTo = isFar ? String(top) : '';
+  const box = root.closest('[data-panel]');
+  if (box) {
+    box.dataset.zerosUpTo = isFar ? String(top) : '';
+  }
 }
 
 function Table({ panel, frames, answers, width, height }: Shown) {
