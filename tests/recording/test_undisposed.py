@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from sqlalchemy_pool_exporter import instrument, uninstrument
+from sqlalchemy_pool_exporter.recording import undisposed
+from sqlalchemy_pool_exporter.recording.undisposed import WATCH
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.snapshot import counters
 from tests.support.samples import Exposition
@@ -47,6 +49,12 @@ START = """
         options = {"connect_args": {"check_same_thread": False}}
         return create_engine("sqlite://", poolclass=poolclass, **options)
 """
+
+
+@pytest.fixture(autouse=True)
+def _log_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the lines of earlier tests, or there may be enough of them in this minute."""
+    monkeypatch.setattr(WATCH, "_lines", 0)
 
 
 def engine_of(poolclass: type = QueuePool) -> Engine:
@@ -96,6 +104,7 @@ def test_engine_that_is_collected(
         "pid": os.getpid(),
         "when": "collected",
         "connections": open_connections,
+        "not_logged": report["not_logged"],  # of engines of earlier tests
         # What is collected before its pool is returned, and not lost with it.
         "in_use": report["in_use"],
     } == report
@@ -339,6 +348,52 @@ def test_end_of_the_interpreter(program: str, expected: list[str], tmp_path: Pat
     begin = "from sqlalchemy_pool_exporter import instrument, uninstrument\nengine = made()\n"
     assert expected == said(f"{begin}instrument(engine, name='orders')\n{program}", tmp_path)
     assert len(expected) == sum(counted(tmp_path).values())
+
+
+TENANTS = """
+    import gc
+    from sqlalchemy_pool_exporter import instrument
+    for number in range(60):
+        engine = made()
+        instrument(engine, name="tenant")
+        engine.connect().close()
+        if number == 49:
+            gc.collect()
+            time.sleep(0.5)
+            logging.warning("fifty")
+"""
+
+
+def test_many_engines_do_not_fill_the_log(tmp_path: Path) -> None:
+    """Of sixty tenants whose engines are dropped ten have a line; the last line of the process counts the others."""
+    lines = ended(TENANTS, tmp_path).stderr.splitlines()
+    pools = [line for line in lines if line.startswith("WARNING pool 'tenant' (pid ")]
+    assert (10, 12) == (len(pools), len(lines)), lines
+    assert lines[-1].startswith("WARNING 50 more pools ended with connections open (pid ")
+
+
+def test_a_later_line_says_how_many_have_none(
+    caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """After a minute there is a line again."""
+    WATCH._lines = undisposed._MOST_LINES
+    for _ in range(3):
+        use(forgotten(registry))
+        gc.collect()
+    assert eventually(lambda: WATCH._left_out >= 3)
+    WATCH._since -= undisposed._PERIOD_SECONDS
+    use(forgotten(registry))
+    gc.collect()
+    (report,) = eventually(lambda: reports(caplog))
+    assert report["not_logged"] >= 3
+    assert f"({report['not_logged']} more since the last line)" in caplog.messages[-1]
+    assert 4 == count(registry)
+
+
+def forgotten(registry: CollectorRegistry) -> Engine:
+    engine = engine_of()
+    instrument(engine, name="forgotten", registry=registry)
+    return engine
 
 
 @pytest.mark.parametrize("poolclass", ["NullPool", "StaticPool"])

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools that end with connections open because nobody called ``dispose()``: each is counted, and logged once.
+"""Pools that end with connections open because nobody called ``dispose()``: each is counted, and a few are logged.
 
 A pool ends when the garbage collector finds its engine, or with the interpreter. The first is known in the midst of
 anything, as garbage collection is, so a thread of its own writes the log: one that waited for a lock of the log there
 could wait for itself.
+
+An application that makes an engine for each tenant and drops it may lose hundreds a second. The log gets some lines a
+minute, and the next one says how many have none.
 
 The second is known for certain only when all exit functions of the application have run, because some of them dispose
 of engines. Python calls exit functions in the reverse order of their registration, and an engine's may have been
@@ -21,6 +24,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -34,6 +38,7 @@ _logger = logging.getLogger("sqlalchemy_pool_exporter")
 
 # For the thread that writes the log when the interpreter ends, in seconds.
 _MOST_WAIT: Final = 0.1
+_MOST_LINES, _PERIOD_SECONDS = 10, 60.0  # of the log
 _AFTER_ALL_OTHERS: Final = -1000  # of multiprocessing's finalizers, which have priorities
 _WHY: Final = {
     "collected": "its engine was garbage-collected and nobody had called dispose(); the server keeps a session until "
@@ -68,13 +73,15 @@ def _no_pools() -> Iterable[Pool]:
 class _Watch:
     """Waits for pools to end.
 
-    Mutable state: the pools of this process; those that ended and are not logged yet; whether the end of the
-    interpreter is awaited, has come, and whether a thread writes the log.
+    Mutable state: the pools of this process; those that ended and are not logged yet; since when how many lines are
+    logged, and how many pools are left out since the last line; whether the end of the interpreter is awaited, has
+    come, and whether a thread writes the log.
     """
 
     def __init__(self) -> None:
         self._pools: Callable[[], Iterable[Pool]] = _no_pools
         self._to_log: deque[Ending] = deque()
+        self._since, self._lines, self._left_out = -_PERIOD_SECONDS, 0, 0
         self.is_awaiting = False
         self._has_ended = False
         self._idle = threading.Event()
@@ -138,7 +145,7 @@ class _Watch:
                 except Exception as error:  # noqa: BLE001 - one odd pool does not hide the others
                     pool.fault(error)
             self._has_ended = True
-            if self._to_log:
+            if self._to_log or self._left_out:
                 fork.without_locks_of_the_parent(self._log_all)
                 self._idle.wait(_MOST_WAIT)
 
@@ -149,16 +156,39 @@ class _Watch:
                 try:
                     ending = self._to_log.popleft()
                 except IndexError:
-                    return
-                _log(ending)
+                    break
+                if self._may_log():
+                    _log(ending, self._take_left_out())
+                else:
+                    self._left_out += 1
+            if self._has_ended and (left_out := self._take_left_out()):
+                _logger.warning(
+                    "%d more pools ended with connections open (pid %d), which are not logged: "
+                    "sqlalchemy_pool_undisposed_total counts them",
+                    left_out,
+                    os.getpid(),
+                )
         except Exception:  # noqa: BLE001 - of a handler of the application, in a thread where nobody would see it
             return
         finally:
             self._idle.set()
 
+    def _take_left_out(self) -> int:
+        # Several threads may write at the same time: the first one says it.
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+    def _may_log(self) -> bool:
+        now = time.monotonic()
+        if now - self._since >= _PERIOD_SECONDS:
+            self._since, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= _MOST_LINES
+
     def _leave_parent(self) -> None:
         """In a forked child: what ended is the parent's, and so is the registration, if multiprocessing forked."""
         self._to_log.clear()
+        self._since, self._lines, self._left_out = -_PERIOD_SECONDS, 0, 0
         self._idle = threading.Event()
         self.is_awaiting = self._has_ended = False
         self._last_handler = None
@@ -188,24 +218,27 @@ def _child_of_multiprocessing() -> Any:
     return None if method == "spawn" else util
 
 
-def _log(ending: Ending) -> None:
+def _log(ending: Ending, left_out: int) -> None:
     report = {
         "pool": ending.name(),
         "pid": os.getpid(),
         "when": ending.when,
         "connections": ending.connections,
         "in_use": ending.in_use,
+        "not_logged": left_out,
     }
     are = "connection" if ending.connections == 1 else "connections"
     out = f", {ending.in_use} of them checked out" if ending.in_use else ""
+    more = f" ({left_out} more since the last line)" if left_out else ""
     _logger.warning(
-        "pool %r (pid %d) ends with %d %s open%s: %s",
+        "pool %r (pid %d) ends with %d %s open%s: %s%s",
         report["pool"],
         report["pid"],
         ending.connections,
         are,
         out,
         _WHY[ending.when],
+        more,
         extra={"pool_undisposed": report},
     )
 
