@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.metrics import Metric
 
 _CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
+# What counts on in a healthy pool. In trouble all does, and every alert fires.
+_HEALTHY = {
+    f"{PREFIX}{key}"
+    for key in (
+        "checkouts_total",
+        "checkins_total",
+        "connects_total",
+        "checkouts_by_site_total",
+        "hold_seconds_by_site",
+    )
+} | {f"{PREFIX}{key}" for key in ("checkout_wait_seconds", "connect_seconds", "ping_seconds", "hold_seconds")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +64,35 @@ class Exposition:
         shown = [(name, value) for name, value in lines if not _is_dropped(name, shape.drop)]
         self.series = len(shown)
         self._template = "".join(f"{name.replace('%', '%%')} %s\n" for name, _ in shown)
-        # A value, and what it grows by in a second.
-        self._values = [
-            (value, _growth(name) if name.partition("{")[0].endswith(_CUMULATIVE) else 0.0)
-            for name, value in shown
-        ]
+        # A value, and what it grows by in a second: in a healthy target, and in one with trouble.
+        self._values = [(value, _healthy_growth(name), _growth(name)) for name, value in shown]
         self._stamps = [
             at for at, (name, _) in enumerate(shown) if name.partition("{")[0].endswith("timestamp_seconds")
         ]
 
-    def text(self, seconds: float, pace: float) -> bytes:
+    def text(self, seconds: float, pace: float, *, is_in_trouble: bool) -> bytes:
         """Return the exposition after so many seconds of a target that counts at a pace of its own."""
-        values = [value + growth * pace * seconds for value, growth in self._values]
+        values = [
+            value + (ill if is_in_trouble else healthy) * pace * seconds
+            for value, healthy, ill in self._values
+        ]
         for at in self._stamps:
             values[at] = time.time()
         return (self._template % tuple(values)).encode()
 
 
+def _healthy_growth(name: str) -> float:
+    """Return the rate of a counter in a healthy target, in which no wait is longer than a millisecond."""
+    bare = name.partition("{")[0]
+    if bare not in _HEALTHY and not any(bare.removesuffix(end) in _HEALTHY for end in _CUMULATIVE[1:]):
+        return 0.0
+    return 0.001 if bare.endswith("_sum") else 1.0
+
+
 def _growth(name: str) -> float:
-    """Return a rate at which the buckets of a histogram stay cumulative."""
+    """Return a rate at which the buckets of a histogram stay cumulative; 0 of what does not count."""
+    if not name.partition("{")[0].endswith(_CUMULATIVE):
+        return 0.0
     if 'le="' not in name:
         return 1.0
     bound = name.split('le="')[1].split('"', maxsplit=1)[0]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CLUSTERS, NAMESPACES, JOBS = 2, 5, 10
+ONE_IN = 50  # of which one is in trouble: all its alerts fire
 
 
 class Targets:
@@ -74,7 +75,9 @@ def _serve(pipe: Connection, shape: Shape, with_database: Shape) -> None:
                 self.send_error(404)
                 return
             at = int(found[1])
-            body = (every if at else first).text(time.time() - began, 1.0 + at % 7)
+            body = (every if at else first).text(
+                time.time() - began, 1.0 + at % 7, is_in_trouble=at % ONE_IN == 0
+            )
             self.send_response(200)
             self.send_header("Content-Type", _TYPE)
             self.send_header("Content-Length", str(len(body)))

@@ -19,10 +19,16 @@ pytestmark = pytest.mark.newest
 POOLS = 4
 
 
-def test_counts_grow_and_buckets_stay_cumulative() -> None:
-    """A target's counters grow from scrape to scrape, and its buckets grow with their bounds."""
+@pytest.mark.parametrize("is_in_trouble", [False, True])
+def test_counts_grow_and_buckets_stay_cumulative(is_in_trouble: bool) -> None:
+    """Counters grow from scrape to scrape, and buckets with their bounds; failures grow in trouble alone."""
     target = Exposition(Shape(workers=2, sites=1))
-    earlier, later = (read_samples(target.text(seconds, 3.0).decode()) for seconds in (10.0, 70.0))
+    earlier, later = (
+        read_samples(target.text(seconds, 3.0, is_in_trouble=is_in_trouble).decode())
+        for seconds in (10.0, 70.0)
+    )
+    failures = [key for key in earlier if key[0] == "sqlalchemy_pool_checkout_timeouts_total"]
+    assert {180.0 * is_in_trouble} == {later[key] - earlier[key] for key in failures}
     assert earlier.keys() == later.keys()
     name = "sqlalchemy_pool_checkouts_total"
     of_one = [key for key in earlier if key[0] == name]
