@@ -172,7 +172,7 @@ def test_numbers_that_are_none() -> None:
 
 
 class Closed(io.StringIO):
-    """A stream that nobody reads."""
+    """A pipe whose reader has gone."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError

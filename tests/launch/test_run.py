@@ -297,6 +297,7 @@ def test_pools_are_seen_where_opentelemetry_is_not_installed(tmp_path: Path) -> 
         ("--sites", "1.5", "--sites 1.5: expected on, off or a share"),
         ("--leak-after", "-1s", "--leak-after -1s: expected a number of seconds"),
         ("--exclude", "class:", "--exclude 'class:': the pattern is empty"),
+        ("--exclude", "sqlite:*,module:", "--exclude 'module:': the pattern is empty"),
     ],
 )
 def test_a_wrong_option_is_said_before_the_command_starts(option: str, value: str, said: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses what each process of the command would refuse, when nobody may see it: the options of ``run``."""
+"""Checks the options of ``run`` before the command starts: its processes would only log what is wrong."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _faults(options: Namespace) -> Iterator[str]:
         yield f"--sites {options.sites}: expected on, off or a share between 0 and 1"
     if options.leak_after and not _is_seconds(options.leak_after):
         yield f"--leak-after {options.leak_after}: expected a number of seconds, 0 for never"
-    for pattern in options.exclude:
+    for pattern in (
+        ",".join(options.exclude).split(",") if options.exclude else ()
+    ):  # as the processes read them
         if not pattern.strip() or pattern in _PREFIXES:
             yield f"--exclude {pattern!r}: the pattern is empty and would match nothing"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools that end with connections open because nobody called ``dispose()``: each is counted, and a few are logged.
+"""Pools that end with connections open because nobody called ``dispose()``: each is counted, ten a minute are logged.
 
 A pool ends when the garbage collector finds its engine, or with the interpreter. The first is known in the midst of
 anything, as garbage collection is, so a thread of its own writes the log: one that waited for a lock of the log there
