@@ -116,6 +116,20 @@ def test_pool_that_is_not_in_the_directory(tmp_path: Path) -> None:
         assert exposition.value("exporter_segment_shared", "orders") == 0
 
 
+def test_directory_that_cannot_be_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A directory that the system refuses costs no scrape, and is named; one that is missing yet is not."""
+    registry = CollectorRegistry()
+    pool = own_pool(registry, None)
+    pool.connect().close()
+    wsgi_app(registry, directory=tmp_path / "missing")
+    assert Exposition(registry).value("checkouts_total", "orders") == 1
+    assert caplog.messages == []
+    wsgi_app(registry, directory=tmp_path / ("a" * 300))
+    assert Exposition(registry).value("checkouts_total", "orders") == 1
+    (message,) = caplog.messages
+    assert message.endswith("is left out: File name too long")
+
+
 def test_several_directories_in_one_registry(tmp_path: Path) -> None:
     """Counts of a name in two directories are added up, and the workers of both are told apart."""
     registry = CollectorRegistry()

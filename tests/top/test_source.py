@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,11 +15,13 @@ import pytest
 import trustme
 import yaml
 
+from sqlalchemy_pool_exporter.advise.source import Directory
 from sqlalchemy_pool_exporter.board.query import Query
 from sqlalchemy_pool_exporter.errors import BoardError
 from sqlalchemy_pool_exporter.top import client
 from sqlalchemy_pool_exporter.top.client import Credentials
 from sqlalchemy_pool_exporter.top.source import DirectorySource, EndpointSource
+from sqlalchemy_pool_exporter.top.where import is_url
 from tests.support.sidecar import Sidecar
 from tests.support.web_files import PASSWORD, Files, hashed, users
 
@@ -198,10 +201,38 @@ def test_an_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
         EndpointSource(fake.url).read(Query())
 
 
-def test_a_directory_that_cannot_be_looked_at() -> None:
-    """A name that the system refuses is an error that says why."""
-    with pytest.raises(BoardError, match="File name too long"):
-        DirectorySource(Path("a" * 5000))
+@pytest.mark.parametrize("kind", [DirectorySource, Directory])
+def test_a_directory_that_cannot_be_looked_at(kind: Callable[[Path], object], tmp_path: Path) -> None:
+    """A name that the system refuses is an error that says why; one that can be no path's is no directory."""
+    with pytest.raises(BoardError, match=r"cannot read 'a+': File name too long"):
+        kind(Path("a" * 300))
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below", "nothing", "nul\0"):
+        with pytest.raises(BoardError, match=" is no directory"):
+            kind(tmp_path / name)
+
+
+def test_what_is_a_url(tmp_path: Path) -> None:
+    """A host and a port are a URL, unless there is a directory of that name, or there may be one."""
+    (tmp_path / "localhost:80").mkdir()
+    assert not is_url(str(tmp_path / "localhost:80"))
+    assert not is_url(str(tmp_path))
+    for url in ("localhost:80", "http://localhost", f"localhost:80/{'a' * 5000}", "localhost:80/\0"):
+        assert is_url(url)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_directory_of_another_user(tmp_path: Path) -> None:
+    """What is below a directory of another user is said to be refused."""
+    refused = tmp_path / "closed" / "a:b"
+    refused.mkdir(parents=True)
+    refused.parent.chmod(0)
+    try:
+        assert not is_url(str(refused))
+        with pytest.raises(BoardError, match="Permission denied"):
+            DirectorySource(refused)
+    finally:
+        refused.parent.chmod(0o700)
 
 
 def test_a_wrong_certificate(tmp_path: Path) -> None:

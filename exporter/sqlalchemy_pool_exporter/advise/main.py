@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.errors import BoardError
 from sqlalchemy_pool_exporter.top.columns import printable
 from sqlalchemy_pool_exporter.top.main import credentials_of
 from sqlalchemy_pool_exporter.top.output import write, write_json
+from sqlalchemy_pool_exporter.top.where import is_url
 
 from .advice import Objective, advise
 from .fleet import fit, with_given
@@ -90,7 +91,6 @@ def _scrapes(options: Namespace) -> Scrapes:
     where = options.where or os.environ.get(environment.DIRECTORY)
     if not where:
         raise BoardError(f"give a directory or a URL, or --prometheus, or set {environment.DIRECTORY}")
-    # A host and a port are a URL, too, unless a directory has that name.
-    if "://" in where or (":" in where and not Path(where).exists()):
+    if is_url(where):
         return Endpoint(where, credentials_of(options))
     return Directory(Path(where))

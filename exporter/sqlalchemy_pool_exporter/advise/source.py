@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.metrics import PREFIX
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.top.client import Client, explained
+from sqlalchemy_pool_exporter.top.where import check_directory
 
 from .observation import Observation, Server, observations, servers
 from .table import Table, growth, table_of
@@ -84,16 +85,11 @@ class Directory:
     """A directory that applications share, on this machine.
 
     Raises:
-        BoardError: it is no directory, or cannot be read.
+        BoardError: it is no directory, or cannot be looked at.
     """
 
     def __init__(self, directory: Path) -> None:
-        try:
-            is_directory = directory.is_dir()
-        except OSError as error:  # such as one below a directory of another user
-            raise BoardError(f"cannot read {str(directory)!r}: {error.strerror}") from error
-        if not is_directory:
-            raise BoardError(f"{str(directory)!r} is no directory")
+        check_directory(directory)
         self.name = str(directory)
         self._collector = FleetCollector(Reader(directory), worker_label=True, counters_per_worker=True)
 

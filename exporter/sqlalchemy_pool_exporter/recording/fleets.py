@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy_pool_exporter.segment import exemplars, sums
-from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader
+from sqlalchemy_pool_exporter.segment.directory import Fleet, Reader, is_directory
 from sqlalchemy_pool_exporter.segment.ledger import Ledger, View
+from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -35,7 +36,7 @@ class Fleets:
     def add(self, directories: Iterable[Path]) -> None:
         """Read these directories, too, once they exist."""
         for directory in directories:
-            if directory not in self._readers and directory.is_dir():
+            if directory not in self._readers and _may_exist(directory):
                 self._readers[directory] = Reader(directory, ledger=self._ledger)
 
     def read(self, *, per_worker: bool = False, beside: Collection[Identity] = ()) -> Fleet:
@@ -60,6 +61,15 @@ class Fleets:
                 beside=beside,
             ),
         )
+
+
+def _may_exist(directory: Path) -> bool:
+    try:
+        return is_directory(directory)
+    except OSError as error:
+        if not is_own(error):
+            raise
+        return True  # the reader counts it and says why
 
 
 def _prefixes(directories: list[Path]) -> dict[Path, str]:

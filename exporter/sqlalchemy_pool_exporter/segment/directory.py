@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -233,6 +234,17 @@ class Reader:
             if (name, kind) not in self._complained:
                 _logger.warning("segment %s is left out: %s", name, what)
         self._complained = frozenset(complaints)
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether there is a directory at ``path``; raise an OSError that says why if that cannot be known.
+
+    From CPython 3.14 on, ``Path.is_dir()`` returns False then, and no message could say why.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the path has a NUL
+        return False
 
 
 def _stamp(path: str) -> _Stamp | None:

@@ -18,6 +18,7 @@ from .client import Credentials
 from .output import write, write_json
 from .source import DirectorySource, EndpointSource
 from .table import text
+from .where import is_url
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -70,9 +71,8 @@ def run_audit(options: Namespace) -> int:
         BoardError: it could not look.
     """
     where = options.where
-    # A host and a port are a URL, too, unless a directory has that name.
-    is_url = where is not None and ("://" in where or (":" in where and not Path(where).exists()))
-    source = source_of(options, url=where if is_url else None, directory=where)
+    url = where if where is not None and is_url(where) else None
+    source = source_of(options, url=url, directory=where)
     return audit.run(source, as_json=options.json, ignored=options.ignore)
 
 

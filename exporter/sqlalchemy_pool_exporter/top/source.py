@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.errors import BoardError
 from sqlalchemy_pool_exporter.segment.directory import Reader
 
 from .client import Client, Credentials, explained
+from .where import check_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,14 +49,9 @@ class DirectorySource:
         """Read nothing yet.
 
         Raises:
-            BoardError: it is no directory.
+            BoardError: it is no directory, or cannot be looked at.
         """
-        try:
-            is_directory = directory.is_dir()
-        except OSError as error:  # such as one below a directory of another user
-            raise BoardError(f"cannot read {str(directory)!r}: {error.strerror}") from error
-        if not is_directory:
-            raise BoardError(f"{str(directory)!r} is no directory")
+        check_directory(directory)
         self.name = str(directory)
         self._moments = Moments(Reader(directory).read)
         # What cannot be read is among the conditions; a line of the log would disturb the screen.

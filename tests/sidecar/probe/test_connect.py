@@ -288,6 +288,18 @@ def test_tls_of_a_dsn_is_judged_as_asyncpg_does(
     check_connect(dsn, "require")
 
 
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(("mode", "parameter"), [("verify-ca", "sslrootcert"), ("prefer", "sslcert")])
+def test_home_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch, mode: str, parameter: str) -> None:
+    """Where the system refuses to say whether a file of the home directory exists, it is refused, as asyncpg does."""
+    monkeypatch.setenv("HOME", f"/{'a' * 300}")
+    dsn = DSN(f"postgresql://watcher@db.example/orders?sslmode={mode}")
+    with pytest.raises(OSError, match="File name too long"):
+        asyncpg_parser.read(dsn.reveal())
+    with pytest.raises(ValueError, match=f"^{parameter}: cannot read the file .*: File name too long$"):
+        check_connect(dsn, None)
+
+
 @pytest.mark.requires("openssl")
 @scenario
 async def test_tls_files_are_read_at_each_connect(

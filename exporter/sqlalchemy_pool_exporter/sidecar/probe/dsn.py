@@ -300,7 +300,11 @@ def _default_file(name: str) -> Path | None:
         file = Path.home() / ".postgresql" / name
     except RuntimeError:  # this user has no home directory
         return None
-    return file if file.exists() else None
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):  # any other error is one for asyncpg, too
+        return None
+    return file
 
 
 def client_context(
