@@ -16,6 +16,7 @@ writes typed attributes, a list or a dictionary of numbers: only calls of Python
 from __future__ import annotations
 
 import time
+from asyncio import current_task
 from asyncio.events import _get_running_loop
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -38,7 +39,7 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
 from .connection_row_cy import RecordRef, record_state
-from .holders import holder_in, holder_of_call, new_for_thread
+from .holders import HOLDER_ATTRIBUTE, holder_of_call, new_for_task, new_for_thread
 from .labels import NO_LABEL, current_label
 
 try:
@@ -159,7 +160,8 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
     wait_sum: cython.Py_ssize_t = WAIT + SUM
     first_bucket: cython.double = _FIRST_BUCKET
     trace_after: cython.double = recorder.trace_after
-    running_loop, of_call, of_label, no_label = _get_running_loop, holder_of_call, current_label, NO_LABEL
+    running_loop, task_in, of_task = _get_running_loop, current_task, HOLDER_ATTRIBUTE
+    of_call, of_label, no_label = holder_of_call, current_label, NO_LABEL
     if cython.compiled:
         # The mark is the generation, too.
         mark: cython.p_uchar = bytes_of(fork.mark)
@@ -221,13 +223,16 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 if has_origins:
                     # As current_holder() does; to call it takes twice as long.
                     loop = running_loop()
-                    if loop is not None:
-                        who = holder_in(loop)
+                    task = None if loop is None else task_in(loop)
+                    if task is not None:
+                        known = getattr(task, of_task, None)
+                        if known is None:
+                            known = new_for_task(task)
                     else:
                         known = value_of(of_call)
                         if known is None or known.thread_id != get_ident():
                             known = new_for_thread()
-                        who = known
+                    who = known
                     rows = who.rows
                     if rows.first is not None or rows.others:
                         outer = nesting.began(recorder, who, began) or None

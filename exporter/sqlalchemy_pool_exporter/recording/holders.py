@@ -20,11 +20,11 @@ from .connection_row_cy import HeldRows, Holder
 from .to_thread import awaits_this_thread
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Task
+    from asyncio import Task
     from collections.abc import Callable, Iterator
 
 # The attributes of an asyncio task for its holder and for what it has checked out.
-_ATTRIBUTE: Final = "_pool_exporter_holder"
+HOLDER_ATTRIBUTE: Final = "_pool_exporter_holder"
 _ROWS: Final = "_pool_exporter_rows"
 # What asyncio and threading call a task and a thread that has no name of its own, with a number behind. A server that
 # begins a thread for each request would soon have used up the room for names.
@@ -40,13 +40,8 @@ holder_of_call: Final[ContextVar[Holder | None]] = ContextVar("sqlalchemy_pool_e
 def current_holder() -> Holder:
     """Return the running task, else the running thread."""
     loop = _get_running_loop()
-    return _in_thread() if loop is None else holder_in(loop)
-
-
-def holder_in(loop: AbstractEventLoop) -> Holder:
-    """Return the task that a loop runs; if it runs none, this thread."""
-    task: Any = current_task(loop)
-    return _in_thread() if task is None else getattr(task, _ATTRIBUTE, None) or _new_for_task(task)
+    task: Any = None if loop is None else current_task(loop)
+    return _in_thread() if task is None else getattr(task, HOLDER_ATTRIBUTE, None) or new_for_task(task)
 
 
 def _in_thread() -> Holder:
@@ -90,14 +85,17 @@ def said(ask: Callable[[], object]) -> str:
     return text if type(text) is str else ""
 
 
-def _new_for_task(task: Task[Any]) -> Holder:
+def new_for_task(task: Task[Any]) -> Holder:
+    """Make a holder for a task, which keeps it."""
     name = said(task.get_name)
     digits = _digits(name, _UNNAMED_TASK)
     named = None if digits else name_of(name)
     holder = Holder(-float(digits) if digits else 0.0, task, name=named, rows=_rows_of(task))
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
-    with suppress(AttributeError):
-        setattr(task, _ATTRIBUTE, holder)
+    try:  # noqa: SIM105 - contextlib.suppress() takes longer, and a server makes a task for each request
+        setattr(task, HOLDER_ATTRIBUTE, holder)
+    except AttributeError:
+        pass
     return holder
 
 
@@ -128,9 +126,11 @@ def _rows_of(task: Task[Any]) -> HeldRows | None:
     """Return what a task has checked out, itself or in threads."""
     rows: HeldRows | None = getattr(task, _ROWS, None)
     if rows is None:
-        with suppress(AttributeError):  # as above
+        try:
             setattr(task, _ROWS, HeldRows())
             rows = getattr(task, _ROWS)
+        except AttributeError:  # as above
+            pass
     return rows
 
 

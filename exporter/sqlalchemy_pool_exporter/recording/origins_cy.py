@@ -161,7 +161,8 @@ class Origins:
                             return entry
                         if place not in silent:
                             return search(getframe(_START))
-                    callee, frame, depth = frame, frame.f_back, depth + 1
+                    callee, depth = frame, depth + 1
+                    frame = caller_of(frame) if cython.compiled else frame.f_back
                 # An asyncio engine checks out in a greenlet of its own; its caller is the frame of the parent.
                 if current_greenlet is None:
                     break
