@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.support import grafana
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from tests.support.prometheus import Prometheus
 
-BOARDS = Path(__file__).parents[2] / "dashboards"
 STEPS = 240  # of a graph over an hour, with a scrape every 15 seconds
 ROUNDS = 3
 
@@ -46,31 +44,39 @@ class Timed(NamedTuple):
 
 def timed(prometheus: Prometheus, board: str, window: Window, chosen: Mapping[str, str]) -> Iterator[Timed]:
     """Time every panel of a dashboard, with All but for what is chosen."""
-    made = json.loads((BOARDS / f"{board}.json").read_text("utf-8"))
-    values = {one["name"]: one.get("allValue", "") for one in made["templating"]["list"]} | dict(chosen)
-    values["__rate_interval"] = f"{4 * window.interval:g}s"
-    for panel in made["panels"]:
-        if panel["type"] == "row":
-            continue
-        queries = [(target, _interpolated(target["expr"], values)) for target in panel["targets"]]
+    made = grafana.load(board)
+    rate_interval, span = f"{4 * window.interval:g}s", f"{window.end - window.start:.0f}s"
+    values = grafana.with_options(
+        made,
+        chosen,
+        lambda expr: [one.labels for one in prometheus.query(expr, time=window.end)],
+        rate_interval=rate_interval,
+        span=span,
+    )
+    for panel in grafana.panels(made):
+        queries = [
+            (
+                target.get("instant", False),
+                grafana.interpolated(target["expr"], values, made, rate_interval=rate_interval, span=span),
+            )
+            for target in panel["targets"]
+        ]
         best, samples = float("inf"), 0
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            samples = sum(_ask(prometheus, target, expr, window) for target, expr in queries)
+            samples = sum(
+                _ask(prometheus, expr, window, is_instant=is_instant) for is_instant, expr in queries
+            )
             best = min(best, time.perf_counter() - began)
             if best > 5:  # seconds; it is slow enough to be told
                 break
         yield Timed(board, panel["title"], best, samples)
 
 
-def _ask(prometheus: Prometheus, target: Mapping[str, Any], expr: str, window: Window) -> int:
+def _ask(prometheus: Prometheus, expr: str, window: Window, *, is_instant: bool) -> int:
     """Ask a query and return how many samples Prometheus read for the answer."""
-    if target.get("instant"):
+    if is_instant:
         return prometheus.samples_read(expr, time=repr(window.end))
     return prometheus.samples_read(
         expr, start=repr(window.start), end=repr(window.end), step=repr(window.step)
     )
-
-
-def _interpolated(expr: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)

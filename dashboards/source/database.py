@@ -12,6 +12,7 @@ from sqlalchemy_pool_exporter.metrics import HeldState
 from .frame import DATABASE, TARGET_VARIABLES, dashboard
 from .panels import AGE, EVENTS, LONG_AGE, Query, stat, timeseries
 from .promql import FEW, database, exporter, rate, targets_up, top
+from .recorded import RECORDED, folded, series
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -32,17 +33,29 @@ def of_pools(state: str, fold: str = "sum") -> str:
     return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
 
 
+def of_recorded(name: str) -> str:
+    """Return the sum of a state of the pools, recorded or not, for each pair of a database and a pool that uses it."""
+    total = folded("sum", "pool", series(f"fleet_pool:sqlalchemy_pool_{name}:sum"), exporter(name))
+    return f"{total} * on (pool) group_right () {USERS}"
+
+
 def _held(state: str) -> str:
     """Select the connections that the pools have handed out, in a state of the server."""
     return exporter("held_connections_by_server_state", f'server_state="{state}"')
 
 
 EMPTY = "No database is probed"
+HELD_BY_SITE = folded(
+    "sum",
+    "pool, site",
+    series("fleet_pool_site:sqlalchemy_pool_held_connections:sum"),
+    exporter("held_connections"),
+)
 USERS = f"max by (database, pool) ({database('pool_info')})"
 ALLOWED = f"({of_server('max_connections')} - {of_server('reserved_connections')})"
 TAKEN = f"sum by (database) (max by (database, state) ({database('connections')}))"
-CEILING = f"sum by (database) ({of_pools(exporter('capacity'))})"
-OPEN = f"sum by (database) ({of_pools(exporter('connections'))})"
+CEILING = f"sum by (database) ({of_recorded('capacity')})"
+OPEN = f"sum by (database) ({of_recorded('connections')})"
 
 
 def health() -> list[Builder[Panel]]:
@@ -233,10 +246,7 @@ def problems() -> list[Builder[Panel]]:
             "out (module:function:line). Good: a mixture. Bad: one that grows with the panel beside. "
             f"{FEW}",
             Query(
-                top(
-                    f"sum by (pool, site) ({exporter('held_connections')}) * on (pool) group_left () "
-                    f"max by (pool) ({database('pool_info')})"
-                ),
+                top(f"{HELD_BY_SITE} * on (pool) group_left () max by (pool) ({database('pool_info')})"),
                 "{{pool}} {{site}}",
             ),
             unit=units.Short,
@@ -418,7 +428,7 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Database",
         "The databases behind the pools: what they allow, who has it, and what all pools could ask for.",
-        variables=[*TARGET_VARIABLES, DATABASE],
+        variables=[*TARGET_VARIABLES, RECORDED, DATABASE],
         rows={
             "Health": health(),
             "Problems": problems(),

@@ -9,6 +9,7 @@ from grafana_foundation_sdk.models import units
 
 from .panels import LONG_AGE, Query, stat, timeseries
 from .promql import exporter, pool, rate, top
+from .recorded import folded, of_pools
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -50,7 +51,15 @@ def maintenance(to_pool: tuple[str, str]) -> list[Builder[Panel]]:
             "Good: all at 0. Bad: files in the segments' directory that cannot be read, are of another version or are "
             "damaged; connections that found no room in the table; pools that could not be read or recorded.",
             Query(f"sum by (reason) ({exporter('exporter_segment_errors')})", "segment {{reason}}"),
-            Query(f"sum({pool('untracked_connections')})", "connections untracked"),
+            Query(
+                folded(
+                    "sum",
+                    "",
+                    of_pools("untracked_connections:sum"),
+                    pool("untracked_connections"),
+                ),
+                "connections untracked",
+            ),
             Query(f"sum({rate(exporter('exporter_recording_faults_total'))})", "recording faults/s"),
             Query(f"sum({rate(exporter('exporter_scrape_errors_total'))})", "pools not read/s"),
             unit=units.Short,

@@ -39,6 +39,10 @@ def finished(name: str, board: dict[str, Any]) -> dict[str, Any]:
                 {"title": alert, "url": alerts.runbook(alert), "type": "link", "targetBlank": True}
                 for alert in found
             ]
+    for variable in board["templating"]["list"]:
+        # What is hidden is found anew with each time range, and is in no address.
+        if variable.get("hide"):
+            variable["skipUrlSync"] = True
     for annotation in board["annotations"]["list"]:
         # The texts of an annotation are fields that only Prometheus' annotations have.
         annotation["titleFormat"] = "{{alertname}}"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
+from . import recorded
 from .panels import AGE, EVENTS, Query, stat, timeseries
 from .promql import FEW, IN_USE, PROCESS, WORKERS, exporter, largest, pool, rate, state, top
+from .recorded import folded
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -26,6 +28,21 @@ def of_sites(expr: str) -> Query:
 def by_site(expr: str) -> str:
     """Return the sum over all processes of each site."""
     return f"sum by (site) ({expr})"
+
+
+def held_by(labels: str) -> str:
+    """Return the connections in use by labels, recorded or not."""
+    return folded("sum", labels, recorded.of_sites("held_connections:sum"), state("held_connections"))
+
+
+def longest_by(labels: str) -> str:
+    """Return the age of the oldest checkout by labels, recorded or not."""
+    return folded(
+        "max",
+        labels,
+        recorded.of_sites("site_longest_held_seconds:max"),
+        state("site_longest_held_seconds"),
+    )
 
 
 def seconds() -> str:
@@ -51,8 +68,7 @@ def holders() -> list[Builder[Panel]]:
 
 def _now() -> list[Builder[Panel]]:
     labels = "job, pool, site"
-    held = f"sum by ({labels}) ({state('held_connections')})"
-    longest = f"max by ({labels}) ({state('site_longest_held_seconds')})"
+    held, longest = held_by(labels), longest_by(labels)
 
     def rates(counter: str) -> str:
         return f"sum by ({labels}) ({rate(pool(counter))})"
@@ -149,7 +165,7 @@ def _over_time() -> list[Builder[Panel]]:
             "Held connections, by site",
             "Connections in use, by the place in the application that checked them out. Good: a mixture that follows "
             f"the traffic. Bad: one colour that grows until the pool is full: it is that site's. {FEW}",
-            of_sites(by_site(state("held_connections"))),
+            of_sites(held_by("site")),
             unit=units.Short,
             span=12,
             stacked=True,
@@ -158,7 +174,7 @@ def _over_time() -> list[Builder[Panel]]:
             "Longest held, by site",
             "Age of the oldest checkout that each site has not returned. Good: as your longest request. Bad: a line "
             f"that climbs without end: that site lost a connection, or waits for something else. {FEW}",
-            of_sites(f"max by (site) ({state('site_longest_held_seconds')})"),
+            of_sites(longest_by("site")),
             unit=AGE,
             span=12,
         ),

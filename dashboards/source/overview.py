@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
+from . import recorded
 from .alerts import RUNBOOKS
 from .exporter_health import maintenance
 from .frame import POOL, TARGET_VARIABLES, dashboard
@@ -14,14 +15,15 @@ from .panels import AGE, BLUE, CALLERS, EVENTS, ORANGE, RED, Query, stat, timese
 from .promql import (
     IN_USE,
     alerts_of_targets,
+    buckets,
     fullness,
     pool,
-    quantile,
     rate,
     stuck,
     targets_up,
     top,
 )
+from .recorded import OVER, RECORDED, folded, rates
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -33,10 +35,17 @@ UID = "sqlalchemy-pool-overview"
 # Group by job as well: pools of several services may have the same name.
 BY = "job, pool"
 NAME = "{{job}} {{pool}}"
+_WAITS = recorded.of_pools("checkout_wait_seconds_bucket:rate")
+WAIT = (rates(_WAITS), buckets("checkout_wait_seconds"))
+WAIT_NOW = (_WAITS, buckets("checkout_wait_seconds"))
 TO_POOL = (
     "Look at this pool",
     "/d/sqlalchemy-pool-pool?var-job=${__data.fields.job}&var-pool=${__data.fields.pool}&${datasource:queryparam}&${cluster:queryparam}&${namespace:queryparam}&${instance:queryparam}&${__url_time_range}",
 )
+
+
+FULLEST = (recorded.of_pools("in_use:max"), fullness(of_chosen_workers=False))
+STUCK = (recorded.of_pools("stuck:max"), stuck(of_chosen_workers=False))
 
 
 def by_pool(expr: str) -> str:
@@ -44,9 +53,19 @@ def by_pool(expr: str) -> str:
     return f"sum by ({BY}) ({expr})"
 
 
-def worst(expr: str) -> str:
-    """Return the largest value among each pool's processes."""
-    return f"max by ({BY}) ({expr})"
+def sum_of(name: str, *matchers: str) -> str:
+    """Return the sum of a state over each pool's processes, recorded or not."""
+    return folded("sum", BY, recorded.of_pools(f"{name}:sum", *matchers), pool(name, *matchers))
+
+
+def worst_of(name: str) -> str:
+    """Return the largest value of a state among each pool's processes, recorded or not."""
+    return folded("max", BY, recorded.of_pools(f"{name}:max"), pool(name))
+
+
+def failures(name: str, by: str = "") -> str:
+    """Return the failures a second, of all chosen pools or by a label, recorded or counted by the targets."""
+    return folded("sum", by, rates(recorded.of_pools(f"{name}:rate")), rate(pool(f"{name}_total")))
 
 
 def of_pools(expr: str) -> Query:
@@ -86,7 +105,7 @@ def health() -> list[Builder[Panel]]:
             "Fullest process",
             "The largest share of its connections that one process has in use, size and overflow together. Good: "
             "under 80 %. Bad: 100 %; the next caller in that process waits, however idle its neighbours are.",
-            f"max({fullness(of_chosen_workers=False)})",
+            folded("max", "", *FULLEST),
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
@@ -114,7 +133,7 @@ def health() -> list[Builder[Panel]]:
             "Stuck for",
             "How long a process that is full has got no connection back, the worst of all. Good: 0, or under a second "
             "in a busy pool. Bad: minutes: its holders do not come on; Pools that hurt says in which pool.",
-            f"max({stuck(of_chosen_workers=False)})",
+            folded("max", "", *STUCK),
             unit=AGE,
             warning=10,
             critical=120,
@@ -131,8 +150,8 @@ def health() -> list[Builder[Panel]]:
         stat(
             "Wait, 99 %",
             "99 of 100 checkouts got their connection within this time. Good: milliseconds. Bad: more than a request "
-            "may take in all.",
-            f"{quantile(0.99, 'checkout_wait_seconds')} >= 0",
+            f"may take in all. {OVER}",
+            f"{recorded.quantile(0.99, *WAIT_NOW)} >= 0",
             unit=units.Seconds,
             warning=0.1,
             critical=1,
@@ -201,14 +220,14 @@ def problems() -> list[Builder[Panel]]:
             "how full it is. A click on a name opens the pool. Good: green. Bad: red in Waits for and Full is "
             "starvation, in Stuck or Held for a holder that does not come on, in Deadlock code that checks out twice, "
             "in Dead pings a server that cuts connections, in Overflow a pool that is too small.",
-            Query(worst(pool("longest_pending_seconds")), "Waits for"),
-            Query(worst(fullness(of_chosen_workers=False)), "Full"),
-            Query(by_pool(pool("pending_checkouts")), "Waiting"),
-            Query(worst(stuck(of_chosen_workers=False)), "Stuck for"),
-            Query(worst(pool("longest_held_seconds")), "Held for"),
+            Query(worst_of("longest_pending_seconds"), "Waits for"),
+            Query(folded("max", BY, *FULLEST), "Full"),
+            Query(sum_of("pending_checkouts"), "Waiting"),
+            Query(folded("max", BY, *STUCK), "Stuck for"),
+            Query(worst_of("longest_held_seconds"), "Held for"),
             Query(by_pool(rate(pool("checkout_timeouts_total"))), "Turned away"),
-            Query(by_pool(pool("self_deadlocked")), "Deadlock"),
-            Query(f"{quantile(0.99, 'checkout_wait_seconds', BY)} >= 0", "Wait 99 %"),
+            Query(sum_of("self_deadlocked"), "Deadlock"),
+            Query(f"{recorded.quantile(0.99, *WAIT_NOW, BY)} >= 0", "Wait 99 %"),
             Query(by_pool(rate(pool("connect_errors_total"))), "No connect"),
             Query(by_pool(rate(pool("ping_failures_total"))), "Dead pings"),
             Query(by_pool(rate(pool("overflow_opened_total"))), "Overflow"),
@@ -237,8 +256,28 @@ def problems() -> list[Builder[Panel]]:
             "The places in the applications (module:function:line) that hold the most connections now, and the "
             "longest; a click on the pool opens it. Good: what the traffic of that place needs. Bad: most of a pool "
             "that is full, or minutes: that is who has it.",
-            Query(top(f"sum by ({BY}, site) ({pool('held_connections')})"), "Held"),
-            Query(top(f"max by ({BY}, site) ({pool('site_longest_held_seconds')})"), "Held for"),
+            Query(
+                top(
+                    folded(
+                        "sum",
+                        f"{BY}, site",
+                        recorded.of_sites("held_connections:sum"),
+                        pool("held_connections"),
+                    )
+                ),
+                "Held",
+            ),
+            Query(
+                top(
+                    folded(
+                        "max",
+                        f"{BY}, site",
+                        recorded.of_sites("site_longest_held_seconds:max"),
+                        pool("site_longest_held_seconds"),
+                    )
+                ),
+                "Held for",
+            ),
             keys=("site", "pool"),
             last_keys=("job",),
             columns={"Held": Column(width=70), "Held for": Column(AGE, 10, 60)},
@@ -258,8 +297,8 @@ def problems() -> list[Builder[Panel]]:
             "Failed otherwise, by reason",
             "connect: the connection could not be made. cancelled: the caller gave up, such as a request whose client "
             "went away. other: such as a listener that raised. Good: 0. Bad: connect at all; cancelled that rises "
-            "together with the wait.",
-            Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
+            f"together with the wait. {OVER}",
+            Query(failures("checkout_errors", "reason"), "{{reason}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -268,8 +307,8 @@ def problems() -> list[Builder[Panel]]:
             "Errors, by layer",
             "Of the wait for a connection (pool), of connecting (connect), of the pre-ping (ping) and of statements "
             "(statement). Good: 0, and a few fatal statements that the code expects. Bad: retryable that rises, which "
-            "is the server, the network or the load; fatal that rises, which is a release.",
-            Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
+            f"is the server, the network or the load; fatal that rises, which is a release. {OVER}",
+            Query(failures("errors", "layer, disposition"), "{{layer}} {{disposition}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -277,10 +316,10 @@ def problems() -> list[Builder[Panel]]:
         timeseries(
             "Dead, invalidated and leaked",
             "Good: 0. Bad: failed pings and hard invalidations say that the server, or something between, ends "
-            "connections that are still wanted; leaks that code forgets to return them.",
-            Query(f"sum({rate(pool('ping_failures_total'))})", "pings failed"),
-            Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
-            Query(f"sum({rate(pool('leaked_checkouts_total'))})", "leaked"),
+            f"connections that are still wanted; leaks that code forgets to return them. {OVER}",
+            Query(failures("ping_failures"), "pings failed"),
+            Query(failures("invalidations", "kind"), "invalidated {{kind}}"),
+            Query(failures("leaked_checkouts"), "leaked"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -294,38 +333,38 @@ def performance() -> list[Builder[Panel]]:
         timeseries(
             "Wait for a connection, all chosen pools",
             "The whole of connect(): queue, connecting and pre-ping. Good: the lines lie near each other, in "
-            "milliseconds. Bad: 99 % leaves the others, which is a queue; all rise, which is a slow database.",
-            Query(quantile(0.5, "checkout_wait_seconds"), "50 %"),
-            Query(quantile(0.9, "checkout_wait_seconds"), "90 %"),
-            Query(quantile(0.99, "checkout_wait_seconds"), "99 %"),
+            f"milliseconds. Bad: 99 % leaves the others, which is a queue; all rise, which is a slow database. {OVER}",
+            Query(recorded.quantile(0.5, *WAIT), "50 %"),
+            Query(recorded.quantile(0.9, *WAIT), "90 %"),
+            Query(recorded.quantile(0.99, *WAIT), "99 %"),
             unit=units.Seconds,
         ),
         timeseries(
             "Wait for a connection, 99 % by pool",
             "99 of 100 checkouts took at most this long. Good: milliseconds. Bad: one line far above the others is "
-            "the pool to open; all of them together are the database or the network.",
-            of_pools(quantile(0.99, "checkout_wait_seconds", BY)),
+            f"the pool to open; all of them together are the database or the network. {OVER}",
+            of_pools(recorded.quantile(0.99, *WAIT, BY)),
             unit=units.Seconds,
         ),
         timeseries(
             "Fullest process, by pool",
             "Share of its connections that the fullest process of each pool has in use. Good: peaks under 80 %. Bad: "
             "a line that lies at 100 %; callers of that process wait. Pools without a limit have no line.",
-            of_pools(worst(fullness(of_chosen_workers=False))),
+            of_pools(folded("max", BY, *FULLEST)),
             unit=units.PercentUnit,
         ),
         timeseries(
             "In use, by pool",
             "Connections that are checked out, in all processes together. Good: follows the traffic. Bad: rises while "
             "the checkouts do not; each is held longer, or is never returned.",
-            of_pools(by_pool(pool("connections", IN_USE))),
+            of_pools(sum_of("connections", IN_USE)),
             unit=units.Short,
         ),
         timeseries(
             "Callers waiting, by pool",
             "Callers inside connect(), in all processes together. Good: 0 with short peaks. Bad: a level that stays "
             "or grows; more work comes in than connections come back.",
-            of_pools(by_pool(pool("pending_checkouts"))),
+            of_pools(sum_of("pending_checkouts")),
             unit=units.Short,
         ),
         timeseries(
@@ -344,7 +383,7 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Overview",
         "Connection pools of all services: which one hurts, and how.",
-        variables=[*TARGET_VARIABLES, POOL],
+        variables=[*TARGET_VARIABLES, RECORDED, POOL],
         rows={
             "Health": health(),
             "Problems": problems(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
+from . import recorded
 from .frame import POOL, TARGET_VARIABLES, WORKER, dashboard
 from .holders import holders
 from .panels import AGE, BLUE, CALLERS, EVENTS, GREEN, ORANGE, Query, heatmap, stat, timeseries
@@ -14,18 +15,19 @@ from .promql import (
     FEW,
     IN_USE,
     WORKERS,
+    buckets,
     exporter,
     fullness,
     largest,
     limit,
     pool,
-    quantile,
     rate,
     state,
     stuck,
     targets_up,
 )
-from .selections import of_processes, seconds_of, total
+from .recorded import OVER, folded, rates
+from .selections import NAME, of_processes, seconds_of, total
 from .upkeep import maintenance
 
 if TYPE_CHECKING:
@@ -36,6 +38,28 @@ if TYPE_CHECKING:
 UID = "sqlalchemy-pool-pool"
 IDLE = 'state="idle"'
 HELD = state("connections", IN_USE)
+
+
+def of_histogram_now(name: str) -> tuple[str, str]:
+    """Return the same for an instant query, which no mean over the steps of a graph smooths."""
+    return recorded.of_pools(f"{name}_bucket:rate"), buckets(name)
+
+
+def of_histogram(name: str) -> tuple[str, str]:
+    """Return the increase per second of a histogram's buckets, as it is recorded and as the targets show it."""
+    return rates(recorded.of_pools(f"{name}_bucket:rate")), buckets(name)
+
+
+def percentiles(name: str, prefix: str = "", shares: tuple[float, ...] = (0.5, 0.9, 0.99)) -> list[Query]:
+    """Return a query for each percentile of a histogram."""
+    return [Query(recorded.quantile(q, *of_histogram(name)), f"{prefix}{q:.0%}") for q in shares]
+
+
+def spent(histogram: str) -> str:
+    """Return the seconds spent in a phase per second, as they are recorded and as the targets show them."""
+    return folded(
+        "sum", "", rates(recorded.of_pools(f"{histogram}_sum:rate")), rate(pool(f"{histogram}_sum"))
+    )
 
 
 def health() -> list[Builder[Panel]]:
@@ -106,8 +130,8 @@ def health() -> list[Builder[Panel]]:
         stat(
             "Wait, 99 %",
             "99 of 100 checkouts got their connection within this time. Good: milliseconds. Bad: more than a request "
-            "may take in all.",
-            f"{quantile(0.99, 'checkout_wait_seconds')} >= 0",
+            f"may take in all. {OVER}",
+            f"{recorded.quantile(0.99, *of_histogram_now('checkout_wait_seconds'))} >= 0",
             unit=units.Seconds,
             warning=0.1,
             critical=1,
@@ -161,7 +185,12 @@ def health() -> list[Builder[Panel]]:
             "Stuck for, by process",
             "How long a process that is full has got no connection back; 0 while it is not full or returns. Good: 0, "
             f"or under a second, which is busy. Bad: it climbs, which is stuck: look at what the holders do. {FEW}",
-            of_processes(stuck(of_chosen_workers=True)),
+            Query(
+                recorded.largest_processes(
+                    "instance_pool_worker:sqlalchemy_pool_stuck:seconds", stuck(of_chosen_workers=True)
+                ),
+                NAME,
+            ),
             unit=AGE,
             span=12,
             is_bad=True,
@@ -177,7 +206,16 @@ def problems() -> list[Builder[Panel]]:
             "Connections in use, and what one process may have (dashed). Good: below it. Bad: on it: that process "
             f"starves, even if its neighbours are idle. {FEW}",
             of_processes(HELD),
-            Query(f"max({limit(of_chosen_workers=True)})", "capacity of one process", limit=True),
+            Query(
+                folded(
+                    "max",
+                    "",
+                    recorded.of_pools("process_capacity:max"),
+                    limit(of_chosen_workers=True),
+                ),
+                "capacity of one process",
+                limit=True,
+            ),
             unit=units.Short,
             span=12,
         ),
@@ -263,21 +301,26 @@ def problems() -> list[Builder[Panel]]:
 
 def performance() -> list[Builder[Panel]]:
     """Return the panels on where the time goes."""
-    attempts = total("checkout_wait_seconds_count")
-    wait, connecting, pinging = map(seconds_of, ("checkout_wait_seconds", "connect_seconds", "ping_seconds"))
+    attempts = folded(
+        "sum",
+        "",
+        rates(recorded.of_pools("checkout_wait_seconds_bucket:rate", 'le="+Inf"')),
+        rate(pool("checkout_wait_seconds_count")),
+    )
+    wait, connecting, pinging = map(spent, ("checkout_wait_seconds", "connect_seconds", "ping_seconds"))
     return [
         heatmap(
             "Wait for a connection",
             "How many checkouts a second took how long, failures too. Good: one dark band at the bottom. Bad: a "
-            "second band above it; at pool_timeout it is made of callers who got nothing.",
-            f"sum by (le) ({rate(pool('checkout_wait_seconds_bucket'))})",
+            f"second band above it; at pool_timeout it is made of callers who got nothing. {OVER}",
+            folded("sum", "le", *of_histogram("checkout_wait_seconds")),
             unit=units.Seconds,
         ),
         timeseries(
             "Wait for a connection, percentiles",
             "The whole of connect(). Good: the lines lie near each other, in milliseconds. Bad: 99 % leaves the "
-            "others, which is a queue.",
-            *(Query(quantile(q, "checkout_wait_seconds"), f"{q:.0%}") for q in (0.5, 0.9, 0.99)),
+            f"others, which is a queue. {OVER}",
+            *percentiles("checkout_wait_seconds"),
             unit=units.Seconds,
             span=12,
         ),
@@ -285,7 +328,7 @@ def performance() -> list[Builder[Panel]]:
             "Where a checkout's time goes",
             "The mean wait in its parts: in the queue, connecting, and the pre-ping. Good: hardly anything, of which "
             "the ping is most. Bad: queue: the pool is too small or connections are held too long. connect: it "
-            "connects at each checkout, or the database accepts slowly. ping: the network is slow.",
+            f"connects at each checkout, or the database accepts slowly. ping: the network is slow. {OVER}",
             Query(f"clamp_min(({wait} - {connecting} - {pinging}) / {attempts}, 0)", "queue"),
             Query(f"{connecting} / {attempts}", "connect"),
             Query(f"{pinging} / {attempts}", "ping"),
@@ -296,19 +339,18 @@ def performance() -> list[Builder[Panel]]:
         timeseries(
             "Time held, percentiles",
             "From checkout to return. Good: a little more than the queries take. Bad: far more: code holds the "
-            "connection while it does something else. Those that never come back are not in it; see Longest held.",
-            *(Query(quantile(q, "hold_seconds"), f"{q:.0%}") for q in (0.5, 0.9, 0.99)),
+            "connection while it does something else. Those that never come back are not in it; see Longest held. "
+            f"{OVER}",
+            *percentiles("hold_seconds"),
             unit=units.Seconds,
             span=12,
         ),
         timeseries(
             "Time to connect and to ping",
             "Time to open a connection, failures too, and of a pre-ping. Good: as the network is: a ping under a "
-            "millisecond next door, a connection some ten of them. Bad: connecting near its timeout.",
-            Query(quantile(0.5, "connect_seconds"), "connect 50%"),
-            Query(quantile(0.99, "connect_seconds"), "connect 99%"),
-            Query(quantile(0.5, "ping_seconds"), "ping 50%"),
-            Query(quantile(0.99, "ping_seconds"), "ping 99%"),
+            f"millisecond next door, a connection some ten of them. Bad: connecting near its timeout. {OVER}",
+            *percentiles("connect_seconds", "connect ", (0.5, 0.99)),
+            *percentiles("ping_seconds", "ping ", (0.5, 0.99)),
             unit=units.Seconds,
         ),
         timeseries(
@@ -338,7 +380,8 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Pool",
         "One connection pool in depth. Choose one; the numbers of several are added up.",
-        variables=[*TARGET_VARIABLES, POOL, WORKER],
+        # Last, because it follows the others.
+        variables=[*TARGET_VARIABLES, POOL, WORKER, recorded.variable("instance", "worker")],
         rows={
             "Health": health(),
             "Who holds it": holders(),

@@ -62,10 +62,9 @@ def rate(selector: str) -> str:
     return f"rate({selector}[$__rate_interval])"
 
 
-def quantile(q: float, histogram: str, by: str = "") -> str:
-    """Return a quantile of one of the pools' histograms, of all of them together or by labels."""
-    labels = ", ".join(filter(None, ("le", by)))
-    return f"histogram_quantile({q:g}, sum by ({labels}) ({rate(pool(f'{histogram}_bucket'))}))"
+def buckets(histogram: str) -> str:
+    """Return the increase per second of the buckets of one of the pools' histograms."""
+    return rate(pool(f"{histogram}_bucket"))
 
 
 def limit(*, of_chosen_workers: bool) -> str:
@@ -97,8 +96,11 @@ def stuck(*, of_chosen_workers: bool) -> str:
 
 
 def largest(labels: str, expr: str) -> str:
-    """Return the largest series: a fleet has thousands of processes, too many for one graph."""
-    return top(f"max by ({labels}) ({expr})")
+    """Return the largest series: a fleet has thousands of processes, too many for one graph.
+
+    They are chosen first. To make new labels for thousands takes Prometheus ten times as long.
+    """
+    return f"max by ({labels}) ({top(expr)})"
 
 
 def top(expr: str) -> str:

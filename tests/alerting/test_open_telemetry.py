@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import yaml
 from sqlalchemy_pool_exporter import metrics
 from tests.support import grafana
 from tests.support.paths import ROOT
-from tests.support.promtool import evaluate
+from tests.support.promtool import answers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,35 +64,7 @@ UNKNOWN = {
 
 def _asked(directory: Path, exprs: list[str]) -> list[dict[str, float]]:
     """Return the answers to queries after ten minutes: values by labels."""
-    (directory / "tests.yml").write_text(
-        json.dumps(
-            {
-                "rule_files": [str(RULES)],
-                "evaluation_interval": "15s",
-                "tests": [
-                    {
-                        "interval": "15s",
-                        "input_series": [{"series": name, "values": of} for name, of in SERIES.items()],
-                        "promql_expr_test": [
-                            {
-                                "expr": expr,
-                                "eval_time": "10m",
-                                "exp_samples": [{"labels": "none", "value": 4711}],
-                            }
-                            for expr in exprs
-                        ],
-                    }
-                ],
-            }
-        )
-    )
-    done = evaluate(directory / "tests.yml")
-    answers = re.findall(r"got:(.*)", done.stdout + done.stderr)
-    assert len(exprs) == len(answers), done.stdout + done.stderr
-    return [
-        {labels: float(value) for labels, value in re.findall(r"(\{[^}]*\}) (\S+?)(?:,|$)", answer.strip())}
-        for answer in answers
-    ]
+    return answers(directory, exprs, SERIES, "10m", rules=[RULES])
 
 
 def _rules() -> list[dict[str, Any]]:
@@ -136,9 +107,9 @@ def test_values(tmp_path: Path) -> None:
         "rate(sqlalchemy_pool_hold_seconds_sum[2m])": 0.4,
         "histogram_quantile(1, rate(sqlalchemy_pool_checkout_wait_seconds_bucket[2m]))": 0.25,
     }
-    answers = _asked(tmp_path, list(expected))
-    assert [pytest.approx(value) for value in expected.values()] == [sum(one.values()) for one in answers]
-    for answer in answers:
+    found = _asked(tmp_path, list(expected))
+    assert [pytest.approx(value) for value in expected.values()] == [sum(one.values()) for one in found]
+    for answer in found:
         (labels,) = answer
         assert {'instance="a"', 'job="shop/web"', 'pool="orders"'} <= set(re.findall(r'\w+="[^"]*"', labels))
         assert "db_client" not in labels
@@ -152,6 +123,6 @@ def test_the_dashboards_show_them(tmp_path: Path) -> None:
         for target in grafana.targets(board)
         if target.panel["type"] == "stat"
     }
-    answers = dict(zip(stats, _asked(tmp_path, [f"({expr}) + 0" for expr in stats.values()]), strict=True))
-    assert UNKNOWN == {title for title, answer in answers.items() if not answer}
-    assert [pytest.approx(4 / 15)] == list(answers["Fullest process"].values())
+    found = dict(zip(stats, _asked(tmp_path, [f"({expr}) + 0" for expr in stats.values()]), strict=True))
+    assert UNKNOWN == {title for title, answer in found.items() if not answer}
+    assert [pytest.approx(4 / 15)] == list(found["Fullest process"].values())

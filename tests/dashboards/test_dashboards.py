@@ -69,11 +69,12 @@ ROWS = {
 }
 GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
 COMMON = ("datasource", "cluster", "namespace", "job", "instance")
+RECORDED_JOBS = "recorded"  # the variable that nobody sees
 MAY_BE_ABSENT = {"cluster", "namespace", "worker"}
 VARIABLES = {
-    "overview": [*COMMON, "pool"],
-    "pool": [*COMMON, "pool", "worker"],
-    "database": [*COMMON, "database"],
+    "overview": [*COMMON, RECORDED_JOBS, "pool"],
+    "pool": [*COMMON, "pool", "worker", RECORDED_JOBS],
+    "database": [*COMMON, RECORDED_JOBS, "database"],
     # Recorded series have no instance.
     "fleet": [*(name for name in COMMON if name != "instance"), "pool"],
 }
@@ -83,7 +84,14 @@ EXCLUDED = {
     ("target-instance-rule", "fleet"): "recorded series of a fleet have no instance",
 }
 
-RECORDED = set(re.findall(r"record: (\S+)", (ROOT / "config" / "alerts.yml").read_text("utf-8")))
+RECORDED = {
+    rule["record"]: rule["expr"]
+    for group in yaml.safe_load(
+        (ROOT / "config" / "prometheus" / "rules" / "sqlalchemy-pool.rules.yml").read_text("utf-8")
+    )["groups"]
+    for rule in group["rules"]
+    if "record" in rule
+}
 
 every_board = pytest.mark.parametrize("name", grafana.NAMES)
 
@@ -262,7 +270,9 @@ def test_variables(name: str) -> None:
     assert VARIABLES[name] == [one["name"] for one in board["templating"]["list"]]
     for one in grafana.variables(board):
         assert (True, True) == (one["multi"], one["includeAll"])
-        assert (".*" if one["name"] in MAY_BE_ABSENT else ".+") == one["allValue"]
+        assert grafana.is_hidden(one) == (one["name"] == RECORDED_JOBS) == one.get("skipUrlSync", False)
+        expected = None if grafana.is_hidden(one) else ".*" if one["name"] in MAY_BE_ABSENT else ".+"
+        assert expected == one.get("allValue")
     used = {
         found
         for target in grafana.targets(board)
@@ -346,10 +356,10 @@ def _labels(name: str) -> set[str]:
         return fleet
     if name == "ALERTS":
         return {*fleet, "pool", "database", "worker", "alertname", "alertstate", "severity"}
-    if name.startswith(("fleet:", "fleet_pool:")):
-        assert name in RECORDED
-        own = {"pool"} if name.startswith("fleet_pool:") else set[str]()
-        return {*fleet, *own, "state", "le"} - {"instance"}
+    if ":" in name:
+        by = re.match(r"\w+ by \(([^)]+)\)", RECORDED[name])
+        # A rule keeps what it aggregates by, or all labels: the first part of its name says which.
+        return set(by[1].split(", ")) if by else {*fleet, *name.partition(":")[0].split("_")}
     metric = _metric(name)
     assert metric is not None, f"no metric of the catalogue is called {name!r}"
     labels = {*fleet, *metric.labels}
@@ -367,6 +377,13 @@ def _labels(name: str) -> set[str]:
     return labels
 
 
+def _name(selector: Expr) -> str:
+    """Return the name of a selector, also where it is a matcher among others."""
+    return str(
+        selector.name or next(one.value for one in selector.matchers.matchers if one.name == "__name__")
+    )
+
+
 def _used(node: Expr) -> list[str]:
     modifier = getattr(node, "modifier", None)
     if modifier is None:
@@ -382,17 +399,18 @@ def test_metrics_and_labels_exist(name: str) -> None:
     board = grafana.load(name)
     exprs = [target.expr for target in grafana.targets(board)]
     for one in grafana.variables(board):
-        asked, label = grafana.variable_selector(one["query"])
-        assert label in _labels(str(grafana.parsed(asked).name))
-        exprs.append(asked)
+        exprs.append(grafana.variable_query(one["query"]))
+        if not grafana.is_hidden(one):
+            asked, label = grafana.variable_selector(one["query"])
+            assert label in _labels(str(grafana.parsed(asked).name))
     for expr in exprs:
         for node, _ in grafana.walk(grafana.parsed(expr)):
-            below = set[str]().union(*(_labels(str(one.name)) for one in grafana.selectors(node)))
+            below = set[str]().union(*(_labels(_name(one)) for one in grafana.selectors(node)))
             assert below >= set(_used(node)), (expr, str(node))
         for selector in grafana.selectors(grafana.parsed(expr)):
-            metric = _metric(str(selector.name))
+            metric = _metric(_name(selector))
             for matcher in selector.matchers.matchers:
-                assert matcher.name in _labels(str(selector.name)), (expr, matcher.name)
+                assert matcher.name in {"__name__", *_labels(_name(selector))}, (expr, matcher.name)
                 if metric and metric.values and metric.labels[0] == matcher.name:
                     assert any(re.fullmatch(matcher.value, value) for value in metric.values), expr
 

@@ -159,23 +159,32 @@ def check_panels(
     silent = []
     for name in names:
         board = grafana.load(name)
+        values = grafana.with_options(
+            board,
+            chosen or {},
+            lambda expr: [one.labels for one in prometheus.query(expr, time=end)],
+            rate_interval=rate_interval,
+            span=f"{end - start:.0f}s",
+        )
         asked = [(str(target), target.expr, target.is_instant) for target in grafana.targets(board)]
         asked += [(one["name"], one["expr"], False) for one in board["annotations"]["list"]]
         for title, template, is_instant in asked:
-            expr = grafana.interpolated(template, chosen or {}, board, rate_interval=rate_interval)
+            expr = grafana.interpolated(template, values, board, rate_interval=rate_interval)
             # One number in the range is enough, because the series of an occasional event is absent at other times.
-            values = (
+            numbers = (
                 [sample.value for sample in prometheus.query(expr, time=end)]
                 if is_instant
                 else [
                     value for one in prometheus.query_range(expr, start, end, step) for _, value in one.points
                 ]
             )
-            if all(map(math.isnan, values)):
+            if all(map(math.isnan, numbers)):
                 silent.append(f"{name}: {title}: {expr}")
         for one in grafana.variables(board):
+            if grafana.is_hidden(one):
+                continue
             selector, label = grafana.variable_selector(one["query"])
-            selector = grafana.interpolated(selector, chosen or {}, board, rate_interval=rate_interval)
+            selector = grafana.interpolated(selector, values, board, rate_interval=rate_interval)
             if not any(labels.get(label) for labels in prometheus.series(selector, start, end)):
                 silent.append(f"{name}: ${one['name']}: {one['query']}")
     return silent

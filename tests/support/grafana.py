@@ -12,10 +12,12 @@ import promql_parser as promql
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 DIRECTORY = ROOT / "dashboards"
 NAMES = ("overview", "pool", "database", "fleet")
+
+HIDDEN = 2  # Grafana's number for a variable that is not shown
 
 Board = dict[str, Any]
 Panel = dict[str, Any]
@@ -70,9 +72,9 @@ def interpolated(
     """Return a query as Grafana sends it.
 
     ``chosen`` has one value, or a list, for each variable that is not at All. A list becomes ``(a|b)``, and each value
-    is quoted for a regular expression.
+    is quoted for a regular expression. All without a pattern of its own is a list of all options, see `with_options()`.
     """
-    values = {variable["name"]: variable.get("allValue") or ".*" for variable in variables(board)}
+    values = {variable["name"]: variable.get("allValue") or "()" for variable in variables(board)}
     for name, choice in chosen.items():
         if name in values:
             quoted = [_quoted(one) for one in ([choice] if isinstance(choice, str) else choice)]
@@ -80,6 +82,31 @@ def interpolated(
     values |= {"__rate_interval": rate_interval, "__interval": rate_interval, "__range": span}
     # An unknown variable stays as it is, so that Prometheus refuses the query.
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda found: values.get(found[1] or found[2], found[0]), expr)
+
+
+def with_options(
+    board: Board,
+    chosen: Mapping[str, str | list[str]],
+    ask: Callable[[str], Iterable[Mapping[str, str]]],
+    *,
+    rate_interval: str,
+    span: str,
+) -> dict[str, str | list[str]]:
+    """Return what is chosen, and the options of each variable whose All is the list of them.
+
+    ``ask`` returns the labels that a query has at the end of the time range. Grafana makes a text of each, and its
+    variable's regular expression takes the option from it.
+    """
+    found = dict(chosen)
+    for variable in variables(board):
+        if variable.get("allValue") or variable["name"] in found:
+            continue
+        query = variable_query(variable["query"])
+        answers = ask(interpolated(query, found, board, rate_interval=rate_interval, span=span))
+        texts = [",".join(f'{name}="{value}"' for name, value in labels.items()) for labels in answers]
+        matches = (re.search(variable["regex"].strip("/"), text) for text in texts)
+        found[variable["name"]] = sorted({match[1] for match in matches if match})
+    return found
 
 
 def _quoted(value: str) -> str:
@@ -96,12 +123,23 @@ def parsed(expr: str, rate_interval: str = "4711s") -> Expr:
     return promql.parse(expr)
 
 
+def is_hidden(variable: Mapping[str, Any]) -> bool:
+    """Return whether nobody sees the variable, and so chooses it."""
+    return bool(variable["hide"] == HIDDEN)
+
+
 def variable_selector(query: str) -> tuple[str, str]:
     """Return the selector (empty if there is none) and the label of ``label_values(…)``."""
     match = re.fullmatch(r"label_values\((?:(.+), *)?([a-zA-Z_]\w*)\)", query)
     if match is None:
         raise ValueError(f"not a query of label values: {query!r}")
     return match[1] or "", match[2]
+
+
+def variable_query(query: str) -> str:
+    """Return the expression of ``query_result(…)`` or the selector of ``label_values(…)``; ValueError for others."""
+    match = re.fullmatch(r"query_result\((.+)\)", query)
+    return match[1] if match else variable_selector(query)[0]
 
 
 def walk(node: Expr, parents: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:

@@ -74,9 +74,9 @@ def template_label_promql_rule(board: Board) -> Iterator[str]:
     """The query of a variable is one that Prometheus' data source knows, with a valid selector."""
     for one in grafana.variables(board):
         try:
-            selector, _ = grafana.variable_selector(one["query"])
-            if selector:
-                grafana.parsed(selector)
+            asked = grafana.variable_query(one["query"])
+            if asked:
+                grafana.parsed(asked)
         except ValueError as error:
             yield f"variable {one['name']!r}: {error}"
 
@@ -173,22 +173,33 @@ def target_rate_interval_rule(board: Board) -> Iterator[str]:
 
 @_rule
 def target_job_rule(board: Board) -> Iterator[str]:
-    """Every selector matches the variable of the job."""
-    yield from _matcher(board, "job")
+    """Every selector matches the variable of the job, and may narrow it further."""
+    for target, selector in _selectors(board):
+        if not _matches(selector, "job", "job"):
+            yield f"{target}: {selector}"
 
 
 @_rule
 def target_instance_rule(board: Board) -> Iterator[str]:
-    """Every selector matches the variable of the instance."""
-    yield from _matcher(board, "instance")
+    """Every selector matches the variable of the instance, but for series of a fleet, which have none.
+
+    Those are of the jobs in the variable ``recorded``, which is empty where instances are chosen.
+    """
+    for target, selector in _selectors(board):
+        is_of_fleet = str(selector.name).startswith("fleet_") and _matches(selector, "job", "recorded")
+        if not is_of_fleet and not _matches(selector, "instance", "instance"):
+            yield f"{target}: {selector}"
 
 
-def _matcher(board: Board, name: str) -> Iterator[str]:
+def _matches(selector: promql.VectorSelector, label: str, variable: str) -> bool:
+    found = [(one.op, one.value) for one in selector.matchers.matchers if one.name == label]
+    return (promql.MatchOp.Re, f"${variable}") in found
+
+
+def _selectors(board: Board) -> Iterator[tuple[Target, promql.VectorSelector]]:
     for target, expr in _parsed(board):
         for selector in grafana.selectors(expr):
-            found = [(one.op, one.value) for one in selector.matchers.matchers if one.name == name]
-            if found != [(promql.MatchOp.Re, f"${name}")]:
-                yield f"{target}: {selector}"
+            yield target, selector
 
 
 @_rule

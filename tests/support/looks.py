@@ -118,7 +118,11 @@ def graphs_of_many_have_few_lines(board: Board) -> Iterator[str]:
         names = [target["legendFormat"] for target in panel["targets"]]
         for target in panel["targets"]:
             labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            if labels & MANY and "database" not in labels and not target["expr"].startswith("topk("):
+            if (
+                labels & MANY
+                and "database" not in labels
+                and not re.match(r"(max by \(.+?\) \()?topk\(", target["expr"])
+            ):
                 yield f"{panel['title']}: a line for each {labels & MANY}"
         if any("{{" in name for name in names) and (
             (legend["displayMode"], legend.get("sortBy"), legend.get("sortDesc")) != ("table", "Max", True)

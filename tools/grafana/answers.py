@@ -42,20 +42,21 @@ class Asking:
 
     def answers(self, board: Board) -> Json:
         """Return the answers to the queries of all panels."""
+        values = self._with_options(board)
         panels: dict[str, Json] = {}
         for target in grafana.targets(board):
-            panels.setdefault(str(target.panel["id"]), {})[target.ref] = self._answer(board, target)
+            panels.setdefault(str(target.panel["id"]), {})[target.ref] = self._answer(board, target, values)
         return {
             "start": self.start,
             "end": self.end,
             "step": self.step,
             "panels": panels,
-            "marks": self._marks(board),
+            "marks": self._marks(board, values),
             "chosen": _shown(board, self.chosen),
         }
 
-    def _answer(self, board: Board, target: Target) -> Json:
-        expr = self._meant(board, target.expr)
+    def _answer(self, board: Board, target: Target, values: Chosen) -> Json:
+        expr = self._meant(board, target.expr, values)
         if target.is_instant:
             found = self.prometheus.query(expr, time=self.end)
             return {
@@ -65,24 +66,37 @@ class Asking:
         series = self.prometheus.query_range(expr, self.start, self.end, self.step)
         return {"type": "matrix", "series": [_series(one.labels, one.points) for one in series]}
 
-    def _marks(self, board: Board) -> list[float]:
+    def _marks(self, board: Board, values: Chosen) -> list[float]:
         """Return when alerts began to fire."""
         return [
             one.points[0][0]
             for annotation in board["annotations"]["list"]
             for one in self.prometheus.query_range(
-                self._meant(board, annotation["expr"]), self.start, self.end, self.step
+                self._meant(board, annotation["expr"], values), self.start, self.end, self.step
             )
         ]
 
-    def _meant(self, board: Board, expr: str) -> str:
+    def _meant(self, board: Board, expr: str, values: Chosen) -> str:
         return grafana.interpolated(
             expr,
-            self.chosen,
+            values,
             board,
             rate_interval=self.rate_interval,
-            span=f"{self.end - self.start:.0f}s",
+            span=self._span,
         )
+
+    def _with_options(self, board: Board) -> Chosen:
+        return grafana.with_options(
+            board,
+            self.chosen,
+            lambda expr: [one.labels for one in self.prometheus.query(expr, time=self.end)],
+            rate_interval=self.rate_interval,
+            span=self._span,
+        )
+
+    @property
+    def _span(self) -> str:
+        return f"{self.end - self.start:.0f}s"
 
 
 def _series(labels: Mapping[str, str], points: list[tuple[float, float]]) -> Json:
@@ -99,6 +113,8 @@ def _text(value: float) -> str:
 def _shown(board: Board, chosen: Chosen) -> dict[str, str]:
     shown = {}
     for one in grafana.variables(board):
+        if grafana.is_hidden(one):
+            continue
         value = chosen.get(one["name"], "All")
         shown[one.get("label") or one["name"]] = value if isinstance(value, str) else " + ".join(value)
     return shown
