@@ -50,3 +50,13 @@ def test_phone(page: Grafana, answers: Mapping[str, Answers], name: str) -> None
     """On a phone, every panel is drawn."""
     found = page.draw(name, grafana.load(name), answers[name].incident, PHONE)
     assert [] == [str(fault) for fault in found if fault.kind in {"not drawn", "complaint"}]
+
+
+@pytest.mark.parametrize("values", [[], ["shop"], ["shop", "web"], ["10.0.0.1:80", "shop (old)"]])
+def test_interpolation(page: Grafana, values: list[str]) -> None:
+    """Queries are asked with the variables as Grafana puts them in; without an option, All matches nothing."""
+    board = grafana.load("overview")
+    assert page.interpolated(values) == grafana.interpolated(
+        "$recorded", {"recorded": values}, board, rate_interval="60s"
+    )
+    assert page.interpolated([]) == grafana.interpolated("$recorded", {}, board, rate_interval="60s") == "()"

@@ -104,6 +104,12 @@ class Grafana:
                 self._page.locator("#board").screenshot(path=path, animations="disabled")
         return faults
 
+    def interpolated(self, values: list[str]) -> str:
+        """Return what a query has in the place of a variable of which these values are chosen."""
+        with limited():
+            text: str = self._page.evaluate("values => window.dashboards.interpolated(values)", values)
+        return text
+
     def _faults(self, name: str, function: str, *arguments: object) -> list[Fault]:
         self._said.clear()
         with limited():

@@ -11,8 +11,9 @@ await build({
   minify: true,
   define: { 'process.env.NODE_ENV': '"production"', global: 'window' },
   alias: {
-    // Of the data source, only the part that makes frames of answers.
+    // Of the data source, only the parts that make frames of answers, and that put variables into queries.
     '@grafana/prometheus': './node_modules/@grafana/prometheus/dist/esm/result_transformer.mjs',
+    'prometheus-escaping': './node_modules/@grafana/prometheus/dist/esm/escaping.mjs',
     '@grafana/runtime': './src/runtime.ts',
   },
   loader: { '.woff2': 'dataurl', '.woff': 'empty', '.ttf': 'empty', '.svg': 'dataurl', '.png': 'dataurl' },

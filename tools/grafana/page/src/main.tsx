@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the Python side calls in the page.
-import type { DataFrame } from '@grafana/data';
+import type { DataFrame, QueryVariableModel } from '@grafana/data';
 import { ThemeContext } from '@grafana/data';
 import { GlobalStyles, PortalContainer } from '@grafana/ui';
+import { interpolateQueryExpr } from 'prometheus-escaping';
 import { createRoot } from 'react-dom/client';
 import { MemoryRouter } from 'react-router-dom';
 import { BoardView } from './board';
@@ -38,6 +39,11 @@ async function draw(board: Board, answers: Answers, mode: Mode, width: number): 
   return measured();
 }
 
+// What a query has in the place of a variable with several choices, or with an All that is a list of its options.
+function interpolated(values: string[]): string {
+  return String(interpolateQueryExpr(values, { multi: true, includeAll: true } as QueryVariableModel));
+}
+
 async function painted(): Promise<void> {
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)));
 }
@@ -52,4 +58,4 @@ async function settled(): Promise<void> {
   }
 }
 
-Object.assign(window, { dashboards: { blind, draw, withData } });
+Object.assign(window, { dashboards: { blind, draw, interpolated, withData } });
