@@ -90,7 +90,6 @@ def _footprint(prometheus: Prometheus, options: argparse.Namespace, window: pane
     status = Path(f"/proc/{prometheus.pid}/status").read_text()
     resident = int(status.split("VmRSS:")[1].split()[0]) / 1e3
     most = int(status.split("VmHWM:")[1].split()[0]) / 1e3
-    (series,) = prometheus.query('count({__name__=~".+"})')
     (scraped,) = prometheus.query("sum(scrape_samples_scraped)")
     (recorded,) = prometheus.query('count({__name__=~".+:.+"})')
     (slowest,) = prometheus.query("max(scrape_duration_seconds)")
@@ -107,7 +106,7 @@ def _footprint(prometheus: Prometheus, options: argparse.Namespace, window: pane
             ),
             ("series scraped", f"{scraped.value:,.0f}"),
             ("series recorded", f"{recorded.value:,.0f}"),
-            ("series in all", f"{series.value:,.0f}"),
+            ("series in all", f"{prometheus.head_series():,}"),
             ("Prometheus' memory, MB", f"{resident:,.0f}"),
             ("the most it was, MB", f"{most:,.0f}"),
             ("slowest scrape, ms", f"{slowest.value * 1e3:,.0f}"),

@@ -135,6 +135,19 @@ def test_same_values(tmp_path: Path) -> None:
     assert max(stuck.values()) > 0
 
 
+def test_no_target_is_read_twice() -> None:
+    """In a query that reads recorded series, each selector is of the jobs of which they are read, or of the others."""
+    for one in _asked():
+        for selector in grafana.selectors(grafana.parsed(one.expr)):
+            if str(selector.name).startswith(f"{metrics.PREFIX}database_"):
+                continue  # every job says the same of a database
+            matchers = [
+                (each.name, str(each.op)) for each in selector.matchers.matchers if each.value == "$recorded"
+            ]
+            wanted = "MatchOp.Re" if ":" in str(selector.name) else "MatchOp.NotRe"
+            assert [("job", wanted)] == matchers, one
+
+
 def test_what_is_recorded_alone_is_read(tmp_path: Path) -> None:
     """Without the targets' own series, the recorded ones have each panel's values: no selector is left beside them."""
     asked = _asked()

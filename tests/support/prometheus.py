@@ -173,6 +173,11 @@ class Prometheus:
         ]
         return read
 
+    def head_series(self) -> int:
+        """Return how many series its memory has."""
+        series: int = self._ask("status/tsdb")["headStats"]["numSeries"]
+        return series
+
     def rule_groups(self) -> list[dict[str, Any]]:
         """Return the groups of rules, with how long their last evaluation took."""
         groups: list[dict[str, Any]] = self._ask("rules")["groups"]
