@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,6 +23,11 @@ def hot_path() -> str:
 
     Nothing is imported for it: a process that records has loaded the modules.
     """
+    return _hot_path(len(sys.modules))
+
+
+@lru_cache(1)  # each scrape asks, and a process may have thousands of modules: it took a tenth of a scrape
+def _hot_path(_number_of_modules: int) -> str:
     folder = f"{__package__}.recording."
     files = [
         str(getattr(module, "__file__", ""))

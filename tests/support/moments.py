@@ -25,7 +25,7 @@ from tests.support.database import Database
 from tests.support.diary import PACKAGE
 from tests.support.samples import RegistrySamples
 from tests.support.sources import is_compiled
-from tests.support.witness import assert_sites_add_up, metric_state, pool_state
+from tests.support.witness import assert_sites_add_up, metric_state, pool_state, recorded_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -241,7 +241,8 @@ class Scene:
         for at in range(times):  # new records may reuse the addresses of freed ones
             self.held += [self.pool.connect(), self.pool.connect()]
             if at in (0, times - 1):
-                assert metric_state(RegistrySamples(self.registry), name) == pool_state(self.pool), where
+                (recorder,) = self.handle._recorders
+                assert recorded_state(recorder.snapshot()) == pool_state(self.pool), where
             self.held.clear()
         last = RegistrySamples(self.registry)
         assert metric_state(last, name) == pool_state(self.pool), where

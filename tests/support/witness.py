@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.pool import QueuePool
 
@@ -14,6 +14,7 @@ from sqlalchemy_pool_exporter.metrics import PREFIX
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
+    from sqlalchemy_pool_exporter.segment.snapshot import Snapshot
     from tests.support.samples import RegistrySamples
 
 # Phrases of SQLAlchemy's pool log, with the events that they report.
@@ -85,6 +86,16 @@ def metric_state(exposition: RegistrySamples, pool: str) -> dict[str, float]:
         "idle and empty": exposition.value("connections", pool, state="idle")
         + exposition.value("empty_slots", pool),
         "overflow": exposition.value("overflow_connections", pool),
+    }
+
+
+def recorded_state(snapshot: Snapshot) -> dict[str, float]:
+    """Return the same numbers of what is recorded, from which a scrape makes the metrics."""
+    state: Any = snapshot.state(now=0.0, wall=0.0)
+    return {
+        "in_use": state["connections"]["in_use"],
+        "idle and empty": state["connections"]["idle"] + state["empty_slots"],
+        "overflow": state["overflow_connections"],
     }
 
 

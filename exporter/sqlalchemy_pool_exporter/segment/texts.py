@@ -148,10 +148,11 @@ class _Texts:
 
     def write(self) -> None:
         """Write what is not written yet; only the thread that adds may do so."""
+        known = {purpose: self.ordered(purpose) for purpose in self.numbers}
         for pages in list(self.pages):
-            for purpose in self.numbers:
-                if known := self.ordered(purpose):
-                    pages.write_texts(purpose, known)
+            for purpose, texts in known.items():
+                if texts:
+                    pages.write_texts(purpose, texts)
 
     def ordered(self, purpose: int) -> list[str]:
         """Return the texts in the order of their numbers."""
