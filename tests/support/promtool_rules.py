@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gives each test of promtool a file of its own, with the rules that it asks for and those that these read.
 
-promtool evaluates all rules at each interval of each test, and a test asks for few of them: the others take three quarters
-of its time. ``.ci/run`` runs the files as they are, too.
+promtool evaluates all rules at each interval of each test, and a test asks for few of them: the others take three
+quarters of its time. ``.ci/run`` runs the files as they are, too.
 """
 
 from __future__ import annotations
