@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import checkout, memory, names, pauses, report, scrape, server
+from . import checkout, memory, names, pauses, report, scrape, server, threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +27,7 @@ _SECTIONS: dict[str, Callable[..., Iterator[Table]]] = {
     "scrape": scrape.run,
     "names": names.run,
     "pauses": pauses.run,
+    "threads": threads.run,
 }
 _ROOT = Path(__file__).resolve().parent.parent
 

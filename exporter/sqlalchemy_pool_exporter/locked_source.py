@@ -10,9 +10,9 @@ What is locked:
 * in modules that have straight lines, each other assignment to an element, unless it calls something: a straight line
   may have looked at the element just before.
 
-What gives a slot back calls ``list.append()``, and nothing is called with the lock. Without it, the thread that takes a
-slot could read the last one, and delete the one that was given back meanwhile. So here a slot goes to the beginning of
-the list: ``free.append(x)`` becomes ``free[:0] = (x,)``, which is atomic, too, and touches no end.
+What gives a slot back calls ``list.append()``, which is atomic, and nothing is called with the lock. Without it, the
+thread that takes a slot could read the last one, and delete the one that was given back meanwhile. So here it takes the
+first one, which no appended one moves: ``free[-1]`` becomes ``free[0]``.
 
 The lines keep their numbers, so a traceback and a debugger show the file as it is.
 """
@@ -108,6 +108,7 @@ def install() -> set[str]:
 def locked(source: bytes) -> ast.Module:
     """Return the syntax tree of a module with its straight lines locked."""
     tree = ast.parse(source)
+    _TakingTheFirst().visit(tree)
     _Locking(stretches(decode_source(source))).visit(tree)
     (names,) = ast.parse(_IMPORT).body
     first = next(at for at, each in enumerate(tree.body) if not _comes_first(each))
@@ -130,6 +131,17 @@ def stretches(source: str) -> list[Stretch]:
         Stretch(first, last, mark[2] is not None)
         for (first, mark), (last, _) in zip(marks[::2], marks[1::2], strict=True)
     ]
+
+
+class _TakingTheFirst(ast.NodeTransformer):
+    """Lets what takes a free slot take the first one instead of the last one."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.Subscript:
+        self.generic_visit(node)
+        text = ast.unparse(node)
+        if text == "free[-1]" or text.endswith(".free[-1]"):
+            node.slice = ast.copy_location(ast.Constant(0), node.slice)
+        return node
 
 
 class _Locking(ast.NodeTransformer):
@@ -166,10 +178,6 @@ class _Locking(ast.NodeTransformer):
             else:
                 while rest and rest[0].lineno == group[0].lineno:
                     group.append(rest.pop(0))
-                given_back = _in_front(group[0])
-                if given_back is not None:
-                    done.append(given_back)
-                    continue
                 if len(group) == 1 and not _adds(group[0]) and not (self._stretches and _stores(group[0])):
                     self._lock_in(group[0])
                     done += group
@@ -206,17 +214,6 @@ def _stores(statement: ast.stmt) -> bool:
         and any(isinstance(target, ast.Subscript) for target in statement.targets)
         and _is_quiet(statement)
     )
-
-
-def _in_front(statement: ast.stmt) -> ast.stmt | None:
-    """Return the statement that gives a slot back in front, if this one appends it to a list of free slots."""
-    match statement:
-        case ast.Expr(ast.Call(ast.Attribute(free, "append"), [slot], [])):
-            text = ast.unparse(free)
-            if text == "free" or text.endswith(".free"):
-                (given_back,) = ast.parse(f"{text}[:0] = ({ast.unparse(slot)},)").body
-                return _at(statement, given_back)
-    return None
 
 
 def _with_lock(group: list[ast.stmt]) -> list[ast.stmt]:

@@ -267,13 +267,14 @@ def _count_out(pool: Pool) -> int:
 
 def idle_records(pool: Pool) -> list[Any]:
     """Return the records in the queue of a pool that has one."""
-    return list(_idle(pool)) if isinstance(pool, QueuePool) else []
+    # Without the GIL another thread can change the deque while list() iterates over it, but not while it is copied.
+    return list(_idle(pool).copy()) if isinstance(pool, QueuePool) else []
 
 
-def _idle(pool: QueuePool) -> Collection[Any]:
+def _idle(pool: QueuePool) -> deque[Any]:
     """Return what is in the queue of a pool; the queue has the same object for ever."""
     queue: Any = pool._pool
-    idle: Collection[Any] = queue.queue if hasattr(queue, "queue") else queue._queue._queue
+    idle: deque[Any] = queue.queue if hasattr(queue, "queue") else queue._queue._queue
     return idle
 
 
