@@ -12,7 +12,7 @@ from sqlalchemy_pool_exporter.metrics import HeldState
 from .frame import DATABASE, TARGET_VARIABLES, dashboard
 from .panels import AGE, EVENTS, LONG_AGE, Query, stat, timeseries
 from .promql import FEW, database, exporter, rate, targets_up, top
-from .recorded import RECORDED, folded, series
+from .recorded import folded, series, variables
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Database",
         "The databases behind the pools: what they allow, who has it, and what all pools could ask for.",
-        variables=[*TARGET_VARIABLES, RECORDED, DATABASE],
+        variables=[*TARGET_VARIABLES, *variables("instance"), DATABASE],
         rows={
             "Health": health(),
             "Problems": problems(),

@@ -23,7 +23,7 @@ from .promql import (
     targets_up,
     top,
 )
-from .recorded import OVER, RECORDED, folded, rates
+from .recorded import OVER, folded, rates, variables
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def by_pool(expr: str) -> str:
     return f"sum by ({BY}) ({expr})"
 
 
-def sum_of(name: str, *matchers: str) -> str:
+def sum_of(name: str, *matchers: str, by: str = BY) -> str:
     """Return the sum of a state over each pool's processes, recorded or not."""
-    return folded("sum", BY, recorded.of_pools(f"{name}:sum", *matchers), pool(name, *matchers))
+    return folded("sum", by, recorded.of_pools(f"{name}:sum", *matchers), pool(name, *matchers))
 
 
-def worst_of(name: str) -> str:
+def worst_of(name: str, *, by: str = BY) -> str:
     """Return the largest value of a state among each pool's processes, recorded or not."""
-    return folded("max", BY, recorded.of_pools(f"{name}:max"), pool(name))
+    return folded("max", by, recorded.of_pools(f"{name}:max"), pool(name))
 
 
 def failures(name: str, by: str = "") -> str:
@@ -115,7 +115,7 @@ def health() -> list[Builder[Panel]]:
             "Callers waiting",
             "Callers inside connect() now. Good: near 0, whatever the traffic. Bad: a number that stays: connections "
             "come back more slowly than they are asked for.",
-            f"sum({pool('pending_checkouts')})",
+            sum_of("pending_checkouts", by=""),
             unit=units.Short,
             warning=1,
             critical=10,
@@ -124,7 +124,7 @@ def health() -> list[Builder[Panel]]:
             "Longest wait now",
             "How long the caller who has waited longest has done so. Good: near 0. Bad: close to pool_timeout (30 s "
             "if nobody set it): that caller is about to get an error.",
-            f"max({pool('longest_pending_seconds')})",
+            worst_of("longest_pending_seconds", by=""),
             unit=units.Seconds,
             warning=1,
             critical=10,
@@ -143,7 +143,7 @@ def health() -> list[Builder[Panel]]:
             "Self-deadlocked",
             "Pools whose holders all wait for another connection of the same pool. Good: 0. Bad: any other; none of "
             "them can go on before a checkout times out.",
-            f"sum({pool('self_deadlocked')})",
+            sum_of("self_deadlocked", by=""),
             unit=units.Short,
             critical=1,
         ),
@@ -383,7 +383,7 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Overview",
         "Connection pools of all services: which one hurts, and how.",
-        variables=[*TARGET_VARIABLES, RECORDED, POOL],
+        variables=[*TARGET_VARIABLES, *variables("instance"), POOL],
         rows={
             "Health": health(),
             "Problems": problems(),

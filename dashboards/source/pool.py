@@ -380,8 +380,8 @@ def board() -> Dashboard:
         UID,
         "SQLAlchemy pools / Pool",
         "One connection pool in depth. Choose one; the numbers of several are added up.",
-        # Last, because it follows the others.
-        variables=[*TARGET_VARIABLES, POOL, WORKER, recorded.variable("instance", "worker")],
+        # The last two, because they follow the others.
+        variables=[*TARGET_VARIABLES, POOL, WORKER, *recorded.variables("instance", "worker")],
         rows={
             "Health": health(),
             "Who holds it": holders(),

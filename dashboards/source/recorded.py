@@ -3,7 +3,7 @@
 
 A hidden variable, ``recorded``, has the jobs whose recorded series are read. It is empty where the rules are not
 loaded, where instances are chosen, and where few targets are: then every query reads the targets, as if there were no
-rules. A selector that matches nothing costs Prometheus little.
+rules. Another one, ``covered``, has a value if those are all jobs.
 """
 
 from __future__ import annotations
@@ -48,17 +48,23 @@ def _jobs(narrowing: Sequence[str]) -> str:
     return f"group by (job) ({seen}) and on () (sum({seen}) > {MANY}) unless on (job) ({left_out})"
 
 
-def variable(*narrowing: str) -> build.QueryVariable:
-    """Return the hidden variable; it is empty unless ``narrowing``, which recorded series do not have, are all at All.
+def _all_are() -> str:
+    """Return a query that has a series if all that was shown of the chosen targets is recorded."""
+    shown = f'{{__name__=~"sqlalchemy_pool_(exporter_build_info|instances)", {TARGET}, job!~"$recorded"}}'
+    return f'label_replace(vector(1), "covered", "yes", "", "") unless on () group(last_over_time({shown}[$__range]))'
 
-    Its own All is the list of its options. If there is none, Grafana makes `()` of it, which is no job.
+
+def _hidden(name: str, query: str, label: str) -> build.QueryVariable:
+    """Return a variable that has the values of a label in what a query finds.
+
+    Its All is the list of its options. If there is none, Grafana makes `()` of it, which matches an absent label alone.
     """
     return (
-        build.QueryVariable("recorded")
-        .label("Recorded")
+        build.QueryVariable(name)
+        .label(name.capitalize())
         .datasource(DATASOURCE)
-        .query(f"query_result({_jobs(narrowing)})")
-        .regex('/job="([^"]*)"/')
+        .query(f"query_result({query})")
+        .regex(f'/{label}="([^"]*)"/')
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .multi(True)
         .include_all(True)
@@ -67,12 +73,21 @@ def variable(*narrowing: str) -> build.QueryVariable:
     )
 
 
-RECORDED = variable("instance")
+def variables(*narrowing: str) -> tuple[build.QueryVariable, build.QueryVariable]:
+    """Return the hidden variables, ``recorded`` and ``covered``.
+
+    No series is recorded of a part of a job: they are empty unless ``narrowing``, variables of a board, are at All.
+    """
+    return _hidden("recorded", _jobs(narrowing), "job"), _hidden("covered", _all_are(), "covered")
 
 
 def unrecorded(expr: str) -> str:
-    """Narrow every selector of an expression to the jobs of which no recorded series are read."""
-    return expr.replace(_JOB, f'{_JOB}, job!~"$recorded"')
+    """Narrow every selector of an expression to the jobs of which no recorded series are read.
+
+    If there are none, the second matcher, of a label that no series has, lets Prometheus give up at once. Of a million
+    series, the first one alone takes it 40 ms for each selector, and a table has dozens.
+    """
+    return expr.replace(_JOB, f'{_JOB}, job!~"$recorded", __recorded__=~"$covered"')
 
 
 def series(name: str, *matchers: str) -> str:

@@ -69,12 +69,12 @@ ROWS = {
 }
 GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
 COMMON = ("datasource", "cluster", "namespace", "job", "instance")
-RECORDED_JOBS = "recorded"  # the variable that nobody sees
+HIDDEN = ("recorded", "covered")  # variables that nobody sees
 MAY_BE_ABSENT = {"cluster", "namespace", "worker"}
 VARIABLES = {
-    "overview": [*COMMON, RECORDED_JOBS, "pool"],
-    "pool": [*COMMON, "pool", "worker", RECORDED_JOBS],
-    "database": [*COMMON, RECORDED_JOBS, "database"],
+    "overview": [*COMMON, *HIDDEN, "pool"],
+    "pool": [*COMMON, "pool", "worker", *HIDDEN],
+    "database": [*COMMON, *HIDDEN, "database"],
     # Recorded series have no instance.
     "fleet": [*(name for name in COMMON if name != "instance"), "pool"],
 }
@@ -270,7 +270,7 @@ def test_variables(name: str) -> None:
     assert VARIABLES[name] == [one["name"] for one in board["templating"]["list"]]
     for one in grafana.variables(board):
         assert (True, True) == (one["multi"], one["includeAll"])
-        assert grafana.is_hidden(one) == (one["name"] == RECORDED_JOBS) == one.get("skipUrlSync", False)
+        assert grafana.is_hidden(one) == (one["name"] in HIDDEN) == one.get("skipUrlSync", False)
         expected = None if grafana.is_hidden(one) else ".*" if one["name"] in MAY_BE_ABSENT else ".+"
         assert expected == one.get("allValue")
     used = {
@@ -378,10 +378,9 @@ def _labels(name: str) -> set[str]:
 
 
 def _name(selector: Expr) -> str:
-    """Return the name of a selector, also where it is a matcher among others."""
-    return str(
-        selector.name or next(one.value for one in selector.matchers.matchers if one.name == "__name__")
-    )
+    """Return the name of a selector, also where it is a matcher among others; of several names, the first."""
+    name = selector.name or next(one.value for one in selector.matchers.matchers if one.name == "__name__")
+    return re.sub(r"\((\w+)\|.*\)", r"\1", str(name))
 
 
 def _used(node: Expr) -> list[str]:
@@ -410,7 +409,10 @@ def test_metrics_and_labels_exist(name: str) -> None:
         for selector in grafana.selectors(grafana.parsed(expr)):
             metric = _metric(_name(selector))
             for matcher in selector.matchers.matchers:
-                assert matcher.name in {"__name__", *_labels(_name(selector))}, (expr, matcher.name)
+                assert matcher.name in {"__name__", "__recorded__", *_labels(_name(selector))}, (
+                    expr,
+                    matcher.name,
+                )
                 if metric and metric.values and metric.labels[0] == matcher.name:
                     assert any(re.fullmatch(matcher.value, value) for value in metric.values), expr
 

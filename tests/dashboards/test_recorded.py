@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
@@ -113,20 +114,24 @@ def test_same_values(tmp_path: Path) -> None:
     """Each panel shows the same by the series that the rules record of all jobs, of one of them, and of none."""
     asked = _asked()
     found = []
-    for at, recorded in enumerate(((), ("a",), JOBS)):
+    for at, (recorded, covered) in enumerate((((), ()), (("a",), ()), (JOBS, ()), (JOBS, ("yes",)))):
         exprs = [
             grafana.interpolated(
-                one.expr, {"recorded": list(recorded)}, grafana.load(one.name), rate_interval="60s", span="5m"
+                one.expr,
+                {"recorded": list(recorded), "covered": list(covered)},
+                grafana.load(one.name),
+                rate_interval="60s",
+                span="5m",
             )
             for one in asked
         ]
         directory = tmp_path / str(at)
         directory.mkdir()
         found.append(answers(directory, exprs, SERIES, WHEN, rules=[RULES]))
-    for one, live, some, every in zip(asked, *found, strict=True):
+    for one, live, *others in zip(asked, *found, strict=True):
         assert live, one
-        assert pytest.approx(live) == some, one
-        assert pytest.approx(live) == every, one
+        for other in others:
+            assert pytest.approx(live) == other, one
     # A process is full, and one is not.
     (stuck,) = [
         live for one, live in zip(asked, found[0], strict=True) if one.title == "Stuck for, by process A"
@@ -153,7 +158,11 @@ def test_what_is_recorded_alone_is_read(tmp_path: Path) -> None:
     asked = _asked()
     exprs = [
         grafana.interpolated(
-            one.expr, {"recorded": list(JOBS)}, grafana.load(one.name), rate_interval="60s", span="5m"
+            one.expr,
+            {"recorded": list(JOBS), "covered": "yes"},
+            grafana.load(one.name),
+            rate_interval="60s",
+            span="5m",
         )
         for one in asked
     ]
@@ -185,38 +194,39 @@ UP = {
 RECORDED = {f'{COUNT}{{job="{job}"}}': f"{TARGETS // 2}x80" for job in JOBS}
 
 
-def _is_recorded(directory: Path, series: Mapping[str, str], **chosen: str | list[str]) -> list[str]:
-    """Return the options of the variable after 15 minutes, in a time range of five."""
+def _recorded_jobs(
+    directory: Path, series: Mapping[str, str], **chosen: str | list[str]
+) -> tuple[list[str], bool]:
+    """Return the jobs of which recorded series are read after 15 minutes, in a range of five; whether those are all."""
     board = grafana.load("overview")
 
     def ask(expr: str) -> list[dict[str, str]]:
         (found,) = answers(directory, [expr], series, "15m")
-        return [{"job": labels.split('"')[1]} for labels in found]
+        return [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in found]
 
-    options = grafana.with_options(board, chosen, ask, rate_interval="60s", span="5m")["recorded"]
-    assert isinstance(options, list)
-    return options
+    options = grafana.with_options(board, chosen, ask, rate_interval="60s", span="5m")
+    return list(options["recorded"]), bool(options["covered"])
 
 
 def test_all_of_many(tmp_path: Path) -> None:
-    """Of many targets, all of them chosen or all jobs one by one, the recorded series are read."""
-    assert ["a", "b"] == _is_recorded(tmp_path, {**UP, **RECORDED})
-    assert ["a", "b"] == _is_recorded(tmp_path, {**UP, **RECORDED}, job=["a", "b"])
+    """Of many targets, all of them chosen or all jobs one by one, the recorded series are read, and nothing else."""
+    assert (["a", "b"], True) == _recorded_jobs(tmp_path, {**UP, **RECORDED})
+    assert (["a", "b"], True) == _recorded_jobs(tmp_path, {**UP, **RECORDED}, job=["a", "b"])
 
 
 def test_few(tmp_path: Path) -> None:
     """Few targets are asked themselves: a job of 15 is, where both are recorded."""
-    assert [] == _is_recorded(tmp_path, {**UP, **RECORDED}, job="a")
+    assert ([], False) == _recorded_jobs(tmp_path, {**UP, **RECORDED}, job="a")
 
 
 def test_instances(tmp_path: Path) -> None:
     """Where instances are chosen, they are asked themselves."""
-    assert [] == _is_recorded(tmp_path, {**UP, **RECORDED}, instance="1")
+    assert ([], False) == _recorded_jobs(tmp_path, {**UP, **RECORDED}, instance="1")
 
 
 def test_no_rules(tmp_path: Path) -> None:
     """Without the rules all targets are asked."""
-    assert [] == _is_recorded(tmp_path, UP)
+    assert ([], False) == _recorded_jobs(tmp_path, UP)
 
 
 @pytest.mark.parametrize(
@@ -224,18 +234,27 @@ def test_no_rules(tmp_path: Path) -> None:
 )
 def test_a_part_of_the_time(tmp_path: Path, values: str) -> None:
     """A job that is recorded in a part of the time range alone is asked itself, and the other one is not."""
-    assert ["b"] == _is_recorded(tmp_path, {**UP, **RECORDED, f'{COUNT}{{job="a"}}': values})
+    series = {**UP, **RECORDED, f'{COUNT}{{job="a"}}': values}
+    assert (["b"], False) == _recorded_jobs(tmp_path, series)
 
 
 def test_a_part_of_the_targets(tmp_path: Path) -> None:
     """A job of which one cluster has no rules is asked itself."""
     other = {'sqlalchemy_pool_exporter_build_info{job="a", instance="x", cluster="west"}': "1x80"}
-    assert ["b"] == _is_recorded(tmp_path, {**UP, **RECORDED, **other})
+    assert (["b"], False) == _recorded_jobs(tmp_path, {**UP, **RECORDED, **other})
+
+
+@pytest.mark.parametrize(
+    "name", ["sqlalchemy_pool_exporter_build_info", "sqlalchemy_pool_instances"], ids=["scraped", "pushed"]
+)
+def test_a_job_that_no_rule_counts(tmp_path: Path, name: str) -> None:
+    """A job that is not recorded is asked itself, also if it came and went within the time range."""
+    other = {f'{name}{{job="c", instance="x", pool="p"}}': "_x47 1x6 stale"}
+    assert (["a", "b"], False) == _recorded_jobs(tmp_path, {**UP, **RECORDED, **other})
 
 
 def test_lost(tmp_path: Path) -> None:
     """A job whose targets are all lost, and with them what is recorded, is read as it was recorded until then."""
     lost = {name: "1x50 stale" for name in UP if 'job="a"' in name}
-    assert ["a", "b"] == _is_recorded(
-        tmp_path, {**UP, **lost, **RECORDED, f'{COUNT}{{job="a"}}': "15x50 stale"}
-    )
+    series = {**UP, **lost, **RECORDED, f'{COUNT}{{job="a"}}': "15x50 stale"}
+    assert (["a", "b"], True) == _recorded_jobs(tmp_path, series)
