@@ -12,8 +12,10 @@ MAKEFLAGS += --no-print-directory
 DURATION ?=
 PORT ?= 10079
 PYTEST_ARGS ?=
-# One more than the number of processors, since tests spend much of their time waiting.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Tests spend more than half of their time waiting: with two workers for each processor and one more, none is idle.
+WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN) + 1)
+# A worker that has nothing left takes tests from the one that has most, so that all end at the same time.
+in-parallel = -n $(WORKERS) --dist worksteal
 BENCH_ARGS ?=
 PICTURES_ARGS ?=
 SQLALCHEMY ?= 2.1.* 2.0.*
@@ -89,7 +91,7 @@ test-oldest: build := interpreted
 test-newest: build = $(shell ls .venv/wheel/*-none-any.whl >/dev/null 2>&1 && echo interpreted || echo compiled)
 test-newest test-oldest: test-%:
 	@echo "==> the tests in .venv/$*"
-	@REQUIRE_WHEEL=1 REQUIRE_BUILD=$(build) .venv/$*/bin/python -m pytest -n $(WORKERS) \
+	@REQUIRE_WHEEL=1 REQUIRE_BUILD=$(build) .venv/$*/bin/python -m pytest $(in-parallel) \
 		--basetemp=.venv/$*/tmp -o cache_dir=.venv/$*/pytest_cache $(selected) $(PYTEST_ARGS)
 
 # The tests of what is compiled, which must hold interpreted, too. With the oldest dependencies all tests run interpreted.
@@ -103,7 +105,7 @@ test-interpreted: environment-newest ## ... of the hot path alone, with the newe
 		echo "==> no compiler: the compiled build is not tested"; \
 	else \
 		echo "==> the tests of the hot path in .venv/newest, interpreted"; \
-		$(call interpreted,newest) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted .venv/newest/bin/python -m pytest -n $(WORKERS) \
+		$(call interpreted,newest) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted .venv/newest/bin/python -m pytest $(in-parallel) \
 			--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(hot-path) $(PYTEST_ARGS); \
 	fi
 # $(call interpreted,NAME): installs the interpreted build in the environment beside the compiled one, and takes it first
@@ -118,11 +120,11 @@ NEXT_TESTS ?= tests/recording tests/launch tests/segment tests/sidecar tests/boa
 .PHONY: test-next
 test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
 	@echo "==> the tests on $$(.venv/next$(NEXT)/bin/python -V)"
-	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
+	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest $(in-parallel) \
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(NEXT_TESTS) $(PYTEST_ARGS)
 	@echo "==> those of the hot path, interpreted and with locks"
 	@$(call interpreted,next$(NEXT)) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
-		.venv/next$(NEXT)/bin/python -m pytest -n $(WORKERS) \
+		.venv/next$(NEXT)/bin/python -m pytest $(in-parallel) \
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(hot-path) $(PYTEST_ARGS)
 
 .PHONY: soak
@@ -133,7 +135,7 @@ soak: soak-staged soak-others soak-moments ## run the tests that take minutes
 soak-staged: environment-newest ## ... incidents and dashboards alone, before a real Prometheus
 soak-staged: selected := tests/alerting tests/dashboards
 soak-others: environment-newest ## ... all others alone
-soak-others: selected := -n $(WORKERS) --ignore=tests/alerting --ignore=tests/dashboards
+soak-others: selected := $(in-parallel) --ignore=tests/alerting --ignore=tests/dashboards
 soak-staged soak-others: soak-%:
 	@echo "==> the soak tests in .venv/newest: $*"
 	@REQUIRE_WHEEL=1 .venv/newest/bin/python -m pytest \
@@ -145,7 +147,7 @@ striking := $(addprefix tests/recording/test_,garbage_collection.py greenlets.py
 soak-moments: environment-newest environment-oldest ## ... signals, time limits, finalizers and switches at every moment, in both builds
 	@for each in newest oldest; do \
 		echo "==> every moment, in .venv/$$each"; \
-		EVERY_MOMENT=1 REQUIRE_WHEEL=1 .venv/$$each/bin/python -m pytest -n $(WORKERS) \
+		EVERY_MOMENT=1 REQUIRE_WHEEL=1 .venv/$$each/bin/python -m pytest $(in-parallel) \
 			--basetemp=.venv/$$each/tmp -o cache_dir=.venv/$$each/pytest_cache $(striking) $(PYTEST_ARGS) || exit 1; \
 	done
 

@@ -198,9 +198,17 @@ def _holds(
     assert sidecar.value("exporter_workers", state="parent") == parents
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=[pytest.mark.soak] if what in MORE else []) for what in SERVERS]
-)
+# With the oldest dependencies: a pool in the parent, processes that C forks, and asyncpg.
+WITH_THE_OLDEST = ("gunicorn gthread preload", "uwsgi", "uvicorn")
+
+
+def _marks(what: str) -> list[pytest.MarkDecorator]:
+    if what in MORE:
+        return [pytest.mark.soak]
+    return [] if what in WITH_THE_OLDEST else [pytest.mark.newest]
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=_marks(what)) for what in SERVERS])
 def test_server(
     what: str,
     server: DatabaseServer,

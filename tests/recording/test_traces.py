@@ -563,6 +563,7 @@ def test_forked_processes(tmp_path: Path) -> None:
         assert said[-1] in [one.labels for one in found[HOLD]]
 
 
+@pytest.mark.newest  # the same text is read back with the oldest dependencies by the tests above
 @pytest.mark.requires("prometheus")
 @pytest.mark.skipif(sys.platform != "linux", reason="open-file-description locks")
 def test_prometheus_stores_them(tmp_path: Path) -> None:

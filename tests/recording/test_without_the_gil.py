@@ -57,6 +57,8 @@ def free_threaded() -> str:
 
 FREE_THREADED = free_threaded()
 
+# Marked as ``newest``: what is with the locks. The oldest dependencies run on no interpreter that gets them.
+
 needs_free_threading = pytest.mark.skipif(
     not FREE_THREADED,
     reason="no interpreter without the GIL: PYTHON_FREETHREADED names none, and none is on the PATH",
@@ -94,7 +96,7 @@ def assert_exact(said: dict[str, Any]) -> None:
     assert not said["locks"] or said["hot_path"] == "interpreted"
 
 
-@pytest.mark.parametrize("locks", [False, True])
+@pytest.mark.parametrize("locks", [False, pytest.param(True, marks=pytest.mark.newest)])
 @pytest.mark.parametrize("scene", SCENES)
 def test_eight_threads_with_the_gil(scene: str, locks: bool) -> None:
     """The counters of eight busy threads equal what the threads did, with the locks and without them."""
@@ -123,6 +125,7 @@ def test_800000_checkouts_without_the_gil(scene: str) -> None:
 # -- bytecode by bytecode
 
 
+@pytest.mark.newest
 @pytest.mark.skipif(straight_lines.are_interruptible(), reason="this interpreter always has the locks")
 @pytest.mark.parametrize("scene", SCENES)
 def test_interrupted_between_bytecodes(scene: str) -> None:

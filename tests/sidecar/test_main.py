@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from tests.support.pg import Server
 
+# What is of the command alone, from text to exit status. What it calls is tested with the oldest dependencies, too:
+# configuration, validation, reload and probes.
+of_the_command = pytest.mark.newest
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
@@ -80,6 +84,7 @@ def test_serve(directory: Path) -> None:
         assert sidecar.end() == 0
 
 
+@of_the_command
 def test_fewer_series(directory: Path, config: Path) -> None:
     """What `metrics.drop` names is not shown, of histograms only the `metrics.buckets` are; the rest is as before."""
     config.write_text(
@@ -130,6 +135,7 @@ def test_stop(directory: Path, number: signal.Signals) -> None:
         assert "Traceback" not in "".join(sidecar.log)
 
 
+@of_the_command
 def test_restart_counts_on(directory: Path) -> None:
     """A restarted sidecar shows the same counts, although every worker is gone."""
     with Worker(directory) as worker:
@@ -165,6 +171,7 @@ def test_sighup(directory: Path, config: Path) -> None:
         assert sidecar.value("size", pool="orders", worker="000") == 2
 
 
+@of_the_command
 def test_reload_forgets_no_count(directory: Path, config: Path) -> None:
     """The counts of a deleted file survive a reload."""
     with Worker(directory) as worker, Sidecar("--config", config) as sidecar:
@@ -205,6 +212,7 @@ def test_port_taken(directory: Path) -> None:
     assert line.startswith(f"sqlalchemy-pool-exporter: cannot listen on '{address}'")
 
 
+@of_the_command
 @pytest.mark.parametrize("command", ["serve", "check-config"])
 def test_wrong_configuration(config: Path, command: str) -> None:
     """Every fault is listed with the path of its option, and the exit status is 2."""
@@ -220,6 +228,7 @@ def test_wrong_configuration(config: Path, command: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@of_the_command
 def test_missing_configuration(tmp_path: Path) -> None:
     """A missing configuration file is named in the error, and the exit status is 2."""
     ended = run("serve", "--config", tmp_path / "missing.yaml")
@@ -227,6 +236,7 @@ def test_missing_configuration(tmp_path: Path) -> None:
     assert "missing.yaml" in ended.stderr
 
 
+@of_the_command
 def test_missing_secret(config: Path) -> None:
     """If the variable of a DSN is not set, the error names the database and the variable."""
     config.write_text("databases: [{name: orders, dsn_env: NOT_SET_ANYWHERE}]\n")
@@ -236,12 +246,14 @@ def test_missing_secret(config: Path) -> None:
     assert "NOT_SET_ANYWHERE" in ended.stderr
 
 
+@of_the_command
 def test_check_config(config: Path) -> None:
     """`check-config` reports that a valid configuration is valid, and exits with status 0."""
     ended = run("check-config", "--config", config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "the configuration is valid\n", "")
 
 
+@of_the_command
 def test_check_config_reads_the_web_configuration(config: Path, tmp_path: Path) -> None:
     """`check-config` also checks the web configuration file."""
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}\n")
@@ -279,6 +291,7 @@ def test_every_fault_of_every_file(config: Path, tmp_path: Path, command: str) -
     assert "hunter2" not in ended.stderr
 
 
+@of_the_command
 def test_a_secret_that_is_missing_at_a_reload(config: Path, tmp_path: Path) -> None:
     """A reload while a DSN's file is missing keeps the old configuration, and the exporter keeps running."""
     (tmp_path / "dsn").write_text("postgresql://nobody@127.0.0.1:1/nothing")
@@ -293,12 +306,14 @@ def test_a_secret_that_is_missing_at_a_reload(config: Path, tmp_path: Path) -> N
         assert sidecar.value("exporter_config_last_reload_successful") == 0
 
 
+@of_the_command
 def test_the_example_configuration() -> None:
     """config/exporter.yaml is a valid configuration."""
     example = ROOT / "config" / "exporter.yaml"
     assert run("check-config", "--config", example).returncode == 0
 
 
+@of_the_command
 def test_help() -> None:
     """`--help` names the commands, and a command's `--help` names the options."""
     assert "serve" in run("--help").stdout
@@ -307,6 +322,7 @@ def test_help() -> None:
     assert run().returncode == 2
 
 
+@of_the_command
 @pytest.mark.parametrize(
     ("module", "command"), [("pydantic", "check-config"), ("yaml", "serve"), ("aiohttp", "serve")]
 )
@@ -323,6 +339,7 @@ def test_missing_extra(module: str, command: str) -> None:
     )
 
 
+@of_the_command
 def test_json_log(directory: Path, config: Path) -> None:
     """With log.format json each line of the log is one JSON object."""
     config.write_text(config.read_text() + "log: {format: json}\n")
@@ -369,6 +386,7 @@ def test_databases(server: Server, config: Path, application_name: str) -> None:
             assert "hunter2" not in "".join(sidecar.log)
 
 
+@of_the_command
 def test_findings_of_a_probed_server(
     server: Server, directory: Path, config: Path, application_name: str
 ) -> None:

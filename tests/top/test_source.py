@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.support.segments import Process
 
+pytestmark = pytest.mark.newest  # it uses the standard library alone
+
 TOKEN = "t0ken"  # noqa: S105 - of the tests
 
 
