@@ -49,14 +49,17 @@ ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
 endif
 
 # $(call environment,NAME,INTERPRETER,ARGUMENTS OF PIP INSTALL)
+# pip compiles modules one after the other, half a minute of the largest environment; compileall uses all processors. It
+# complains of files that are no Python of this version.
 define environment
 @wanted="$(CURDIR) $(2) $$('$(2)' -V) $$(cat Makefile pyproject.toml requirements/build.lock | cksum)"; \
 if [ "$$(cat .venv/$(1)/.ready 2>/dev/null)" != "$$wanted" ] || [ ! -x .venv/$(1)/bin/python ]; then \
 	echo "==> making .venv/$(1) with $$('$(2)' -V)"; \
 	rm -rf .venv/$(1) && \
 	'$(2)' -m venv .venv/$(1) && \
-	{ .venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --log .venv/$(1)/pip.log $(3) || \
+	{ .venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-compile --log .venv/$(1)/pip.log $(3) || \
 		{ echo "==> pip says more in .venv/$(1)/pip.log"; false; }; } && \
+	{ .venv/$(1)/bin/python -m compileall -q -j 0 .venv/$(1)/lib >.venv/$(1)/compileall.log 2>&1 || :; } && \
 	echo "$$wanted" > .venv/$(1)/.ready; \
 fi
 endef
