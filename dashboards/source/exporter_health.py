@@ -25,7 +25,10 @@ def maintenance(to_pool: tuple[str, str]) -> list[Builder[Panel]]:
             "Capacity, by pool",
             "What all processes together may open: pool_size and max_overflow of each. Good: the database can "
             "take the sum of all that use it, see the Database dashboard. Bad: it grows with each deployment.",
-            Query(top(f"sum by (job, pool) ({pool('capacity')})"), "{{job}} {{pool}}"),
+            Query(
+                top(folded("sum", "job, pool", of_pools("capacity:sum"), pool("capacity"))),
+                "{{job}} {{pool}}",
+            ),
             unit=units.Short,
             span=6,
         ),

@@ -86,7 +86,7 @@ def health() -> list[Builder[Panel]]:
             "Fullest process",
             "The largest share of its connections that one process has in use. Good: under 80 %. Bad: 100 %; the next "
             "caller of that process waits.",
-            f"max({fullness(of_chosen_workers=True)})",
+            folded("max", "", recorded.of_pools("in_use:max"), fullness(of_chosen_workers=True)),
             unit=units.PercentUnit,
             warning=0.8,
             critical=0.95,
@@ -121,7 +121,7 @@ def health() -> list[Builder[Panel]]:
             "Stuck for",
             "How long a process that is full has got no connection back, the worst of all; 0 while none is full. Good: "
             "0, or under a second in a busy pool. Bad: minutes: it is stuck, not busy; see Who holds it.",
-            f"max({stuck(of_chosen_workers=True)})",
+            folded("max", "", recorded.of_pools("stuck:max"), stuck(of_chosen_workers=True)),
             unit=AGE,
             warning=10,
             critical=120,
@@ -266,8 +266,17 @@ def problems() -> list[Builder[Panel]]:
             "Errors, by layer",
             "Waits for a connection that timed out (pool), connections that could not be made (connect), pre-pings "
             "that failed (ping), and statements (statement). Good: 0, and a few fatal statements that the code "
-            "expects. Bad: retryable that rises points at the server, the network or the load; fatal at a release.",
-            Query(f"sum by (layer, disposition) ({rate(pool('errors_total'))})", "{{layer}} {{disposition}}"),
+            "expects. Bad: retryable that rises points at the server, the network or the load; fatal at a release. "
+            f"{OVER}",
+            Query(
+                folded(
+                    "sum",
+                    "layer, disposition",
+                    rates(recorded.of_pools("errors:rate")),
+                    rate(pool("errors_total")),
+                ),
+                "{{layer}} {{disposition}}",
+            ),
             unit=EVENTS,
             span=6,
             is_bad=True,
