@@ -84,11 +84,11 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: test-newest test-oldest ## run the tests on the built wheels, with the newest and the oldest dependencies
+test: test-newest ## run the tests on the built wheel, compiled, with the newest dependencies
 
 .PHONY: test-newest test-oldest
-test-newest: environment-newest ## ... with the newest alone, compiled (PYTEST_ARGS="-k name" for a part)
-test-oldest: environment-oldest ## ... with the oldest alone, interpreted
+test-newest: environment-newest ## ... a part of them (PYTEST_ARGS="-k name")
+test-oldest: environment-oldest ## ... with the oldest dependencies, interpreted
 test-oldest: selected := -m "not soak and not newest and not grafana"
 test-oldest: build := interpreted
 test-newest: build = $(shell ls .venv/wheel/*-none-any.whl >/dev/null 2>&1 && echo interpreted || echo compiled)
