@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
-from sqlalchemy_pool_exporter.recording import checkout_cy, holders
+from sqlalchemy_pool_exporter.recording import checkout_cy, holders, undisposed
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
@@ -41,6 +42,12 @@ pytestmark = [
     pytest.mark.usefixtures("little_to_collect"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=sys.version_info < (3, 12))
+def no_thread_about_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log no pools of earlier scenes: CPython 3.11 gives a limit for a thread to one that it is about to start."""
+    monkeypatch.setattr(undisposed, "_thread", SimpleNamespace(start_new_thread=lambda *_: 0))
 
 
 class OutOfTime(Exception):  # noqa: N818 - as task queues name theirs
