@@ -83,6 +83,8 @@ _CLASSES: Final[Sequence[tuple[type[Exception], Failure]]] = (
     (UnicodeDecodeError, Failure("other", "the server sends text that cannot be decoded")),
     (ValueError, Failure("configuration", "the DSN or a PG* environment variable cannot be used")),
     (asyncpg.InterfaceError, Failure("disconnected", "the connection broke")),
+    # Also if a session is used just when its server ends it.
+    (asyncpg.InternalClientError, Failure("disconnected", "the connection broke")),
 )
 
 
