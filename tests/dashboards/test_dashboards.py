@@ -69,7 +69,7 @@ ROWS = {
 }
 GRAFANA_10 = {"stat", "table", "timeseries", "heatmap"}  # panel types of Grafana 10 that we use
 COMMON = ("datasource", "cluster", "namespace", "job", "instance")
-HIDDEN = ("recorded", "covered")  # variables that nobody sees
+HIDDEN = ("recorded", "covered")  # variables that Grafana does not show
 MAY_BE_ABSENT = {"cluster", "namespace", "worker"}
 VARIABLES = {
     "overview": [*COMMON, *HIDDEN, "pool"],

@@ -124,7 +124,7 @@ def parsed(expr: str, rate_interval: str = "4711s") -> Expr:
 
 
 def is_hidden(variable: Mapping[str, Any]) -> bool:
-    """Return whether nobody sees the variable, and so chooses it."""
+    """Return whether Grafana does not show the variable, so that nobody chooses it."""
     return bool(variable["hide"] == HIDDEN)
 
 
