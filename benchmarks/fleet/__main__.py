@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         directory = Path(name)
         targets.write(directory / "targets.json", options.targets)
-        config = _config(directory / "targets.json", options.interval)
+        config = _config(directory / "targets.json", options.interval, options.evaluation)
         with Prometheus(config, directory / "prometheus", "--storage.tsdb.retention.time=1d") as prometheus:
             slow = _measure(prometheus, options)
     return 1 if slow else 0
@@ -94,6 +94,7 @@ def _footprint(prometheus: Prometheus, options: argparse.Namespace, window: pane
     (recorded,) = prometheus.query('count({__name__=~".+:.+"})')
     (slowest,) = prometheus.query("max(scrape_duration_seconds)")
     missed = sum(one.value for one in prometheus.query("sum(1 - avg_over_time(up[1h]))"))
+    took = _rules_milliseconds(prometheus)
     return Table(
         title="What the fleet takes",
         note="",
@@ -111,15 +112,16 @@ def _footprint(prometheus: Prometheus, options: argparse.Namespace, window: pane
             ("the most it was, MB", f"{most:,.0f}"),
             ("slowest scrape, ms", f"{slowest.value * 1e3:,.0f}"),
             ("targets missed, on average", f"{missed:,.1f}"),
-            ("evaluation of the rules, ms", f"{_rules_milliseconds(prometheus):,.0f}"),
+            (f"rules, one evaluation each {options.evaluation:g} s, ms", f"{sum(took.values()):,.0f}"),
+            *((f"... of {name}, ms", f"{each:,.0f}") for name, each in took.items()),
         ),
     )
 
 
-def _rules_milliseconds(prometheus: Prometheus) -> float:
-    """Return how long the last evaluation of all groups of rules took together."""
-    seconds: float = sum(group["evaluationTime"] for group in prometheus.rule_groups())
-    return seconds * 1e3
+def _rules_milliseconds(prometheus: Prometheus) -> dict[str, float]:
+    """Return how long the last evaluation of each group of rules took, the longest first."""
+    took = {group["name"]: group["evaluationTime"] * 1e3 for group in prometheus.rule_groups()}
+    return dict(sorted(took.items(), key=lambda each: each[1], reverse=True))
 
 
 def _slowest(timings: list[tuple[str, list[panels.Timed]]], limit: float) -> Table:
@@ -170,11 +172,15 @@ def _shape(options: argparse.Namespace) -> Shape:
     return shape
 
 
-def _config(targets: Path, interval: float) -> str:
+def _config(targets: Path, interval: float, evaluation: float) -> str:
     every = f"{interval:g}s"
     return json.dumps(
         {
-            "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
+            "global": {
+                "scrape_interval": every,
+                "scrape_timeout": every,
+                "evaluation_interval": f"{evaluation:g}s",
+            },
             "rule_files": [str(RULES)],
             "scrape_configs": [{"job_name": "fleet", "file_sd_configs": [{"files": [str(targets)]}]}],
         }
@@ -187,6 +193,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4, help="of each target")
     parser.add_argument("--sites", type=int, default=5, help="of each pool")
     parser.add_argument("--interval", type=float, default=15, help="seconds between two scrapes")
+    parser.add_argument(
+        "--evaluation", type=float, default=60, help="seconds between two evaluations of the rules"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="how long to scrape before it measures")
     parser.add_argument("--limit", type=float, default=1, help="seconds that a panel may take")
     parser.add_argument(

@@ -33,9 +33,9 @@ def of_pools(state: str, fold: str = "sum") -> str:
     return f"{fold} by (pool) ({state}) * on (pool) group_right () {USERS}"
 
 
-def of_recorded(name: str) -> str:
-    """Return the sum of a state of the pools, recorded or not, for each pair of a database and a pool that uses it."""
-    total = folded("sum", "pool", series(f"fleet_pool:sqlalchemy_pool_{name}:sum"), exporter(name))
+def of_recorded(name: str, fold: str = "sum") -> str:
+    """Return a state of the pools, recorded or not, for each pair of a database and a pool that uses it."""
+    total = folded(fold, "pool", series(f"fleet_pool:sqlalchemy_pool_{name}:{fold}"), exporter(name))
     return f"{total} * on (pool) group_right () {USERS}"
 
 
@@ -339,7 +339,7 @@ def performance() -> list[Builder[Panel]]:
 
 def maintenance() -> list[Builder[Panel]]:
     """Return the panels on the servers, on their limits and the pools', which must fit together, and on the probe."""
-    recycle = of_pools(exporter("recycle_seconds"), "max")
+    recycle = of_recorded("recycle_seconds", "max")
     return [
         table(
             "Servers",

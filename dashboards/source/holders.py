@@ -10,7 +10,7 @@ from grafana_foundation_sdk.models import units
 from . import recorded
 from .panels import AGE, EVENTS, Query, stat, timeseries
 from .promql import FEW, IN_USE, PROCESS, WORKERS, exporter, largest, pool, rate, state, top
-from .recorded import folded
+from .recorded import folded, rates
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -25,9 +25,18 @@ def of_sites(expr: str) -> Query:
     return Query(top(expr), SITE)
 
 
-def by_site(expr: str) -> str:
-    """Return the sum over all processes of each site."""
-    return f"sum by (site) ({expr})"
+def rate_now(labels: str, counter: str) -> str:
+    """Return the increase per second of a counter by labels, recorded or not, for an instant query."""
+    return folded("sum", labels, _recorded(counter), rate(pool(counter)))
+
+
+def rate_by_site(counter: str) -> str:
+    """Return the increase per second of a counter by site, recorded or not, for a graph."""
+    return folded("sum", "site", rates(_recorded(counter)), rate(pool(counter)))
+
+
+def _recorded(counter: str) -> str:
+    return recorded.of_sites(f"{counter.removesuffix('_total')}:rate")
 
 
 def held_by(labels: str) -> str:
@@ -47,12 +56,12 @@ def longest_by(labels: str) -> str:
 
 def seconds() -> str:
     """Return for how long each site held connections, per second: how many it has on average."""
-    return by_site(rate(pool("hold_seconds_by_site_sum")))
+    return rate_by_site("hold_seconds_by_site_sum")
 
 
 def mean() -> str:
     """Return the mean time that each site held a connection; nothing where none came back."""
-    return f"{seconds()} / {by_site(rate(pool('hold_seconds_by_site_count')))} >= 0"
+    return f"{seconds()} / {rate_by_site('hold_seconds_by_site_count')} >= 0"
 
 
 def in_server(server_state: str) -> str:
@@ -69,16 +78,14 @@ def holders() -> list[Builder[Panel]]:
 def _now() -> list[Builder[Panel]]:
     labels = "job, pool, site"
     held, longest = held_by(labels), longest_by(labels)
-
-    def rates(counter: str) -> str:
-        return f"sum by ({labels}) ({rate(pool(counter))})"
+    of_held = rate_now(labels, "hold_seconds_by_site_sum")
 
     return [
         stat(
             "Largest site's share",
             "Of the connections that are in use, the share that one site has. Neither good nor bad; near 100 % while "
             "callers wait: that place in the code is where to look.",
-            f"max({by_site(state('held_connections'))}) / scalar(sum({state('connections', IN_USE)}) > 0)",
+            f"max(sum by (site) ({state('held_connections')})) / scalar(sum({state('connections', IN_USE)}) > 0)",
             unit=units.PercentUnit,
             empty="Nothing is in use",
         ),
@@ -135,14 +142,11 @@ def _now() -> list[Builder[Panel]]:
             "exporter, or `sqlalchemy-pool-exporter top`.",
             Query(held, "Held"),
             Query(longest, "Held for"),
-            Query(rates("hold_seconds_by_site_sum"), "Needed"),
-            Query(
-                f"{rates('hold_seconds_by_site_sum')} / {rates('hold_seconds_by_site_count')} >= 0",
-                "Held, mean",
-            ),
-            Query(rates("checkouts_by_site_total"), "Checkouts"),
-            Query(rates("nested_checkouts_total"), "Nested"),
-            Query(rates("leaked_checkouts_by_site_total"), "Leaked"),
+            Query(of_held, "Needed"),
+            Query(f"{of_held} / {rate_now(labels, 'hold_seconds_by_site_count')} >= 0", "Held, mean"),
+            Query(rate_now(labels, "checkouts_by_site_total"), "Checkouts"),
+            Query(rate_now(labels, "nested_checkouts_total"), "Nested"),
+            Query(rate_now(labels, "leaked_checkouts_by_site_total"), "Leaked"),
             keys=("site", "pool"),
             last_keys=("job",),
             columns={
@@ -213,14 +217,14 @@ def _over_time() -> list[Builder[Panel]]:
             "Checkouts, by site",
             "Connections handed out a second. Good: follows the requests. Bad: a site that multiplies, which is a "
             f"connection taken in a loop. {FEW}",
-            of_sites(by_site(rate(pool("checkouts_by_site_total")))),
+            of_sites(rate_by_site("checkouts_by_site_total")),
             unit=EVENTS,
         ),
         timeseries(
             "Nested checkouts, by site",
             "Checkouts a second by a thread or task that held a connection of the same pool already. Good: 0. Bad: "
             f"any: as many at once as the pool has connections wait for each other. {FEW}",
-            of_sites(by_site(rate(pool("nested_checkouts_total")))),
+            of_sites(rate_by_site("nested_checkouts_total")),
             is_bad=True,
             unit=EVENTS,
         ),
@@ -237,8 +241,8 @@ def _over_time() -> list[Builder[Panel]]:
             "Leaks, by site",
             "Leaked: nobody returned the connection and the garbage collector found it. Suspected: held for longer "
             "than leak_after, also those that came back. Good: 0. Bad: any; the site is where it was checked out.",
-            Query(top(by_site(rate(pool("leaked_checkouts_by_site_total")))), f"leaked {SITE}"),
-            Query(top(by_site(rate(pool("suspected_leaks_total")))), f"suspected {SITE}"),
+            Query(top(rate_by_site("leaked_checkouts_by_site_total")), f"leaked {SITE}"),
+            Query(top(rate_by_site("suspected_leaks_total")), f"suspected {SITE}"),
             span=12,
             is_bad=True,
             unit=EVENTS,

@@ -63,8 +63,8 @@ def worst_of(name: str, *, by: str = BY) -> str:
     return folded("max", by, recorded.of_pools(f"{name}:max"), pool(name))
 
 
-def failures(name: str, by: str = "") -> str:
-    """Return the failures a second, of all chosen pools or by a label, recorded or counted by the targets."""
+def rates_of(name: str, by: str = "") -> str:
+    """Return the events a second, of all chosen pools or by labels, recorded or counted by the targets."""
     return folded("sum", by, rates(recorded.of_pools(f"{name}:rate")), rate(pool(f"{name}_total")))
 
 
@@ -298,7 +298,7 @@ def problems() -> list[Builder[Panel]]:
             "connect: the connection could not be made. cancelled: the caller gave up, such as a request whose client "
             "went away. other: such as a listener that raised. Good: 0. Bad: connect at all; cancelled that rises "
             f"together with the wait. {OVER}",
-            Query(failures("checkout_errors", "reason"), "{{reason}}"),
+            Query(rates_of("checkout_errors", "reason"), "{{reason}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -308,7 +308,7 @@ def problems() -> list[Builder[Panel]]:
             "Of the wait for a connection (pool), of connecting (connect), of the pre-ping (ping) and of statements "
             "(statement). Good: 0, and a few fatal statements that the code expects. Bad: retryable that rises, which "
             f"is the server, the network or the load; fatal that rises, which is a release. {OVER}",
-            Query(failures("errors", "layer, disposition"), "{{layer}} {{disposition}}"),
+            Query(rates_of("errors", "layer, disposition"), "{{layer}} {{disposition}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -317,9 +317,9 @@ def problems() -> list[Builder[Panel]]:
             "Dead, invalidated and leaked",
             "Good: 0. Bad: failed pings and hard invalidations say that the server, or something between, ends "
             f"connections that are still wanted; leaks that code forgets to return them. {OVER}",
-            Query(failures("ping_failures"), "pings failed"),
-            Query(failures("invalidations", "kind"), "invalidated {{kind}}"),
-            Query(failures("leaked_checkouts"), "leaked"),
+            Query(rates_of("ping_failures"), "pings failed"),
+            Query(rates_of("invalidations", "kind"), "invalidated {{kind}}"),
+            Query(rates_of("leaked_checkouts"), "leaked"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -370,8 +370,8 @@ def performance() -> list[Builder[Panel]]:
         timeseries(
             "Checkouts, by pool",
             "Connections handed out a second. Good: follows the requests. Bad: falls while callers wait; much more "
-            "than requests come in, which is a connection taken for each statement.",
-            of_pools(by_pool(rate(pool("checkouts_total")))),
+            f"than requests come in, which is a connection taken for each statement. {OVER}",
+            of_pools(rates_of("checkouts", BY)),
             unit=EVENTS,
         ),
     ]

@@ -55,6 +55,11 @@ def percentiles(name: str, prefix: str = "", shares: tuple[float, ...] = (0.5, 0
     return [Query(recorded.quantile(q, *of_histogram(name)), f"{prefix}{q:.0%}") for q in shares]
 
 
+def sum_of(name: str, *matchers: str) -> str:
+    """Return the sum of a state over all processes, recorded or not."""
+    return folded("sum", "", recorded.of_pools(f"{name}:sum", *matchers), state(name, *matchers))
+
+
 def spent(histogram: str) -> str:
     """Return the seconds spent in a phase per second, as they are recorded and as the targets show them."""
     return folded(
@@ -173,9 +178,9 @@ def health() -> list[Builder[Panel]]:
             "All processes together: connections in use and idle, the callers that wait on top of them, and what the "
             "pools may open (dashed). Good: some are idle, nobody waits. Bad: in use reaches the dashed line and "
             "callers pile up above it. A gap is time in which nothing was scraped.",
-            Query(f"sum({HELD})", "in use", color=BLUE),
-            Query(f"sum({state('connections', IDLE)})", "idle", color=GREEN),
-            Query(f"sum({state('pending_checkouts')})", "waiting", color=ORANGE),
+            Query(sum_of("connections", IN_USE), "in use", color=BLUE),
+            Query(sum_of("connections", IDLE), "idle", color=GREEN),
+            Query(sum_of("pending_checkouts"), "waiting", color=ORANGE),
             Query(f"sum({pool('capacity')})", "capacity", limit=True),
             unit=units.Short,
             span=12,

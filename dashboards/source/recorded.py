@@ -106,8 +106,12 @@ def of_sites(name: str) -> str:
 
 
 def rates(recorded: str) -> str:
-    """Return the mean of a recorded rate since the last point of a graph, whose points may be hours apart."""
-    return f"avg_over_time({recorded}[$__rate_interval])"
+    """Return the mean of a recorded rate since the last point of a graph, whose points may be hours apart.
+
+    Where rules are evaluated less often than targets are scraped, nothing may have been recorded since: then the last
+    value is taken, if it is not stale.
+    """
+    return f"(avg_over_time({recorded}[$__rate_interval]) or {recorded})"
 
 
 def folded(fold: str, by: str, recorded: str, expr: str) -> str:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
+from . import recorded
 from .panels import AGE, EVENTS, LONG_AGE, Query, timeseries
 from .promql import FEW, WORKERS, exporter, pool, rate, state
+from .recorded import OVER, folded, rates
 from .selections import of_processes, total
 from .tables import Column, table
 
@@ -27,8 +29,11 @@ def maintenance() -> list[Builder[Panel]]:
             "Closed, by reason",
             "Connections closed a second. recycle: by pool_recycle. overflow: beyond pool_size. ping_failed, error: "
             "dead. pool_invalidated: the whole pool after one was dead. gc: leaked. unpooled: NullPool. Good: a "
-            "little recycle. Bad: any other that stays; overflow in step with the traffic.",
-            Query(f"sum by (reason) ({rate(pool('closes_total'))})", "{{reason}}"),
+            f"little recycle. Bad: any other that stays; overflow in step with the traffic. {OVER}",
+            Query(
+                folded("sum", "reason", rates(recorded.of_pools("closes:rate")), rate(pool("closes_total"))),
+                "{{reason}}",
+            ),
             unit=EVENTS,
             span=12,
             stacked=True,

@@ -153,22 +153,28 @@ def test_no_target_is_read_twice() -> None:
             assert [("job", wanted)] == matchers, one
 
 
-def test_what_is_recorded_alone_is_read(tmp_path: Path) -> None:
-    """Without the targets' own series, the recorded ones have each panel's values: no selector is left beside them."""
+@pytest.mark.parametrize(
+    ("when", "rate_interval"), [(WHEN, "60s"), ("12m10s", "5s")], ids=["often", "less-often-than-scraped"]
+)
+def test_what_is_recorded_alone_is_read(tmp_path: Path, when: str, rate_interval: str) -> None:
+    """Without the targets' own series, the recorded ones have each panel's values: no selector is left beside them.
+
+    Also where none was recorded in the interval of a graph's rates, because rules are evaluated less often.
+    """
     asked = _asked()
     exprs = [
         grafana.interpolated(
             one.expr,
             {"recorded": list(JOBS), "covered": "yes"},
             grafana.load(one.name),
-            rate_interval="60s",
+            rate_interval=rate_interval,
             span="5m",
         )
         for one in asked
     ]
     recorded = {f"{name}{labels}": value for name, labels, value in _recorded(tmp_path)}
     kept = {name: values for name, values in SERIES.items() if name.startswith("sqlalchemy_pool_database")}
-    alone = answers(tmp_path, exprs, {**kept, **recorded}, WHEN)
+    alone = answers(tmp_path, exprs, {**kept, **recorded}, when)
     for one, values in zip(asked, alone, strict=True):
         assert values, one
 
