@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.support import grafana
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from tests.support.prometheus import Prometheus
 
 STEPS = 240  # of a graph over an hour, with a scrape every 15 seconds
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Window(NamedTuple):
@@ -30,20 +31,33 @@ class Window(NamedTuple):
         return max((self.end - self.start) / STEPS, 0.25)
 
 
+class Panel(NamedTuple):
+    """A panel of a dashboard, with its queries for what is chosen: whether each is instant, and the expression."""
+
+    title: str
+    queries: tuple[tuple[bool, str], ...]
+
+
 class Timed(NamedTuple):
-    """A panel, the seconds of its queries one after the other, the fastest of some rounds, and the samples they read.
+    """The seconds that a panel's queries take one after the other, in each round, and the samples that they read.
 
     The samples do not depend on what else the machine does.
     """
 
-    board: str
     title: str
-    seconds: float
+    rounds: tuple[float, ...]
     samples: int
 
+    @property
+    def seconds(self) -> float:
+        """Return the median of the rounds."""
+        return statistics.median(self.rounds)
 
-def timed(prometheus: Prometheus, board: str, window: Window, chosen: Mapping[str, str]) -> Iterator[Timed]:
-    """Time every panel of a dashboard, with All but for what is chosen."""
+
+def chosen_panels(
+    prometheus: Prometheus, board: str, window: Window, chosen: Mapping[str, str]
+) -> list[Panel]:
+    """Return every panel of a dashboard, with All but for what is chosen."""
     made = grafana.load(board)
     rate_interval, span = f"{4 * window.interval:g}s", f"{window.end - window.start:.0f}s"
     values = grafana.with_options(
@@ -53,24 +67,37 @@ def timed(prometheus: Prometheus, board: str, window: Window, chosen: Mapping[st
         rate_interval=rate_interval,
         span=span,
     )
-    for panel in grafana.panels(made):
-        queries = [
-            (
-                target.get("instant", False),
-                grafana.interpolated(target["expr"], values, made, rate_interval=rate_interval, span=span),
-            )
-            for target in panel["targets"]
+
+    def query(target: Mapping[str, Any]) -> tuple[bool, str]:
+        expr = grafana.interpolated(target["expr"], values, made, rate_interval=rate_interval, span=span)
+        return target.get("instant", False), expr
+
+    return [Panel(panel["title"], tuple(map(query, panel["targets"]))) for panel in grafana.panels(made)]
+
+
+def timed(prometheus: Prometheus, boards: Sequence[Sequence[Panel]], window: Window) -> list[list[Timed]]:
+    """Time every panel of some dashboards.
+
+    All of them are asked in each round, so that the rounds of a panel are far apart: Prometheus evaluates its rules
+    meanwhile, for a part of each minute.
+    """
+    rounds = [
+        [[_time(prometheus, panel, window) for panel in panels] for panels in boards] for _ in range(ROUNDS)
+    ]
+    return [
+        [
+            Timed(panel.title, tuple(seconds for seconds, _ in of_panel), of_panel[0][1])
+            for panel, *of_panel in zip(panels, *of_board, strict=True)
         ]
-        best, samples = float("inf"), 0
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            samples = sum(
-                _ask(prometheus, expr, window, is_instant=is_instant) for is_instant, expr in queries
-            )
-            best = min(best, time.perf_counter() - began)
-            if best > 5:  # seconds; it is slow enough to be told
-                break
-        yield Timed(board, panel["title"], best, samples)
+        for panels, *of_board in zip(boards, *rounds, strict=True)
+    ]
+
+
+def _time(prometheus: Prometheus, panel: Panel, window: Window) -> tuple[float, int]:
+    """Ask a panel's queries; return how long they take, and how many samples they read."""
+    began = time.perf_counter()
+    samples = sum(_ask(prometheus, expr, window, is_instant=is_instant) for is_instant, expr in panel.queries)
+    return time.perf_counter() - began, samples
 
 
 def _ask(prometheus: Prometheus, expr: str, window: Window, *, is_instant: bool) -> int:
