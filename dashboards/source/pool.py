@@ -45,7 +45,7 @@ def of_histogram_now(name: str) -> tuple[str, str]:
     return recorded.of_pools(f"{name}_bucket:rate"), buckets(name)
 
 
-def of_histogram(name: str) -> tuple[str, str]:
+def of_histogram(name: str) -> tuple[tuple[str, ...], str]:
     """Return the increase per second of a histogram's buckets, as it is recorded and as the targets show it."""
     return rates(recorded.of_pools(f"{name}_bucket:rate")), buckets(name)
 
