@@ -25,16 +25,19 @@ class Window(NamedTuple):
     end: float
     interval: float
 
-    @property
-    def step(self) -> float:
+    def step(self, panel: Panel) -> float:
         """Return the seconds between two points: as many as an hour's graph has, however short the range is."""
-        return max((self.end - self.start) / STEPS, 0.25)
+        return max((self.end - self.start) / min(STEPS, 3600 / panel.min_interval), 0.25)
 
 
 class Panel(NamedTuple):
-    """A panel of a dashboard, with its queries for what is chosen: whether each is instant, and the expression."""
+    """A panel of a dashboard, with its queries for what is chosen: whether each is instant, and the expression.
+
+    ``min_interval`` has the seconds that two points are apart at least.
+    """
 
     title: str
+    min_interval: float
     queries: tuple[tuple[bool, str], ...]
 
 
@@ -72,7 +75,14 @@ def chosen_panels(
         expr = grafana.interpolated(target["expr"], values, made, rate_interval=rate_interval, span=span)
         return target.get("instant", False), expr
 
-    return [Panel(panel["title"], tuple(map(query, panel["targets"]))) for panel in grafana.panels(made)]
+    return [
+        Panel(
+            panel["title"],
+            float(panel.get("interval", "15s").removesuffix("s")),
+            tuple(map(query, panel["targets"])),
+        )
+        for panel in grafana.panels(made)
+    ]
 
 
 def timed(prometheus: Prometheus, boards: Sequence[Sequence[Panel]], window: Window) -> list[list[Timed]]:
@@ -96,14 +106,12 @@ def timed(prometheus: Prometheus, boards: Sequence[Sequence[Panel]], window: Win
 def _time(prometheus: Prometheus, panel: Panel, window: Window) -> tuple[float, int]:
     """Ask a panel's queries; return how long they take, and how many samples they read."""
     began = time.perf_counter()
-    samples = sum(_ask(prometheus, expr, window, is_instant=is_instant) for is_instant, expr in panel.queries)
+    samples = 0
+    for is_instant, expr in panel.queries:
+        if is_instant:
+            samples += prometheus.samples_read(expr, time=repr(window.end))
+        else:
+            samples += prometheus.samples_read(
+                expr, start=repr(window.start), end=repr(window.end), step=repr(window.step(panel))
+            )
     return time.perf_counter() - began, samples
-
-
-def _ask(prometheus: Prometheus, expr: str, window: Window, *, is_instant: bool) -> int:
-    """Ask a query and return how many samples Prometheus read for the answer."""
-    if is_instant:
-        return prometheus.samples_read(expr, time=repr(window.end))
-    return prometheus.samples_read(
-        expr, start=repr(window.start), end=repr(window.end), step=repr(window.step)
-    )

@@ -345,6 +345,7 @@ def performance() -> list[Builder[Panel]]:
             f"the pool to open; all of them together are the database or the network. {OVER}",
             of_pools(recorded.quantile(0.99, *WAIT, BY)),
             unit=units.Seconds,
+            min_interval="30s",  # of a fleet's pools, this is the query that takes longest
         ),
         timeseries(
             "Fullest process, by pool",

@@ -202,13 +202,17 @@ def timeseries(
     span: int = 8,
     stacked: bool = False,
     is_bad: bool = False,
+    min_interval: str = "",
 ) -> Builder[Panel]:
     """Return a panel of queries over time, from 0, as lines or as stacked areas.
 
     A graph whose queries have many series has a table for a legend, with the last and the largest value of each, the
-    largest first. What ``is_bad``, such as failures, is drawn in yellow to red, and never in green.
+    largest first. What ``is_bad``, such as failures, is drawn in yellow to red, and never in green. Points are at least
+    ``min_interval`` apart, such as 30s, for a query that takes long; a rate covers the time between two in any case.
     """
     panel = series.Panel()
+    if min_interval:
+        panel.interval(min_interval)
     style(panel, title, description, unit=unit, span=span, height=9)
     panel.draw_style(GraphDrawStyle.LINE).line_width(1).fill_opacity(40 if stacked else 10)
     panel.show_points(VisibilityMode.NEVER).min(0).axis_soft_max(_LEAST_AXIS[unit])

@@ -117,15 +117,15 @@ def rates(recorded: str) -> tuple[str, str]:
 def folded(fold: str, by: str, recorded: str | tuple[str, ...], expr: str) -> str:
     """Return an aggregation, ``sum`` or ``max``, of a recorded series and of what the other jobs' targets show.
 
-    Of several queries of recorded series, the first that has a value is taken. All is aggregated first, because ``or``
-    compares the labels of all that it gets: of hundreds of series it takes four times as long as the rest.
+    Of several queries of recorded series, the first that has a value is taken. By few labels, all is aggregated first,
+    because ``or`` compares the labels of all that it gets: of hundreds of series it takes longer than all the rest.
     """
     over = f"{fold} by ({by})" if by else fold
     queries = (recorded,) if isinstance(recorded, str) else recorded
-    first = " or ".join(f"{over} ({query})" for query in queries)
     rest = f"{over} ({unrecorded(expr)})"
-    if "job" in by.split(", "):  # which tells them apart
-        return f"({first} or {rest})"
+    if "job" in by.split(", "):  # nearly as many as there are
+        return f"{over} ({' or '.join((*queries, rest))})"
+    first = " or ".join(f"{over} ({query})" for query in queries)
     return f'{over} (label_replace({first}, "recorded", "yes", "", "") or {rest})'
 
 
