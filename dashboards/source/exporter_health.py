@@ -9,7 +9,7 @@ from grafana_foundation_sdk.models import units
 
 from .panels import LONG_AGE, Query, stat, timeseries
 from .promql import exporter, pool, rate, top
-from .recorded import folded, of_pools
+from .recorded import OVER, folded, of_pools, rates
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def maintenance(to_pool: tuple[str, str]) -> list[Builder[Panel]]:
         timeseries(
             "What the exporter could not see",
             "Good: all at 0. Bad: files in the segments' directory that cannot be read, are of another version or are "
-            "damaged; connections that found no room in the table; pools that could not be read or recorded.",
+            "damaged; connections that found no room in the table; pools that could not be read or recorded. "
+            f"{OVER}",
             Query(f"sum by (reason) ({exporter('exporter_segment_errors')})", "segment {{reason}}"),
             Query(
                 folded(
@@ -63,7 +64,15 @@ def maintenance(to_pool: tuple[str, str]) -> list[Builder[Panel]]:
                 ),
                 "connections untracked",
             ),
-            Query(f"sum({rate(exporter('exporter_recording_faults_total'))})", "recording faults/s"),
+            Query(
+                folded(
+                    "sum",
+                    "",
+                    rates(of_pools("exporter_recording_faults:rate")),
+                    rate(pool("exporter_recording_faults_total")),
+                ),
+                "recording faults/s",
+            ),
             Query(f"sum({rate(exporter('exporter_scrape_errors_total'))})", "pools not read/s"),
             unit=units.Short,
             span=6,

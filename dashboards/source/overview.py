@@ -23,7 +23,7 @@ from .promql import (
     targets_up,
     top,
 )
-from .recorded import OVER, folded, rates, variables
+from .recorded import OVER, folded, rates, rates_of, variables
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ def sum_of(name: str, *matchers: str, by: str = BY) -> str:
 def worst_of(name: str, *, by: str = BY) -> str:
     """Return the largest value of a state among each pool's processes, recorded or not."""
     return folded("max", by, recorded.of_pools(f"{name}:max"), pool(name))
-
-
-def rates_of(name: str, by: str = "") -> str:
-    """Return the events a second, of all chosen pools or by labels, recorded or counted by the targets."""
-    return folded("sum", by, rates(recorded.of_pools(f"{name}:rate")), rate(pool(f"{name}_total")))
 
 
 def of_pools(expr: str) -> Query:
@@ -287,8 +282,8 @@ def problems() -> list[Builder[Panel]]:
         timeseries(
             "Callers turned away, by pool",
             "Checkouts a second that ended with pool_timeout. Good: a line at 0. Bad: a step up: from then on "
-            "requests failed, and the pool it belongs to is the one to open.",
-            of_pools(by_pool(rate(pool("checkout_timeouts_total")))),
+            f"requests failed, and the pool it belongs to is the one to open. {OVER}",
+            of_pools(rates_of("checkout_timeouts", BY)),
             unit=CALLERS,
             span=6,
             is_bad=True,

@@ -26,7 +26,7 @@ from .promql import (
     stuck,
     targets_up,
 )
-from .recorded import OVER, folded, rates
+from .recorded import OVER, folded, rates, rates_of
 from .selections import NAME, of_processes, seconds_of, total
 from .upkeep import maintenance
 
@@ -260,9 +260,9 @@ def problems() -> list[Builder[Panel]]:
         timeseries(
             "Checkouts that failed",
             "By pool_timeout (turned away), and otherwise by reason: connect, cancelled by the caller, or other. "
-            "Good: 0. Bad: anything else, each is a failed request.",
-            Query(total("checkout_timeouts_total"), "turned away"),
-            Query(f"sum by (reason) ({rate(pool('checkout_errors_total'))})", "{{reason}}"),
+            f"Good: 0. Bad: anything else, each is a failed request. {OVER}",
+            Query(rates_of("checkout_timeouts"), "turned away"),
+            Query(rates_of("checkout_errors", "reason"), "{{reason}}"),
             unit=CALLERS,
             span=6,
             is_bad=True,
@@ -273,15 +273,7 @@ def problems() -> list[Builder[Panel]]:
             "that failed (ping), and statements (statement). Good: 0, and a few fatal statements that the code "
             "expects. Bad: retryable that rises points at the server, the network or the load; fatal at a release. "
             f"{OVER}",
-            Query(
-                folded(
-                    "sum",
-                    "layer, disposition",
-                    rates(recorded.of_pools("errors:rate")),
-                    rate(pool("errors_total")),
-                ),
-                "{{layer}} {{disposition}}",
-            ),
+            Query(rates_of("errors", "layer, disposition"), "{{layer}} {{disposition}}"),
             unit=EVENTS,
             span=6,
             is_bad=True,
@@ -290,10 +282,11 @@ def problems() -> list[Builder[Panel]]:
             "Dead connections",
             "Pings that failed, connections invalidated after an error (hard) or to be replaced (soft), and attempts "
             "to connect that failed. Good: 0. Bad: pings fail after quiet times: something cuts idle connections. "
-            "Hard invalidations without failed pings: turn pool_pre_ping on. All at once: the database restarted.",
-            Query(total("ping_failures_total"), "pings failed"),
-            Query(f"sum by (kind) ({rate(pool('invalidations_total'))})", "invalidated {{kind}}"),
-            Query(total("connect_errors_total"), "connecting failed"),
+            "Hard invalidations without failed pings: turn pool_pre_ping on. All at once: the database restarted. "
+            f"{OVER}",
+            Query(rates_of("ping_failures"), "pings failed"),
+            Query(rates_of("invalidations", "kind"), "invalidated {{kind}}"),
+            Query(rates_of("connect_errors"), "connecting failed"),
             unit=EVENTS,
             span=6,
             is_bad=True,

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.models.dashboard import VariableHide, VariableOption, VariableRefresh
 
 from .panels import DATASOURCE
-from .promql import FLEET, PROCESS, TARGET, WORKERS, top
+from .promql import FLEET, PROCESS, TARGET, WORKERS, pool, rate, top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +127,11 @@ def folded(fold: str, by: str, recorded: str | tuple[str, ...], expr: str) -> st
         return f"{over} ({' or '.join((*queries, rest))})"
     first = " or ".join(f"{over} ({query})" for query in queries)
     return f'{over} (label_replace({first}, "recorded", "yes", "", "") or {rest})'
+
+
+def rates_of(name: str, by: str = "") -> str:
+    """Return the events a second, of all chosen pools or by labels, recorded or counted by the targets."""
+    return folded("sum", by, rates(of_pools(f"{name}:rate")), rate(pool(f"{name}_total")))
 
 
 def quantile(q: float, recorded: str | tuple[str, ...], expr: str, by: str = "") -> str:

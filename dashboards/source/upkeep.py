@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import units
 
-from . import recorded
 from .panels import AGE, EVENTS, LONG_AGE, Query, timeseries
 from .promql import FEW, WORKERS, exporter, pool, rate, state
-from .recorded import OVER, folded, rates
+from .recorded import OVER, rates_of
 from .selections import of_processes, total
 from .tables import Column, table
 
@@ -30,10 +29,7 @@ def maintenance() -> list[Builder[Panel]]:
             "Connections closed a second. recycle: by pool_recycle. overflow: beyond pool_size. ping_failed, error: "
             "dead. pool_invalidated: the whole pool after one was dead. gc: leaked. unpooled: NullPool. Good: a "
             f"little recycle. Bad: any other that stays; overflow in step with the traffic. {OVER}",
-            Query(
-                folded("sum", "reason", rates(recorded.of_pools("closes:rate")), rate(pool("closes_total"))),
-                "{{reason}}",
-            ),
+            Query(rates_of("closes", "reason"), "{{reason}}"),
             unit=EVENTS,
             span=12,
             stacked=True,

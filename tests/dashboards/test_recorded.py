@@ -47,8 +47,11 @@ def _series() -> Iterator[tuple[str, str]]:
         ):
             yield f'sqlalchemy_pool_database_{key}{{{target}, database="d"{labels}}}', f"{value}x{SCRAPES}"
         for pool in POOLS:
+            of_pool = f'{target}, pool="{pool}"'
             for metric in metrics.POOL_METRICS:
-                yield from _of_pool(metric, f'{target}, pool="{pool}"', workers)
+                yield from _of_pool(metric, of_pool, workers)
+            faults = f"{metrics.PREFIX}exporter_recording_faults_total{{{of_pool}}}"
+            yield faults, _counted(faults)
 
 
 def _of_pool(metric: Metric, pool: str, workers: tuple[str, ...]) -> Iterator[tuple[str, str]]:
