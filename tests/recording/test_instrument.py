@@ -93,7 +93,7 @@ def test_default_registry() -> None:
     pool = QueuePool(creator)
     with instrument(pool, name="default-registry"):
         assert 'pool="default-registry"' in generate_latest(REGISTRY).decode()
-    assert "sqlalchemy_pool" not in generate_latest(REGISTRY).decode()
+    assert 'pool="default-registry"' not in generate_latest(REGISTRY).decode()
 
 
 def test_without_the_gil_and_the_source_there_is_a_warning(

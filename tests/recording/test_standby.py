@@ -119,8 +119,8 @@ def test_foreign_program(tmp_path: Path) -> None:
         with pytest.raises(
             EndpointError, match=r"in use by a program that does not share .*choose another port"
         ):
-            serve(port, "127.0.0.1", directory=tmp_path)
-    serve(port, "127.0.0.1", directory=tmp_path).close()
+            serve(port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path)
+    serve(port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path).close()
 
 
 def test_without_directory() -> None:
@@ -135,7 +135,7 @@ def test_without_directory() -> None:
 def test_twice_in_one_process(tmp_path: Path) -> None:
     """A second server of the same process on the same port is an error: nothing would ever show its registry."""
     with (
-        serve(free_port(), "127.0.0.1", directory=tmp_path) as server,
+        serve(free_port(), "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path) as server,
         pytest.raises(EndpointError, match="this process serves there already"),
     ):
         serve(server.port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path)
