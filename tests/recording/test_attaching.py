@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from sqlalchemy_pool_exporter import instrument
 from tests.support.database import Database
 from tests.support.fakes import connect
-from tests.support.memory import LEFT_OPEN, creator
+from tests.support.memory import creator
 from tests.support.pool_incidents import quietly
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import Exposition
@@ -172,7 +172,6 @@ def test_others_that_refer_to_the_pool_are_not_touched() -> None:
     del lazy
 
 
-@LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
     """Connections open before instrumenting show their true age; their returns are counted, without a hold time."""
@@ -201,7 +200,6 @@ def test_attach_while_connections_are_out(registry: CollectorRegistry) -> None:
     }
 
 
-@LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_while_callers_wait(registry: CollectorRegistry) -> None:
     """Callers that queue when the pool is instrumented count as in use once served; no gauge goes below zero."""
@@ -233,7 +231,6 @@ def test_attach_while_callers_wait(registry: CollectorRegistry) -> None:
     assert exposition.counters("p") == {"checkins": 3}
 
 
-@LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_attach_to_a_busy_null_pool(registry: CollectorRegistry) -> None:
     """NullPool keeps no list of open connections; ``instrument()`` still finds those in use."""

@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import TargetError, instrument, straight_lines, uninstrument
-from tests.support.memory import LEFT_OPEN, creator
+from tests.support.memory import creator
 from tests.support.samples import Exposition, sqlalchemy_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
+pytestmark = pytest.mark.usefixtures("leave_nothing")
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import TargetError, instrument
 from tests.support.database import Database
-from tests.support.memory import LEFT_OPEN, creator
+from tests.support.memory import creator
 from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
+pytestmark = pytest.mark.usefixtures("leave_nothing")
 
 
 @pytest.mark.parametrize("name", ["", 7])

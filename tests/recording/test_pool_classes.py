@@ -21,14 +21,14 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.segment.block import ROWS
 from sqlalchemy_pool_exporter.segment.page import ROWS_PER_PAGE
-from tests.support.memory import LEFT_OPEN, creator
+from tests.support.memory import creator
 from tests.support.samples import Exposition, sqlalchemy_lines
 from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-pytestmark = [LEFT_OPEN, pytest.mark.usefixtures("leave_nothing")]
+pytestmark = pytest.mark.usefixtures("leave_nothing")
 
 
 class OwnPool(QueuePool):

@@ -18,7 +18,6 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter import instrument, uninstrument
 from tests.support.database import Database
 from tests.support.diary import EVENTS
-from tests.support.memory import LEFT_OPEN
 from tests.support.pool_incidents import POOLS, attributes, quietly, snapshot
 from tests.support.samples import Exposition, sqlalchemy_lines
 from tests.support.witness import metric_state, pool_state
@@ -231,7 +230,6 @@ def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
     assert Exposition(registry).value("checkouts_total", again.name) == 1
 
 
-@LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     """close() leaves nothing of ours on pool, dialect and records, and no series; the pool can be instrumented anew."""
@@ -264,7 +262,6 @@ def test_close_restores_the_pool(registry: CollectorRegistry) -> None:
     assert again.closed
 
 
-@LEFT_OPEN
 @pytest.mark.usefixtures("leave_nothing")
 def test_close_after_dispose(registry: CollectorRegistry) -> None:
     """After dispose(), close() restores both the new pool and the old one that still has connections in use."""
