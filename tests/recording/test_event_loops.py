@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LAG = key("event_loop_lag_seconds")
 LATER = 1e6  # seconds after which a loop that seems to be blocked surely is late
+EARLIER: weakref.WeakSet[Any] = weakref.WeakSet()  # the recorders that other tests left
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let timers run often, and let no loop of an earlier test have a place."""
     monkeypatch.setattr(event_loops, "INTERVAL_SECONDS", 0.005)
     gc.collect()
+    EARLIER.update(INSTRUMENTED.recorders)
     yield
     gc.collect()
 
@@ -68,12 +70,12 @@ def lag(registry: CollectorRegistry) -> float | None:
 
 
 def blocks() -> list[Snapshot]:
-    """Return what is recorded of all pools of this process."""
+    """Return what is recorded of all pools of a test."""
     return [one.snapshot() for one in recorders()]
 
 
 def recorders() -> list[Any]:
-    return [one for one in INSTRUMENTED.recorders if not one.is_ended]
+    return [one for one in INSTRUMENTED.recorders if not one.is_ended and one not in EARLIER]
 
 
 def dues() -> set[float]:
