@@ -10,7 +10,7 @@ from grafana_foundation_sdk.models import units
 from . import recorded
 from .panels import AGE, EVENTS, Query, stat, timeseries
 from .promql import FEW, IN_USE, PROCESS, WORKERS, exporter, largest, pool, rate, state, top
-from .recorded import folded, rates
+from .recorded import OVER, folded, rates
 from .tables import Column, table
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _now() -> list[Builder[Panel]]:
             "The places in the application that check connections out (module:function:line), the one that holds most "
             "first. Needed is how many connections it has on average. Good: what is held is what is needed. Bad: held "
             "far above needed, or out for minutes: it does not give back. Which process and task: the board of the "
-            "exporter, or `sqlalchemy-pool-exporter top`.",
+            f"exporter, or `sqlalchemy-pool-exporter top`. {OVER}",
             Query(held, "Held"),
             Query(longest, "Held for"),
             Query(of_held, "Needed"),
@@ -200,7 +200,7 @@ def _over_time() -> list[Builder[Panel]]:
             "Connections needed, by site",
             "Mean number of connections that each site has, from how long those that came back were held. Good: as "
             "before the last release. Bad: a site that needs far more than it did: it holds longer, or is called more; "
-            f"the next two tell which. {FEW}",
+            f"the next two tell which. {FEW} {OVER}",
             of_sites(seconds()),
             unit=units.Short,
             span=12,
@@ -209,21 +209,21 @@ def _over_time() -> list[Builder[Panel]]:
         timeseries(
             "Time held, mean by site",
             "From checkout to return. Good: a little more than the queries of that place take. Bad: a step up, without "
-            f"a slower database: that code does something else while it holds a connection. {FEW}",
+            f"a slower database: that code does something else while it holds a connection. {FEW} {OVER}",
             of_sites(mean()),
             unit=units.Seconds,
         ),
         timeseries(
             "Checkouts, by site",
             "Connections handed out a second. Good: follows the requests. Bad: a site that multiplies, which is a "
-            f"connection taken in a loop. {FEW}",
+            f"connection taken in a loop. {FEW} {OVER}",
             of_sites(rate_by_site("checkouts_by_site_total")),
             unit=EVENTS,
         ),
         timeseries(
             "Nested checkouts, by site",
             "Checkouts a second by a thread or task that held a connection of the same pool already. Good: 0. Bad: "
-            f"any: as many at once as the pool has connections wait for each other. {FEW}",
+            f"any: as many at once as the pool has connections wait for each other. {FEW} {OVER}",
             of_sites(rate_by_site("nested_checkouts_total")),
             is_bad=True,
             unit=EVENTS,
@@ -240,7 +240,8 @@ def _over_time() -> list[Builder[Panel]]:
         timeseries(
             "Leaks, by site",
             "Leaked: nobody returned the connection and the garbage collector found it. Suspected: held for longer "
-            "than leak_after, also those that came back. Good: 0. Bad: any; the site is where it was checked out.",
+            "than leak_after, also those that came back. Good: 0. Bad: any; the site is where it was checked out. "
+            f"{OVER}",
             Query(top(rate_by_site("leaked_checkouts_by_site_total")), f"leaked {SITE}"),
             Query(top(rate_by_site("suspected_leaks_total")), f"suspected {SITE}"),
             span=12,

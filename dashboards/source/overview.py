@@ -214,7 +214,8 @@ def problems() -> list[Builder[Panel]]:
             "Every pool with what can be wrong with it, the one that is stuck worst first: by the longest wait and "
             "how full it is. A click on a name opens the pool. Good: green. Bad: red in Waits for and Full is "
             "starvation, in Stuck or Held for a holder that does not come on, in Deadlock code that checks out twice, "
-            "in Dead pings a server that cuts connections, in Overflow a pool that is too small.",
+            "in Dead pings a server that cuts connections, in Overflow a pool that is too small. "
+            f"{OVER}",
             Query(worst_of("longest_pending_seconds"), "Waits for"),
             Query(folded("max", BY, *FULLEST), "Full"),
             Query(sum_of("pending_checkouts"), "Waiting"),

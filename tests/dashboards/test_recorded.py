@@ -156,6 +156,20 @@ def test_no_target_is_read_twice() -> None:
             assert [("job", wanted)] == matchers, one
 
 
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_panel_of_recorded_rates_says_so(name: str) -> None:
+    """A panel that reads recorded rates says over how long they are; a graph's own are over less."""
+    of_rates = [
+        panel
+        for panel in grafana.panels(grafana.load(name))
+        if any(re.search(r":rate\b", target["expr"]) for target in panel["targets"])
+    ]
+    silent = [
+        panel["title"] for panel in of_rates if "5 minutes that the rules record" not in panel["description"]
+    ]
+    assert silent == []
+
+
 @pytest.mark.parametrize(
     ("when", "rate_interval"), [(WHEN, "60s"), ("12m10s", "5s")], ids=["often", "less-often-than-scraped"]
 )
