@@ -108,17 +108,17 @@ test-interpreted: environment-newest ## ... of the hot path alone, with the newe
 		echo "==> no compiler: the compiled build is not tested"; \
 	else \
 		echo "==> the tests of the hot path in .venv/newest, interpreted"; \
-		$(call interpreted,newest) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted .venv/newest/bin/python -m pytest $(in-parallel) \
+		$(call beside,newest,pure) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted .venv/newest/bin/python -m pytest $(in-parallel) \
 			--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(hot-path) $(PYTEST_ARGS); \
 	fi
-# $(call interpreted,NAME): installs the interpreted build in the environment beside the compiled one, and takes it first
-interpreted = rm -rf .venv/$(1)/interpreted && \
-	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --target .venv/$(1)/interpreted .venv/pure/*.whl && \
-	PYTHONPATH=$(CURDIR)/.venv/$(1)/interpreted
+# $(call beside,NAME,WHEEL): installs another build in the environment beside the one that it has, and takes it first
+beside = rm -rf .venv/$(1)/$(2) && \
+	.venv/$(1)/bin/python -m pip install --quiet --quiet --no-input --no-deps --target .venv/$(1)/$(2) .venv/$(2)/*.whl && \
+	PYTHONPATH=$(CURDIR)/.venv/$(1)/$(2)
 
 # The tests of what depends on the interpreter: all that records, and what reads it, compiled as users get it; and those
-# of the hot path once more, interpreted and with the locks that interpreters without the GIL get. What is left out are
-# charts, dashboards, rules and pictures, which do not depend on it.
+# of the hot path twice more, with the locks that interpreters without the GIL get: interpreted, and compiled as for them.
+# What is left out are charts, dashboards, rules and pictures, which do not depend on it.
 NEXT_TESTS ?= tests/recording tests/launch tests/segment tests/sidecar tests/board tests/audit tests/top tests/metrics tests/test_*.py
 .PHONY: test-next
 test-next: environment-next ## ... those that depend on the interpreter, with a newer one (PYTHON=python3.15)
@@ -126,7 +126,13 @@ test-next: environment-next ## ... those that depend on the interpreter, with a 
 	@REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled .venv/next$(NEXT)/bin/python -m pytest $(in-parallel) \
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(NEXT_TESTS) $(PYTEST_ARGS)
 	@echo "==> those of the hot path, interpreted and with locks"
-	@$(call interpreted,next$(NEXT)) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
+	@$(call beside,next$(NEXT),pure) REQUIRE_WHEEL=1 REQUIRE_BUILD=interpreted SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
+		.venv/next$(NEXT)/bin/python -m pytest $(in-parallel) \
+		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(hot-path) $(PYTEST_ARGS)
+	@echo "==> those of the hot path, compiled with locks"
+	@rm -rf .venv/locked
+	@$(call backend,build_wheel,.venv/locked,$(extension) SQLALCHEMY_POOL_EXPORTER_LOCKS=1)
+	@$(call beside,next$(NEXT),locked) REQUIRE_WHEEL=1 REQUIRE_BUILD=compiled SQLALCHEMY_POOL_EXPORTER_LOCKS=1 \
 		.venv/next$(NEXT)/bin/python -m pytest $(in-parallel) \
 		--basetemp=.venv/next$(NEXT)/tmp -o cache_dir=.venv/next$(NEXT)/pytest_cache $(hot-path) $(PYTEST_ARGS)
 
@@ -175,7 +181,7 @@ try-applications: environment-newest ## run Celery, MLflow, Prefect and Airflow 
 .PHONY: coverage
 coverage: environment-newest ## run the tests and report what they reach
 	@rm -rf .venv/coverage && mkdir .venv/coverage
-	@$(call interpreted,newest) COVERAGE_FILE=.venv/coverage/data REQUIRE_WHEEL=1 .venv/newest/bin/python -m coverage run -m pytest \
+	@$(call beside,newest,pure) COVERAGE_FILE=.venv/coverage/data REQUIRE_WHEEL=1 .venv/newest/bin/python -m coverage run -m pytest \
 		--basetemp=.venv/newest/tmp -o cache_dir=.venv/newest/pytest_cache $(PYTEST_ARGS)
 	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage combine --quiet
 	@COVERAGE_FILE=.venv/coverage/data .venv/newest/bin/python -m coverage report

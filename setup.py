@@ -6,6 +6,9 @@ Each module ``*_cy.py`` is compiled with Cython, if there is a compiler. Without
 
 SQLALCHEMY_POOL_EXPORTER_REQUIRE_EXTENSION=1  the build fails if the modules cannot be compiled
 SQLALCHEMY_POOL_EXPORTER_DISABLE_EXTENSION=1  nothing is compiled
+
+For an interpreter without the GIL, those of the hot path are compiled with locks; ``locked_source`` says which, and
+why. A third variable, SQLALCHEMY_POOL_EXPORTER_LOCKS=1, does so for one with the GIL, from CPython 3.13 on, for tests.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import runpy
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,8 @@ BUNDLED = {
     "dashboards/overview.json": "bundled/dashboards/overview.json",
     "dashboards/pool.json": "bundled/dashboards/pool.json",
 }
+LOCK = Path(SOURCES, NAME, "line_lock.pyx")
+LOCKED_SOURCE_FILE = Path(SOURCES, NAME, "locked_source.py")
 DIRECTIVES = {"language_level": "3", "freethreading_compatible": True}
 OPTIONS = [] if os.name == "nt" else ["-g0"]  # no symbols for a debugger; CFLAGS say how to optimize
 
@@ -52,14 +59,14 @@ os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")
 os.umask(0o022)
 
 
-def is_set(action: str) -> bool:
-    """Return whether the variable that requires or disables the extension is set."""
-    return os.environ.get(f"SQLALCHEMY_POOL_EXPORTER_{action}_EXTENSION", "") not in {"", "0"}
+def is_set(name: str) -> bool:
+    """Return whether a variable of the build is set."""
+    return os.environ.get(f"SQLALCHEMY_POOL_EXPORTER_{name}", "") not in {"", "0"}
 
 
 def obstacle() -> str:
     """Return why nothing is compiled, whether there is a compiler or not; an empty text if nothing is in the way."""
-    if is_set("DISABLE"):
+    if is_set("DISABLE_EXTENSION"):
         return "that is disabled"
     if platform.python_implementation() != "CPython":
         return f"this is {platform.python_implementation()}, not CPython"
@@ -70,9 +77,9 @@ def obstacle() -> str:
 
 def report(reason: str) -> None:
     """Say in one line that the wheel is of pure Python, unless that is wanted; fail if it may not be."""
-    if is_set("REQUIRE"):
+    if is_set("REQUIRE_EXTENSION"):
         raise SystemExit(f"{NAME}: the hot path must be compiled and cannot be: {reason}")
-    if not is_set("DISABLE"):
+    if not is_set("DISABLE_EXTENSION"):
         sys.stderr.write(f"{NAME}: the hot path is not compiled and will run interpreted: {reason}\n")
 
 
@@ -132,7 +139,10 @@ class BuildExtensions(build_ext):
         if not stamp.exists() or stamp.read_text() != sources:
             self.force = True
             stamp.unlink(missing_ok=True)
+        if HAS_LOCKS:
+            self._lock_lines(folder / "locked")
         options = {"build_dir": str(folder), "compiler_directives": DIRECTIVES, "force": bool(self.force)}
+        options["include_path"] = [str(SOURCES)]
         translated = {each.name: each.sources for each in cythonize(self.extensions, quiet=True, **options)}
         for extension in self.extensions:
             extension.sources = translated[extension.name]
@@ -140,15 +150,40 @@ class BuildExtensions(build_ext):
         super().build_extensions()
         stamp.write_text(sources)
 
+    def _lock_lines(self, folder: Path) -> None:
+        """Compile what has locks in place of the sources of the hot path."""
+        for extension in self.extensions:
+            (source,) = map(Path, extension.sources)
+            if source != LOCK:
+                target = folder / source
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(LOCKED_SOURCE["locked_for_cython"](source.read_bytes()))
+                extension.sources = [str(target)]
+
 
 def fingerprint() -> str:
     """Return a hash of what the compiled modules are made from; times of files do not tell in a checkout."""
-    digest = hashlib.sha256(f"{Cython.__version__} {os.environ.get('CFLAGS')}".encode())
-    for path in [Path("setup.py"), *MODULES, *sorted(SOURCES.rglob("*.pxd"))]:
+    digest = hashlib.sha256(f"{Cython.__version__} {os.environ.get('CFLAGS')} {HAS_LOCKS}".encode())
+    for path in [Path("setup.py"), LOCKED_SOURCE_FILE, LOCK, *MODULES, *sorted(SOURCES.rglob("*.pxd"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
+def compiled_modules() -> list[Path]:
+    """Return the files of the modules that are compiled."""
+    if HAS_LOCKS:
+        return [LOCK, *(path for path in MODULES if module_of(path) in LOCKED_SOURCE["COMPILED"])]
+    return MODULES
+
+
+def module_of(path: Path) -> str:
+    """Return the name of the module in a file."""
+    return ".".join(path.relative_to(SOURCES).with_suffix("").parts)
+
+
+# Not imported: the package lacks its dependencies here.
+LOCKED_SOURCE = runpy.run_path(str(LOCKED_SOURCE_FILE), run_name=f"{NAME}.locked_source")
+HAS_LOCKS = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) or is_set("LOCKS")
 OBSTACLE = obstacle()
 setup(
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPython},
@@ -156,10 +191,11 @@ setup(
     if OBSTACLE
     else [
         Extension(
-            ".".join(path.relative_to(SOURCES).with_suffix("").parts),
+            module_of(path),
             [path.as_posix()],
+            define_macros=[("SPE_LOCKS", "1")] if HAS_LOCKS else [],
             extra_compile_args=OPTIONS,
         )
-        for path in MODULES
+        for path in compiled_modules()
     ],
 )

@@ -48,7 +48,7 @@ SHARED = {
 # each other and ``segment``, without a cycle.
 MAY_IMPORT = {
     **dict.fromkeys(SHARED, SHARED | {"segment"}),
-    "straight_lines": {"locked_source"},  # where it is needed
+    "straight_lines": {"line_lock", "locked_source"},  # where they are needed
     "locked_source": set(),
     "segment": {"about", "cython", "environment", "errors", "metrics", "pausing", "straight_lines"},
     "board": {"about", "audit", "held_connections", "pausing", "segment"},

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from functools import cache, lru_cache
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,19 +21,10 @@ def package_version() -> str:
 def hot_path() -> str:
     """Return whether this process runs the hot path ``compiled`` or ``interpreted``; an empty text if it has none.
 
-    Nothing is imported for it: a process that records has loaded the modules.
+    Nothing is imported for it: a process that records has loaded the hook that every checkout runs through.
     """
-    return _hot_path(len(sys.modules))
-
-
-@lru_cache(1)  # each scrape asks, and a process may have thousands of modules: it took a tenth of a scrape
-def _hot_path(_number_of_modules: int) -> str:
-    folder = f"{__package__}.recording."
-    files = [
-        str(getattr(module, "__file__", ""))
-        for name, module in list(sys.modules.items())
-        if name.startswith(folder) and name.endswith("_cy")
-    ]
-    if not files:
+    module = sys.modules.get(f"{__package__}.recording.checkout_cy")
+    if module is None:
         return ""
-    return "compiled" if all(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files) else "interpreted"
+    is_compiled = str(module.__file__).endswith(tuple(EXTENSION_SUFFIXES))
+    return "compiled" if is_compiled else "interpreted"

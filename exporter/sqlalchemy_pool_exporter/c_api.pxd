@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the compiled modules (*_cy.py) use of C and of CPython's C API. The interpreted ones use the Python function of the
-# same purpose, beside each call.
+# same purpose, beside each call. SPE_LOCKS is defined in a build for interpreters without the GIL: see locked_source.
 
 cdef extern from *:
     """
@@ -82,7 +82,7 @@ cdef extern from *:
 
     /* An attribute, without its look-up if the object is of just that class. */
     static inline PyObject *spe_slot(PyObject *object, PyObject *type, Py_ssize_t at, PyObject *name) {
-    #ifndef Py_GIL_DISABLED
+    #ifndef SPE_LOCKS  /* else another thread can replace the value meanwhile */
         if (at && (PyObject *)Py_TYPE(object) == type) {
             PyObject *value = *(PyObject **)((char *)object + at);
             if (value != NULL) return Py_NewRef(value);
@@ -107,7 +107,7 @@ cdef extern from *:
         return NULL;
     }
 
-    #ifdef Py_GIL_DISABLED
+    #ifdef SPE_LOCKS
     #define SPE_IN_REFERENCE 0  /* another thread can change the list meanwhile */
     #define spe_state_of(record, type, at, name) PyObject_GetAttr(record, name)
     #else

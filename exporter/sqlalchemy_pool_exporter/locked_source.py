@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads modules of this package with a lock around each of their straight lines, see ``straight_lines``.
+"""Puts a lock around each straight line of a module, see ``straight_lines``: when it is loaded, or compiled.
 
 What is locked:
 
@@ -14,7 +14,13 @@ What gives a slot back calls ``list.append()``, which is atomic, and nothing is 
 thread that takes a slot could read the last one, and delete the one that was given back meanwhile. So here it takes the
 first one, which no appended one moves: ``free[-1]`` becomes ``free[0]``.
 
-The lines keep their numbers, so a traceback and a debugger show the file as it is.
+Where a module is loaded from its source, the lines keep their numbers, so a traceback and a debugger show the file as
+it is.
+
+A build for interpreters without the GIL compiles the modules of ``COMPILED``, with these locks. All others are loaded
+from their source there: an object of a compiled class has its attributes in C, where nothing guards one that another
+thread replaces while it is read. So the compiled modules take these objects as any other, by CPython's own functions,
+and read the memory of a block only with the lock.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.machinery import ExtensionFileLoader, PathFinder, SourceFileLoader
 from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -36,14 +42,33 @@ _PREFIX: Final = f"{__package__}."
 # The packages that record.
 _PACKAGES: Final = tuple(f"{__package__}.{name}." for name in ("recording", "segment"))
 
-_IMPORT: Final = f"from {__package__}.straight_lines import LOCK as _STRAIGHT_LINE"
-_TEMPLATE: Final = """
-_STRAIGHT_LINE.acquired
-try:
-    STATEMENTS
-finally:
-    _STRAIGHT_LINE.released
-"""
+# The modules of the hot path, which a build for interpreters without the GIL compiles: they have functions, and no
+# classes that others read.
+COMPILED: Final = tuple(
+    f"{__package__}.recording.{name}_cy" for name in ("checkin", "checkout", "origins", "ping")
+)
+
+
+class Lock(NamedTuple):
+    """How a module acquires and releases the lock: statements."""
+
+    names: str  # that import what the others use
+    acquire: str
+    release: str
+
+
+# By attributes: ``straight_lines`` says why.
+OF_PYTHON: Final = Lock(
+    f"from {__package__}.straight_lines import LOCK as _STRAIGHT_LINE",
+    "_STRAIGHT_LINE.acquired",
+    "_STRAIGHT_LINE.released",
+)
+# Functions of C.
+OF_C: Final = Lock(
+    f"from cython.cimports.{__package__}.line_lock import lock_line, unlock_line",
+    "lock_line()",
+    "unlock_line()",
+)
 
 _MARK: Final = re.compile(r"\s*# (end of )?straight line(, with the comparison above)?")
 # What can run other code or leave the statements before their end.
@@ -62,8 +87,8 @@ class Stretch(NamedTuple):
     has_comparison: bool  # the ``if`` above belongs to it
 
 
-# Mutable state: the modules that were rewritten.
-_rewritten: Final[set[str]] = set()
+# Mutable state: the modules that have the lock.
+_locked: Final[set[str]] = set()
 
 
 class _Loader(SourceFileLoader):
@@ -75,14 +100,18 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        _rewritten.add(module.__name__)
+        _locked.add(module.__name__)
 
 
 class _Finder:
-    """Finds the modules that record, as Python does, and gives them that loader."""
+    """Finds the modules that record, as Python does; those that were not compiled with locks get that loader."""
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+    def __init__(self, *, are_compiled: bool) -> None:
+        self._compiled = COMPILED if are_compiled else ()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> ModuleSpec | None:
         """Return the specification of a module; None for all others."""
         # And all that are compiled: the C interface of a compiled module is not there if its source is loaded.
         if not name.startswith(_PACKAGES) and not (name.startswith(_PREFIX) and name.endswith("_cy")):
@@ -90,6 +119,9 @@ class _Finder:
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.origin is None:
             return None
+        if name in self._compiled and isinstance(spec.loader, ExtensionFileLoader):
+            _locked.add(name)
+            return spec
         # Beside a compiled module is its source.
         source = Path(spec.origin).with_name(f"{name.rpartition('.')[2]}.py")
         return (
@@ -99,18 +131,33 @@ class _Finder:
         )
 
 
-def install() -> set[str]:
-    """Load the modules that record with locks from now on; return the set that will have the names of those."""
-    sys.meta_path.insert(0, _Finder)
-    return _rewritten
+def install(*, are_compiled: bool) -> set[str]:
+    """Load the modules that record with locks from now on; return the set that will have the names of those.
+
+    Args:
+        are_compiled: whether those of ``COMPILED`` were compiled with locks, if they are compiled.
+    """
+    sys.meta_path.insert(0, _Finder(are_compiled=are_compiled))
+    return _locked
 
 
-def locked(source: bytes) -> ast.Module:
+def locked_for_cython(source: bytes) -> str:
+    """Return what Cython compiles in place of the source of a module: the same with locks, and without types of Python.
+
+    A local variable that is declared as a list or a dictionary would be read by functions that other threads may not
+    interrupt, and the classes of the package are interpreted there.
+    """
+    tree = _WithoutTypes().visit(locked(source, OF_C))
+    directives = [line for line in decode_source(source).splitlines() if line.startswith("# cython:")]
+    return "\n".join([*directives, ast.unparse(ast.fix_missing_locations(tree)), ""])
+
+
+def locked(source: bytes, lock: Lock = OF_PYTHON) -> ast.Module:
     """Return the syntax tree of a module with its straight lines locked."""
     tree = ast.parse(source)
     _TakingTheFirst().visit(tree)
-    _Locking(stretches(decode_source(source))).visit(tree)
-    (names,) = ast.parse(_IMPORT).body
+    _Locking(stretches(decode_source(source)), lock).visit(tree)
+    (names,) = ast.parse(lock.names).body
     first = next(at for at, each in enumerate(tree.body) if not _comes_first(each))
     tree.body.insert(first, names)
     return ast.fix_missing_locations(tree)
@@ -147,8 +194,9 @@ class _TakingTheFirst(ast.NodeTransformer):
 class _Locking(ast.NodeTransformer):
     """Locks the straight lines in the functions of a module."""
 
-    def __init__(self, stretches: list[Stretch]) -> None:
+    def __init__(self, stretches: list[Stretch], lock: Lock) -> None:
         self._stretches = stretches
+        self._lock = lock
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         self._lock_in(node)
@@ -182,8 +230,35 @@ class _Locking(ast.NodeTransformer):
                     self._lock_in(group[0])
                     done += group
                     continue
-            done += _with_lock(group)
+            done += _with_lock(group, self._lock)
         return done
+
+
+class _WithoutTypes(ast.NodeTransformer):
+    """Leaves only the types of C in annotations, and imports no classes of C."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        module = node.module or ""
+        return None if module.startswith("cython.cimports.") and module.endswith("_cy") else node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = _of_c(node.annotation)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        node.returns = _of_c(node.returns)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        if _of_c(node.annotation) is not None:
+            return node
+        return ast.Pass() if node.value is None else ast.Assign([node.target], node.value)
+
+
+def _of_c(annotation: ast.expr | None) -> ast.expr | None:
+    is_of_c = annotation is not None and ast.unparse(annotation).startswith("cython.")
+    return annotation if is_of_c else None
 
 
 def _is_quiet(statement: ast.stmt) -> bool:
@@ -216,8 +291,8 @@ def _stores(statement: ast.stmt) -> bool:
     )
 
 
-def _with_lock(group: list[ast.stmt]) -> list[ast.stmt]:
-    acquired, held = ast.parse(_TEMPLATE).body
+def _with_lock(group: list[ast.stmt], lock: Lock) -> list[ast.stmt]:
+    acquired, held = ast.parse(f"{lock.acquire}\ntry:\n    pass\nfinally:\n    {lock.release}").body
     assert isinstance(held, ast.Try)  # noqa: S101 - for the type checker
     for one in (acquired, held):
         _at(group[0], one)

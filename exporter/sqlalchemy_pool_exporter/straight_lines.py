@@ -2,9 +2,10 @@
 """The lock around straight lines, for interpreters whose threads can interrupt them.
 
 A *straight line* is a stretch of stores without a call or a loop, between two comments that name it. With the GIL no
-other thread runs in its midst, so it needs no lock. Without the GIL, and on PyPy, one can. There ``locked_source``
-rewrites the modules that record, when they are loaded, so that each straight line holds one lock. With the GIL nothing
-is rewritten, and recording takes not one instruction more.
+other thread runs in its midst, so it needs no lock. Without the GIL, and on PyPy, one can. There each straight line
+holds one lock: ``locked_source`` rewrites the modules that record, those of the hot path when a wheel for such an
+interpreter is built, all others when they are loaded. With the GIL nothing is rewritten, and recording takes not one
+instruction more.
 
 A thread that holds the lock calls nothing, so it waits for nothing: no deadlock is possible, whatever a finalizer or a
 signal handler of the application does. There is one lock, because much of what straight lines share does not belong to
@@ -16,7 +17,10 @@ from __future__ import annotations
 import os
 import sys
 from _thread import RLock
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .line_lock import LineLock
 
 # If this variable of the environment is 1, straight lines are locked with the GIL, too. For tests.
 SWITCH: Final = "SQLALCHEMY_POOL_EXPORTER_LOCKS"
@@ -36,10 +40,8 @@ class _Lock(RLock):  # type: ignore[misc]  # final only in the stubs
     released = property(RLock.release)
 
 
-LOCK: Final = _Lock()
-
-# Mutable state: the modules that were rewritten; ``locked_source`` puts its own set here.
-rewritten: set[str] = set()
+# Mutable state: the modules whose straight lines have the lock; ``locked_source`` puts its own set here.
+locked: set[str] = set()
 
 
 def are_interruptible() -> bool:
@@ -51,20 +53,40 @@ def are_interruptible() -> bool:
     return is_enabled is not None and ("t" in getattr(sys, "abiflags", "") or not is_enabled())
 
 
+def is_wanted() -> bool:
+    """Return whether straight lines get the lock."""
+    return are_interruptible() or os.environ.get(SWITCH) == "1"
+
+
+def _make_lock() -> _Lock | LineLock:
+    """Return the lock in C, if the modules that record were compiled with it, else one of Python."""
+    if is_wanted():
+        try:
+            from .line_lock import LineLock  # noqa: PLC0415 - only a build without the GIL has it
+        except ImportError:
+            pass
+        else:
+            return LineLock()
+    return _Lock()
+
+
+LOCK: Final = _make_lock()
+
+
 def lock() -> None:
     """Let the modules of this package that are loaded from now on lock their straight lines, if they must."""
-    global rewritten  # noqa: PLW0603 - once, while the package is imported
-    if are_interruptible() or os.environ.get(SWITCH) == "1":
+    global locked  # noqa: PLW0603 - once, while the package is imported
+    if is_wanted():
         from . import locked_source  # noqa: PLC0415 - most interpreters need no parser of Python
 
-        rewritten = locked_source.install()
+        locked = locked_source.install(are_compiled=not isinstance(LOCK, _Lock))
 
 
 def renew() -> None:
     """In a forked child: unlock what a thread of the parent had locked, which does not exist here."""
-    LOCK._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as threading does
+    LOCK._at_fork_reinit()  # type: ignore[union-attr]  # noqa: SLF001 - as threading does
 
 
 def are_unlocked() -> bool:
     """Return whether threads can interrupt straight lines although they must not: there is no source to rewrite."""
-    return are_interruptible() and not rewritten
+    return are_interruptible() and not locked

@@ -101,7 +101,7 @@ def test_without_the_gil_and_the_source_there_is_a_warning(
 ) -> None:
     """Where straight lines need locks and got none, ``instrument()`` warns its caller that counts can be lost."""
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
-    monkeypatch.setattr(straight_lines, "rewritten", set())
+    monkeypatch.setattr(straight_lines, "locked", set())
     with pytest.warns(RuntimeWarning, match="counts of simultaneous checkouts can be lost") as told:
         instrument(QueuePool(creator), registry=registry)
     assert [__file__] == [warning.filename for warning in told]

@@ -3,8 +3,8 @@
 
 Such an interpreter is named by the variable ``PYTHON_FREETHREADED``, or is found on the PATH; it needs no packages of
 its own. On an interpreter with the GIL the same tests run as they are, and with the locks that a free-threaded
-interpreter gets. There a trace function also lets threads interrupt each other between any two bytecodes, as they do
-without the GIL.
+interpreter gets, interpreted and compiled. There a trace function also lets threads interrupt each other between any
+two bytecodes, as they do without the GIL.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pytest
 from sqlalchemy_pool_exporter import locked_source, straight_lines
 from sqlalchemy_pool_exporter.about import hot_path
 from sqlalchemy_pool_exporter.recording import checkout_cy  # noqa: F401 - whose build is asked for
+from tests.support.builds import build_and_unpack
 from tests.support.many_threads import SCENES
 from tests.support.paths import ROOT
 
@@ -66,9 +67,16 @@ needs_free_threading = pytest.mark.skipif(
 
 
 def played(
-    scene: str, turns: int, *, python: str = sys.executable, locks: bool = False, interrupted: float = 0.0
+    scene: str,
+    turns: int,
+    *,
+    python: str = sys.executable,
+    locks: bool = False,
+    interrupted: float = 0.0,
+    package: Path | None = None,
 ) -> dict[str, Any]:
-    """Return what a program in an interpreter says of a scene."""
+    """Return what a program in an interpreter says of a scene. ``package`` is where it finds the exporter."""
+    first = [] if package is None else [str(package)]
     done = subprocess.run(
         [python, "-m", "tests.support.many_threads", scene, str(turns), str(interrupted)],
         capture_output=True,
@@ -78,7 +86,7 @@ def played(
         env={
             **os.environ,
             straight_lines.SWITCH: str(int(locks)),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), *PACKAGES)),
+            "PYTHONPATH": os.pathsep.join((*first, str(ROOT), *PACKAGES)),
         },
     )
     assert done.returncode == 0, done.stderr
@@ -92,8 +100,10 @@ def assert_exact(said: dict[str, Any]) -> None:
     assert said["went_back"] == []
     assert said["wrong"] == []
     assert said["reads"] > 1
-    # What is compiled has no lock, so its source is loaded instead.
-    assert not said["locks"] or said["hot_path"] == "interpreted"
+    # What was compiled without the lock in C has no lock, so its source is loaded instead.
+    assert not said["locks"] or said["hot_path"] == (
+        "compiled" if said["lock"] == "LineLock" else "interpreted"
+    )
 
 
 @pytest.mark.parametrize("locks", [False, pytest.param(True, marks=pytest.mark.newest)])
@@ -113,12 +123,46 @@ def test_800000_checkouts_with_the_gil(scene: str, locks: bool) -> None:
     assert_exact(played(scene, 100_000, locks=locks))
 
 
+@pytest.fixture(scope="module")
+def compiled_with_locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a build for this interpreter is, compiled as for one without the GIL."""
+    return build_and_unpack(tmp_path_factory.mktemp("locks"), **{straight_lines.SWITCH: "1"})
+
+
+@pytest.mark.soak
+@pytest.mark.requires("gcc")
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="CPython has the lock in C since 3.13")
+@pytest.mark.parametrize("scene", SCENES)
+def test_compiled_with_locks_and_the_gil(scene: str, compiled_with_locks: Path) -> None:
+    """The same with what a free-threaded interpreter gets compiled."""
+    said = played(scene, 20_000, locks=True, package=compiled_with_locks)
+    assert said["hot_path"] == "compiled"
+    assert_exact(said)
+
+
+@pytest.fixture(scope="module")
+def compiled_without_the_gil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a build for the free-threaded interpreter is. It takes setuptools and Cython of this one."""
+    packages = os.pathsep.join(PACKAGES)
+    return build_and_unpack(tmp_path_factory.mktemp("free"), python=FREE_THREADED, PYTHONPATH=packages)
+
+
 @needs_free_threading
 @pytest.mark.parametrize("scene", SCENES)
 def test_800000_checkouts_without_the_gil(scene: str) -> None:
     """The same on a free-threaded interpreter, which really runs the threads at once."""
     said = played(scene, 100_000, python=FREE_THREADED)
-    assert (said["gil"], said["locks"]) == (False, True)
+    assert (said["gil"], said["locks"], said["hot_path"]) == (False, True, "interpreted")
+    assert_exact(said)
+
+
+@needs_free_threading
+@pytest.mark.requires("gcc")
+@pytest.mark.parametrize("scene", SCENES)
+def test_800000_checkouts_compiled_without_the_gil(scene: str, compiled_without_the_gil: Path) -> None:
+    """The same, compiled for it."""
+    said = played(scene, 100_000, python=FREE_THREADED, package=compiled_without_the_gil)
+    assert (said["gil"], said["locks"], said["hot_path"]) == (False, True, "compiled")
     assert_exact(said)
 
 
@@ -204,6 +248,63 @@ def test_nothing_is_called_with_the_lock(path: Path) -> None:
         if isinstance(node, ast.Call)
     }
     assert called <= {"slow_path.record_late", "c_mmap", "doubles"}
+
+
+COMPILED = [PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") for name in locked_source.COMPILED]
+
+
+@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
+def test_memory_is_only_used_with_the_lock(path: Path) -> None:
+    """Compiled, what reads or stores a double has the lock: another thread could give the memory to another pool.
+
+    A pointer to doubles is taken in the same stretch, or belongs to a view that the function keeps.
+    """
+    tree = ast.parse(locked_source.locked_for_cython(path.read_bytes()))
+    pointers = {
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and ast.unparse(node.annotation) == "cython.p_double"
+    }
+    with_lock = {
+        id(node)
+        for lock in ast.walk(tree)
+        if isinstance(lock, ast.Try) and list(map(ast.unparse, lock.finalbody)) == ["unlock_line()"]
+        for statement in lock.body
+        for node in ast.walk(statement)
+    }
+    used = [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Subscript) and ast.unparse(node.value) in pointers)
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "doubles")
+    ]
+    assert used or path.stem == "origins_cy"
+    assert [f"line {node.lineno}: {ast.unparse(node)}" for node in used if id(node) not in with_lock] == []
+
+
+@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
+def test_what_is_compiled_has_no_type_of_python(path: Path) -> None:
+    """Of classes, lists and dictionaries Cython would read the memory as it is with the GIL."""
+    tree = ast.parse(locked_source.locked_for_cython(path.read_bytes()))
+    annotations = [
+        node.annotation
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation
+    ]
+    annotations += [
+        node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns
+    ]
+    assert annotations
+    assert [text for text in map(ast.unparse, annotations) if not text.startswith("cython.")] == []
+    imported = {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cython.cimports.")
+    }
+    package = "cython.cimports.sqlalchemy_pool_exporter"
+    assert imported == {f"{package}.c_api", f"{package}.line_lock"}
 
 
 def test_what_is_locked() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.builds import DISABLE, REQUIRE, build, copy_sources, run_backend
+from tests.support.builds import DISABLE, FAST, REQUIRE, build, copy_sources, run_backend
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ pytestmark = pytest.mark.newest
 COMPILED = sorted(
     path.relative_to(ROOT / "exporter").as_posix() for path in (ROOT / "exporter").rglob("*_cy.py")
 )
-# Without optimization, which takes most of the time and changes no behaviour that is tested here.
-FAST = {"CFLAGS": "-O0"}
 NO_COMPILER = {"CC": "/nowhere/cc"}
 
 

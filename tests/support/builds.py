@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from typing import TYPE_CHECKING, Final
 
 from .paths import ROOT
@@ -27,6 +28,8 @@ _MADE: Final = (
     ".coverage*",
 )
 REQUIRE, DISABLE = (f"SQLALCHEMY_POOL_EXPORTER_{action}_EXTENSION" for action in ("REQUIRE", "DISABLE"))
+# Without optimization, which takes most of the time and changes no behaviour that is tested here.
+FAST: Final = {"CFLAGS": "-O0"}
 
 
 def copy_sources(target: Path) -> Path:
@@ -36,14 +39,14 @@ def copy_sources(target: Path) -> Path:
 
 
 def run_backend(
-    hook: str, source: Path, directory: Path, **variables: str
+    hook: str, source: Path, directory: Path, *, python: str = sys.executable, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Call a hook of the build backend, ``build_wheel`` or ``build_sdist``, as pip does."""
+    """Call a hook of the build backend, ``build_wheel`` or ``build_sdist``, as pip does, with an interpreter."""
     program = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
     environment = {name: value for name, value in os.environ.items() if name not in {REQUIRE, DISABLE}}
     directory.mkdir(parents=True, exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", program, directory],
+        [python, "-c", program, directory],
         cwd=source,
         env={**environment, **variables},
         capture_output=True,
@@ -52,9 +55,22 @@ def run_backend(
     )
 
 
-def build(hook: str, source: Path, directory: Path, **variables: str) -> Path:
+def build(
+    hook: str, source: Path, directory: Path, *, python: str = sys.executable, **variables: str
+) -> Path:
     """Build a distribution; return its file, the only one in the directory."""
-    done = run_backend(hook, source, directory, **variables)
+    done = run_backend(hook, source, directory, python=python, **variables)
     assert 0 == done.returncode, done.stdout + done.stderr
     (path,) = directory.iterdir()
     return path
+
+
+def build_and_unpack(directory: Path, *, python: str = sys.executable, **variables: str) -> Path:
+    """Build a compiled wheel of the checkout for an interpreter; return the folder that its files are in."""
+    source, folder = copy_sources(directory / "source"), directory / "installed"
+    wheel = build(
+        "build_wheel", source, directory / "dist", python=python, **{REQUIRE: "1"}, **FAST, **variables
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder

@@ -186,7 +186,8 @@ def play(scene: str, turns: int, interrupted: float = 0.0) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "locks": bool(straight_lines.rewritten),
+        "locks": bool(straight_lines.locked),
+        "lock": type(straight_lines.LOCK).__name__,
         "hot_path": hot_path(),
         "reads": watcher.reads,
         "went_back": watcher.went_back,

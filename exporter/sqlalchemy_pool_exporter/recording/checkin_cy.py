@@ -120,7 +120,9 @@ def return_hook(  # noqa: C901, PLR0915 - as in connect_hook()
                 cells: cython.p_double = doubles(table)
             else:
                 cells = table
+            # straight line: another thread can release the row, which moves it
             since = cells[row.held_at]
+            # end of straight line
             if since > 0.0 and not vacant:
                 if cython.compiled:
                     now = monotonic() if is_monotonic else clock()

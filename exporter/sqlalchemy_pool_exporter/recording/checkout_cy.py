@@ -202,8 +202,12 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     notice_fork()
                     here = generation[0]
                 if cython.compiled:
+                    taken: Any = None
+                    # straight line: the list has one for this caller
                     if free:
                         taken = free[-1]; del free[-1]  # fmt: skip # noqa: E702
+                    # end of straight line
+                    if taken is not None:
                         waiter = taken
                         began = monotonic() if is_monotonic else clock()
                         doubles(recorder.block)[waiter] = began
@@ -301,10 +305,10 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                 wait = now - began
                 # Most waits fall into the first bucket. The comparison costs a fifth of the search.
                 bucket = wait_first if wait <= first_bucket else wait_first + bisect_left(BUCKETS, wait)
-                block = recorder.block
                 if who is None:
                     if not began or has_origins:
                         return slow_path.record_late(connection, began)
+                    block = recorder.block
                     if cython.compiled:
                         of_pool = doubles(block)
                         cells = doubles(row.table)
@@ -316,6 +320,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     of_pool[wait_sum] += wait
                     # end of straight line
                 else:
+                    block = recorder.block
                     # To find the site takes time, and it says most when others may soon have to wait.
                     if idle is None:
                         site = find()

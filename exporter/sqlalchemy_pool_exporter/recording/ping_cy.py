@@ -139,11 +139,12 @@ def ping_hook(tap: PingTap, original: Callable[[Any], Any]) -> Callable[[Any], A
                         elapsed = monotonic() - began
                     else:
                         elapsed = recorder.clock() - began
-                    bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
-                    block: cython.p_double = doubles(recorder.block)
                 else:
                     elapsed = recorder.clock() - began
-                    bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
+                bucket = first if elapsed <= first_bucket else first + bisect_left(BUCKETS, elapsed)
+                if cython.compiled:
+                    block: cython.p_double = doubles(recorder.block)
+                else:
                     block = recorder.block
                 # straight line
                 block[bucket] += 1.0
