@@ -70,7 +70,7 @@ OF_C: Final = Lock(
     "unlock_line()",
 )
 
-_MARK: Final = re.compile(r"\s*# (end of )?straight line(, with the comparison above)?")
+_MARK: Final = re.compile(r"\s*# (end of )?straight line")
 # What can run other code or leave the statements before their end.
 _LOUD: Final = (
     *(ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.Delete, ast.stmt, ast.comprehension),
@@ -84,7 +84,6 @@ class Stretch(NamedTuple):
 
     first: int  # the line of the comment
     last: int
-    has_comparison: bool  # the ``if`` above belongs to it
 
 
 # Mutable state: the modules that have the lock.
@@ -171,13 +170,8 @@ def _comes_first(statement: ast.stmt) -> bool:
 
 def stretches(source: str) -> list[Stretch]:
     """Return the straight lines in a source."""
-    marks = [
-        (number, mark) for number, line in enumerate(source.splitlines(), 1) if (mark := _MARK.match(line))
-    ]
-    return [
-        Stretch(first, last, mark[2] is not None)
-        for (first, mark), (last, _) in zip(marks[::2], marks[1::2], strict=True)
-    ]
+    marks = [number for number, line in enumerate(source.splitlines(), 1) if _MARK.match(line)]
+    return [Stretch(first, last) for first, last in zip(marks[::2], marks[1::2], strict=True)]
 
 
 class _TakingTheFirst(ast.NodeTransformer):
@@ -219,8 +213,6 @@ class _Locking(ast.NodeTransformer):
             if stretch is not None:
                 while rest and rest[0].lineno < stretch.last:
                     group.append(rest.pop(0))
-                if stretch.has_comparison:
-                    group.insert(0, done.pop())
                 while done and _is_quiet(done[-1]):
                     group.insert(0, done.pop())
             else:

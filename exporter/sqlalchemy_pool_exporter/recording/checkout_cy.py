@@ -186,6 +186,7 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
         held_at: cython.Py_ssize_t
         overflow: cython.Py_ssize_t
         label: cython.long
+        is_current: cython.bint
         who: Holder | None = None
         known: Holder | None
         rows: HeldRows
@@ -331,37 +332,39 @@ def connect_hook(  # noqa: C901, PLR0915 - a call would cost, and a time limit c
                     label = 0 if said is no_label else said.number
                     if outer is not None:
                         nesting.checked_out(row, outer)
-                    if recorder.block is not block:
-                        # The process forked, or the recorder was stopped: another pool may have the site's place now.
-                        return slow_path.record_late(connection, began)
                     if cython.compiled:
                         of_pool = doubles(block)
                         of_site = doubles(site.table)
                         cells = doubles(row.table)
                     else:
                         of_pool, of_site, cells = block, site.table, row.table
-                    # straight line, with the comparison above
-                    at = site.at
-                    held_at = row.held_at
-                    if rows.first is None and not rows.others:
-                        rows.first = row
-                    else:
-                        rows.others[row.record_id] = row
-                    cells[held_at] = now
-                    # A comparison costs a tenth of a store, and most callers are those of the last checkout.
-                    if row.site is not site:
-                        row.site = site
-                        cells[held_at + 1] = site.number
-                    if row.holder is not who:
-                        row.holder = who
-                        cells[held_at + 2] = who.number
-                    if row.label != label:
-                        row.label = label
-                        cells[held_at + 3] = label
-                    of_site[at] += 1.0
-                    of_pool[bucket] += 1.0
-                    of_pool[wait_sum] += wait
+                    # straight line
+                    is_current = recorder.block is block
+                    if is_current:
+                        at = site.at
+                        held_at = row.held_at
+                        if rows.first is None and not rows.others:
+                            rows.first = row
+                        else:
+                            rows.others[row.record_id] = row
+                        cells[held_at] = now
+                        # A comparison costs a tenth of a store, and most callers are those of the last checkout.
+                        if row.site is not site:
+                            row.site = site
+                            cells[held_at + 1] = site.number
+                        if row.holder is not who:
+                            row.holder = who
+                            cells[held_at + 2] = who.number
+                        if row.label != label:
+                            row.label = label
+                            cells[held_at + 3] = label
+                        of_site[at] += 1.0
+                        of_pool[bucket] += 1.0
+                        of_pool[wait_sum] += wait
                     # end of straight line
+                    if not is_current:
+                        # The process forked, or the recorder was stopped: another pool may have the site's place now.
+                        return slow_path.record_late(connection, began)
                 if wait >= trace_after:
                     slow_path.waited(row, began, now)
         except BaseException as error:  # noqa: BLE001 - recording never raises

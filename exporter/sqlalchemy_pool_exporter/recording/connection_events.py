@@ -183,7 +183,7 @@ class ConnectionEvents(RecorderState):
         # end of straight line
         row.close_reason = None
         self.connections.forget_connection(row)
-        if for_good and not row.table[row.held_at]:
+        if for_good and not row.held_since:
             self.release_row(row)
 
     def closed_detached(self, connection: object) -> None:
@@ -206,7 +206,7 @@ class ConnectionEvents(RecorderState):
             counters: tuple[int, ...] = ()
             site = None
             if row.has_connection:
-                is_leaked = bool(row.table[row.held_at])
+                is_leaked = bool(row.held_since)
                 is_disposed = self.is_disposed(row)
                 # Python clears all weak references to what one collection frees before it calls back for any.
                 if not is_disposed and self.pool_ref is not None and self.pool_ref() is None:

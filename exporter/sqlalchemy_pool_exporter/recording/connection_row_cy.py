@@ -11,6 +11,7 @@ from itertools import chain, islice
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sqlalchemy_pool_exporter import straight_lines
 from sqlalchemy_pool_exporter.segment.block import DISPOSED, EMPTY, HELD_SINCE, ROW
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ IN_POOL: Final = 0.0  # the connection, or the empty slot, counts against pool_s
 # DISPOSED: the pool was disposed of while the connection was out, and goes on without it
 RELEASED: Final = 3.0  # the row in the block is free, or belongs to another record
 
+# Whether other threads run in the midst of what is one call with the GIL.
+_IS_INTERRUPTED: Final = straight_lines.is_wanted()
+
 NOT_YET: Final = 0.0  # in connected_at: the record is about to get its connection
 
 
@@ -62,13 +66,18 @@ class HeldRows:
 
     def latest(self, most: int) -> list[ConnectionRow]:
         """Return the latest rows, the oldest first; raise ``RuntimeError`` if they change meanwhile."""
+        first = self.first  # read once: another thread can return it
+        if _IS_INTERRUPTED:
+            # That crash can come within one call, too. A dictionary is copied with its own lock.
+            rows = list(self.others.values())[-most:]
+            return rows if first is None or len(rows) == most else [first, *rows]
         # CPython crashes if a dictionary is emptied and filled again beside an iterator that runs backwards, as a
         # finalizer or another thread could do between two calls. So the iterator is made and used within one call, that
         # of list(). Of values, not of items: to make the pairs could start a collection, in its midst.
         backwards = chain.from_iterable(map(reversed, (self.others.values(),)))
         rows = list(islice(backwards, most))
-        if self.first is not None and len(rows) < most:
-            rows.append(self.first)
+        if first is not None and len(rows) < most:
+            rows.append(first)
         rows.reverse()
         return rows
 
@@ -257,14 +266,30 @@ class ConnectionRow:
         return self.state == RELEASED
 
     @property
+    def connected_at(self) -> float:
+        """What the table says of the record's connection: when it was opened, or EMPTY or NOT_YET."""
+        # straight line: another thread can release the row, which moves it
+        at: float = self.table[self.at]
+        # end of straight line
+        return at
+
+    @property
+    def held_since(self) -> float:
+        """Since when the connection is out, negative if the checkout was not recorded; 0 if it is not."""
+        # straight line: as above
+        since: float = self.table[self.held_at]
+        # end of straight line
+        return since
+
+    @property
     def has_connection(self) -> bool:
         """Whether the record's connection is open, according to the table."""
-        return self.table[self.at] > 0.0
+        return self.connected_at > 0.0
 
     @property
     def is_empty(self) -> bool:
         """Whether the record's connection is closed, according to the table; the next checkout connects again."""
-        return self.table[self.at] == EMPTY
+        return self.connected_at == EMPTY
 
     def forget_checkout(self) -> SiteEntry | None:
         """Note that the connection came back; return the site of its checkout, if that is known."""

@@ -73,7 +73,7 @@ class ConnectionTable:
 
     def oldest_holder(self) -> Holder | None:
         """Return who has held a connection for longest, if that is known."""
-        held = [(abs(since), row.holder) for row in self.rows() if (since := row.table[row.held_at])]
+        held = [(abs(since), row.holder) for row in self.rows() if (since := row.held_since)]
         return min(held, key=lambda one: one[0])[1] if held else None
 
     def has(self, record: object) -> bool:

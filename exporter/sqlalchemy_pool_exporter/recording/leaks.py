@@ -95,7 +95,7 @@ class Suspects:
         """Count and log new suspects, and log those that came back."""
         now = recorder.clock()
         for key, suspect in list(self._known.items()):
-            if suspect.row.table[suspect.row.held_at] != suspect.since:
+            if suspect.row.held_since != suspect.since:
                 del self._known[key]
                 _log_return(suspect, now)
         for suspect in self._new(recorder, now):
@@ -104,7 +104,7 @@ class Suspects:
 
     def _new(self, recorder: Watched, now: float) -> Iterator[_Suspect]:
         for row in recorder.connections.rows():
-            since = row.table[row.held_at]
+            since = row.held_since
             if not since or now - abs(since) <= self.options.after or id(row) in self._known:
                 continue
             site, holder = row.site, row.holder

@@ -45,22 +45,36 @@ def began(recorder: Recorder, holder: Holder, at: float) -> list[ConnectionRow]:
         return []
     rows = []
     for row in latest:
-        if row.holder is None or row.holder.rows is not holder.rows or not row.table[row.held_at]:
+        known = row.holder  # read once: another thread can return the connection
+        if known is None or known.rows is not holder.rows or not row.held_since:
             # A time limit of the application struck while a checkout was recorded, or another thread returns it now.
             holder.rows.discard(row)
-        elif by_id.get(row.record_id) is row and not row.holder.is_abandoned:
+        elif by_id.get(row.record_id) is row and not known.is_abandoned:
             rows.append(row)
     if not holder.hands_on:
         for row in rows:
-            row.table[row.held_at + _WAITS] = at
+            _wait_began(row, at)
     return rows
+
+
+def _wait_began(row: ConnectionRow, at: float) -> None:
+    # straight line: another thread can release the row, which moves it
+    row.table[row.held_at + _WAITS] = at
+    # end of straight line
 
 
 def ended(rows: list[ConnectionRow], *, by_timeout: bool = False) -> None:
     """Note that the holder of these rows waits no more; ``by_timeout``: in vain."""
     for row in rows:
-        # Of two holders that wait for each other, the report of one must see that the other waited, too.
-        row.table[row.held_at + _WAITS] = -abs(row.table[row.held_at + _WAITS]) if by_timeout else 0.0
+        _wait_ended(row, by_timeout)
+
+
+def _wait_ended(row: ConnectionRow, by_timeout: bool) -> None:  # noqa: FBT001 - of this module
+    # straight line: as above
+    table, at = row.table, row.held_at + _WAITS
+    # Of two holders that wait for each other, the report of one must see that the other waited, too.
+    table[at] = (-table[at] if table[at] > 0.0 else table[at]) if by_timeout else 0.0
+    # end of straight line
 
 
 def checked_out(row: ConnectionRow, rows: list[ConnectionRow]) -> None:
@@ -96,7 +110,7 @@ def returned(row: ConnectionRow, nesting: Nesting) -> None:
         and outer.holder.rows is holder.rows
         and site is not None
         # Else another one returned what the holder held then, and the row may have a later checkout.
-        and 0.0 < abs(outer.table[outer.held_at]) <= abs(row.table[row.held_at])
+        and 0.0 < abs(outer.held_since) <= abs(row.held_since)
     ):
         holder.hands_on = False
         # By the site: a thread may hold one connection for ever, and check out others meanwhile.

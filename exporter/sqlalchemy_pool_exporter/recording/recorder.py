@@ -291,7 +291,7 @@ class Recorder(ConnectionEvents):
         if self.is_ended:
             return None
         rows = [row for row in self.connections.rows() if row.has_connection and not self.is_disposed(row)]
-        return self._undisposed(_EXIT, [bool(row.table[row.held_at]) for row in rows])
+        return self._undisposed(_EXIT, [bool(row.held_since) for row in rows])
 
     def _undisposed(self, when: str, were_held: Sequence[bool]) -> Ending | None:
         if not were_held or self.ending is not None:

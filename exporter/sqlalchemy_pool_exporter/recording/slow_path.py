@@ -107,7 +107,7 @@ class SlowPath:
         row = row_of(record) or self.adopt(record)
         if began:
             self._checked_out(row, began)
-        elif not row.table[row.held_at]:
+        elif not row.held_since:
             mark_held(record, row, holder_of(record), recorder.clock())
 
     def _checked_out(self, row: ConnectionRow, began: float) -> None:
@@ -148,7 +148,7 @@ class SlowPath:
         """Let the checkout of a connection that is out already count as part of the first: it is returned only once."""
         record = record_of(connection)
         row = row_of(record)
-        if row is not None and row.table[row.held_at]:
+        if row is not None and row.held_since:
             remember_proxy(record, holder_of(record))
 
     @never_raises
@@ -201,7 +201,7 @@ class SlowPath:
         if recorder.stopped or not began:
             return
         row = row_of(record) or self.adopt(record)
-        if row.table[row.held_at] <= 0.0:
+        if row.held_since <= 0.0:
             mark_held(record, row, holder_of(record), recorder.clock())
             recorder.checked_out(row, began)
 

@@ -62,7 +62,7 @@ class Traces:
         """
         trace = self._tell(now - began, lambda: _phases(row, began, now))
         if trace is not None:
-            Phases.of(row).trace = TracedCheckout(row.table[row.held_at], *trace)
+            Phases.of(row).trace = TracedCheckout(row.held_since, *trace)
         self._store(WAITS, trace, now - began)
 
     def wait_failed(self, wait: float, error: BaseException) -> None:
@@ -172,8 +172,8 @@ def _phases(row: ConnectionRow, began: float, now: float) -> dict[str, float]:
     if known is not None and known.ping_began >= began:
         starts.append(known.ping_began)
         phases["ping_seconds"] = known.pinging
-    if known is not None and row.table[row.at] - known.opening >= began:
-        starts.append(row.table[row.at] - known.opening)
+    if known is not None and row.connected_at - known.opening >= began:
+        starts.append(row.connected_at - known.opening)
         phases["connect_seconds"] = known.opening
     phases["queue_seconds"] = max(0.0, min(starts) - began)
     other = now - began - sum(phases.values())
