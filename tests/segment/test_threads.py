@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     import pytest
 
 # Sets time limits for a thread that starts others, as often as it can. A limit may also end that thread, outside its
-# ``try``, and leave an event of ``threading`` locked: another thread goes on, and no event is used.
+# ``try``, and leave a lock of ``threading`` locked for ever: another thread goes on, and this program uses none.
 LIMITS = """
-import ctypes, sys, threading, time
+import _thread, ctypes, sys, threading, time
 from sqlalchemy_pool_exporter.segment import fork
 sys.unraisablehook = threading.excepthook = lambda _: None  # a limit may end a thread
 class Limit(Exception): ...
-struck, starts = [], []
+struck, starts, begun = [], [], []
+def strike(ident):
+    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Limit))
 def work():
+    begun.append(None)
     while len(starts) < 1000:
         try:
             starts.append(None)
@@ -30,11 +33,12 @@ def work():
         except Limit:
             struck.append(None)
 while len(starts) < 1000:
-    worker = threading.Thread(target=work)
-    worker.start()
-    while worker.is_alive():
+    begun.clear()
+    worker = _thread.start_new_thread(work, ())
+    while not begun:
         time.sleep(0.0005)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(Limit))
+    while strike(worker):  # it lives
+        time.sleep(0.0005)
 print(len(struck))
 import os; sys.stdout.flush(); os._exit(0)
 """

@@ -31,6 +31,10 @@ _GENERATIONS: Final = 255  # that fit into the mark's byte, without 0
 # that line. 1,767 of 128,603 threads ended so, and none on 3.13.
 _STARTS_FOR_EVER: Final = sys.version_info < (3, 12)
 _BEGINS_WITHIN: Final = 0.05  # seconds
+# Since CPython 3.14, a limit can strike between the acquisition of a lock and the first line of its ``with``. If the
+# lock is that of the list of threads, no thread of the application can start any more. Without the GIL 1,000 starts
+# never ended; the functions of ``_thread`` take no such lock.
+_LOCKS_FOR_EVER: Final = sys.version_info >= (3, 14)
 
 
 def _wiped_on_fork() -> memoryview:
@@ -141,13 +145,20 @@ def start_thread(act: Callable[..., object], *arguments: object, name: str) -> b
     The locks of ``threading`` are as those of ``logging``, see ``without_locks_of_the_parent()``.
     """
     try:
-        if _process.ran_hooks:
-            _start(threading.Thread(target=act, args=arguments, name=name, daemon=True))
-        else:
+        if not _process.ran_hooks:
             _thread.start_new_thread(act, arguments)
+        elif _LOCKS_FOR_EVER:
+            _thread.start_new_thread(_begin, (act, arguments, name))
+        else:
+            _start(threading.Thread(target=act, args=arguments, name=name, daemon=True))
     except RuntimeError:  # the system has no thread left, or the interpreter ends
         return False
     return True
+
+
+def _begin(act: Callable[..., object], arguments: tuple[object, ...], name: str) -> None:
+    threading.current_thread().name = name
+    act(*arguments)
 
 
 def _start(thread: threading.Thread) -> None:
