@@ -495,6 +495,11 @@ def test_the_option(
 ) -> None:
     """``trace_after`` comes from the argument, else the environment, else it is 0.1 s; 0 is never."""
 
+    def threshold(**options: Any) -> float:
+        with instrument(a_pool(), name="orders", registry=registry, **options) as handle:
+            (recorder,) = handle._recorders
+            return recorder.trace_after
+
     def has_exemplar(**options: Any) -> bool:
         pool = a_pool()
         with instrument(pool, name="orders", registry=registry, **options):
@@ -502,13 +507,14 @@ def test_the_option(
                 pool.connect().close()
             return bool(of_registry(registry))
 
-    assert not has_exemplar()
+    assert threshold() == 0.1
     assert has_exemplar(trace_after=0.01)
     assert not has_exemplar(trace_after=0)
     monkeypatch.setenv(environment.TRACE_AFTER, "0.01")
     assert has_exemplar()
+    assert threshold(trace_after=0.02) == 0.02
     monkeypatch.setenv(environment.TRACE_AFTER, "soon")
-    assert not has_exemplar()
+    assert threshold() == 0.1
     with pytest.raises(TargetError, match="trace_after must be a number of seconds"):
         instrument(NullPool(FakeConnection), registry=registry, trace_after="x")  # type: ignore[arg-type]
 
