@@ -116,9 +116,10 @@ def test_a_suspect(case: Case, log: Log) -> None:
         engine.connect().close()
         assert case.now().value("leak_suspects", case.name) == 0
         held = hold()
-        assert eventually(lambda: len(log.suspects) == 2)
+        assert eventually(lambda: len(log.suspects) >= 2)
         held.close()
-        assert by_site(case.registry, "suspected_leaks_total", case.name) == {"hold": 2}
+        # On a busy machine the short checkout above is held for too long, too.
+        assert by_site(case.registry, "suspected_leaks_total", case.name)["hold"] == 2
 
     case.run(scenario)
     assert case.name in log.messages[0]
