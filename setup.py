@@ -119,6 +119,8 @@ class BuildExtensions(build_ext):
 
     def run(self) -> None:
         """Compile; if that is not possible, go on with a wheel of pure Python."""
+        if self.inplace or self.editable_mode:
+            self._forget_others()
         try:
             super().run()
         except (BaseError, CCompilerError) as error:
@@ -149,6 +151,14 @@ class BuildExtensions(build_ext):
         self.parallel = True
         super().build_extensions()
         stamp.write_text(sources)
+
+    def _forget_others(self) -> None:
+        """Remove what an earlier build with locks, or without, has left in the sources: the two do not go together."""
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        expected = {extension.name for extension in self.extensions}
+        for path in SOURCES.rglob(f"*{suffix}"):
+            if module_of(path.with_name(path.name.removesuffix(suffix) + ".so")) not in expected:
+                path.unlink()
 
     def _lock_lines(self, folder: Path) -> None:
         """Compile what has locks in place of the sources of the hot path."""

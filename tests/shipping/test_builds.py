@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sqlalchemy_pool_exporter import locked_source, straight_lines
 from tests.support.builds import DISABLE, FAST, REQUIRE, build, copy_sources, run_backend
 from tests.support.paths import ROOT
 
@@ -76,6 +77,27 @@ def test_compiled(source: Path, tmp_path: Path) -> None:
     pure = build("build_wheel", source, tmp_path / "pure", **{DISABLE: "1"})
     extensions = {name.removesuffix(".py") + EXTENSION_SUFFIXES[0] for name in COMPILED}
     assert names(pure) | extensions == names(second)
+
+
+@pytest.mark.soak
+@pytest.mark.requires("gcc")
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="CPython has the lock in C since 3.13")
+def test_in_place_with_locks(source: Path) -> None:
+    """A build in the sources, as for an interpreter without the GIL, leaves nothing of one with it."""
+    package = source / "exporter" / "sqlalchemy_pool_exporter"
+    (package / "recording" / f"connection_row_cy{EXTENSION_SUFFIXES[0]}").touch()
+    subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=source,
+        env={**os.environ, **FAST, straight_lines.SWITCH: "1"},
+        capture_output=True,
+        check=True,
+    )
+    made = {
+        ".".join(path.relative_to(package.parent).parts).removesuffix(EXTENSION_SUFFIXES[0])
+        for path in package.rglob(f"*{EXTENSION_SUFFIXES[0]}")
+    }
+    assert made == {*locked_source.COMPILED, "sqlalchemy_pool_exporter.line_lock"}
 
 
 def test_interpreted(source: Path, tmp_path: Path) -> None:
