@@ -338,6 +338,7 @@ def test_no_thread(registry: CollectorRegistry, log: Log, monkeypatch: pytest.Mo
     with instrument(engine, registry=registry), engine.connect():
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr("_thread.start_new_thread", refuse)  # since CPython 3.14
             times_out(engine)
         assert Exposition(registry).value("exhaustion_reports_total", "diary") == 0
         times_out(engine)

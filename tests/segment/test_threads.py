@@ -24,20 +24,22 @@ class Limit(Exception): ...
 struck, starts, begun = [], [], []
 def strike(ident):
     return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Limit))
+def enough():
+    return len(starts) >= 1000 and len(struck) >= 10
 def work():
     begun.append(None)
-    while len(starts) < 1000:
+    while not enough():
         try:
             starts.append(None)
             fork.start_thread(int, name="started")
         except Limit:
             struck.append(None)
-while len(starts) < 1000:
+while not enough():
     begun.clear()
     worker = _thread.start_new_thread(work, ())
     while not begun:
         time.sleep(0.0005)
-    while strike(worker):  # it lives
+    while not enough() and strike(worker):  # else it has ended
         time.sleep(0.0005)
 print(len(struck))
 import os; sys.stdout.flush(); os._exit(0)
