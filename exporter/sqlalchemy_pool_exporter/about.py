@@ -26,5 +26,5 @@ def hot_path() -> str:
     module = sys.modules.get(f"{__package__}.recording.checkout_cy")
     if module is None:
         return ""
-    is_compiled = str(module.__file__).endswith(tuple(EXTENSION_SUFFIXES))
+    is_compiled = str(getattr(module, "__file__", "")).endswith(tuple(EXTENSION_SUFFIXES))
     return "compiled" if is_compiled else "interpreted"
