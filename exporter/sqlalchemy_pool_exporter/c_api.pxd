@@ -123,10 +123,10 @@ cdef extern from *:
         return Py_NewRef(((PyCodeObject *)code)->co_filename);
     }
 
-    /* sys._getframe(0) */
+    /* sys._getframe(0), or None: a thread or a greenlet may have begun with a function of C. */
     static inline PyObject *spe_innermost(void) {
         PyObject *frame = (PyObject *)PyThreadState_GetFrame(PyThreadState_Get());
-        if (frame == NULL) PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
+        if (frame == NULL) Py_RETURN_NONE;
         return frame;
     }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import json
@@ -14,6 +15,7 @@ import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import greenlet
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, event, text
@@ -25,7 +27,7 @@ from sqlalchemy_pool_exporter import TargetError, instrument
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import MOST_SITES
-from tests.support import site_app
+from tests.support import site_app, wait
 from tests.support.samples import Exposition, RegistrySamples
 from tests.support.segments import FORKS
 from tests.support.witness import assert_sites_add_up
@@ -101,6 +103,30 @@ def test_the_site_behind_a_greenlet(registry: CollectorRegistry, use: Callable[.
     asyncio.run(run())
     assert held == [{f"tests.support.site_app:{site}": 1.0}] * 2
     assert by_site(registry, "checkouts_by_site_total") == {f"tests.support.site_app:{site}": 2.0}
+
+
+def test_a_thread_that_begins_with_the_checkout(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """No frame calls the checkout: it counts as "other", and as no fault."""
+    pool: Any = an_engine(registry).pool
+    for _ in range(2):
+        _thread.start_new_thread(pool.connect, ())
+        assert wait.eventually(lambda: pool.checkedin() == 1)
+    assert wait.eventually(lambda: by_site(registry, "checkouts_by_site_total") == {"other": 2.0})
+    assert Exposition(registry).value("exporter_recording_faults_total", POOL) == 0
+
+
+def test_a_greenlet_that_begins_with_the_checkout(
+    an_engine: Callable[..., Engine], registry: CollectorRegistry
+) -> None:
+    """Its parent is the site."""
+    pool = an_engine(registry).pool
+    for _ in range(2):
+        greenlet.greenlet(pool.connect).switch().close()
+    site = f"{__name__}:{test_a_greenlet_that_begins_with_the_checkout.__name__}"
+    assert by_site(registry, "checkouts_by_site_total") == {site: 2.0}
+    assert Exposition(registry).value("exporter_recording_faults_total", POOL) == 0
 
 
 @pytest.mark.parametrize("calls", range(6))

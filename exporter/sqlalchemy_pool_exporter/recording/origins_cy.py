@@ -40,7 +40,8 @@ if cython.compiled:
 else:
     address = id
 
-# Where the caller of the caller of find() is in the stack; compiled functions have no frame.
+# Where the caller of find() and its caller are in the stack; compiled functions have no frame.
+_CONNECT: Final = 1
 _START: Final = 0 if cython.compiled else 2
 _WITNESS: Final = WITNESS - 2 + _START
 # If none of so many checkouts comes from the application's own code, the application is installed like a library.
@@ -136,7 +137,8 @@ class Origins:
                         learned, witness = known
                         if witness is None or getframe(_WITNESS).f_code is witness:
                             return learned
-            frame = innermost() if cython.compiled else getframe(_START)
+            # None if a thread or a greenlet begins with the checkout: nothing calls it, or the parent does.
+            frame = innermost() if cython.compiled else getframe(_CONNECT).f_back
             callee, depth = None, _START
             greenlet = None
             while True:
@@ -160,7 +162,7 @@ class Origins:
                                 learn(depth - 1, callee.f_code, place, (entry, witness))
                             return entry
                         if place not in silent:
-                            return search(getframe(_START))
+                            return search(innermost() if cython.compiled else getframe(_CONNECT).f_back)
                     callee, depth = frame, depth + 1
                     frame = caller_of(frame) if cython.compiled else frame.f_back
                 # An asyncio engine checks out in a greenlet of its own; its caller is the frame of the parent.
@@ -170,11 +172,11 @@ class Origins:
                 if greenlet is None:
                     break
                 frame = greenlet.gr_frame
-            return search(getframe(_START))
+            return search(innermost() if cython.compiled else getframe(_CONNECT).f_back)
 
         return find
 
-    def _search(self, start: FrameType) -> SiteEntry:
+    def _search(self, start: FrameType | None) -> SiteEntry:
         library = None
         for frame in stack(start):
             code = frame.f_code
