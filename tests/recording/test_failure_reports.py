@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.recording import exhaustion, failure_reports
 from sqlalchemy_pool_exporter.recording.error_codes import KINDS
 from tests.support.database import Database
 from tests.support.paths import ROOT
+from tests.support.report_log import ReportLog
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -28,26 +29,10 @@ if TYPE_CHECKING:
     from tests.support.pg import Server
 
 
-class Log(logging.Handler):
-    """The reports that were logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "pool_failure"):
-            self.records.append(record)
-
-    def reports(self, number: int = 1) -> list[Any]:
-        """Return the reports, once there are so many."""
-        assert eventually(lambda: len(self.records) >= number)
-        return [record.pool_failure for record in self.records]  # type: ignore[attr-defined]
-
-
 @pytest.fixture
-def log() -> Iterator[Log]:
-    handler = Log()
+def log(application_name: str) -> Iterator[ReportLog]:
+    """The reports of the pool of a test, which has a name that no other one has."""
+    handler = ReportLog(application_name)
     logger = logging.getLogger("sqlalchemy_pool_exporter")
     before = logger.level
     logger.addHandler(handler)
@@ -62,18 +47,18 @@ def fails_to_connect(engine: Engine) -> None:
         engine.connect()
 
 
-def test_a_connect(registry: CollectorRegistry, log: Log) -> None:
+def test_a_connect(registry: CollectorRegistry, log: ReportLog) -> None:
     """An attempt to connect that fails is reported with its place, its thread, its label and the process."""
     database = Database()
     database.connect_fails = ConnectionRefusedError("no")
     engine = database.engine()
-    with instrument(engine, registry=registry), label("GET /pay"):
+    with instrument(engine, name=log.pool, registry=registry), label("GET /pay"):
         fails_to_connect(engine)
         (report,) = log.reports()
     site = report.pop("site")
     assert site.startswith(f"{__name__}:fails_to_connect:")
     assert {
-        "pool": "diary",
+        "pool": log.pool,
         "pid": os.getpid(),
         "layer": "connect",
         "kind": "connect_failed",
@@ -88,16 +73,16 @@ def test_a_connect(registry: CollectorRegistry, log: Log) -> None:
     assert logging.WARNING == record.levelno
     who = f"{site} ({threading.current_thread().name}, GET /pay)"
     assert (
-        f"pool 'diary' (pid {os.getpid()}): an attempt to connect at {who} failed: connect_failed: "
+        f"pool {log.pool!r} (pid {os.getpid()}): an attempt to connect at {who} failed: connect_failed: "
         "there is no connection to the server"
     ) == record.getMessage()
 
 
-def test_an_installed_application(registry: CollectorRegistry, log: Log) -> None:
+def test_an_installed_application(registry: CollectorRegistry, log: ReportLog) -> None:
     """Of an application that is installed like a library the report names its innermost frame, as a checkout's site."""
     database = Database()
     engine = database.engine()
-    handle = instrument(engine, name="shop", registry=registry)
+    handle = instrument(engine, name=log.pool, registry=registry)
     database.connect_fails = ConnectionRefusedError(111, "refused")
     source = "def pay(engine):\n    try:\n        engine.connect()\n    except ConnectionRefusedError:\n        pass\n"
     shop: dict[str, Any] = {"__name__": "shop"}
@@ -110,12 +95,12 @@ def test_an_installed_application(registry: CollectorRegistry, log: Log) -> None
     handle.close()
 
 
-def test_once_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_a_minute(registry: CollectorRegistry, log: ReportLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a minute errors of one kind are counted, and the next report says how many there were."""
     database = Database()
     database.connect_fails = ConnectionRefusedError("no")
     engine = database.engine()
-    with instrument(engine, registry=registry):
+    with instrument(engine, name=log.pool, registry=registry):
         for _ in range(4):
             fails_to_connect(engine)
         log.reports()
@@ -133,24 +118,26 @@ def test_once_a_minute(registry: CollectorRegistry, log: Log, monkeypatch: pytes
     assert log.records[1].getMessage().endswith(f". {second['suppressed']} more since the last report")
 
 
-def test_errors_of_the_application(registry: CollectorRegistry, log: Log) -> None:
+def test_errors_of_the_application(registry: CollectorRegistry, log: ReportLog) -> None:
     """A statement that is wrong is the application's matter: nothing is reported."""
     engine = Database().engine()
-    with instrument(engine, registry=registry):
+    with instrument(engine, name=log.pool, registry=registry):
         with engine.connect() as connection, pytest.raises(exc.OperationalError):
             connection.execute(text("SELECT * FROM nothing"))
         database = Database()
         database.connect_fails = ConnectionRefusedError("no")
         other = database.engine()
-        with instrument(other, registry=registry):
+        log.pools.add("other server")
+        with instrument(other, name="other server", registry=registry):
             fails_to_connect(other)
             (report,) = log.reports()
     assert "connect" == report["layer"]
 
 
-def test_a_server(server: Server, application_name: str, registry: CollectorRegistry, log: Log) -> None:
+def test_a_server(server: Server, application_name: str, registry: CollectorRegistry, log: ReportLog) -> None:
     """A statement that finds its session ended is reported with the SQLSTATE; a pre-ping that does is not."""
     url = server.url("postgresql+psycopg", application_name=application_name)
+    log.pools = {"ping True", "ping False"}
     for pre_ping in (True, False):
         engine = create_engine(url, pool_pre_ping=pre_ping)
         with instrument(engine, name=f"ping {pre_ping}", registry=registry):
@@ -167,10 +154,12 @@ def test_a_server(server: Server, application_name: str, registry: CollectorRegi
     assert report["site"].startswith(f"{__name__}:test_a_server:")
 
 
-def test_read_only(server: Server, application_name: str, registry: CollectorRegistry, log: Log) -> None:
+def test_read_only(
+    server: Server, application_name: str, registry: CollectorRegistry, log: ReportLog
+) -> None:
     """A write that a server refuses is reported as what a failover does."""
     engine = create_engine(server.url("postgresql+psycopg", application_name=application_name))
-    with instrument(engine, name="orders", registry=registry), engine.connect() as connection:
+    with instrument(engine, name=log.pool, registry=registry), engine.connect() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         with pytest.raises(exc.InternalError):
             connection.execute(text("CREATE TABLE written ()"))

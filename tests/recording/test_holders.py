@@ -28,7 +28,8 @@ from sqlalchemy_pool_exporter.segment.held import held
 from sqlalchemy_pool_exporter.segment.page import TEXTS, TEXTS_PER_PAGE
 from sqlalchemy_pool_exporter.segment.pages import Pages
 from tests.support.samples import RegistrySamples
-from tests.support.wait import eventually
+from tests.support.timeouts import Timeouts
+from tests.support.wait import SECONDS, eventually, eventually_async
 from tests.support.witness import assert_sites_add_up
 
 if TYPE_CHECKING:
@@ -54,13 +55,18 @@ def own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def timeouts(monkeypatch: pytest.MonkeyPatch) -> Timeouts:
+    return Timeouts(monkeypatch)
+
+
+@pytest.fixture
 def engine(registry: CollectorRegistry, tmp_path: Path) -> Iterator[Engine]:
     engine = create_engine(
         "sqlite://",
         poolclass=QueuePool,
         pool_size=2,
         max_overflow=0,
-        pool_timeout=0.5,
+        pool_timeout=SECONDS,
         connect_args={"check_same_thread": False},
     )
     instrument(engine, name=POOL, registry=registry, directory=tmp_path)
@@ -70,7 +76,11 @@ def engine(registry: CollectorRegistry, tmp_path: Path) -> Iterator[Engine]:
 
 def an_async_engine(registry: CollectorRegistry, tmp_path: Path) -> AsyncEngine:
     engine = create_async_engine(
-        "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=2, max_overflow=0, pool_timeout=0.5
+        "sqlite+aiosqlite://",
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=2,
+        max_overflow=0,
+        pool_timeout=SECONDS,
     )
     instrument(engine, name=POOL, registry=registry, directory=tmp_path)
     return engine
@@ -98,6 +108,11 @@ def deadlocked(registry: CollectorRegistry) -> float:
         for (name, _), v in RegistrySamples(registry).samples.items()
         if name == "sqlalchemy_pool_self_deadlocked"
     )
+
+
+def is_pending(registry: CollectorRegistry) -> bool:
+    """Return whether one caller waits."""
+    return RegistrySamples(registry).value("pending_checkouts", POOL, worker="000") == 1.0
 
 
 @asynccontextmanager
@@ -228,15 +243,18 @@ def test_names_make_room(
     assert len(texts.own().holders) <= TEXTS_PER_PAGE
 
 
-def test_pages_that_come_later(own_texts: None, engine: Engine) -> None:
+def test_pages_that_come_later(own_texts: None, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that are made when names have gone get the names that there are, by their numbers."""
+    monkeypatch.setattr(
+        texts, "_SECONDS", SECONDS
+    )  # so that the second look is within that time of the first
     kept = [texts.name_of(f"first-{at}") for at in range(TEXTS_PER_PAGE)]
     assert texts.name_of("more") is None
     del kept[60:]
     later = Pages()
     again = texts.name_of("again")
     assert again is None  # at most one look a second
-    texts._texts.looked = -1.0
+    monkeypatch.setattr(texts, "_SECONDS", 0.0)
     again = texts.name_of("again")
     texts.write_into(later)
     others = [texts.name_of(f"other-{at}") for at in range(TEXTS_PER_PAGE - 61)]
@@ -388,25 +406,18 @@ def test_nested_checkouts_cost_no_memory(engine: Engine, registry: CollectorRegi
     assert nested(registry) == 101.0
 
 
-def test_a_holder_of_many_that_waits_for_itself(registry: CollectorRegistry, tmp_path: Path) -> None:
+def test_a_holder_of_many_that_waits_for_itself(
+    registry: CollectorRegistry, tmp_path: Path, timeouts: Timeouts
+) -> None:
     """A thread that holds all 40 connections of a pool, and waits for another one, is a deadlock."""
-    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=40, max_overflow=0, pool_timeout=1)
+    engine = create_engine(
+        "sqlite://", poolclass=QueuePool, pool_size=40, max_overflow=0, pool_timeout=SECONDS
+    )
     instrument(engine, name=POOL, registry=registry, directory=tmp_path)
-    seen = threading.Event()
-
-    def look() -> None:
-        if eventually(lambda: deadlocked(registry) == 1.0):
-            seen.set()
-
-    looks = threading.Thread(target=look)
     with ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(engine.connect())
-        looks.start()
-        with pytest.raises(exc.TimeoutError):
-            engine.connect()
-    looks.join()
-    assert seen.is_set()
+        assert timeouts.time_out(engine, lambda: eventually(lambda: deadlocked(registry) == 1.0))
     engine.dispose()
 
 
@@ -435,7 +446,9 @@ def test_another_pool_is_not_nested(engine: Engine, registry: CollectorRegistry)
     other.dispose()
 
 
-def test_a_self_deadlock_is_named_while_it_lasts(engine: Engine, registry: CollectorRegistry) -> None:
+def test_a_self_deadlock_is_named_while_it_lasts(
+    engine: Engine, registry: CollectorRegistry, timeouts: Timeouts
+) -> None:
     """If all holders wait for another connection of the full pool, the gauge says so; the timeouts are counted."""
     ready = threading.Barrier(2)
     errors: queue.Queue[Exception] = queue.Queue()
@@ -452,6 +465,7 @@ def test_a_self_deadlock_is_named_while_it_lasts(engine: Engine, registry: Colle
     for thread in threads:
         thread.start()
     assert eventually(lambda: deadlocked(registry) == 1.0)
+    timeouts.strike(engine.pool, waiting=2)
     for thread in threads:
         thread.join()
     assert deadlocked(registry) == 0.0
@@ -460,7 +474,9 @@ def test_a_self_deadlock_is_named_while_it_lasts(engine: Engine, registry: Colle
     assert errors.qsize() in {1, 2}
 
 
-def test_a_full_pool_that_others_wait_for_is_no_deadlock(engine: Engine, registry: CollectorRegistry) -> None:
+def test_a_full_pool_that_others_wait_for_is_no_deadlock(
+    engine: Engine, registry: CollectorRegistry, timeouts: Timeouts
+) -> None:
     """A thread that holds nothing waits for holders that can go on."""
 
     def wait() -> None:
@@ -470,10 +486,9 @@ def test_a_full_pool_that_others_wait_for_is_no_deadlock(engine: Engine, registr
     waits = threading.Thread(target=wait)
     with engine.connect(), engine.connect():
         waits.start()
-        assert eventually(
-            lambda: RegistrySamples(registry).value("pending_checkouts", POOL, worker="000") == 1.0
-        )
+        assert eventually(lambda: is_pending(registry))
         assert deadlocked(registry) == 0.0
+        timeouts.strike(engine.pool)
         waits.join()
 
 
@@ -494,7 +509,9 @@ def test_connections_that_threads_hand_on(engine: Engine, registry: CollectorReg
     assert nested(registry) == 0.0
 
 
-def test_a_thread_that_hands_on_does_not_wait_for_itself(engine: Engine, registry: CollectorRegistry) -> None:
+def test_a_thread_that_hands_on_does_not_wait_for_itself(
+    engine: Engine, registry: CollectorRegistry, timeouts: Timeouts
+) -> None:
     """A thread whose connections others return has none, although it is the one that checked all of the pool out.
 
     Once it nests itself, it is named again.
@@ -503,28 +520,26 @@ def test_a_thread_that_hands_on_does_not_wait_for_itself(engine: Engine, registr
     with ThreadPoolExecutor(1) as other:
         list(other.map(lambda connection: connection.close(), connections))
     connections = [engine.connect() for _ in range(2)]
-    seen: list[float] = []
+    seen: list[tuple[bool, float]] = []
 
     def look_and_return() -> None:
-        seen.append(deadlocked(registry))
+        seen.append((eventually(lambda: is_pending(registry)), deadlocked(registry)))
         for connection in connections:
             connection.close()
 
-    watcher = threading.Timer(0.2, look_and_return)
+    watcher = threading.Thread(target=look_and_return)
     watcher.start()
     engine.connect().close()
     watcher.join()
-    assert seen == [0.0]
+    assert seen == [(True, 0.0)]
     connections = [engine.connect() for _ in range(2)]
-    with pytest.raises(exc.TimeoutError):
-        engine.connect()
+    timeouts.time_out(engine, lambda: True)
     assert nested(registry) == 0.0
     for connection in reversed(connections):
         connection.close()
     assert nested(registry) == 1.0
     connections = [engine.connect() for _ in range(2)]
-    with pytest.raises(exc.TimeoutError):
-        engine.connect()
+    timeouts.time_out(engine, lambda: True)
     assert nested(registry) == 2.0
     for connection in connections:
         connection.close()
@@ -603,7 +618,9 @@ def test_tasks_that_share_a_thread(registry: CollectorRegistry, tmp_path: Path) 
     asyncio.run(run())
 
 
-def test_calls_of_tasks_in_one_thread(engine: Engine, registry: CollectorRegistry) -> None:
+def test_calls_of_tasks_in_one_thread(
+    engine: Engine, registry: CollectorRegistry, timeouts: Timeouts
+) -> None:
     """A thread that works for several tasks holds nothing for another one; nor does its wait make a deadlock."""
 
     async def run() -> None:
@@ -611,9 +628,9 @@ def test_calls_of_tasks_in_one_thread(engine: Engine, registry: CollectorRegistr
         first = await asyncio.create_task(asyncio.to_thread(engine.connect))
         second = await asyncio.create_task(asyncio.to_thread(engine.connect))
         waits = asyncio.create_task(asyncio.to_thread(_times_out, engine))
-        while not RegistrySamples(registry).value("pending_checkouts", POOL, worker="000"):
-            await asyncio.sleep(0.01)
+        assert await eventually_async(lambda: is_pending(registry))
         assert deadlocked(registry) == 0.0
+        timeouts.strike(engine.pool)
         await waits
         await asyncio.to_thread(second.close)
         await asyncio.to_thread(first.close)
@@ -666,27 +683,19 @@ def test_a_task_waits_for_its_thread(engine: Engine, registry: CollectorRegistry
     asyncio.run(run())
 
 
-def test_a_deadlock_with_its_thread(engine: Engine, registry: CollectorRegistry) -> None:
+def test_a_deadlock_with_its_thread(engine: Engine, registry: CollectorRegistry, timeouts: Timeouts) -> None:
     """A task that waits for a thread that waits for its connection is a self-deadlock."""
-    seen = threading.Event()
-
-    def look() -> None:
-        if eventually(lambda: deadlocked(registry) == 1.0):
-            seen.set()
+    seen: list[object] = []
 
     def inner() -> None:
-        with pytest.raises(exc.TimeoutError):
-            engine.connect()
+        seen.append(timeouts.time_out(engine, lambda: eventually(lambda: deadlocked(registry) == 1.0)))
 
     async def run() -> None:
-        looks = threading.Thread(target=look)
         with engine.connect(), engine.connect():
-            looks.start()
             await in_thread(inner)
-        looks.join()
 
     asyncio.run(run())
-    assert seen.is_set()
+    assert seen == [True]
 
 
 def test_a_thread_that_its_task_waits_for_no_more(engine: Engine, registry: CollectorRegistry) -> None:
