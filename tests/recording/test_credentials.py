@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from sqlalchemy.pool import (
 from sqlalchemy_pool_exporter import TargetError, instrument, serve
 from tests.support.database import Database, Link
 from tests.support.samples import Exposition
+from tests.support.server_threads import server_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +114,7 @@ def test_a_name_that_is_no_text_cannot_break_the_scrape(tmp_path: Path) -> None:
 
 def test_the_endpoint_says_nothing_of_the_application() -> None:
     """A server's repr names only its address and port, and closing the server leaves no thread."""
-    before = set(threading.enumerate())
+    before = server_threads()
     with serve(port=0, host="127.0.0.1", registry=CollectorRegistry()) as server:
         assert repr(server) == f"<Server http://127.0.0.1:{server.port}/metrics>"
-    assert set(threading.enumerate()) <= before
+    assert server_threads() <= before

@@ -19,7 +19,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from prometheus_client import CollectorRegistry, Info
+from prometheus_client import CollectorRegistry, Gauge, Info
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from sqlalchemy.pool import QueuePool
 
@@ -33,7 +33,9 @@ from sqlalchemy_pool_exporter import (
     wsgi_app,
 )
 from tests.support.fakes import connect
-from tests.support.wait import eventually
+from tests.support.ports import free_port
+from tests.support.server_threads import server_threads
+from tests.support.wait import SECONDS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +63,7 @@ def endpoint(registry: CollectorRegistry) -> Iterator[Server]:
 def ask(
     server: Server, method: str = "GET", path: str = "/metrics", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
     connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
     response = connection.getresponse()
     answer = response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
@@ -147,12 +149,12 @@ def test_ipv6(registry: CollectorRegistry) -> None:
 
 def test_stops_cleanly(registry: CollectorRegistry) -> None:
     """After close() the port is free and the thread has ended; a second close() does nothing."""
-    before = set(threading.enumerate())
-    server = serve(0, "127.0.0.1", registry=registry)
-    assert set(threading.enumerate()) - before
+    before = server_threads()
+    server = serve(free_port(), "127.0.0.1", registry=registry)
+    assert server_threads() - before
     server.close()
     server.close()
-    assert set(threading.enumerate()) <= before
+    assert server_threads() <= before
     assert "closed" in repr(server)
     serve(server.port, "127.0.0.1", registry=registry).close()
 
@@ -196,21 +198,19 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [TimeoutError, RuntimeError, KeyboardInterrupt])
 def test_a_time_limit_while_it_starts(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     """A time limit that strikes in ``serve()`` reaches the application and leaves neither a thread nor the port."""
-    start, before = threading.Thread.start, set(threading.enumerate())
+    start, before, port = threading.Thread.start, server_threads(), free_port()
 
     def strike(thread: threading.Thread) -> None:
         start(thread)
         raise kind
 
-    probe = serve(0, "127.0.0.1")
-    probe.close()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", strike)
         with pytest.raises(kind) as raised:
-            serve(probe.port, "127.0.0.1")
+            serve(port, "127.0.0.1")
     assert raised.type is kind
-    assert set(threading.enumerate()) <= before
-    serve(probe.port, "127.0.0.1").close()
+    assert server_threads() <= before
+    serve(port, "127.0.0.1").close()
 
 
 def test_silent_client_stops_nobody(endpoint: Server) -> None:
@@ -223,8 +223,14 @@ def test_client_that_does_not_read_leaves_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A client that does not read its answer is cut off, without a traceback in the application's log."""
-    monkeypatch.setattr("sqlalchemy_pool_exporter.recording.http_server.SECONDS", 1.0)
     registry = CollectorRegistry()
+
+    def shorten() -> float:
+        # Once the request has come: a slow client has the time of the server to send it.
+        monkeypatch.setattr("sqlalchemy_pool_exporter.recording.http_server.SECONDS", 1.0)
+        return 1.0
+
+    Gauge("shortens", "The time to read the answer.", registry=registry).set_function(shorten)
     Info("large", "Larger than the buffers of a socket.", registry=registry).info({"text": "x" * 16_000_000})
     # The mounts of earlier tests keep threads of the same name until they are garbage-collected.
     before = set(threading.enumerate())
@@ -243,7 +249,7 @@ def test_client_that_does_not_read_leaves_no_traceback(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child_does_not_keep_the_port(registry: CollectorRegistry) -> None:
     """A forked child does not keep the port taken after its parent has closed the server."""
-    server = serve(0, "127.0.0.1", registry=registry)
+    server = serve(free_port(), "127.0.0.1", registry=registry)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:  # pragma: no cover - the child

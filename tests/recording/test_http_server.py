@@ -165,7 +165,7 @@ def test_deadline_of_a_dribbled_request(monkeypatch: pytest.MonkeyPatch) -> None
             except OSError:
                 return True
 
-        assert eventually(is_cut_off, seconds=10)
+        assert eventually(is_cut_off)
 
 
 def test_answers_that_nobody_reads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,8 @@ def test_collector_that_fails(caplog: pytest.LogCaptureFixture) -> None:
         (b"GET /metrics\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x00\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b"400"),
-        (b"GET /" + b"x" * 70_000, b"431"),
+        # Just as much as the server reads: with more that it had not read, its end would be a reset.
+        (b"GET /" + b"x" * (65536 - 5), b"431"),
     ],
 )
 def test_requests(endpoint: Server, request_: bytes, status: bytes) -> None:

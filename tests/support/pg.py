@@ -68,7 +68,7 @@ class Server:
 
     def terminate(self, application_name: str) -> int:
         """End the connections from the server's side, as a restart does; return how many, once they are gone."""
-        return self._ask("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000))", application_name)
+        return self._ask("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 60000))", application_name)
 
     def close(self) -> None:
         """Close the connection of the administrator, if there is one."""
