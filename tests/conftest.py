@@ -21,6 +21,7 @@ from hypothesis import settings
 from tests.support import pg
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Iterator
 
     from tests.support.incident_run import Played
@@ -59,6 +60,29 @@ def application_name(request: pytest.FixtureRequest) -> str:
     """Return a name that no other test uses; the test finds its server connections by it."""
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40]  # PostgreSQL cuts names at 63 bytes
     return f"{test}-{next(_numbers)}"
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Leave out that a pool ended with connections open: it may be one of an earlier test, collected meanwhile.
+
+    A thread of its own writes that, so it may come at any moment of a later test. The tests of it ask for
+    ``caplog_of_all``.
+    """
+    caplog.handler.addFilter(_says_no_pool_ended)
+    yield caplog
+    caplog.handler.removeFilter(_says_no_pool_ended)
+
+
+@pytest.fixture
+def caplog_of_all(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Return ``caplog`` with what is said of pools that ended."""
+    caplog.handler.removeFilter(_says_no_pool_ended)
+    return caplog
+
+
+def _says_no_pool_ended(record: logging.LogRecord) -> bool:
+    return not hasattr(record, "pool_undisposed")
 
 
 def pytest_report_header() -> list[str]:
