@@ -22,6 +22,7 @@ from sqlalchemy_pool_exporter import TargetError, instrument, label
 from sqlalchemy_pool_exporter.fleet_collector import FleetCollector
 from sqlalchemy_pool_exporter.recording import leaks
 from sqlalchemy_pool_exporter.recording.leaks import WATCH
+from sqlalchemy_pool_exporter.recording.stacks import stack_of
 from sqlalchemy_pool_exporter.segment.directory import Reader
 from tests.support.database import Database
 from tests.support.fakes import connect
@@ -76,7 +77,6 @@ def log() -> Iterator[Log]:
 def may_look(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Let the watch look at the stack of a holder only once that is where the test wants it, and has said so."""
     is_there = threading.Event()
-    stack_of = leaks.stack_of
 
     def look_then(holder: Any) -> list[str]:
         assert is_there.wait(SECONDS)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import logging
@@ -66,11 +67,11 @@ def _all_is_logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait for the threads that log the pools of a test: a late line would be among those of the next test."""
     begun: list[None] = []
     ended: list[None] = []
-    start, log_all = undisposed._thread.start_new_thread, WATCH._log_all
+    log_all = WATCH._log_all
 
-    def counted(*arguments: Any) -> int:
+    def counted(act: Callable[..., object], arguments: tuple[object, ...]) -> int:
         begun.append(None)
-        return start(*arguments)
+        return _thread.start_new_thread(act, arguments)
 
     def log() -> None:
         log_all()
