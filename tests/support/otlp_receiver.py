@@ -12,6 +12,11 @@ class Receiver:
     """Mutable state: the requests so far with their headers, the status of answers, and how long an answer waits."""
 
     def __init__(self) -> None:
+        # Here, because a push may not wait for it. From an extra.
+        from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (  # noqa: PLC0415
+            ExportMetricsServiceRequest,
+        )
+
         self.requests: list[tuple[dict[str, str], Any]] = []
         self.status = 200
         self.may_answer = threading.Event()
@@ -20,11 +25,10 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (  # noqa: PLC0415 - an extra
-                    ExportMetricsServiceRequest,
-                )
-
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    return  # the sidecar was killed while it sent this
                 receiver.may_answer.wait()
                 if receiver.status == 200:
                     headers = {name.lower(): value for name, value in self.headers.items()}
