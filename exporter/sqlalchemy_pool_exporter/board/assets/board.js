@@ -15,6 +15,7 @@
 
   let timer = 0;
   let asking = null;
+  let isTimed = false; // whether the request that is on its way was sent by the timer
   let isPaused = false;
   let current = Date.now();
 
@@ -60,8 +61,9 @@
     return fresh;
   }
 
-  async function update() {
+  async function update(byTimer = false) {
     clearTimeout(timer);
+    isTimed = byTimer;
     if (asking !== null) {
       asking.abort();
     }
@@ -95,7 +97,7 @@
   function schedule(delay) {
     clearTimeout(timer);
     if (!isPaused && !document.hidden) {
-      timer = setTimeout(update, delay);
+      timer = setTimeout(update, delay, true);
     }
   }
 
@@ -131,6 +133,10 @@
   pause.hidden = false;
   pause.addEventListener("click", () => {
     isPaused = !isPaused;
+    if (isPaused && isTimed && asking !== null) {
+      asking.abort(); // its answer would change the page
+      asking = null;
+    }
     pause.setAttribute("aria-pressed", String(isPaused));
     show(isPaused ? "Paused" : "Live", false);
     schedule(0);
