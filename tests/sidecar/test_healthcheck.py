@@ -16,8 +16,9 @@ from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.healthcheck import Endpoint, check, find_endpoint
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
+from tests.support.ports import free_port
 from tests.support.sidecar import Sidecar, run
-from tests.support.wire import Numbers, serving
+from tests.support.wire import HANG, Numbers, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,10 +94,11 @@ def test_rate_limit(tmp_path: Path) -> None:
 
 def test_nobody_listens(silent: int) -> None:
     """A closed port and a silent server are unhealthy, and the error states the reason."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
-        check(Endpoint(Address("127.0.0.1", port)))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen; no other process gets the port
+        port = deaf.getsockname()[1]
+        with pytest.raises(EndpointError, match=rf"no answer from '127.0.0.1:{port}': .*refused"):
+            check(Endpoint(Address("127.0.0.1", port)))
     with pytest.raises(EndpointError, match="timed out"):
         check(Endpoint(Address("127.0.0.1", silent)), timeout=0.1)
 
@@ -121,15 +123,16 @@ def test_something_else_answers(said: bytes, fault: str) -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with pytest.raises(EndpointError, match=fault):
-            check(Endpoint(Address("127.0.0.1", listening.getsockname()[1])), timeout=5)
+            check(Endpoint(Address("127.0.0.1", listening.getsockname()[1])), timeout=HANG)
         thread.join()
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1"])  # noqa: S104 - addresses that a container may have
 def test_command(host: str) -> None:
     """The command's exit status is 0 while the exporter runs, and 1 after the exporter has ended."""
-    with Sidecar() as sidecar:
-        address = f"{host}:{sidecar.url.rpartition(':')[2]}"
+    port = free_port()  # which nobody gets by chance once the exporter has ended
+    with Sidecar("--listen-address", f"127.0.0.1:{port}") as sidecar:
+        address = f"{host}:{port}"
         alive = run("healthcheck", SQLALCHEMY_POOL_EXPORTER_LISTEN_ADDRESS=address)
         assert (0, "200 OK\n", "") == (alive.returncode, alive.stdout, alive.stderr)
         sidecar.end()

@@ -17,7 +17,7 @@ from tests.support.wait import eventually_async
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from prometheus_client.metrics_core import Metric
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HANG = 30.0  # seconds after which a test counts as hanging
 SOON = 0.1  # seconds; a timeout that a test configures and waits for
+# Seconds; a timeout within which a busy machine does what is to be done in time. Tests skip it, see `run`.
+LATE = 10.0
 REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\n\r\n"
 LAST_REQUEST = b"GET /-/healthy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 
@@ -85,6 +87,29 @@ class Large:
         for i in range(32):
             gauge.add_metric([f"{i}{'x' * 1_000_000}"], i)
         yield gauge
+
+
+class _Skipping(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward."""
+
+    skipped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.skipped
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario that may `skip` time: it waits for no timeout, so that none need be short."""
+    with asyncio.Runner(loop_factory=_Skipping) as runner:
+        runner.run(scenario)
+
+
+async def skip(seconds: float) -> None:
+    """Put the clock of the event loop forward, and let it do what is due then."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Skipping)
+    loop.skipped += seconds
+    await asyncio.sleep(SOON)
 
 
 def settings(**options: Any) -> Web:

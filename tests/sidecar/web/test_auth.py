@@ -148,10 +148,10 @@ def test_guessing_does_not_push_out_what_is_right(files: Files, checks: list[tup
 def test_an_unknown_user_costs_what_a_known_one_does(files: Files, checks: list[tuple[bytes, str]]) -> None:
     """An unknown name costs one bcrypt check at the cost of some user's hash, the same cost at every attempt."""
     path = files.write(users(cheap=hashed(cost=4), dear=hashed(cost=6)))
-    asked(path, *(basic(f"nobody{i}", f"{attempt}") for i in range(12) for attempt in range(2)))
+    asked(path, *(basic(f"nobody{i}", f"{attempt}") for i in range(40) for attempt in range(2)))
     costs = [int(hash_[4:6]) for hash_, _ in checks]
-    assert len(costs) == 24
-    assert set(costs) == {4, 6}  # the 12 names get only one of the costs with a probability of 1 in 2048
+    assert len(costs) == 80
+    assert set(costs) == {4, 6}  # all names get the same cost with a probability of 1 in 2 ** 39
     assert costs[0::2] == costs[1::2]
 
 
