@@ -7,9 +7,11 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import threading
 import warnings
 from contextlib import asynccontextmanager, suppress
+from linecache import getline
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,9 +144,9 @@ def test_cancelled_while_holding(
         async with engine_of(server, driver, registry, application_name) as engine:
             for _ in range(3):
                 task = asyncio.create_task(hold(engine))
-                async with asyncio.timeout(10):
-                    while not Exposition(registry).value("connections", NAME, state="in_use"):
-                        await asyncio.sleep(0.005)
+                assert await eventually_async(
+                    lambda: Exposition(registry).value("connections", NAME, state="in_use")
+                )
                 await asyncio.sleep(0.05)
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -158,13 +160,16 @@ def test_cancelled_while_holding(
                 counted = exposition.counters(NAME)
                 ended = sum(counted.get(key, 0) for key in ("checkins", "detaches", "leaked_checkouts"))
                 assert ended >= counted["checkouts"]
-                async with asyncio.timeout(10):
-                    while server.count(application_name) != exposition.value(
-                        "connections", NAME, state="idle"
-                    ):
-                        await asyncio.sleep(0.01)
+                idle = exposition.value("connections", NAME, state="idle")
+                assert await eventually_async(lambda: server.count(application_name) == idle)  # noqa: B023 - awaited here
 
     asyncio.run(scenario())
+
+
+def is_blocked(thread: threading.Thread) -> bool:
+    """Return whether a thread waits in a queue. Just before that, an interrupt leaves its lock as it is."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and "waiter.acquire(True" in getline(frame.f_code.co_filename, frame.f_lineno)
 
 
 def test_interrupted_while_queueing(
@@ -184,9 +189,12 @@ def test_interrupted_while_queueing(
     instrument(engine, name=NAME, registry=registry)
 
     def when_pending() -> None:
-        if eventually(lambda: Exposition(registry).value("pending_checkouts", NAME) == 1):
+        waits = eventually(lambda: Exposition(registry).value("pending_checkouts", NAME) == 1)
+        # It is pending a moment before it waits.
+        if waits and eventually(lambda: is_blocked(main)):
             os.kill(os.getpid(), signal.SIGALRM)
 
+    main = threading.current_thread()
     before = signal.signal(signal.SIGALRM, interrupt)
     interrupter = threading.Thread(target=when_pending)
     try:

@@ -24,6 +24,7 @@ from tests.support.pool_case import Case
 from tests.support.pool_incidents import attributes
 from tests.support.samples import Exposition
 from tests.support.segments import FORKS
+from tests.support.wait import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,14 +90,25 @@ def test_a_timeout_of_the_driver(server: Server, tmp_path: Path) -> None:
     case = Case("asyncpg", server, tmp_path)
     seen: list[str] = []
 
+    def sleeps(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
+        # Now, because the limit is that of each command: a slow server must not exceed it with another one.
+        driver: Any = connection.connection.driver_connection
+        config = driver._config
+        driver._config = config._replace(command_timeout=0.1)
+        try:
+            connection.execute(text("SELECT pg_sleep(30)"))
+        finally:
+            driver._config = config
+
     def scenario(case: Case) -> None:
-        engine = case.start(connect_args={"command_timeout": 0.1}, pool_pre_ping=True)
+        engine = case.start(connect_args={"command_timeout": SECONDS}, pool_pre_ping=True)
         event.listen(
             engine, "handle_error", lambda context: seen.append(type(context.original_exception).__name__)
         )
         for _ in range(2):
             with engine.connect() as connection, pytest.raises(TimeoutError):
-                connection.execute(text("SELECT pg_sleep(30)"))
+                sleeps(connection)
         assert errors(case.registry, case.name) == {"statement.retryable": 2}
         assert seen == ["TimeoutError"] * 2
         fails(engine)
@@ -469,11 +481,13 @@ def _functions(engine: Engine) -> list[str]:
     with engine.connect() as connection:
         for _ in range(2):  # the second time from the cache
             called.clear()
+            gc.disable()  # it may find what another test left, which has finalizers
             sys.setprofile(note)
             try:
                 connection.execute(statement).close()
             finally:
                 sys.setprofile(None)
+                gc.enable()
     return called
 
 

@@ -40,6 +40,9 @@ def test_forked_in_the_middle() -> None:
             arrived.acquire()
 
         def child():
+            # Not the parent's: a thread that was about to wait may have had its lock, and does not exist here.
+            global arrived, go_on
+            arrived, go_on = threading.Semaphore(0), threading.Event()
             go_on.set()
             assert samples()["pending_checkouts"] == 0
             mine = pool.recreate()
