@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sqlalchemy_pool_exporter import EndpointError, serve
+from sqlalchemy_pool_exporter.segment.lock import is_held
 from tests.recording.test_http_server import ask
 from tests.support.ports import free_port
 from tests.support.wait import SECONDS, eventually
@@ -114,12 +115,12 @@ def test_close_while_standing_by(tmp_path: Path) -> None:
 
 def test_foreign_program(tmp_path: Path) -> None:
     """If another program has the port, there is an error at once, with a directory, too."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(
-            EndpointError, match=r"in use by a program that does not share .*choose another port"
-        ):
-            serve(port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path)
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(EndpointError, match=r"in use by a program that does not share .*choose another port"),
+    ):
+        serve(port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path)
     serve(port, "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path).close()
 
 
@@ -148,13 +149,25 @@ def test_port_0(tmp_path: Path) -> None:
         assert first.port != second.port
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether there is a file, and a process holds its lock: it makes the file a moment earlier."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return is_held(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def test_lock_file_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the file of the lock is deleted, the process that serves makes it anew, and the next one stands by."""
     monkeypatch.setattr("sqlalchemy_pool_exporter.recording.http_server.SECONDS", 0.1)
     with serve(free_port(), "127.0.0.1", registry=CollectorRegistry(), directory=tmp_path) as server:
         (lock,) = tmp_path.iterdir()
         lock.unlink()
-        assert eventually(lock.exists)
+        assert eventually(lambda: is_locked(lock))
         with Process(tmp_path, server.port) as other:
             assert other.state() == "standby"
 
@@ -162,7 +175,7 @@ def test_lock_file_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_directory_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If the directory cannot be used, a process that finds the port taken stands by and warns: it is not harmed."""
     gone = tmp_path / "gone"
-    with serve(0, "127.0.0.1") as holder, caplog.at_level(logging.WARNING):
+    with serve(free_port(), "127.0.0.1") as holder, caplog.at_level(logging.WARNING):
         standby = serve(holder.port, "127.0.0.1", registry=CollectorRegistry(), directory=gone)
         assert standby.is_standby
         assert "cannot be told" in caplog.text
