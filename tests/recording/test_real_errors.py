@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
@@ -40,9 +39,17 @@ class Other:
         self._connection.commit()
 
     def waits(self) -> bool:
-        """Return whether it waits for a lock, as a third session sees it."""
+        """Return whether it waits for a lock."""
+        return self._holds("cardinality(pg_blocking_pids(%s)) > 0", self.pid)
+
+    def is_gone(self, pid: int) -> bool:
+        """Return whether the server has ended a session."""
+        return self._holds("NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", pid)
+
+    def _holds(self, condition: LiteralString, pid: int) -> bool:
+        """Return whether a condition holds as a third session sees it."""
         with psycopg.connect(self._connection.info.dsn + " application_name=third") as third:
-            row = third.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [self.pid]).fetchone()
+            row = third.execute(f"SELECT {condition}", [pid]).fetchone()
         return bool(row and row[0])
 
     def close(self) -> None:
@@ -102,9 +109,10 @@ def statement_timeout(connection: Connection, _other: Other) -> None:
     connection.execute(text("SELECT pg_sleep(30)"))
 
 
-def idle_timeout(connection: Connection, _other: Other) -> None:
+def idle_timeout(connection: Connection, other: Other) -> None:
+    pid = connection.scalar(text("SELECT pg_backend_pid()"))
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10ms'"))
-    time.sleep(0.3)
+    assert eventually(lambda: other.is_gone(pid))
     connection.execute(text("SELECT 1"))
 
 
