@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -38,6 +39,9 @@ def turns() -> Iterator[Callable[[Callable[[], object]], int]]:
 
     That thread wants the GIL every 0.1 ms, and Python takes the GIL away from no thread.
     """
+    # A connection or a file that an earlier test left, and the garbage collector closed, would give the GIL away.
+    gc.collect()
+    gc.disable()
     stopped, count = threading.Event(), [0]
 
     def run() -> None:
@@ -57,6 +61,7 @@ def turns() -> Iterator[Callable[[Callable[[], object]], int]]:
         yield turns_during
     finally:
         sys.setswitchinterval(interval)
+        gc.enable()
         stopped.set()
         thread.join()
 
