@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as their_op
 
 from sqlalchemy_pool_exporter import aiohttp_handler, asgi_app, serve, wsgi_app
 from tests.support.scrapers import PROMETHEUS_2_42, PROMETHEUS_3, PROMETHEUS_TEXT_1, PROMETHEUS_TEXT_FIRST
+from tests.support.wait import SECONDS
 from tests.support.wire import serving
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def answer(status: int, headers: dict[str, str], body: bytes) -> Answer:
 def over_http(port: int, requests: list[Request]) -> list[Answer]:
     answers = []
     for request in requests:
-        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", port, timeout=SECONDS)
         connection.putrequest(request.method, f"/metrics?{request.query}", skip_accept_encoding=True)
         for name, value in request.headers.items():
             connection.putheader(name, value)

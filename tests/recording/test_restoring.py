@@ -20,6 +20,7 @@ from tests.support.database import Database
 from tests.support.diary import EVENTS
 from tests.support.pool_incidents import POOLS, attributes, quietly, snapshot
 from tests.support.samples import Exposition, sqlalchemy_lines
+from tests.support.wait import SECONDS
 from tests.support.witness import metric_state, pool_state
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def test_closing_while_threads_are_inside_connect() -> None:
 
     def stop() -> None:
         arrived.release()
-        assert go_on.wait(10)
+        assert go_on.wait(SECONDS)
 
     database.during_connect = stop
     engine = database.engine(pool_size=4)
@@ -168,7 +169,7 @@ def test_closing_while_threads_are_inside_connect() -> None:
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert arrived.acquire(timeout=10)
+        assert arrived.acquire(timeout=SECONDS)
     handle.close()
     go_on.set()
     for thread in threads:
@@ -213,13 +214,13 @@ def test_closing_during_a_dispose_closes_the_new_pool_too() -> None:
             super().__init__(*args, **options)
             if threading.current_thread() is not threading.main_thread():
                 arrived.set()
-                assert go_on.wait(10)
+                assert go_on.wait(SECONDS)
 
     engine = Database().engine(poolclass=Slow)
     handle = quietly(engine)
     thread = threading.Thread(target=engine.dispose)
     thread.start()
-    assert arrived.wait(10)
+    assert arrived.wait(SECONDS)
     handle.close()
     go_on.set()
     thread.join()

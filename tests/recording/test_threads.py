@@ -22,6 +22,7 @@ from tests.support.diary import PACKAGE
 from tests.support.pool_incidents import CANCELLED
 from tests.support.programs import PROLOGUE, run
 from tests.support.samples import Exposition
+from tests.support.wait import SECONDS
 from tests.support.witness import assert_sites_add_up, metric_state, pool_state
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def test_threads_under_a_debugger_lose_nothing() -> None:
 
     def stop() -> None:
         arrived.release()
-        assert go_on.wait(20)
+        assert go_on.wait(SECONDS)
 
     engine, registry = database.engine(pool_size=24, max_overflow=0), CollectorRegistry()
     engine.connect().close()
@@ -241,7 +242,7 @@ def test_threads_under_a_debugger_lose_nothing() -> None:
 
     def watch() -> None:
         for _ in range(24):
-            assert arrived.acquire(timeout=20)
+            assert arrived.acquire(timeout=SECONDS)
         watcher.append(Exposition(registry).value("pending_checkouts", handle.name))
         database.during_connect = lambda: None
         go_on.set()

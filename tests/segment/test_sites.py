@@ -14,6 +14,7 @@ from sqlalchemy_pool_exporter.segment.entries import CHECKOUTS, HELD_SECONDS, OT
 from sqlalchemy_pool_exporter.segment.page import SITES_PER_PAGE
 from sqlalchemy_pool_exporter.segment.sites import ShownSites
 from tests.support.segments import Process, Scraper, new_block
+from tests.support.wait import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -129,7 +130,7 @@ class Adding:
             self._left -= 1
             if not self._left:
                 self.stopped.set()
-                assert self.go_on.wait(20)
+                assert self.go_on.wait(SECONDS)
         return self._trace
 
 
@@ -142,9 +143,9 @@ def test_threads_that_add_at_once(tmp_path: Path) -> None:
             block = new_block(process.lease, f"{first_line}.{second_line}")
             first, second = Adding(block, "a", first_line), Adding(block, "b", second_line)
             first.thread.start()
-            assert first.stopped.wait(20)
+            assert first.stopped.wait(SECONDS)
             second.thread.start()
-            assert second.stopped.wait(20)
+            assert second.stopped.wait(SECONDS)
             for adding in (first, second):
                 adding.go_on.set()
                 adding.thread.join()

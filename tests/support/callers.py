@@ -14,6 +14,8 @@ from sqlalchemy import exc
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util import queue as queue_module
 
+from tests.support.wait import SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -111,7 +113,7 @@ class Threads:
         ).start()
 
     def run(self, function: Callable[[], Any]) -> Any:
-        return self._pool.submit(function).result(30)
+        return self._pool.submit(function).result(SECONDS)
 
     run_plainly = run
 
@@ -165,7 +167,7 @@ class Tasks:
         self._loop.call_soon_threadsafe(create)
 
     def run(self, function: Callable[[], Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(greenlet_spawn(function), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(greenlet_spawn(function), self._loop).result(SECONDS)
 
     def run_plainly(self, function: Callable[[], Any]) -> Any:
         """Run a function outside of a greenlet, as the garbage collector runs finalizers."""
@@ -178,7 +180,7 @@ class Tasks:
                 future.set_exception(error)
 
         self._loop.call_soon_threadsafe(run)
-        return future.result(30)
+        return future.result(SECONDS)
 
     def wait_to_connect(self, call: Call) -> None:
         call.may_connect = asyncio.Event()
@@ -202,5 +204,5 @@ class Tasks:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
+        self._thread.join(SECONDS)
         self._loop.close()

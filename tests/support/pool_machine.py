@@ -37,7 +37,7 @@ from tests.support.drivers import ASYNC, WITH_SERVER
 from tests.support.reference import Model
 from tests.support.reference_parts import Pool
 from tests.support.samples import RegistrySamples
-from tests.support.wait import eventually
+from tests.support.wait import SECONDS, eventually
 from tests.support.witness import PoolLog, assert_errors_agree, assert_sites_add_up
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ _BY_SITE = {
     f"{PREFIX}leaked_checkouts_by_site_total": "leaked",
 }
 _TOTALS = (f"{PREFIX}nested_checkouts_total", f"{PREFIX}self_deadlocked")
-PATIENCE = 10.0  # seconds to wait for an expected event
 
 
 @dataclass(eq=False)
@@ -203,9 +202,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.settle()
         for call in self.calls[:]:
             if call.caller.at == "connect":
-                assert call.waits_to_connect.wait(PATIENCE)
+                assert call.waits_to_connect.wait(SECONDS)
             elif call.caller.at is None:
-                assert call.is_done.wait(PATIENCE)
+                assert call.is_done.wait(SECONDS)
                 self.calls.remove(call)
                 assert call.caller.fault == call.fault, (
                     f"{call.caller.fault!r} expected, {call.fault!r} raised"

@@ -304,7 +304,7 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def numbers_are_true(self) -> None:
         # A killed process lets go of its lock a moment after its death.
-        assert eventually(lambda: not self._wrong(), seconds=10.0), self._wrong()
+        assert eventually(lambda: not self._wrong()), self._wrong()
 
     def _wrong(self) -> dict[str, object]:
         """Return what is shown and what is true, for all that differs."""

@@ -181,13 +181,15 @@ class _Cycles:
         """Do nothing: Python raises the exception of another thread at the next call."""
 
     def _raise_limits(self) -> None:
+        limit = ctypes.py_object(TimeLimit)
         while not self._is_over:
             time.sleep(0.001)
             # One for each cycle, so that none is raised where the last one is caught. Code that must not raise, such as
             # a finalizer, drops the limit; that cycle ends as usual.
             before = self.raised + self.ended
+            # Nothing is called in between: there the other thread could go on, and get the limit outside of its cycle.
             if self._is_inside:
-                _raise_in_thread(self._thread, ctypes.py_object(TimeLimit))
+                _raise_in_thread(self._thread, limit)
                 while self.raised + self.ended == before and not self._is_over:
                     time.sleep(0.0002)
 
