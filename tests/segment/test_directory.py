@@ -122,6 +122,9 @@ def test_the_dead_cost_nothing(
         opened.append(os.path.basename(path))  # noqa: PTH119 - any path that is opened
         return real_open(path, *arguments, **options)
 
+    # The clock stands still until it is set forward.
+    began = real_time()
+    monkeypatch.setattr(time, "time_ns", lambda: began)
     live, dead = process(), process("billing")
     dead.count(3)
     dead.kill()

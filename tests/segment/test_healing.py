@@ -27,7 +27,7 @@ from tests.support.fakes import FakeConnection
 from tests.support.moments import Intruder, OutOfTime, strike
 from tests.support.samples import Exposition
 from tests.support.segments import FORKS, Scraper, a_pool, counted, described, live, names, workers
-from tests.support.wait import eventually
+from tests.support.wait import SECONDS, eventually
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
@@ -343,8 +343,12 @@ def test_under_load(directory: Path) -> None:
     pool = QueuePool(FakeConnection, pool_size=1, max_overflow=-1)  # type: ignore[arg-type]
     handle = instrument(pool, name="orders", registry=registry, directory=directory)
 
+    is_deleted = threading.Event()
+
     def work() -> None:
-        for _ in range(1500):
+        for turn in range(1500):
+            if turn == 100:
+                is_deleted.wait(SECONDS)
             first, second = pool.connect(), pool.connect()
             first.close()
             second.close()
@@ -357,6 +361,7 @@ def test_under_load(directory: Path) -> None:
         for path in directory.glob("worker-*"):
             path.unlink(missing_ok=True)
             deleted += 1
+            is_deleted.set()
     for thread in threads:
         thread.join()
     assert deleted

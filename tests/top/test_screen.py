@@ -87,9 +87,10 @@ def test_tables(tmp_path: Path, process: Callable[..., Process]) -> None:
         assert ("9.0 s", "app:pay:88", "orders", "Task-7") == (held, where, pool, task)
         assert "1 pool, 1 process, 1 in use, 1 idle" in words(app, "summary")
         assert "simulated, every 0.05 s" == words(app, "state")
+        # What is waited for is last: the screen reads in another thread.
+        orders.wait(NOW - 5)
         orders.hold(NOW - 8, 1, site="app:list:3")
         orders.hold(NOW - 7, 2, site="app:list:3")
-        orders.wait(NOW - 5)
         await until(lambda: len(rows(app, "held")) == 3)
         assert "████████████████████▶▶▶▶"[:18] == rows(app, "pools")[0][2][:18]
         assert "▶" * 6 == rows(app, "pools")[0][2][18:]
