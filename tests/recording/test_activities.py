@@ -65,7 +65,8 @@ def test_threads(server: Server, application_name: str, monkeypatch: pytest.Monk
             pass
 
     for act, kind, end in (
-        (query, "database", lambda: server.terminate(application_name)),
+        # It waits for the database while it connects, too, and then there is nothing yet to end.
+        (query, "database", lambda: eventually(lambda: server.terminate(application_name))),
         (nested, "queue", lambda: timeouts.strike(engine.pool)),
         (done.wait, "elsewhere", done.set),
     ):
@@ -91,7 +92,7 @@ def pay(engine, sleep):
         try:
             assert eventually(lambda: Activity("database", "shop:pay:4") == activity_of(holder, prefixes))  # noqa: B023 - called at once
         finally:
-            server.terminate(application_name)
+            eventually(lambda: server.terminate(application_name))
             thread.join()
     engine.dispose()
 
