@@ -150,8 +150,11 @@ async def end_other_sessions(server: ProbedServer) -> None:
         "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()"
     )
     await eventually_equal(lambda: count_sessions(connection), 1)
+    session = Path(f"/proc/{connection.get_server_pid()}")
     await connection.close()
     opened_connections.clear()
+    # A session is shown until its process notices that the client is gone: the test would count it.
+    await eventually_equal(session.exists, expected=False)
 
 
 async def count_sessions(admin: Any, application: str | None = None) -> int:
@@ -204,7 +207,9 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     assert wait.eventually(condition, seconds=HANG), "the server does not come up"
 
 
-async def eventually_equal(value: Callable[[], object], expected: object) -> None:
+async def eventually_equal(
+    value: Callable[[], object], expected: object, *, poll_seconds: float = wait.POLL_SECONDS
+) -> None:
     """Wait until a value, of a function or a coroutine function, is as expected: a server notices some things late."""
     last: object = None
 
@@ -215,4 +220,5 @@ async def eventually_equal(value: Callable[[], object], expected: object) -> Non
             last = await last
         return bool(last == expected)
 
-    assert await wait.eventually_async(agrees, seconds=HANG), f"{last!r}, not {expected!r}"
+    is_equal = await wait.eventually_async(agrees, seconds=HANG, poll_seconds=poll_seconds)
+    assert is_equal, f"{last!r}, not {expected!r}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.probed_server import Bouncer, ProbedServer, connect, count_sessions
+from tests.support.probed_server import Bouncer, ProbedServer, connect, count_sessions, eventually_equal
 from tests.support.running_probe import (
     exposition,
     running,
@@ -122,9 +122,10 @@ async def test_pgbouncer_without_a_server_or_a_free_connection(
         assert not status.is_up
     server.start()
     async with running(target(pooler.dsn(), timeout_seconds=0.5)) as runner:
-        for _ in range(40):
-            if runner.probe.status.server is not None:
-                break
-            await asyncio.sleep(0.1)  # pgbouncer waits before it connects to the server again
-            await runner.probe_again()
+
+        async def is_up() -> bool:
+            return (await runner.probe_again()).is_up
+
+        # pgbouncer waits before it connects to the server again.
+        await eventually_equal(is_up, expected=True, poll_seconds=0.1)
         assert runner.server.max_connections == 20

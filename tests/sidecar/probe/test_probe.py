@@ -31,7 +31,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
 )
 from sqlalchemy_pool_exporter.sidecar.probe.server_state import APPLICATION_NAME
 from tests.support import probe_failures
-from tests.support.descriptors import count_descriptors
+from tests.support.descriptors import count_before, count_descriptors
 from tests.support.paths import ROOT
 from tests.support.probed_server import HANG, SECRET, ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
@@ -73,7 +73,7 @@ async def test_a_session_closed_while_idle_is_no_failure(server: ProbedServer) -
     """If the server closes the connection between two probes, the next probe reconnects and succeeds."""
     admin = await server.connect()
     async with running(target(server.dsn("watcher"))) as runner:
-        before = count_descriptors()
+        before = count_before()
         kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
         await admin.fetch(kill, APPLICATION_NAME)
         await eventually_equal(count_descriptors, before - 1)  # asyncpg has closed its socket
@@ -124,10 +124,12 @@ async def test_a_server_that_stops_and_starts_again(
         assert 5 == failures.total() == failures["connect"] + failures["disconnected"]
         assert [15.0, 1.0, 2.0, 4.0, 15.0, 1.0, 2.0, 15.0] == runner.sleep.delays
     said = [record.getMessage() for record in caplog.records if record.name.endswith("probe")]
-    down = "database 'orders': connect: Connection refused (ConnectionRefusedError); next in 1.0 s"
-    assert ["database 'orders': answers again"] * 2 == said[1::2]
-    assert 4 == len(said)
-    assert all(line == down or "disconnected: the connection broke" in line for line in said[::2])
+    broke = r"(database 'orders': disconnected: the connection broke.*\n)?"
+    refused = (
+        r"database 'orders': connect: Connection refused \(ConnectionRefusedError\); next in [12]\.0 s\n"
+    )
+    again = r"database 'orders': answers again\n"
+    assert re.fullmatch(f"({broke}{refused}{again}){{2}}", "".join(f"{line}\n" for line in said)), said
 
 
 @scenario
@@ -164,7 +166,7 @@ async def test_after_a_failure_the_last_values_hold_for_one_interval(server: Pro
 async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> None:
     """The timeout ends a probe that waits in the TLS negotiation or the start-up, and no descriptor stays open."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        before = count_descriptors()
+        before = count_before()
         dsn = f"postgresql://watcher:{SECRET}@127.0.0.1:{mute.getsockname()[1]}/postgres"
         async with running(target(dsn, tls=DatabaseTLS(**tls), timeout_seconds=0.1)) as runner:
             for _ in range(3):
@@ -177,7 +179,7 @@ async def test_a_server_that_accepts_and_never_answers(tls: dict[str, Any]) -> N
 async def test_a_server_that_stops_answering(server: ProbedServer) -> None:
     """A probe whose session hangs fails by its timeout, and the next probe uses a new session."""
     admin = await server.connect()
-    before = count_descriptors()
+    before = count_before()
     async with running(target(server.dsn("watcher"), timeout_seconds=2.0)) as runner:
         pid = await admin.fetchval(
             "SELECT pid FROM pg_stat_activity WHERE application_name = $1", APPLICATION_NAME
@@ -279,7 +281,7 @@ async def _run(awaitable: Awaitable[object]) -> None:
 async def test_cancelled_at_any_moment_it_leaves_nothing_open(server: ProbedServer, late: bool) -> None:
     """A cancellation at any suspension of connecting, querying or closing leaves no socket and no session open."""
     admin = await server.connect()
-    before = count_descriptors()
+    before = count_before()
     for moment in itertools.count(1):
         sleep = ManualSleep()
         probe = Probe(target(server.dsn("watcher")), sleep=sleep.sleep)

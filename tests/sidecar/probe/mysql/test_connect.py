@@ -17,7 +17,7 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.config import Database, DatabaseTLS, load
 from sqlalchemy_pool_exporter.sidecar.probe.mysql import dsn as dsn_module
 from tests.support import mariadb
-from tests.support.probed_server import SECRET, eventually_equal
+from tests.support.probed_server import HANG, SECRET, eventually_equal
 from tests.support.running_probe import database_of_file, running, scenario, target
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ async def test_a_full_server(maria: MariaDB, caplog: pytest.LogCaptureFixture) -
             reason,
             text,
         )
+    await eventually_equal(lambda: maria.count("app"), 0)
     with maria.admin() as admin:
         admin.execute("ALTER USER watcher@'%' WITH MAX_USER_CONNECTIONS 1")
         try:
-            async with running(target(maria.dsn())):
+            async with running(target(maria.dsn())) as runner:
+                assert runner.probe.status.is_up, runner.probe.status.failure
                 assert "too_many_connections" == (await failure(maria.dsn(), caplog))[0]
         finally:
             admin.execute("ALTER USER watcher@'%' WITH MAX_USER_CONNECTIONS 0")
@@ -115,7 +117,7 @@ async def test_a_server_that_says_nothing_is_cut_off(caplog: pytest.LogCaptureFi
     port = listener.sockets[0].getsockname()[1]
     found = await failure(f"mysql://u:{SECRET}@127.0.0.1:{port}", caplog, timeout_seconds=0.3)
     assert ("timeout", "no answer in time (TimeoutError)") == found
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(HANG):
         await ended.wait()
     for one in silent:
         one.close()
@@ -150,7 +152,9 @@ async def test_a_connection_that_the_server_ended_is_no_failure(maria: MariaDB) 
             with maria.admin() as admin:
                 admin.execute("KILL USER watcher")
             await eventually_equal(lambda: maria.count("watcher"), 0)
-            await asyncio.sleep(0.1)  # the end arrives
+            connection = runner.probe._connection
+            assert connection is not None
+            await eventually_equal(connection.is_closed, expected=True)  # the end has arrived
             await runner.probe_again()
             assert runner.probe.status.is_up
         assert not runner.probe.status.failures

@@ -58,6 +58,14 @@ async def test_counts_what_the_server_counts(maria: MariaDB, sessions: list[Any]
     thread = run_in_thread(sessions[4], "SELECT SLEEP(600)")
     with maria.admin() as admin:
 
+        def count_administrators() -> int:
+            admin.execute("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'root'")
+            return int(admin.fetchone()[0])
+
+        def count_transactions() -> int:
+            admin.execute("SELECT COUNT(*) FROM information_schema.innodb_trx")
+            return int(admin.fetchone()[0])
+
         def running_now() -> int:
             admin.execute(
                 "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'"
@@ -65,6 +73,9 @@ async def test_counts_what_the_server_counts(maria: MariaDB, sessions: list[Any]
             return int(admin.fetchone()[0])
 
         await eventually_equal(running_now, 1)
+        await eventually_equal(count_administrators, 1)  # those of before are gone
+        # The server makes the list anew only if nobody has asked for it for 0.1 s.
+        await eventually_equal(count_transactions, 1, poll_seconds=0.2)
         async with running(target(maria.dsn())) as runner:
             seen = runner.server
             admin.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
@@ -120,8 +131,8 @@ async def test_measures_the_longest_idle_in_transaction(maria: MariaDB, sessions
     async with running(target(maria.dsn())) as runner:
         assert 0.0 == runner.server.longest_idle_in_transaction_seconds
         sessions.append(maria.connect())
-        sessions[0].cursor().execute("UPDATE item SET amount = 3 WHERE id = 1")
         began = time.monotonic()
+        sessions[0].cursor().execute("UPDATE item SET amount = 3 WHERE id = 1")
         await asyncio.sleep(1.2)
         await runner.probe_again()
         longest = runner.server.longest_idle_in_transaction_seconds
