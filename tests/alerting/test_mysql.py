@@ -15,6 +15,7 @@ from sqlalchemy_pool_exporter import instrument
 from tests.support import mariadb, wait
 from tests.support.paths import ROOT
 from tests.support.promtool import evaluate
+from tests.support.samples import key
 from tests.support.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -106,17 +107,22 @@ def test_alerts(tmp_path: Path) -> None:
         server.set(read_only=1)
         with Sidecar("--config", config) as sidecar:
 
-            def is_full() -> bool:
+            def full() -> Samples | None:
+                """Return what is shown of a full server that has just answered: a probe may take more than a second."""
+                samples = sidecar.samples()
                 taken = [
                     value
-                    for (name, _labels), value in sidecar.samples().items()
+                    for (name, _labels), value in samples.items()
                     if name == "sqlalchemy_pool_database_connections"
                 ]
-                is_read_only = sidecar.value("database_read_only", database="shop") == 1.0
-                return sum(taken) >= 20 and is_read_only
+                is_read_only, is_up = (
+                    samples.get(key(name, database="shop")) == 1.0
+                    for name in ("database_read_only", "database_up")
+                )
+                return samples if sum(taken) >= 20 and is_read_only and is_up else None
 
-            assert wait.eventually(is_full)
-            samples = sidecar.samples()
+            samples = wait.eventually(full)
+            assert samples is not None
     warning = {
         alert: {
             expected_labels(alert, "warning", pool=pool) for known, pool in LIMIT_ALERTS if known == alert

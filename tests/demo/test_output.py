@@ -15,6 +15,7 @@ import pytest
 
 from demo.scenes import SCENES
 from tests.support.running_demo import demo
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,15 +47,21 @@ def test_every_scene_is_visible_and_the_demo_ends_by_itself(
     with demo(directory, command=command) as running:
         url = running.read_until("metrics: open ").split()[2]
         running.read_until("scene 2 of 5: starvation")
-        with urllib.request.urlopen(url) as response:  # noqa: S310 - a URL of the demo
-            exposed = response.read().decode()
+
+        def answering() -> str:
+            """Return the metrics once the last probe of the database has an answer, which may take it a second."""
+            with urllib.request.urlopen(url) as response:  # noqa: S310 - a URL of the demo
+                said: str = response.read().decode()
+            return said if 'sqlalchemy_pool_database_up{database="demo"} 1' in said else ""
+
+        exposed = eventually(answering)
+        assert exposed
         running.read_until("  workers: 2 live; server: ")
         status, output, errors = running.end()
     assert (errors, status) == ("", 0)
     assert {'pool="orders"', 'pool="billing"', 'pool="reports"'} == {
         line.partition("{")[2].partition("}")[0] for line in exposed.splitlines() if "_capacity{" in line
     }
-    assert 'sqlalchemy_pool_database_up{database="demo"} 1' in exposed
     assert {'worker="000"', 'worker="001"'} == set(re.findall(r'worker="\d+"', exposed))
     for number, scene in enumerate(SCENES, start=1):
         assert f"scene {number} of 5: {scene.name}\n  {scene.story}\n" in output
