@@ -134,10 +134,15 @@ def play(scene: Scene) -> None:
 def _exhaust(scene: Scene) -> None:
     """Take all four; a fifth caller waits, and its checkout times out."""
     scene.take(4)
-    scene.engine.pool._timeout = 2.0  # type: ignore[attr-defined] # noqa: SLF001 - of this one checkout
+    pool: Any = scene.engine.pool
+    pool._timeout = 5.0  # noqa: SLF001 - of this one checkout
     waiting = threading.Thread(target=_time_out, args=(scene,))
     waiting.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + _SECONDS
+    while not pool._pool.not_empty._waiters:  # noqa: SLF001 - what waits for a connection, says no watcher but this
+        if time.monotonic() > deadline:
+            raise AssertionError("nobody waits for a connection")
+        time.sleep(0.02)
     scene.moment("four are out, and a caller waits for a fifth", in_use=4, idle=0)
     scene.total("waiting", 1)
     waiting.join()

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.paths import ROOT
+from tests.support.samples import key
 from tests.support.sidecar import OPENMETRICS, Sidecar, run
 from tests.support.wait import eventually
 from tests.support.workers import Worker
@@ -375,11 +376,13 @@ def test_databases(server: Server, config: Path, application_name: str) -> None:
         )
         dsn = f"postgresql://nobody:hunter2@127.0.0.1:{silent.getsockname()[1]}/nothing?sslmode=disable"
         with Sidecar("--config", config, SILENT_DSN=dsn) as sidecar:
-            assert eventually(lambda: sidecar.value("database_up", database="up") == 1)
-            assert eventually(lambda: sidecar.value("database_up", database="down") == 0)
-            samples = sidecar.samples()
-            assert samples[("sqlalchemy_pool_database_up", frozenset({("database", "up")}))] == 1
-            assert sidecar.value("database_max_connections", database="up")
+
+            def answered() -> bool:
+                samples = sidecar.samples()
+                up, down = (samples.get(key("database_up", database=name)) for name in ("up", "down"))
+                return (up, down) == (1, 0) and bool(samples[key("database_max_connections", database="up")])
+
+            assert eventually(answered)
             # The first probe of this database still runs, and the scrape does not wait for its end.
             assert sidecar.value("database_up", database="silent") in (None, 0)
             assert sidecar.end() == 0
