@@ -15,6 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_pool_exporter import instrument
 from tests.support.fakes import connect
+from tests.support.logs import messages_of_this_test
 from tests.support.samples import Exposition
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def test_a_metric_of_the_applications_own(
             types = [line for line in exposition.text.splitlines() if line.startswith("# TYPE")]
             assert len(types) == len(set(types))
             assert "Its own." in exposition.text
-    (record,) = caplog.records
-    assert "instrument(engine, registry=…)" in record.getMessage()
+    (message,) = messages_of_this_test(caplog.records)
+    assert "instrument(engine, registry=…)" in message
     own = CollectorRegistry()
     with instrument(pool, name="p", registry=own):
         assert Exposition(own).get(missing, "p") is not None

@@ -24,6 +24,7 @@ from sqlalchemy_pool_exporter.segment.format import file_name
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
 from tests.support.fakes import FakeConnection
+from tests.support.logs import messages_of_this_test
 from tests.support.moments import Intruder, OutOfTime, strike
 from tests.support.samples import Exposition
 from tests.support.segments import FORKS, Scraper, a_pool, counted, described, live, names, workers
@@ -104,7 +105,7 @@ def test_who_notices(directory: Path, caplog: pytest.LogCaptureFixture, by: str)
         pool.connect().close()
     (worker,) = Reader(directory).read().live
     assert worker.number == "000"
-    (message,) = (record.getMessage() for record in caplog.records)
+    (message,) = messages_of_this_test(caplog.records)
     assert "worker-000 was deleted" in message
     held.close()
     handle.close()

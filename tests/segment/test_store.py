@@ -19,6 +19,7 @@ from sqlalchemy_pool_exporter.segment.directory import Reader
 from sqlalchemy_pool_exporter.segment.file import Lease
 from sqlalchemy_pool_exporter.segment.lock import is_held
 from sqlalchemy_pool_exporter.segment.store import BlockStore
+from tests.support.logs import messages_of_this_test
 from tests.support.samples import Exposition
 from tests.support.segments import (
     FORKS,
@@ -255,7 +256,7 @@ def test_a_pool_that_does_not_fit(
     }
     assert all(exposition.value("checkouts_total", name) == 1 for name in pools)
     assert {("before",), ("after",)} == Reader(directory).read().counts.keys()
-    (message,) = (record.getMessage() for record in caplog.records)
+    (message,) = messages_of_this_test(caplog.records)
     assert message.startswith(f"pool {'x' * 40!r}, and others for which there is no room, are invisible")
     for pool in pools.values():
         uninstrument(pool)

@@ -16,6 +16,7 @@ from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.healthcheck import Endpoint, check, find_endpoint
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
+from tests.support.logs import messages_of_this_test
 from tests.support.ports import free_port
 from tests.support.sidecar import Sidecar, run
 from tests.support.wire import HANG, Numbers, serving
@@ -63,7 +64,7 @@ def guarded(path: Path, content: dict[str, Any]) -> str:
 def test_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An exporter with a web configuration file but without TLS is healthy, and logs nothing about the check."""
     assert "200 OK" == guarded(tmp_path / "web.yaml", {})
-    assert [] == caplog.records
+    assert [] == messages_of_this_test(caplog.records)
 
 
 @pytest.mark.parametrize("version", ["TLS12", "TLS13"])
@@ -71,7 +72,7 @@ def test_tls(tmp_path: Path, tls: dict[str, str], version: str, caplog: pytest.L
     """An exporter with TLS is healthy even if its certificate is untrusted and for another host."""
     content = {"tls_server_config": {**tls, "min_version": version, "max_version": version}}
     assert "200 OK" == guarded(tmp_path / "web.yaml", content)
-    assert [] == caplog.records
+    assert [] == messages_of_this_test(caplog.records)
 
 
 @pytest.mark.parametrize("version", ["TLS12", "TLS13"])

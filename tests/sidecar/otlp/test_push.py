@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.metrics import BUCKETS
 from sqlalchemy_pool_exporter.sidecar.config import load
 from sqlalchemy_pool_exporter.sidecar.otlp.settings import OTLP
+from tests.support.logs import messages_of_this_test
 from tests.support.otlp_receiver import Receiver, number, points
 from tests.support.samples import key
 from tests.support.sidecar import Sidecar
@@ -180,7 +181,7 @@ def test_answers_that_are_failures(
     """The log says how the receiver answered, also if the push was repeated. A redirect is no success."""
     receiver.status = status
     assert pushed_once(endpoint=receiver.url) == (0, 1)
-    assert caplog.messages == [f"metrics are not pushed to the OTLP endpoint: {reason}"]
+    assert messages_of_this_test(caplog.records) == [f"metrics are not pushed to the OTLP endpoint: {reason}"]
 
 
 def test_no_receiver(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy_pool_exporter.sidecar.probe.probe import (
 from sqlalchemy_pool_exporter.sidecar.probe.server_state import APPLICATION_NAME
 from tests.support import probe_failures
 from tests.support.descriptors import count_before, count_descriptors
+from tests.support.logs import of_this_test
 from tests.support.paths import ROOT
 from tests.support.probed_server import HANG, SECRET, ProbedServer, count_sessions, eventually_equal
 from tests.support.running_probe import (
@@ -97,7 +98,8 @@ async def test_a_wrong_password_is_logged_once_and_retried_slowly(
         assert shown["up", ()] == 0.0
         assert shown["probe_failures_total", ("authentication",)] == 8.0
         assert ("max_connections", ()) not in shown
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    records = of_this_test(caplog.records)
+    warnings = [record.getMessage() for record in records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert warnings[0].startswith("database 'orders': authentication: the server refuses user or password")
     assert warnings[0].endswith("(InvalidPasswordError, SQLSTATE 28P01); next in 1.0 s")

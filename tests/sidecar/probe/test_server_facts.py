@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.logs import messages_of_this_test
 from tests.support.probed_server import SECRET, Bouncer, ProbedServer, eventually_equal
 from tests.support.running_probe import RunningProbe, exposition, running, scenario, target
 
@@ -163,7 +164,7 @@ async def test_the_advice_fits_the_role(
     try:
         async with running(target(server.dsn("looker"))) as runner:
             assert runner.server.hidden_sessions >= 1
-        (warning,) = [record.getMessage() for record in caplog.records]
+        (warning,) = messages_of_this_test(caplog.records)
         assert advice in warning
         assert ("GRANT pg_monitor" in warning) == (not grant)
     finally:

@@ -20,6 +20,7 @@ from sqlalchemy_pool_exporter.errors import ConfigError
 from sqlalchemy_pool_exporter.sidecar.secret import Secret
 from sqlalchemy_pool_exporter.sidecar.web.config import Duration, WebConfig
 from sqlalchemy_pool_exporter.sidecar.web.tls import TLSServerConfig
+from tests.support.logs import messages_of_this_test
 from tests.support.web_files import PASSWORD, Files, asked, basic, faults, hashed, users
 from tests.support.wire import Numbers, ask, serving
 
@@ -54,7 +55,7 @@ def test_without_a_descriptor_nothing_has_changed(
         patched.setattr(os, "open", exhausted)
         assert web_config.current() is before
     assert (web_config.ok, web_config.failures) == (True, 0)
-    assert caplog.messages == []
+    assert messages_of_this_test(caplog.records) == []
     assert web_config.current() is not before
 
 

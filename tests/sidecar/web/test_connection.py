@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
+from tests.support.logs import messages_of_this_test
 from tests.support.wire import (
     HANG,
     LAST_REQUEST,
@@ -308,5 +309,5 @@ def test_any_bytes_at_all(streams: list[bytes]) -> None:
         run(scenario())
     finally:
         logging.getLogger().removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
+    assert messages_of_this_test(records) == []
     assert lost == []

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.sidecar.web import server as listener
 from sqlalchemy_pool_exporter.sidecar.web.config import WebConfig
+from tests.support.logs import messages_of_this_test
 from tests.support.wire import (
     LAST_REQUEST,
     REQUEST,
@@ -156,7 +157,7 @@ def test_a_client_that_pipelines_and_goes_is_not_logged(
             await emptied(endpoint)
 
     asyncio.run(scenario())
-    assert caplog.messages == []
+    assert messages_of_this_test(caplog.records) == []
 
 
 # ------------------------------------------------------- memory of clients

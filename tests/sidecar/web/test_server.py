@@ -17,6 +17,7 @@ from sqlalchemy_pool_exporter.address import Address
 from sqlalchemy_pool_exporter.errors import EndpointError
 from sqlalchemy_pool_exporter.sidecar.config import Web
 from sqlalchemy_pool_exporter.sidecar.web import server as listener
+from tests.support.logs import messages_of_this_test
 from tests.support.wire import (
     HANG,
     LAST_REQUEST,
@@ -145,7 +146,7 @@ def test_clients_leave_descriptors(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert listener.most_connections(settings(max_connections_in_flight=128)) == most
     warning = [f"at most {most} connections, because this process may open only {files} files"]
-    assert caplog.messages == (warning if most < 128 else [])
+    assert messages_of_this_test(caplog.records) == (warning if most < 128 else [])
 
 
 def test_clients_that_come_back_do_not_stop_a_scrape() -> None:
