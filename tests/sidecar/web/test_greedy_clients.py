@@ -178,7 +178,7 @@ def test_a_silent_client_costs_no_tls_buffers(files: Files) -> None:
             crowd = [await dial(endpoint) for _ in range(20)]
             await until(lambda: endpoint.connections == 20)
             await asyncio.sleep(SOON)
-            assert _tls_protocols() == before
+            assert _tls_protocols() <= before
             for _, writer in crowd:
                 writer.transport.abort()
             await emptied(endpoint)
@@ -201,7 +201,7 @@ def test_a_failed_handshake_leaves_no_tls_buffers(files: Files, sent: bytes) -> 
             try:
                 await asyncio.gather(*(talk(endpoint, sent) for _ in range(20)))
                 await emptied(endpoint)
-                await until(lambda: _tls_protocols() == before)
+                await until(lambda: _tls_protocols() <= before)  # fewer, if those of another test end
             finally:
                 gc.enable()
 
