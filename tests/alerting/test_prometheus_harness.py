@@ -15,6 +15,8 @@ from tests.support.prometheus import Prometheus, QueryError, scraping
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.prometheus import Alert
+
 pytestmark = [pytest.mark.newest, pytest.mark.requires("prometheus")]
 
 RULES = """
@@ -44,9 +46,21 @@ def test_prometheus(tmp_path: Path) -> None:
                 "instance": f"127.0.0.1:{endpoint.port}",
             }
             assert (labels, 21.0) == sample
+            alerts: list[Alert] = []
+
+            def fires() -> bool:
+                # It ends for a moment if a scrape comes too late.
+                alerts[:] = prometheus.alerts()
+                return [one.state for one in alerts] == ["firing"]
+
+            prometheus.wait_until(fires, "the alert")
+            (alert,) = alerts
+            assert ("TooWarm", "warning", "It is too warm.") == (
+                alert.labels["alertname"],
+                alert.labels["severity"],
+                alert.annotations["summary"],
+            )
             prometheus.wait_until(lambda: prometheus.firing() == {"TooWarm"}, "the alert")
-            (alert,) = prometheus.alerts()
-            assert ("warning", "It is too warm.") == (alert.labels["severity"], alert.annotations["summary"])
             now = time.time()
             (series,) = prometheus.query_range("temperature * 2", now - 10, now, 0.5)
             assert {42.0} == {value for _, value in series.points}

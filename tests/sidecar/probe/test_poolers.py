@@ -110,7 +110,7 @@ async def test_pgbouncer_without_a_server_or_a_free_connection(
     """A probe fails if the pooler has no free connection or no server, and succeeds again after either."""
     pooler = bouncer(default_pool_size=1, server_login_retry=1, server_connect_timeout=1)
     app = await connect(pooler.dsn())
-    async with running(target(pooler.dsn(), timeout_seconds=2.0)) as runner:
+    async with running(target(pooler.dsn(), timeout_seconds=5.0)) as runner:
         await app.execute("BEGIN")
         status = await runner.probe_again()
         assert {"timeout": 1} == status.failures
@@ -121,7 +121,7 @@ async def test_pgbouncer_without_a_server_or_a_free_connection(
         status = await runner.probe_again()
         assert not status.is_up
     server.start()
-    async with running(target(pooler.dsn(), timeout_seconds=0.5)) as runner:
+    async with running(target(pooler.dsn(), timeout_seconds=5.0)) as runner:
 
         async def is_up() -> bool:
             return (await runner.probe_again()).is_up

@@ -182,7 +182,7 @@ async def test_a_server_that_stops_answering(server: ProbedServer) -> None:
     """A probe whose session hangs fails by its timeout, and the next probe uses a new session."""
     admin = await server.connect()
     before = count_before()
-    async with running(target(server.dsn("watcher"), timeout_seconds=2.0)) as runner:
+    async with running(target(server.dsn("watcher"), timeout_seconds=5.0)) as runner:
         pid = await admin.fetchval(
             "SELECT pid FROM pg_stat_activity WHERE application_name = $1", APPLICATION_NAME
         )
