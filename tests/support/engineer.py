@@ -40,9 +40,15 @@ class Engineer:
         return json.loads(body)
 
     def number(self, worker: Worker) -> str:
-        """Return the board's number of a worker."""
-        workers = [one for pool in self.board()["pools"] for one in pool["workers"]]
-        return str(next(one["worker"] for one in workers if one["pid"] == str(worker.pid)))
+        """Return the board's number of a worker, which has a file a moment before it has its pool."""
+
+        def numbers() -> list[Any]:
+            workers = [one for pool in self.board()["pools"] for one in pool["workers"]]
+            return [one["worker"] for one in workers if one["pid"] == str(worker.pid)]
+
+        found = eventually(numbers, poll_seconds=0.2)
+        assert found, f"no {worker}\n{self.all()}"
+        return str(found[0])
 
     def where(self, worker: Worker) -> str:
         """Return what the board calls a worker, as a pattern."""
