@@ -144,6 +144,11 @@ cdef extern from *:
         return PyLong_FromVoidPtr(at);
     }
 
+    /* weakref.ref(object) */
+    static inline PyObject *spe_reference_to(PyObject *object) {
+        return PyWeakref_NewRef(object, NULL);
+    }
+
     /* What a weak reference returns when it is called. */
     static inline PyObject *spe_referent(PyObject *reference) {
         PyObject *referent = NULL;
@@ -180,6 +185,7 @@ cdef extern from *:
     double monotonic "spe_monotonic"() noexcept
     object value_of "spe_value_of"(object var)
     unsigned long get_ident "PyThread_get_thread_ident"() noexcept
+    object reference_to "spe_reference_to"(object of)
     bint is_dead "spe_is_dead"(object reference) except -1
     Py_ssize_t slot_at "spe_slot_at"(object type, object name)
     object slot "spe_slot"(object of, object type, Py_ssize_t at, object name)

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_pool_exporter.recording.connection_row_cy import Holder
-from sqlalchemy_pool_exporter.recording.holders import current_holder
+from sqlalchemy_pool_exporter.recording.holders_cy import current_holder
 from sqlalchemy_pool_exporter.recording.stacks import Activity, activity_of
 from tests.support.timeouts import Timeouts
 from tests.support.wait import SECONDS, eventually, eventually_async

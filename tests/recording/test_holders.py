@@ -19,7 +19,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
 from sqlalchemy_pool_exporter.recording import checkout_cy
-from sqlalchemy_pool_exporter.recording import holders as recorded
+from sqlalchemy_pool_exporter.recording import holders_cy as recorded
 from sqlalchemy_pool_exporter.recording.connection_row_cy import row_of
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.directory import Reader

@@ -39,7 +39,7 @@ from sqlalchemy_pool_exporter.recording import (
     connection_row_cy,
     connection_table,
     event_loops,
-    holders,
+    holders_cy,
     nesting,
     ping_cy,
     recorder,
@@ -101,9 +101,9 @@ def engine_of(**options: Any) -> Engine:
 @pytest.fixture(autouse=True)
 def new_holder() -> Iterator[None]:
     """Let this thread hold nothing, whatever another test left: a holder of a connection takes more calls."""
-    before = holders.holder_of_call.set(None)
+    before = holders_cy.holder_of_call.set(None)
     yield
-    holders.holder_of_call.reset(before)
+    holders_cy.holder_of_call.reset(before)
 
 
 def calls_of(act: Callable[[], object], runs: int = 10) -> Counter[str]:

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sqlalchemy_pool_exporter import instrument, label
-from sqlalchemy_pool_exporter.recording import checkout_cy, holders, undisposed
+from sqlalchemy_pool_exporter.recording import checkout_cy, holders_cy, undisposed
 from sqlalchemy_pool_exporter.recording.instrumented import INSTRUMENTED
 from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
@@ -127,7 +127,7 @@ def test_a_first_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time limit anywhere in the first checkout of a place, later places and labels are recorded."""
     # The thread's number is of a text, too; as it was, it would mean another text after the test.
     fresh = ContextVar[Any]("holder", default=None)
-    for module in (holders, checkout_cy):
+    for module in (holders_cy, checkout_cy):
         monkeypatch.setattr(module, "holder_of_call", fresh)
 
     def act(scene: Scene) -> None:
@@ -171,7 +171,7 @@ def test_the_name_of_a_thread() -> None:
             nonlocal raised
             sys.settrace(trace)
             try:
-                holders.said(holders._name_of_thread)
+                holders_cy.said(holders_cy._name_of_thread)
             except BaseException as error:  # noqa: BLE001 - whatever comes
                 raised = type(error)
             finally:

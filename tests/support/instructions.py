@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts the processor's instructions of a checkout and its return, each way to watch a pool in turn.
 
-A program for valgrind: callgrind writes a profile at each call of ``getppid()``, so one profile is of one way.
+A program for valgrind: callgrind writes a profile at each call of ``getppid()``, so one profile is of one way. Its
+argument is a key of ``CALLERS``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import sys
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import event
+from sqlalchemy.util import greenlet_spawn
 
 from benchmarks import fake
 from sqlalchemy_pool_exporter import metrics
@@ -57,17 +61,39 @@ WAYS: dict[str, Callable[[Engine], object]] = {
 }
 
 
+def calls(engine: Engine, count: int) -> None:
+    """Check out and return in one thread."""
+    connect = engine.pool.connect
+    for _ in repeat(None, count):
+        connect().close()
+
+
+def tasks(engine: Engine, count: int) -> None:
+    """Check out and return in a task of its own each time, as a server does for each request of an asyncio engine."""
+
+    async def request() -> None:
+        connection = await greenlet_spawn(engine.raw_connection)
+        await greenlet_spawn(connection.close)
+
+    async def serve() -> None:
+        for _ in repeat(None, count):
+            await asyncio.create_task(request())
+
+    asyncio.run(serve())
+
+
+CALLERS = {"calls": calls, "tasks": tasks}
+
+
 def main() -> None:
     gc.disable()
+    use = CALLERS[sys.argv[1]]
     for attach in WAYS.values():
         engine = fake.engine()
         attach(engine)
-        connect = engine.pool.connect
-        for _ in repeat(None, WARM_UP):
-            connect().close()
+        use(engine, WARM_UP)
         os.getppid()
-        for _ in repeat(None, CYCLES):
-            connect().close()
+        use(engine, CYCLES)
         os.getppid()
 
 

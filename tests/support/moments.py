@@ -20,7 +20,7 @@ from sqlalchemy.pool import Pool
 
 from sqlalchemy_pool_exporter import instrument
 from sqlalchemy_pool_exporter.recording import checkout_cy
-from sqlalchemy_pool_exporter.recording.holders import current_holder
+from sqlalchemy_pool_exporter.recording.holders_cy import current_holder
 from sqlalchemy_pool_exporter.recording.sqlalchemy_pool import PING_METHODS
 from tests.support.database import Database
 from tests.support.diary import PACKAGE

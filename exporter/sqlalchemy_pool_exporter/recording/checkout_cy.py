@@ -39,7 +39,7 @@ from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from . import nesting
 from .connection_row_cy import RecordRef, record_state
-from .holders import HOLDER_ATTRIBUTE, holder_of_call, new_for_task, new_for_thread
+from .holders_cy import HOLDER_ATTRIBUTE, holder_of_call, new_for_task, new_for_thread
 from .labels import NO_LABEL, current_label
 
 try:

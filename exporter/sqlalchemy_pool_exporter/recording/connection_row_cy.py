@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from itertools import chain, islice
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy_pool_exporter import straight_lines
@@ -29,8 +28,17 @@ except ImportError:  # never; Cython takes the name for its own where it reads s
     import cython  # type: ignore[no-redef]
 
 if cython.compiled:
-    from cython.cimports.sqlalchemy_pool_exporter.c_api import IN_REFERENCE, slot_at, state_of
+    from cython.cimports.sqlalchemy_pool_exporter.c_api import (
+        IN_REFERENCE,
+        get_ident,
+        reference_to,
+        slot_at,
+        state_of,
+    )
 else:
+    from threading import get_ident
+    from weakref import ref as reference_to
+
     IN_REFERENCE = False
 
 # The record's attribute for its state. The hooks read it once at each checkout and once at each return. Compiled, the
@@ -104,7 +112,6 @@ class Holder:
         self,
         number: float,
         task: Task[Any] | None = None,
-        *,
         name: Name | None = None,
         rows: HeldRows | None = None,
         call: weakref.ref[Any] | None = None,
@@ -113,7 +120,7 @@ class Holder:
         self.number = number if name is None else float(name.number)
         self.name = name
         self.call = call  # the asyncio future of a call that this thread makes for a task
-        self.task = None if task is None else weakref.ref(task)
+        self.task = None if task is None else reference_to(task)
         self.thread_id = get_ident()  # of the thread, or the one that runs the task
         # Whether others return what it checks out: then it has them no more, and does not wait for itself.
         self.hands_on = False

@@ -17,7 +17,7 @@ from sqlalchemy_pool_exporter.segment import fork, texts
 
 from .exhaustion import Schedule
 from .frames import site_text
-from .holders import current_holder
+from .holders_cy import current_holder
 from .labels import current_label
 
 if TYPE_CHECKING:

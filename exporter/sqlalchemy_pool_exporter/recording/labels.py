@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy_pool_exporter.segment.texts import number_of
 
-from .holders import said
+from .holders_cy import said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from sqlalchemy_pool_exporter.segment.entries import NESTED
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
 
 from .connection_row_cy import Nesting
-from .holders import acts_for
+from .holders_cy import acts_for
 
 if TYPE_CHECKING:
     from sqlalchemy_pool_exporter.segment.site_entry_cy import SiteEntry

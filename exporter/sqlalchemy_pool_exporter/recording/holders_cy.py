@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds a connection: a thread or an asyncio task."""
+"""Who holds a connection: a thread or an asyncio task.
+
+A server makes a task for each request, so a new holder is made at most of its checkouts.
+"""
+
+# cython: language_level=3, nonecheck=True, auto_pickle=False
 
 from __future__ import annotations
 
 import sys
 import threading
-from asyncio import current_task
+from asyncio import Task, current_task
 from asyncio.events import _get_running_loop
 from contextlib import suppress
 from contextvars import ContextVar
@@ -16,14 +21,22 @@ from sqlalchemy_pool_exporter.segment.entries import UNNAMED_THREAD
 from sqlalchemy_pool_exporter.segment.own_errors import handles_a_signal, is_of_package, is_own
 from sqlalchemy_pool_exporter.segment.texts import name_of
 
-from .connection_row_cy import HeldRows, Holder
 from .to_thread import awaits_this_thread
 
+try:
+    from sqlalchemy_pool_exporter import cython
+except ImportError:  # never; Cython takes the name for its own where it reads such an import
+    import cython  # type: ignore[no-redef]
+
+if cython.compiled:
+    from cython.cimports.sqlalchemy_pool_exporter.recording.connection_row_cy import HeldRows, Holder
+else:
+    from .connection_row_cy import HeldRows, Holder
+
 if TYPE_CHECKING:
-    from asyncio import Task
     from collections.abc import Callable, Iterator
 
-# The attributes of an asyncio task for its holder and for what it has checked out.
+# The attributes of an asyncio task: for its holder, and for what threads have checked out for it before it has one.
 HOLDER_ATTRIBUTE: Final = "_pool_exporter_holder"
 _ROWS: Final = "_pool_exporter_rows"
 # What asyncio and threading call a task and a thread that has no name of its own, with a number behind. A server that
@@ -53,15 +66,33 @@ def _in_thread() -> Holder:
 
 
 def _number_of_thread(name: str) -> float:
-    digits = _digits(name.partition(" (")[0], _UNNAMED_THREAD)
-    return UNNAMED_THREAD - float(digits) if digits else 0.0
+    number = _number(name.partition(" (")[0], _UNNAMED_THREAD)
+    return 0.0 if number < 0.0 else UNNAMED_THREAD - number
 
 
-def _digits(name: str, prefix: str) -> str:
-    """Return the digits of a name that is a prefix and a number; an empty text for another name."""
-    digits = name.removeprefix(prefix)
-    is_number = len(digits) < len(name) and digits.isascii() and digits.isdigit()
-    return digits[:_DIGITS] if is_number else ""
+@cython.cfunc
+def _number(name: str, prefix: str) -> float:
+    """Return the first digits of a name that is a prefix and a number; -1 for another name."""
+    if not name.startswith(prefix):
+        return -1.0
+    if not cython.compiled:
+        digits = name.removeprefix(prefix)
+        return float(digits[:_DIGITS]) if digits.isascii() and digits.isdigit() else -1.0
+    # The methods of a text take ten times as long as this.
+    at: cython.Py_ssize_t
+    digit: cython.Py_ssize_t
+    first: cython.Py_ssize_t = len(prefix)
+    end: cython.Py_ssize_t = first + _DIGITS
+    number: cython.double = -1.0
+    for at in range(first, len(name)):
+        digit = ord(name[at]) - ord("0")
+        if not 0 <= digit <= 9:  # noqa: PLR2004
+            return -1.0
+        if at == first:
+            number = digit
+        elif at < end:
+            number = 10.0 * number + digit
+    return number
 
 
 def _name_of_thread() -> str:
@@ -87,10 +118,11 @@ def said(ask: Callable[[], object]) -> str:
 
 def new_for_task(task: Task[Any]) -> Holder:
     """Make a holder for a task, which keeps it."""
-    name = said(task.get_name)
-    digits = _digits(name, _UNNAMED_TASK)
-    named = None if digits else name_of(name)
-    holder = Holder(-float(digits) if digits else 0.0, task, name=named, rows=_rows_of(task))
+    # One of asyncio's own runs no code of the application.
+    name = task.get_name() if type(task) is Task else said(task.get_name)
+    number = _number(name, _UNNAMED_TASK)
+    rows = getattr(task, _ROWS, None)
+    holder = Holder(0.0, task, name_of(name), rows) if number < 0.0 else Holder(-number, task, None, rows)
     # A task of another make may take no attributes. Then each of its checkouts has a holder of its own.
     try:  # noqa: SIM105 - contextlib.suppress() takes longer, and a server makes a task for each request
         setattr(task, HOLDER_ATTRIBUTE, holder)
@@ -109,7 +141,7 @@ def new_for_thread() -> Holder:
     rows = None if task is None else _rows_of(task)
     name = said(_name_of_thread)
     number = _number_of_thread(name)
-    holder = Holder(number, name=None if number else name_of(name), rows=rows, call=call)
+    holder = Holder(number, None, None if number else name_of(name), rows, call)
     holder_of_call.set(holder)
     return holder
 
@@ -122,9 +154,10 @@ def _waits_in_anyio() -> Task[Any] | None:
     return task
 
 
-def _rows_of(task: Task[Any]) -> HeldRows | None:
+def _rows_of(task: Any) -> HeldRows | None:
     """Return what a task has checked out, itself or in threads."""
-    rows: HeldRows | None = getattr(task, _ROWS, None)
+    holder: Holder | None = getattr(task, HOLDER_ATTRIBUTE, None)
+    rows: HeldRows | None = getattr(task, _ROWS, None) if holder is None else holder.rows
     if rows is None:
         try:
             setattr(task, _ROWS, HeldRows())
