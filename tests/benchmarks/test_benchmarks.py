@@ -45,7 +45,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,  # on a busy machine; less than what pytest takes for a hang
         check=False,
     )
 

@@ -29,6 +29,7 @@ from sqlalchemy_pool_exporter.segment import texts
 from sqlalchemy_pool_exporter.segment.block import WAITERS_USED
 from sqlalchemy_pool_exporter.segment.held import held
 from sqlalchemy_pool_exporter.segment.own_errors import is_own
+from tests.support import wait
 from tests.support.fakes import FakeConnection
 from tests.support.moments import Intruder, Scene, each_moment, moments
 from tests.support.programs import PROLOGUE, run
@@ -62,6 +63,8 @@ def derived(base: type[BaseException]) -> type[BaseException]:
 
 def raise_async(kind: type[BaseException], thread: int | None = None) -> None:
     """Make a thread raise ``kind`` at its next opportunity, as rq and others do."""
+    # CPython 3.11 would give the limit to a thread that this one starts, until that one has begun.
+    assert sys.version_info >= (3, 12) or wait.eventually(lambda: not threading._limbo)  # type: ignore[attr-defined]
     ident = ctypes.c_ulong(thread or threading.get_ident())
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(kind)) == 1
 
