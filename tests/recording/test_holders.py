@@ -344,6 +344,35 @@ class OddTask(asyncio.Task[Any]):
         return 42 if self.get_loop().get_debug() else 1 / 0
 
 
+class OddName(str):
+    """A text of another class, which a task of asyncio takes as its name."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+
+def test_a_name_of_another_class(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A task whose name is no plain text is recorded, with an empty name."""
+
+    async def run() -> None:
+        engine = an_async_engine(registry, tmp_path)
+
+        async def work() -> None:
+            async with engine.connect():
+                assert holders(tmp_path) == [("", "")]
+
+        task = asyncio.create_task(work())
+        task.set_name(OddName("Task-7"))
+        assert type(task.get_name()) is OddName
+        await task
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert_sums(registry, checkouts=1.0)
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_names_that_raise(registry: CollectorRegistry, tmp_path: Path, debug: bool) -> None:
     """A task whose name raises or is no text checks out as ever; each number is right, and its name is empty."""

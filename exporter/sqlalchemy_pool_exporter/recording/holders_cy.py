@@ -78,7 +78,7 @@ def _number(name: str, prefix: str) -> float:
     if not cython.compiled:
         digits = name.removeprefix(prefix)
         return float(digits[:_DIGITS]) if digits.isascii() and digits.isdigit() else -1.0
-    # The methods of a text take ten times as long as this.
+    # The methods of a text take a multiple of what this does.
     at: cython.Py_ssize_t
     digit: cython.Py_ssize_t
     first: cython.Py_ssize_t = len(prefix)
@@ -118,8 +118,10 @@ def said(ask: Callable[[], object]) -> str:
 
 def new_for_task(task: Task[Any]) -> Holder:
     """Make a holder for a task, which keeps it."""
-    # One of asyncio's own runs no code of the application.
-    name = task.get_name() if type(task) is Task else said(task.get_name)
+    # One of asyncio's own runs no code of the application, but may have a name of a class of the application.
+    name: Any = task.get_name() if type(task) is Task else None
+    if type(name) is not str:
+        name = said(task.get_name)
     number = _number(name, _UNNAMED_TASK)
     rows = getattr(task, _ROWS, None)
     holder = Holder(0.0, task, name_of(name), rows) if number < 0.0 else Holder(-number, task, None, rows)
